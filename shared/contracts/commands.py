@@ -1,0 +1,184 @@
+"""`finance.commands` and `finance.outcomes`.
+
+The models check form: a message that fails here is no command (HTTP 400, quarantine on the topic).
+What a command may do is decided by the rules, which answer with an outcome.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
+
+from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
+
+Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "system"]
+OutcomeCode = Literal[
+    "invalid",
+    "not_found",
+    "permission_denied",
+    "already_exists",
+    "irreversible",
+    "not_eligible",
+    "budget_change_limit",
+    "insufficient_funds",
+    "conflict",
+]
+
+
+class Actor(BaseModel):
+    """Who asks: the id names a person or system, the role decides what they may do."""
+
+    model_config = ConfigDict(frozen=True)
+    id: Identifier
+    role: Role
+
+
+class Command(BaseModel):
+    """What every command carries. `issued_at` is kept and decides nothing."""
+
+    model_config = ConfigDict(frozen=True)
+    command_id: Uuid
+    business_center_id: Identifier
+    issued_at: Time
+    actor: Actor
+
+
+class OpenBusinessCenter(Command):
+    type: Literal["open_business_center"]
+    currency: Currency
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)]
+    finance_roles: StrictBool = True
+
+
+class OpenAdAccount(Command):
+    type: Literal["open_ad_account"]
+    ad_account_id: Identifier
+    billing: Literal["monthly_invoicing", "prepay", "autopay"]
+    buying_type: Literal["auction", "reservation"]
+    time_zone: Annotated[str, Field(min_length=1, max_length=64)]
+    owned: StrictBool = True
+
+
+class DepositCash(Command):
+    type: Literal["deposit_cash"]
+    amount: Amount
+    ad_account_id: Identifier | None = None
+
+
+class SetCreditLine(Command):
+    type: Literal["set_credit_line"]
+    limit: Amount
+
+
+class RepayCredit(Command):
+    type: Literal["repay_credit"]
+    amount: Amount
+
+
+class GrantVoucher(Command):
+    type: Literal["grant_voucher"]
+    voucher_id: Identifier
+    amount: Amount
+    expires_at: Time | None = None
+    ad_account_id: Identifier | None = None
+    campaign_ids: Annotated[list[Identifier], Field(max_length=1000)] | None = None
+
+
+class GrantAdCredit(Command):
+    type: Literal["grant_ad_credit"]
+    ad_credit_id: Identifier
+    amount: Amount
+    expires_at: Time | None = None
+
+
+class AllocateAdCredit(Command):
+    type: Literal["allocate_ad_credit"]
+    ad_credit_id: Identifier
+    ad_account_id: Identifier
+    amount: Amount
+
+
+class TransferBalance(Command):
+    type: Literal["transfer_balance"]
+    ad_account_id: Identifier
+    direction: Literal["to_ad_account", "to_business_center"]
+    pocket: Literal["cash", "credit"]
+    amount: Amount
+
+
+class EnableAutomaticAllocation(Command):
+    type: Literal["enable_automatic_allocation"]
+
+
+class DisableAutomaticAllocation(Command):
+    type: Literal["disable_automatic_allocation"]
+
+
+class SetBudget(Command):
+    type: Literal["set_budget"]
+    ad_account_id: Identifier
+    mode: Literal["daily", "monthly", "custom", "unlimited"]
+    amount: Amount | None = None
+
+
+class ResetBudget(Command):
+    type: Literal["reset_budget"]
+    ad_account_id: Identifier
+
+
+class SetCampaignBudget(Command):
+    type: Literal["set_campaign_budget"]
+    ad_account_id: Identifier
+    campaign_id: Identifier
+    mode: Literal["daily", "lifetime", "unlimited"]
+    amount: Amount | None = None
+
+
+AnyCommand = Annotated[
+    OpenBusinessCenter
+    | OpenAdAccount
+    | DepositCash
+    | SetCreditLine
+    | RepayCredit
+    | GrantVoucher
+    | GrantAdCredit
+    | AllocateAdCredit
+    | TransferBalance
+    | EnableAutomaticAllocation
+    | DisableAutomaticAllocation
+    | SetBudget
+    | ResetBudget
+    | SetCampaignBudget,
+    Field(discriminator="type"),
+]
+FINANCE_COMMAND: TypeAdapter[Any] = TypeAdapter(AnyCommand)
+
+
+def command_content(command: Command) -> dict[str, Any]:
+    """The command as it is kept in the ledger: its fields as sent, without absent ones.
+
+    UUIDs are lower case. Raises ValueError for a time that no calendar has.
+    """
+    content = command.model_dump(exclude_none=True)
+    content["command_id"] = content["command_id"].lower()
+    parse_time(content["issued_at"])
+    if "expires_at" in content:
+        parse_time(content["expires_at"])
+    return content
+
+
+def same_content(command: dict[str, Any]) -> str:
+    """What two commands with one id must share to be the same: fields by meaning, not by spelling.
+
+    Amounts are compared as micros, times as instants; `issued_at` is no content.
+    """
+    meaning = {key: value for key, value in command.items() if key != "issued_at"}
+    for key in ("amount", "limit"):
+        if key in meaning:
+            whole, _, fraction = meaning[key].partition(".")
+            meaning[key] = int(whole + fraction.ljust(6, "0"))
+    if "expires_at" in meaning:
+        meaning["expires_at"] = parse_time(meaning["expires_at"])
+    if "campaign_ids" in meaning:
+        meaning["campaign_ids"] = sorted(set(meaning["campaign_ids"]))
+    return json.dumps(meaning, sort_keys=True, separators=(",", ":"))

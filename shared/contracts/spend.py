@@ -1,0 +1,40 @@
+"""`spend.events`: spends and reversals, as ad delivery publishes them."""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid
+
+
+class Spend(TypedDict):
+    """One charge. `amount` is above zero; `occurred_at` decides the budget period."""
+
+    type: Literal["spend"]
+    event_id: Uuid
+    business_center_id: Identifier
+    ad_account_id: Identifier
+    campaign_id: Identifier
+    amount: Amount
+    currency: Currency
+    occurred_at: Time
+
+
+class Reversal(TypedDict):
+    """Takes back `amount` of the spend whose event id is `reverses`."""
+
+    type: Literal["reversal"]
+    event_id: Uuid
+    reverses: Uuid
+    business_center_id: Identifier
+    ad_account_id: Identifier
+    campaign_id: Identifier
+    amount: Amount
+    currency: Currency
+    occurred_at: Time
+    reason: NotRequired[Annotated[str, Field(max_length=256)] | None]
+
+
+SpendEvent = Annotated[Spend | Reversal, Field(discriminator="type")]
+SPEND_EVENT: TypeAdapter[Spend | Reversal] = TypeAdapter(SpendEvent)
