@@ -1,0 +1,1 @@
+"""What every service builds on: contracts, rules, the ledger, the runtime."""

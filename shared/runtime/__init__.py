@@ -1,0 +1,1 @@
+"""Settings, clock, logging, connections, health and the embedded servers."""

@@ -1,0 +1,82 @@
+# Drawdown. `make run` needs Python 3.11 or newer and nothing else.
+#
+#   make run                      everything on this machine, ad spend from a generator
+#   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: its times as they are)
+#   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
+#   make test | lint | bench      the test suite, the checks, the benchmarks
+#   make up | down                the same system in containers
+#   make clean                    removes the installation and the ledger of `make run`
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA_DIR := $(or $(DRAWDOWN_DATA_DIR),.drawdown)
+COMPOSE := docker compose --file deploy/compose.yaml
+
+# The first Python that is new enough; PYTHON=… overrides.
+CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
+FIND_PYTHON = for python in $(CANDIDATES); do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& break; python=; done; \
+	test -n "$$python" || { echo 'drawdown: no Python 3.11 or newer with venv among: $(CANDIDATES) (set PYTHON=…)' >&2; exit 1; }
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+# Both stamps say: what is installed is what this lock file names.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev lock run test lint bench up down clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(INSTALLED)
+install-dev: $(INSTALLED_DEV)
+
+$(VENV)/pyvenv.cfg:
+	@$(FIND_PYTHON); echo "drawdown: creating $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV)
+
+$(INSTALLED): requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
+	@echo 'drawdown: installing the libraries that requirements.lock names (about 45 MB, once)'
+	@$(PIP) --require-hashes --only-binary :all: --requirement requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(INSTALLED_DEV): requirements-dev.lock $(INSTALLED)
+	@echo 'drawdown: installing what the tests and checks need'
+	@$(PIP) --require-hashes --only-binary :all: --requirement requirements-dev.lock
+	@touch $@
+
+# For maintainers; needs uv.
+lock:
+	uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --quiet --constraint requirements.lock \
+		--output-file requirements-dev.lock
+
+run: $(INSTALLED)
+	@exec $(BIN)/drawdown run $(if $(SPEND),--spend '$(SPEND)') $(if $(KEEP_TIMES),--keep-times) \
+		$(if $(TRAFFIC),--traffic '$(TRAFFIC)') $(if $(RATE),--rate '$(RATE)')
+
+test: $(INSTALLED_DEV)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(INSTALLED_DEV)
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+up:
+	$(COMPOSE) up --build --detach --wait
+
+down:
+	$(COMPOSE) down
+
+# Started by root, the embedded PostgreSQL may live outside the data directory; a link leads there.
+clean:
+	rm -rf "$$(readlink -f $(DATA_DIR)/postgres 2>/dev/null || echo $(DATA_DIR)/postgres)" $(DATA_DIR) $(VENV)
