@@ -1,0 +1,36 @@
+"""The clock of a process: UTC, moved by `DRAWDOWN_CLOCK_OFFSET_SECONDS`."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from shared.runtime.settings import Settings
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Clock:
+    """Tells the time. Every service asks this and nothing else, so that rehearsals can move it."""
+
+    __slots__ = ("offset_us",)
+
+    def __init__(self, settings: Settings) -> None:
+        self.offset_us = round(settings.clock_offset_seconds * 1_000_000)
+
+    def now_us(self) -> int:
+        """Microseconds since the Unix epoch."""
+        return time.time_ns() // 1000 + self.offset_us
+
+    def now(self) -> datetime:
+        """The same instant, in UTC."""
+        return _EPOCH + timedelta(microseconds=self.now_us())
+
+    def announce(self) -> None:
+        """Say it loudly when the clock is not the true one. Each service's start does."""
+        if self.offset_us:
+            structlog.get_logger().warning(
+                "THE CLOCK IS MOVED: this is a rehearsal or a test",
+                offset_seconds=self.offset_us / 1_000_000,
+                now=self.now().isoformat(),
+            )

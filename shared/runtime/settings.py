@@ -1,0 +1,108 @@
+"""Settings: environment variables that begin with `DRAWDOWN_`, checked once, at the start."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field, FilePath, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "DRAWDOWN_"
+DATABASE_NAME = "drawdown"
+DATABASE_USER = "drawdown"
+POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105: the name of the file, within the data directory
+
+_SECRETS = frozenset({"database_url"})
+
+
+class Settings(BaseSettings):
+    """What a process can be told. Each field is the variable `DRAWDOWN_` + its name in capitals.
+
+    Without `kafka_bootstrap_servers` and `database_url` the embedded servers are meant.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore", validate_default=False
+    )
+
+    data_dir: Path = Path(".drawdown")
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=8080, ge=1, le=65535)
+    kafka_port: int = Field(default=9092, ge=1, le=65535)
+    postgres_port: int = Field(default=5433, ge=1, le=65535)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+
+    kafka_bootstrap_servers: str = Field(default_factory=lambda data: f"127.0.0.1:{data['kafka_port']}")
+    kafka_fetch_wait_ms: int = Field(default=10, ge=0, le=60_000)
+    kafka_idempotence: bool = True
+    database_url: str = Field(
+        default_factory=lambda data: embedded_database_url(data["data_dir"], data["postgres_port"])
+    )
+
+    shards: int = Field(default=4, ge=1, le=1024)
+    deduplication_days: int = Field(default=7, ge=1, le=3660)
+    policy_file: FilePath | None = None
+    clock_offset_seconds: float = Field(default=0, allow_inf_nan=False, ge=-3e9, le=3e9)
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def database_is_embedded(self) -> bool:
+        """Whether nobody named a database."""
+        return "database_url" not in self.model_fields_set
+
+    @property
+    def kafka_is_embedded(self) -> bool:
+        """Whether nobody named a broker."""
+        return "kafka_bootstrap_servers" not in self.model_fields_set
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: str) -> str:
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("should begin with postgresql://")
+        return value
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _are_host_and_port(cls, value: str) -> str:
+        for server in value.split(","):
+            host, colon, port = server.strip().rpartition(":")
+            if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+                raise ValueError("should be host:port, or several with commas between")
+        return value
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _in_small_letters(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+
+def embedded_database_url(data_dir: Path, port: int) -> str:
+    """The URL of the embedded PostgreSQL, with the password that lies in the data directory."""
+    try:
+        password = ":" + quote((data_dir / POSTGRES_PASSWORD_FILE).read_text().strip(), safe="")
+    except OSError:  # Not started yet, or somebody else's: the server will say so.
+        password = ""
+    return f"postgresql://{DATABASE_USER}{password}@127.0.0.1:{port}/{DATABASE_NAME}"
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment; a bad one ends the process (2) with one line on stderr."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(_problem(dict(each)) for each in error.errors())
+        print(f"drawdown: {problems}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    field = str(error["loc"][0])
+    variable = PREFIX + field.upper()
+    shown = "" if field in _SECRETS else f" (it is {os.environ.get(variable, error['input'])!r})"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{variable}: {message[0].lower()}{message[1:]}{shown}"
