@@ -121,10 +121,7 @@ async def _admin(bootstrap_servers: str) -> AIOKafkaAdminClient:
 
 async def _create(admin: AIOKafkaAdminClient, topics: list[str], partitions: int) -> None:
     response = await admin.create_topics(
-        [
-            NewTopic(topic, partitions, _BROKERS_DEFAULT, topic_configs=_TOPIC_CONFIGS.get(topic))
-            for topic in topics
-        ]
+        [NewTopic(topic, partitions, _BROKERS_DEFAULT, topic_configs=_TOPIC_CONFIGS.get(topic)) for topic in topics]
     )
     for topic, code, *_ in response.topic_errors:
         error = for_code(code)

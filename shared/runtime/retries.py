@@ -43,9 +43,7 @@ async def with_retries(
                 log.error("gave up waiting", what=what, attempts=attempt, error=_said(error))
                 raise
             seconds = min(pause * random.uniform(0.5, 1), left)
-            log.warning(
-                "waiting", what=what, attempt=attempt, again_in_seconds=round(seconds, 2), error=_said(error)
-            )
+            log.warning("waiting", what=what, attempt=attempt, again_in_seconds=round(seconds, 2), error=_said(error))
             await asyncio.sleep(seconds)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         else:

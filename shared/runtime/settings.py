@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "DRAWDOWN_"
 DATABASE_NAME = "drawdown"
 DATABASE_USER = "drawdown"
-POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105: the name of the file, within the data directory
+# The name of the file within the data directory.
+POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105
 
 _SECRETS = frozenset({"database_url"})
 
