@@ -30,7 +30,7 @@ DELIVERY_SIGNALS = "delivery.signals"
 TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
 
 _TOPIC_CONFIGS: dict[str, dict[str, str]] = {DELIVERY_SIGNALS: {"cleanup.policy": "compact"}}
-_BROKERS_DEFAULT = -1
+_REPLICAS = 3  # or as many as there are brokers
 _AWAY = (KafkaError, OSError, TimeoutError)
 
 
@@ -120,8 +120,10 @@ async def _admin(bootstrap_servers: str) -> AIOKafkaAdminClient:
 
 
 async def _create(admin: AIOKafkaAdminClient, topics: list[str], partitions: int) -> None:
+    cluster = await admin.describe_cluster()
+    replicas = min(_REPLICAS, len(cluster["brokers"]))
     response = await admin.create_topics(
-        [NewTopic(topic, partitions, _BROKERS_DEFAULT, topic_configs=_TOPIC_CONFIGS.get(topic)) for topic in topics]
+        [NewTopic(topic, partitions, replicas, topic_configs=_TOPIC_CONFIGS.get(topic)) for topic in topics]
     )
     for topic, code, *_ in response.topic_errors:
         error = for_code(code)
