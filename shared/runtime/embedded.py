@@ -72,13 +72,13 @@ class EmbeddedPostgres:
 
         """
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        _require_free(self.port, "DRAWDOWN_POSTGRES_PORT")
         home = self._home()
         binaries = self._binaries(home)
         cluster = home / "cluster"
+        await _end_forgotten_server(cluster / "postmaster.pid")
+        require_free(self.port, "DRAWDOWN_POSTGRES_PORT")
         if not cluster.exists():
             await self._initialise(binaries, cluster)
-        await _end_forgotten_server(cluster / "postmaster.pid")
         self._child = spawn(
             [binaries / "postgres", "-D", cluster, *_options(self.port)],
             log=self._log,
@@ -233,7 +233,7 @@ class EmbeddedKafka:
 
         """
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        _require_free(self.port, "DRAWDOWN_KAFKA_PORT")
+        require_free(self.port, "DRAWDOWN_KAFKA_PORT")
         address = f"tcp://{self.url}"
         self._child = spawn(
             [
@@ -358,7 +358,8 @@ def _broker_binary() -> Path:
     return Path(spec.origin).parent / "bin" / "tansu"
 
 
-def _require_free(port: int, variable: str) -> None:
+def require_free(port: int, variable: str) -> None:
+    """Raise `EmbeddedServerError`, naming the setting to change, if something listens at a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,0 +1,147 @@
+"""The command line."""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import asyncpg
+import typer
+from aiokafka.errors import KafkaError
+
+from drawdown.serving import serve
+from shared.runtime.embedded import EmbeddedServerError
+from shared.runtime.kafka import TopicsDoNotFitError
+from shared.runtime.logging import configure_logging
+from shared.runtime.settings import Settings, load_settings
+
+# What ends a command with one line instead of a stack trace.
+_EXPECTED = (EmbeddedServerError, TopicsDoNotFitError, ValueError, OSError, asyncpg.PostgresError, KafkaError)
+
+app = typer.Typer(
+    help="An event-sourced ledger of ad spend.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
+audit = typer.Typer(help="Prove that the ledger is whole and that its figures follow from it.", no_args_is_help=True)
+quarantine = typer.Typer(help="Events that could not be allocated.", no_args_is_help=True)
+spend = typer.Typer(help="Files of ad spend.", no_args_is_help=True)
+offsets = typer.Typer(help="What the ledger knows of Kafka's offsets.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
+app.add_typer(quarantine, name="quarantine")
+app.add_typer(spend, name="spend")
+app.add_typer(offsets, name="offsets")
+
+KeepTimes = Annotated[bool, typer.Option("--keep-times", help="Do not shift the times so that the last is now.")]
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app()
+
+
+@app.command()
+def allocation() -> None:
+    """Decide who pays for each spend: the only writer of the ledger."""
+    serve("allocation")
+
+
+@app.command()
+def balance() -> None:
+    """Keep the read model of money, budgets and delivery."""
+    serve("balance")
+
+
+@app.command()
+def incentives() -> None:
+    """Keep the read model of pacing per deal."""
+    serve("incentives")
+
+
+@app.command()
+def signals() -> None:
+    """Publish pauses and resumes."""
+    serve("signals")
+
+
+@app.command()
+def api() -> None:
+    """Serve HTTP."""
+    serve("api")
+
+
+@app.command()
+def run(
+    traffic: Annotated[Literal["on", "off"], typer.Option(help="Whether the generator publishes ad spend.")] = "on",
+    rate: Annotated[int, typer.Option(min=1, max=100_000, help="Spends a second from the generator.")] = 500,
+    spend: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Ad spend from a file.")] = None,
+    keep_times: KeepTimes = False,
+) -> None:
+    """Run everything on this machine."""
+    from drawdown.supervisor import Options, supervise
+
+    options = Options(traffic=traffic == "on", rate=rate, spend=spend, keep_times=keep_times)
+    _run(supervise(load_settings(), options))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the schema of this version, and create the topics that are missing."""
+    settings = _settings("migrate")
+    from shared.runtime.kafka import ensure_topics
+    from shared.runtime.migrate import migrate as migrate_database
+
+    async def everything() -> None:
+        await migrate_database(settings.database_url, settings.shards)
+        await ensure_topics(settings)
+
+    _run(everything())
+
+
+@audit.command("replay")
+def audit_replay() -> None:
+    """Fold the ledger from nothing and compare with the read models; re-decide the inputs."""
+    from services.auditor.cli import replay
+
+    _run(replay(_settings("auditor")))
+
+
+@audit.command("verify")
+def audit_verify() -> None:
+    """Check positions, hashes and sums of the whole ledger."""
+    from services.auditor.cli import verify
+
+    _run(verify(_settings("auditor")))
+
+
+@audit.command("export")
+def audit_export() -> None:
+    """Write the ledger out."""
+    from services.auditor.cli import export
+
+    _run(export(_settings("auditor")))
+
+
+@offsets.command("adopt")
+def offsets_adopt() -> None:
+    """Say that the offsets of the present Kafka cluster begin anew: on purpose, after a broker was replaced."""
+    from services.allocation.offsets import adopt
+
+    _run(adopt(_settings("offsets")))
+
+
+def _settings(name: str) -> Settings:
+    settings = load_settings()
+    configure_logging(settings, name)
+    return settings
+
+
+def _run(command: Coroutine[Any, Any, int | None]) -> None:
+    """Run a command and end the process with its result; an expected error is one line."""
+    try:
+        code = asyncio.run(command)
+    except _EXPECTED as error:
+        print(f"drawdown: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code or 0)

@@ -1,0 +1,54 @@
+"""Runs one service in this process, until it is asked to end or fails."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import NoReturn
+
+import structlog
+import uvloop
+
+from shared.runtime.clock import Clock
+from shared.runtime.logging import configure_logging
+from shared.runtime.settings import Settings, load_settings
+
+SERVICES = ("allocation", "balance", "incentives", "signals", "api")
+
+Service = Callable[[Settings], Awaitable[None]]
+
+
+def serve(name: str) -> NoReturn:
+    """Run a service and end the process: 0 when it was asked to end (SIGTERM, SIGINT), 1 when it failed."""
+    settings = load_settings()
+    configure_logging(settings, name)
+    Clock(settings).announce()
+    service: Service = import_module(f"services.{name}.service").run
+    log = structlog.get_logger()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_signalled(service, settings))
+    except Exception:
+        log.exception("the service failed")
+        raise SystemExit(1) from None
+    log.info("the service has ended")
+    raise SystemExit(0)
+
+
+async def _until_signalled(service: Service, settings: Settings) -> None:
+    task = asyncio.ensure_future(service(settings))
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def end() -> None:
+        nonlocal asked
+        asked = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    if not asked:
+        raise RuntimeError("the service ended although nobody asked it to")

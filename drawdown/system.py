@@ -1,0 +1,247 @@
+"""The whole system on this machine: servers and services, each a process of its own."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+from drawdown.serving import SERVICES
+from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
+from shared.runtime.kafka import ensure_topics
+from shared.runtime.migrate import migrate
+from shared.runtime.processes import Child, spawn
+from shared.runtime.settings import PREFIX, Settings
+
+READY_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 15.0
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 10.0
+# A service that ran this long had started well: its next restart is quick again.
+_STEADY_SECONDS = 30.0
+
+Say = Callable[[str], None]
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that give a child process exactly these settings."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def port_of(settings: Settings, service: str) -> int:
+    """Where a service answers /readyz and /metrics: the API at the HTTP port, the others at those after it."""
+    return settings.http_port + ("api", *(name for name in SERVICES if name != "api")).index(service)
+
+
+class Service:
+    """One service and its process."""
+
+    def __init__(self, name: str, settings: Settings, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.port = port_of(settings, name)
+        self.log = settings.data_dir / "logs" / f"{name}.log"
+        host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+        self.url = f"http://{host}:{self.port}"
+        self.child: Child | None = None
+        self.restarts = 0
+        self._started_at = 0.0
+        self._backoff_seconds = _FIRST_BACKOFF_SECONDS
+        self._environment = {**os.environ, **environment_of(settings), **environment}
+        if name != "api":
+            self._environment[PREFIX + "HEALTH_PORT"] = str(self.port)
+
+    def start(self) -> None:
+        """Start its process."""
+        self._started_at = time.monotonic()
+        command = [sys.executable, "-m", "drawdown", self.name]
+        self.child = spawn(command, log=self.log, environment=self._environment)
+
+    async def stop(self) -> None:
+        """Ask its process to end; return when it has gone."""
+        if self.child is not None:
+            await self.child.stop(_STOP_SECONDS)
+
+    async def is_ready(self, client: httpx.AsyncClient) -> bool:
+        """Whether it says that it is."""
+        try:
+            return (await client.get(f"{self.url}/readyz")).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def next_backoff_seconds(self) -> float:
+        """How long to wait before the next restart: longer each time, unless it had run well."""
+        if time.monotonic() - self._started_at > _STEADY_SECONDS:
+            self._backoff_seconds = _FIRST_BACKOFF_SECONDS
+        seconds = self._backoff_seconds
+        self._backoff_seconds = min(2 * seconds, _LONGEST_BACKOFF_SECONDS)
+        return seconds
+
+
+class System:
+    """Starts everything, keeps it running, stops it.
+
+    Servers are embedded unless the settings name them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environment: Mapping[str, str] | None = None,
+        services: tuple[str, ...] = SERVICES,
+        say: Say = lambda _text: None,
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            settings: of the system; every service gets them.
+            environment: further variables for every service.
+            services: those to run.
+            say: told what happens, a line at a time.
+
+        """
+        data_dir = settings.data_dir.absolute()
+        self.postgres = EmbeddedPostgres(data_dir, settings.postgres_port) if settings.database_is_embedded else None
+        self.kafka = EmbeddedKafka(data_dir, settings.kafka_port) if settings.kafka_is_embedded else None
+        self.settings = settings.model_copy(update={"data_dir": data_dir})
+        self.services: dict[str, Service] = {}
+        self._names = services
+        self._environment = dict(environment or {})
+        self._say = say
+        self._stopping = False
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return self.services["api"].url
+
+    async def start(self) -> None:
+        """Start the servers, prepare schema and topics, start the services; return when all are ready.
+
+        Raises:
+            EmbeddedServerError: something does not start.
+
+        """
+        await asyncio.gather(self._start_postgres(), self._start_kafka())
+        await self._prepare()
+        for name in self._names:
+            require_free(port_of(self.settings, name), "DRAWDOWN_HTTP_PORT")
+            self.services[name] = Service(name, self.settings, self._environment)
+            self.services[name].start()
+        await asyncio.gather(*(self.wait_until_ready(name) for name in self._names))
+
+    async def stop(self) -> None:
+        """Stop the services, then the broker, then the database."""
+        self._stopping = True
+        await asyncio.gather(*(service.stop() for service in self.services.values()))
+        if self.kafka is not None:
+            await self.kafka.stop()
+        if self.postgres is not None:
+            await self.postgres.stop()
+
+    def kill(self) -> None:
+        """End everything at once. The ledger recovers at the next start."""
+        self._stopping = True
+        for service in self.services.values():
+            if service.child is not None:
+                service.child.send(signal.SIGKILL)
+        if self.kafka is not None and self.kafka.child is not None:
+            self.kafka.child.send(signal.SIGKILL)
+        if self.postgres is not None and self.postgres.child is not None:
+            self.postgres.child.send(signal.SIGQUIT)
+
+    async def wait_until_ready(self, name: str, seconds: float = READY_SECONDS) -> None:
+        """Wait until a service says that it is ready.
+
+        Raises:
+            EmbeddedServerError: it has ended, or is not ready in time.
+
+        """
+        service = self.services[name]
+        give_up_at = time.monotonic() + seconds
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as client:
+            while not await service.is_ready(client):
+                assert service.child is not None
+                if service.child.exit_code() is not None:
+                    raise EmbeddedServerError(f"{name} ended as it started: see {service.log}")
+                if time.monotonic() > give_up_at:
+                    raise EmbeddedServerError(f"{name} is not ready after {seconds:.0f} s: see {service.log}")
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def watch(self) -> None:
+        """Restart what ends unasked, until cancelled."""
+        await asyncio.gather(
+            *(self._watch_service(service) for service in self.services.values()), self._watch_servers()
+        )
+
+    async def _watch_service(self, service: Service) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            code = service.child.exit_code() if service.child else None
+            if code is None or self._stopping:
+                continue
+            seconds = service.next_backoff_seconds()
+            self._say(f"{service.name} ended ({_meaning(code)}); again in {seconds:.1f} s; see {_short(service.log)}")
+            await asyncio.sleep(seconds)
+            service.restarts += 1
+            service.start()
+
+    async def _watch_servers(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            if self._stopping:
+                continue
+            if self.postgres and self.postgres.child and self.postgres.child.exit_code() is not None:
+                self._say("PostgreSQL ended; starting it again")
+                await self._start_postgres()
+            if self.kafka and self.kafka.child and self.kafka.child.exit_code() is not None:
+                self._say("the broker ended, and with it what it kept; starting an empty one")
+                await self._replace_kafka()
+
+    async def _replace_kafka(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*(service.stop() for service in self.services.values()))
+        self.kafka = EmbeddedKafka(self.settings.data_dir, self.settings.kafka_port)
+        await self._start_kafka()
+        await self._prepare()
+        for service in self.services.values():
+            service.start()
+        self._stopping = False
+
+    async def _start_postgres(self) -> None:
+        if self.postgres is None:
+            return
+        await self.postgres.start()
+        self.settings = self.settings.model_copy(update={"database_url": self.postgres.url})
+        self._say(f"PostgreSQL at 127.0.0.1:{self.postgres.port}")
+
+    async def _start_kafka(self) -> None:
+        if self.kafka is None:
+            return
+        await self.kafka.start()
+        self.settings = self.settings.model_copy(
+            update={"kafka_bootstrap_servers": self.kafka.url, "kafka_idempotence": False}
+        )
+        self._say(f"broker at {self.kafka.url}")
+
+    async def _prepare(self) -> None:
+        await migrate(self.settings.database_url, self.settings.shards)
+        await ensure_topics(self.settings)
+        if self.kafka is not None:  # A new broker's offsets begin at 0; the ledger's inputs do not.
+            from services.allocation.offsets import adopt
+
+            await adopt(self.settings)
+
+
+def _meaning(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _short(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

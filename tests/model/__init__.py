@@ -1,0 +1,9 @@
+"""A second model of the domain, plain and slow, written from the domain page alone.
+
+It shares no code with the rules it checks. `Model` takes commands and events in the order in which a
+shard decides them, with the ledger time, and says what has to come of them.
+"""
+
+from tests.model.model import Model, Outcome
+
+__all__ = ["Model", "Outcome"]
