@@ -1,0 +1,63 @@
+"""Automatic Balance Allocation: enabling it, and Budget Sync (domain page, section 3)."""
+
+from shared.rules.budgets import CUSTOM, UNLIMITED
+from shared.rules.entries import Step
+from shared.rules.funds import move_to_business_center
+from shared.rules.grants import move_vouchers_to_business_center
+from shared.rules.opening import reason_left_out
+from shared.rules.pauses import settle_account, settle_business_center
+from shared.rules.policy import Policy
+from shared.rules.refusal import require_room
+from shared.rules.setting_budgets import write_budget
+from shared.rules.state import AdAccount, BusinessCenter
+
+
+def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: Policy) -> None:
+    """Every eligible account's available balance moves to the BC; the others stay as they are, each with its reason.
+
+    One way: there is no way back to manual allocation.
+    """
+    reasons = {account.id: reason_left_out(account) for account in center.accounts.values()}
+    joining = _eligible(center)
+    center.automatic_since = now
+    step.write(
+        "automatic_allocation_enabled",
+        center.id,
+        details={
+            "left_out": [{"ad_account_id": id, "reason": reason} for id, reason in reasons.items() if reason],
+            "participants": [account.id for account in joining],
+        },
+    )
+    for account in joining:
+        _join(step, account, now, position, policy)
+    settle_business_center(step, center, policy)
+    for account in joining:
+        settle_account(step, account, policy)
+
+
+def require_balances_fit(center: BusinessCenter) -> None:
+    """Refuse where the accounts' balances would not fit in the BC's."""
+    joining = _eligible(center)
+    require_room(center.cash, sum(account.cash for account in joining))
+    require_room(center.vouchers.total, sum(account.vouchers.total for account in joining))
+
+
+def _eligible(center: BusinessCenter) -> list[AdAccount]:
+    return [account for account in center.accounts.values() if reason_left_out(account) is None]
+
+
+def _join(step: Step, account: AdAccount, now: int, position: int, policy: Policy) -> None:
+    available = account.available(policy.ad_account)
+    for pocket in ("cash", "credit"):
+        move_to_business_center(step, account, pocket)
+    move_vouchers_to_business_center(step, account)
+    account.participates = True
+    if account.budget.mode == UNLIMITED:
+        _sync_budget(step, account, available, now, position)
+
+
+def _sync_budget(step: Step, account: AdAccount, available: int, now: int, position: int) -> None:
+    """An account without a budget gets one of what it could have spent just before (section 3.4)."""
+    account.budget.set(account.zone.today, CUSTOM, available)
+    account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
+    write_budget(step, "budget_synced", account, restarted=True)

@@ -1,0 +1,115 @@
+"""Budgets: what a period has spent, what room is left, which setting a late spend meets.
+
+Source: the domain page, section 4. One class serves accounts (daily, monthly, custom, unlimited) and
+campaigns (daily, lifetime, unlimited). Amounts are micros, days proleptic ordinals.
+"""
+
+from shared.rules.calendar import month_start
+
+UNLIMITED = "unlimited"
+DAILY = "daily"
+MONTHLY = "monthly"
+CUSTOM = "custom"
+LIFETIME = "lifetime"
+
+
+class Budget:
+    """The present setting, those of past days, and what was billed.
+
+    `days` and `months` (by their first day) count by the spend's own day. `counted` is what the custom budget has
+    counted since its start, or all that the campaign ever spent. `started_position` is the ledger position at which
+    the custom budget began: it counted the spends after it.
+    """
+
+    __slots__ = ("amount", "counted", "days", "history", "mode", "months", "started_at", "started_day", "started_position")
+
+    def __init__(self) -> None:
+        self.mode = UNLIMITED
+        self.amount: int | None = None
+        self.history: list[tuple[int, str, int | None]] = []
+        self.days: dict[int, int] = {}
+        self.months: dict[int, int] = {}
+        self.counted = 0
+        self.started_at: int | None = None
+        self.started_day = 0
+        self.started_position = 0
+
+    def set(self, day: int, mode: str, amount: int | None) -> None:
+        """The setting from this day on, until another one is set."""
+        self.mode = mode
+        self.amount = amount
+        if self.history and self.history[-1][0] == day:
+            self.history.pop()
+        self.history.append((day, mode, amount))
+
+    def start_counting(self, instant: int, day: int, position: int) -> None:
+        """A custom budget begins, or begins anew: it counts what arrives from now on."""
+        self.counted = 0
+        self.started_at = instant
+        self.started_day = day
+        self.started_position = position
+
+    def setting(self, day: int, today: int) -> tuple[str, int | None]:
+        """Mode and amount that hold a spend of `day`, today being `today`.
+
+        A period that is still open in the present mode is held against the present setting, a closed day against
+        the setting at its end; custom then leaves it uncapped (section 4.2).
+        """
+        if self.mode in (CUSTOM, LIFETIME) or day >= today:
+            return self.mode, self.amount
+        if self.mode == MONTHLY and month_start(day) == month_start(today):
+            return self.mode, self.amount
+        for since, mode, amount in reversed(self.history):
+            if since <= day:
+                return (UNLIMITED, None) if mode == CUSTOM else (mode, amount)
+        return UNLIMITED, None
+
+    def room(self, day: int, today: int) -> int | None:
+        """How much a spend of that day may still be billed; None: no limit."""
+        mode, amount = self.setting(day, today)
+        return None if amount is None else max(0, amount - self.spent(mode, day))
+
+    def spent(self, mode: str, day: int) -> int:
+        """What was billed in the period of that day in the given mode."""
+        if mode == DAILY:
+            return self.days.get(day, 0)
+        if mode == MONTHLY:
+            return self.months.get(month_start(day), 0)
+        return self.counted
+
+    def period(self, day: int, today: int) -> int:
+        """The first day of the period that counts a spend of that day."""
+        mode, _ = self.setting(day, today)
+        if mode == MONTHLY:
+            return month_start(day)
+        return self.started_day if mode == CUSTOM else day
+
+    def exhausted(self, today: int) -> bool:
+        """Is exactly nothing left today? That pauses (section 4.3)."""
+        return self.amount is not None and self.spent(self.mode, today) >= self.amount
+
+    def forget_before(self, day: int) -> None:
+        """Drop days, and months, that no spend can belong to any more."""
+        self.days = {key: spent for key, spent in self.days.items() if key >= day}
+        self.months = {key: spent for key, spent in self.months.items() if key >= month_start(day)}
+        while len(self.history) > 1 and self.history[1][0] < day:
+            self.history.pop(0)
+
+
+def count_for_account(budget: Budget, day: int, billed: int, charged_at: int) -> None:
+    """Count what was billed (or, below zero, taken back) for an account's budget.
+
+    `charged_at` is the position of the spend: a custom budget counts the spends that arrived after its start, so a
+    reversal shrinks the budgets that counted the spend and no others (section 4.5).
+    """
+    budget.days[day] = budget.days.get(day, 0) + billed
+    month = month_start(day)
+    budget.months[month] = budget.months.get(month, 0) + billed
+    if budget.mode == CUSTOM and charged_at > budget.started_position:
+        budget.counted += billed
+
+
+def count_for_campaign(budget: Budget, day: int, billed: int) -> None:
+    """Count for a campaign's budget: its days, and all that it ever spent."""
+    budget.days[day] = budget.days.get(day, 0) + billed
+    budget.counted += billed

@@ -1,0 +1,109 @@
+"""Days and months of a time zone.
+
+A day begins at the first instant that carries its date in the zone (domain page, section 4.4), and lasts until
+the next day begins. So days of 23 and 25 hours, and zones that change at midnight, need no special case.
+Days are proleptic ordinals (`datetime.date.toordinal`), instants are microseconds since the Unix epoch.
+"""
+
+from bisect import bisect_right
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_SECOND_US = 1_000_000
+_DAY_US = 86_400 * _SECOND_US
+_EPOCH_DAY = _EPOCH.toordinal()
+_WIDEST_OFFSET_US = 26 * 3600 * _SECOND_US
+
+
+class Zone:
+    """The days of one IANA time zone. Raises ValueError for a name that is none.
+
+    `today` is the day that the last call of `advance` reached; who shares a zone must share its time.
+    """
+
+    __slots__ = ("_day", "_from", "_info", "_starts", "_to", "_tomorrow", "name", "today")
+
+    def __init__(self, name: str) -> None:
+        try:
+            self._info = ZoneInfo(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{name!r} is not a time zone of the IANA database") from error
+        self.name = name
+        self._starts: dict[int, int] = {}
+        self._from = self._to = self._day = 0
+        self._tomorrow = -(2**63)
+        self.today = 0
+
+    def advance(self, instant_us: int) -> None:
+        """Time has come to this instant; it never goes back."""
+        if instant_us >= self._tomorrow:
+            self.today = self.day(instant_us)
+            self._tomorrow = self.start(self.today + 1)
+
+    def day(self, instant_us: int) -> int:
+        """The day that an instant belongs to."""
+        if not self._from <= instant_us < self._to:
+            self._day = self._find_day(instant_us)
+            self._from, self._to = self.start(self._day), self.start(self._day + 1)
+        return self._day
+
+    def start(self, day: int) -> int:
+        """The first instant of a day."""
+        found = self._starts.get(day)
+        if found is None:
+            if len(self._starts) > 1000:
+                self._starts.clear()
+            found = self._starts[day] = self._find_start(day)
+        return found
+
+    def _find_day(self, instant_us: int) -> int:
+        guess = _EPOCH_DAY + instant_us // _DAY_US
+        days = range(guess - 1, guess + 3)
+        return days[bisect_right(days, instant_us, key=self.start) - 1]
+
+    def _find_start(self, day: int) -> int:
+        midnight = datetime.combine(date.fromordinal(day), datetime.min.time(), self._info)
+        candidate = (midnight - _EPOCH) // _MICROSECOND
+        if self._local(candidate) == midnight.replace(tzinfo=None):
+            return candidate
+        return self._first_instant_on_or_after(day, candidate)
+
+    def _first_instant_on_or_after(self, day: int, near_us: int) -> int:
+        """Midnight does not exist: the clock jumped over it. Offsets change on whole seconds."""
+        low, high = near_us - _WIDEST_OFFSET_US, near_us + _WIDEST_OFFSET_US
+        while high - low > _SECOND_US:
+            middle = (low + high) // 2 // _SECOND_US * _SECOND_US
+            low, high = (middle, high) if self._local(middle).toordinal() < day else (low, middle)
+        return high
+
+    def _local(self, instant_us: int) -> datetime:
+        return (_EPOCH + timedelta(microseconds=instant_us)).astimezone(self._info).replace(tzinfo=None)
+
+
+@lru_cache(maxsize=1024)
+def zone(name: str) -> Zone:
+    """The zone of that name. Raises ValueError for a name that is none."""
+    return Zone(name)
+
+
+def is_zone(name: str) -> bool:
+    """Is this a name of the IANA time zone database?"""
+    try:
+        zone(name)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def month_start(day: int) -> int:
+    """The first day of the day's month."""
+    return date.fromordinal(day).replace(day=1).toordinal()
+
+
+def date_text(day: int) -> str:
+    """`YYYY-MM-DD` of a day."""
+    return date.fromordinal(day).isoformat()

@@ -1,0 +1,230 @@
+"""Finance commands: what each needs, in the order in which refusals are looked for, and what it then does.
+
+The order of codes is that of the contracts page: invalid, not_found, permission_denied, already_exists,
+irreversible, not_eligible, budget_change_limit, insufficient_funds.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from shared.rules import automatic_allocation, funds, grants, opening, setting_budgets
+from shared.rules.calendar import is_zone
+from shared.rules.entries import Step
+from shared.rules.refusal import Refused, require, require_above_zero, require_room
+from shared.rules.roles import require_permission
+from shared.rules.state import AdAccount, BusinessCenter, Grant
+
+if TYPE_CHECKING:
+    from shared.rules.shard import Shard
+
+Command = Mapping[str, Any]
+Handler = Callable[["Shard", Step, Command], None]
+
+
+def decide(shard: "Shard", step: Step, command: Command) -> None:
+    """Write what the command does. Raises Refused, with nothing written or changed, where it may not."""
+    _HANDLERS[command["type"]](shard, step, command)
+
+
+def _open_business_center(shard: "Shard", step: Step, command: Command) -> None:
+    require(is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    _permit(command, command["finance_roles"])
+    id = command["business_center_id"]
+    require(id not in shard.business_centers, "already_exists", f"the Business Center {id} is open already")
+    zone = shard.zone(command["time_zone"])
+    shard.business_centers[id] = opening.open_business_center(
+        step, id, command["currency"], zone, command["finance_roles"]
+    )
+
+
+def _open_ad_account(shard: "Shard", step: Step, command: Command) -> None:
+    require(is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    center = _center(shard, command)
+    _permit(command, center.finance_roles)
+    id = command["ad_account_id"]
+    taken = id in shard.accounts or id in shard.accounts_elsewhere
+    require(not taken, "already_exists", f"the ad account {id} is open already")
+    account = AdAccount(
+        center, id, command["billing"], command["buying_type"], shard.zone(command["time_zone"]), command["owned"]
+    )
+    shard.accounts[id] = account
+    opening.open_ad_account(step, account, shard.policy)
+
+
+def _deposit_cash(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    center = _center(shard, command)
+    account = _account(center, command) if command.get("ad_account_id") is not None else None
+    require_room(account.cash if account else center.cash, amount)
+    _permit(command, center.finance_roles)
+    funds.deposit(step, center, account, amount, shard.policy)
+
+
+def _set_credit_line(shard: "Shard", step: Step, command: Command) -> None:
+    center = _center(shard, command)
+    require_room(-center.credit_used, command["limit"])
+    _permit(command, center.finance_roles)
+    funds.set_credit_line(step, center, command["limit"], shard.policy)
+
+
+def _repay_credit(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    center = _center(shard, command)
+    require(amount <= center.credit_used, "invalid", "more would be repaid than is used")
+    _permit(command, center.finance_roles)
+    funds.repay_credit(step, center, amount, shard.policy)
+
+
+def _grant_voucher(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    _require_future(shard, command)
+    campaigns, account_id = command.get("campaign_ids"), command.get("ad_account_id")
+    require(campaigns is None or len(campaigns) > 0, "invalid", "campaign_ids names no campaign")
+    tied_to_account = campaigns is None or account_id is not None
+    require(tied_to_account, "invalid", "a voucher tied to campaigns is held by an ad account: name it")
+    center = _center(shard, command)
+    account = _account(center, command) if account_id is not None else None
+    require_room((account or center).vouchers.total, amount)
+    _permit(command, center.finance_roles)
+    new = _new_grant(shard, center, command, "voucher", command["voucher_id"])
+    new.campaigns = None if campaigns is None else frozenset(campaigns)
+    grants.grant(step, center, account, new, amount, shard.policy)
+    shard.schedule_expiry(center, new)
+
+
+def _grant_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    _require_future(shard, command)
+    center = _center(shard, command)
+    require_room(center.ad_credits.total, amount)
+    _permit(command, center.finance_roles)
+    new = _new_grant(shard, center, command, "ad_credit", command["ad_credit_id"])
+    grants.grant(step, center, None, new, amount, shard.policy)
+    shard.schedule_expiry(center, new)
+
+
+def _allocate_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    center = _center(shard, command)
+    account = _account(center, command)
+    credit = center.grants.get(("ad_credit", command["ad_credit_id"]))
+    if credit is None:
+        raise Refused("not_found", f"the Business Center has no ad credit {command['ad_credit_id']}")
+    require_room(account.ad_credits.total, amount)
+    _permit(command, center.finance_roles)
+    grants.allocate(step, center, account, credit, amount, shard.policy)
+
+
+def _transfer_balance(shard: "Shard", step: Step, command: Command) -> None:
+    amount = require_above_zero(command["amount"])
+    center = _center(shard, command)
+    account = _account(center, command)
+    pocket, to_account = command["pocket"], command["direction"] == "to_ad_account"
+    if to_account:
+        require_room(account.holds(pocket), amount)
+    else:
+        require_room(center.cash if pocket == "cash" else center.credit_available, amount)
+    _permit(command, center.finance_roles)
+    funds.require_transferable(account, command["direction"], pocket)
+    transfer = funds.transfer_to_account if to_account else funds.transfer_to_business_center
+    transfer(step, account, pocket, amount, shard.policy)
+
+
+def _enable(shard: "Shard", step: Step, command: Command) -> None:
+    center = _center(shard, command)
+    automatic_allocation.require_balances_fit(center)
+    _permit(command, center.finance_roles)
+    require(center.automatic_since is None, "already_exists", "automatic allocation is enabled already")
+    automatic_allocation.enable(step, center, shard.now, shard.position, shard.policy)
+
+
+def _disable(shard: "Shard", step: Step, command: Command) -> None:
+    center = _center(shard, command)
+    _permit(command, center.finance_roles)
+    is_on = center.automatic_since is not None
+    require(not is_on, "irreversible", "there is no way back from automatic to manual allocation")
+    raise Refused("conflict", "automatic allocation is not enabled")
+
+
+def _set_budget(shard: "Shard", step: Step, command: Command) -> None:
+    amount = _budget_amount(command)
+    center = _center(shard, command)
+    account = _account(center, command)
+    _permit(command, center.finance_roles)
+    setting_budgets.require_change_left(account)
+    setting_budgets.set_budget(step, account, command["mode"], amount, shard.now, shard.position, shard.policy)
+    shard.schedule_turn_over(account)
+
+
+def _reset_budget(shard: "Shard", step: Step, command: Command) -> None:
+    center = _center(shard, command)
+    account = _account(center, command)
+    _permit(command, center.finance_roles)
+    setting_budgets.reset_budget(step, account, shard.now, shard.position, shard.policy)
+
+
+def _set_campaign_budget(shard: "Shard", step: Step, command: Command) -> None:
+    amount = _budget_amount(command)
+    center = _center(shard, command)
+    account = _account(center, command)
+    _permit(command, center.finance_roles)
+    campaign = shard.campaign(account, command["campaign_id"])
+    setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount, shard.policy)
+    shard.schedule_turn_over(account)
+
+
+def _center(shard: "Shard", command: Command) -> BusinessCenter:
+    id = command["business_center_id"]
+    center = shard.business_centers.get(id)
+    if center is None:
+        raise Refused("not_found", f"there is no Business Center {id}")
+    return center
+
+
+def _account(center: BusinessCenter, command: Command) -> AdAccount:
+    id = command["ad_account_id"]
+    account = center.accounts.get(id)
+    if account is None:
+        raise Refused("not_found", f"the Business Center {center.id} has no ad account {id}")
+    return account
+
+
+def _permit(command: Command, finance_roles: bool) -> None:
+    require_permission(command["role"], command["type"], finance_roles)
+
+
+def _require_future(shard: "Shard", command: Command) -> None:
+    expires_at = command.get("expires_at")
+    require(expires_at is None or expires_at > shard.now, "invalid", "expires_at is in the past")
+
+
+def _budget_amount(command: Command) -> int | None:
+    amount: int | None = command.get("amount")
+    if command["mode"] == "unlimited":
+        require(amount is None, "invalid", "an unlimited budget has no amount")
+        return None
+    return require_above_zero(amount)
+
+
+def _new_grant(shard: "Shard", center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
+    require((kind, id) not in center.grants, "already_exists", f"the Business Center has had a {kind} {id} before")
+    shard.grants_made += 1
+    return Grant(kind, id, shard.grants_made, command.get("expires_at"))
+
+
+_HANDLERS: dict[str, Handler] = {
+    "open_business_center": _open_business_center,
+    "open_ad_account": _open_ad_account,
+    "deposit_cash": _deposit_cash,
+    "set_credit_line": _set_credit_line,
+    "repay_credit": _repay_credit,
+    "grant_voucher": _grant_voucher,
+    "grant_ad_credit": _grant_ad_credit,
+    "allocate_ad_credit": _allocate_ad_credit,
+    "transfer_balance": _transfer_balance,
+    "enable_automatic_allocation": _enable,
+    "disable_automatic_allocation": _disable,
+    "set_budget": _set_budget,
+    "reset_budget": _reset_budget,
+    "set_campaign_budget": _set_campaign_budget,
+}

@@ -1,0 +1,117 @@
+"""Entries as the rules write them. docs/ledger.md describes every kind.
+
+An entry is a plain tuple, for a hundred thousand of them are made in a second. What many entries share
+(everything but numbers and times) is its `Line`, made once and used again.
+"""
+
+import json
+from typing import Any
+
+# line, amount in micros, occurred_at in µs since the Unix epoch, source id, part, day, period (ordinals)
+Entry = tuple["Line", int | None, int, bytes | None, int, int | None, int | None]
+
+
+class Line:
+    """The fields of an entry that say what and whom, without how much and when.
+
+    `encoded` belongs to whoever encodes entries: the canonical bytes of these fields, once made.
+    """
+
+    __slots__ = (
+        "ad_account_id",
+        "business_center_id",
+        "campaign_id",
+        "cause",
+        "details",
+        "encoded",
+        "grant_id",
+        "holder",
+        "kind",
+        "pocket",
+        "reverses",
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        business_center_id: str,
+        ad_account_id: str | None = None,
+        campaign_id: str | None = None,
+        *,
+        holder: str | None = None,
+        pocket: str | None = None,
+        grant_id: str | None = None,
+        cause: str | None = None,
+        reverses: bytes | None = None,
+        details: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.holder = holder
+        self.pocket = pocket
+        self.grant_id = grant_id
+        self.business_center_id = business_center_id
+        self.ad_account_id = ad_account_id
+        self.campaign_id = campaign_id
+        self.cause = cause
+        self.reverses = reverses
+        self.details = details
+        self.encoded: bytes | None = None
+
+
+def canonical_json(value: Any) -> str:
+    """Canonical JSON: sorted keys, no white space, ASCII only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+class Step:
+    """What one input causes: entries that stand together and carry its id."""
+
+    __slots__ = ("command", "entries", "occurred_at", "part", "source")
+
+    def __init__(
+        self, entries: list[Entry], occurred_at: int, source: bytes | None = None, command: dict[str, Any] | None = None
+    ) -> None:
+        self.entries = entries
+        self.occurred_at = occurred_at
+        self.source = source
+        self.part = 0
+        self.command = command
+
+    def write(
+        self,
+        kind: str,
+        business_center_id: str,
+        ad_account_id: str | None = None,
+        campaign_id: str | None = None,
+        *,
+        amount: int | None = None,
+        day: int | None = None,
+        period: int | None = None,
+        holder: str | None = None,
+        pocket: str | None = None,
+        grant_id: str | None = None,
+        cause: str | None = None,
+        reverses: bytes | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        """Append an entry. The first one of a command carries the command itself."""
+        if self.command is not None and self.part == 0:
+            details = {**(details or {}), "command": self.command}
+        line = Line(
+            kind,
+            business_center_id,
+            ad_account_id,
+            campaign_id,
+            holder=holder,
+            pocket=pocket,
+            grant_id=grant_id,
+            cause=cause,
+            reverses=reverses,
+            details=None if details is None else canonical_json(details),
+        )
+        self.write_line(line, amount, day, period)
+
+    def write_line(self, line: Line, amount: int | None, day: int | None = None, period: int | None = None) -> None:
+        """Append an entry with a line that was made before."""
+        self.entries.append((line, amount, self.occurred_at, self.source, self.part, day, period))
+        self.part += 1

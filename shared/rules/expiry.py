@@ -1,0 +1,32 @@
+"""Expiry of a grant: what is left is forfeited, in the BC's pool and in every account alike (domain page, 6.2)."""
+
+from shared.rules.entries import Step
+from shared.rules.pauses import settle_account, settle_business_center
+from shared.rules.policy import Policy
+from shared.rules.state import BusinessCenter, Grant, pocket_of
+
+
+def expire(step: Step, business_center: BusinessCenter, grant: Grant, policy: Policy) -> None:
+    """Forfeit the rest of a grant. From then on it pays for nothing."""
+    grant.expired = True
+    accounts = []
+    for holding in grant.holdings:
+        if not holding.remaining:
+            continue
+        rest = holding.remaining
+        pocket_of(business_center, holding).take(holding, rest)
+        account = holding.account
+        step.write(
+            "expiry",
+            business_center.id,
+            account.id if account else None,
+            amount=-rest,
+            holder="ad_account" if account else "business_center",
+            pocket=grant.kind,
+            grant_id=grant.id,
+        )
+        if account:
+            accounts.append(account)
+    settle_business_center(step, business_center, policy)
+    for account in accounts:
+        settle_account(step, account, policy)

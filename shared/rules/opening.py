@@ -1,0 +1,50 @@
+"""Opening Business Centers and ad accounts, and who takes part in automatic allocation (domain page, 3.1)."""
+
+from shared.rules.calendar import Zone
+from shared.rules.entries import Step
+from shared.rules.pauses import settle_account
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, BusinessCenter
+
+
+def open_business_center(step: Step, id: str, currency: str, zone: Zone, finance_roles: bool) -> BusinessCenter:
+    """A new BC: no money, manual allocation."""
+    step.write(
+        "business_center_opened",
+        id,
+        details={"currency": currency, "time_zone": zone.name, "finance_roles": finance_roles},
+    )
+    return BusinessCenter(id, currency, zone, finance_roles)
+
+
+def open_ad_account(step: Step, account: AdAccount, policy: Policy) -> None:
+    """A new account in its BC. Without money it starts paused; an eligible one joins automatic allocation at once."""
+    center = account.business_center
+    reason = reason_left_out(account)
+    account.participates = center.automatic_since is not None and reason is None
+    center.accounts[account.id] = account
+    step.write(
+        "ad_account_opened",
+        center.id,
+        account.id,
+        details={
+            "billing": account.billing,
+            "buying_type": account.buying_type,
+            "time_zone": account.zone.name,
+            "owned": account.owned,
+            "automatic_allocation": account.participates,
+            "left_out": reason,
+        },
+    )
+    settle_account(step, account, policy)
+
+
+def reason_left_out(account: AdAccount) -> str | None:
+    """Why the account cannot allocate automatically, or None: only own, auction, monthly-invoicing accounts can."""
+    if not account.owned:
+        return "not_owned"
+    if account.buying_type != "auction":
+        return "not_auction"
+    if account.billing != "monthly_invoicing":
+        return "not_monthly_invoicing"
+    return None

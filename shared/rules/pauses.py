@@ -1,0 +1,115 @@
+"""Pauses: an entity's set of causes is at every moment exactly what balances and budgets say.
+
+Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set is a bit mask; each cause added or removed is one entry.
+"""
+
+from typing import Final
+
+from shared.rules.entries import Line, Step, canonical_json
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, BusinessCenter, Campaign
+
+AD_ACCOUNT_BALANCE: Final = 1
+AD_ACCOUNT_BUDGET: Final = 2
+BUSINESS_CENTER_BALANCE: Final = 4
+CAMPAIGN_BUDGET: Final = 8
+
+_NAMES = {
+    AD_ACCOUNT_BALANCE: "ad_account_balance",
+    AD_ACCOUNT_BUDGET: "ad_account_budget",
+    BUSINESS_CENTER_BALANCE: "business_center_balance",
+    CAMPAIGN_BUDGET: "campaign_budget",
+}
+
+
+def cause_names(causes: int) -> list[str]:
+    """The names of a set of causes, sorted."""
+    return [name for bit, name in _NAMES.items() if causes & bit]
+
+
+_DETAILS = [canonical_json({"causes": cause_names(causes)}) for causes in range(16)]
+
+
+def account_causes(account: AdAccount, policy: Policy) -> int:
+    """What stops an ad account now."""
+    causes = AD_ACCOUNT_BUDGET if account.budget.amount is not None and _is_exhausted(account) else 0
+    if account.participates:
+        return causes | BUSINESS_CENTER_BALANCE if account.business_center.empty else causes
+    return causes | AD_ACCOUNT_BALANCE if account.available(policy.ad_account) == 0 else causes
+
+
+def campaign_causes(campaign: Campaign, policy: Policy) -> int:
+    """What stops a campaign by itself, its account's causes apart."""
+    budget = campaign.budget
+    causes = 0
+    if budget.amount is not None and budget.exhausted(campaign.account.zone.today):
+        causes = CAMPAIGN_BUDGET
+    return causes | AD_ACCOUNT_BALANCE if _only_others_can_pay(campaign, policy) else causes
+
+
+def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
+    """After the BC's balance changed: pause or resume every participating account if it fell to, or left, zero."""
+    empty = business_center.available(policy.business_center) == 0
+    if empty == business_center.empty:
+        return
+    business_center.empty = empty
+    for account in business_center.accounts.values():
+        if account.participates:
+            settle_account(step, account, policy)
+
+
+def settle_account(step: Step, account: AdAccount, policy: Policy) -> None:
+    """Write what was added to and removed from the account's causes, then those of campaigns that its money stops."""
+    causes = account_causes(account, policy)
+    if causes != account.causes:
+        account.causes = _write_changes(step, account, None, account.causes, causes)
+    if account.stopped_campaigns or _some_campaign_may_lack_money(account, policy):
+        for campaign in account.campaigns.values():
+            settle_campaign(step, campaign, policy)
+
+
+def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
+    """Write what was added to and removed from the campaign's own causes."""
+    before, causes = campaign.causes, campaign_causes(campaign, policy)
+    if causes != before:
+        stopped = (causes & AD_ACCOUNT_BALANCE) - (before & AD_ACCOUNT_BALANCE)
+        campaign.account.stopped_campaigns += stopped // AD_ACCOUNT_BALANCE
+        campaign.causes = _write_changes(step, campaign.account, campaign.id, before, causes)
+
+
+def _is_exhausted(account: AdAccount) -> bool:
+    return account.budget.exhausted(account.zone.today)
+
+
+def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
+    """Only where all that is left is tied (section 5.4); an account that can draw on its BC never lacks it alone."""
+    if account.participates or account.vouchers.tied == 0 or "voucher" not in policy.ad_account:
+        return False
+    return account.available(policy.ad_account) == account.vouchers.tied
+
+
+def _only_others_can_pay(campaign: Campaign, policy: Policy) -> bool:
+    account = campaign.account
+    if not _some_campaign_may_lack_money(account, policy):
+        return False
+    return not any(holding.grant.pays_for(campaign.id) for holding in account.vouchers.holdings)
+
+
+def _write_changes(step: Step, account: AdAccount, campaign_id: str | None, before: int, after: int) -> int:
+    """One entry a cause: first what is added, then what is removed, so that nothing seems to deliver in between."""
+    causes = before
+    for bit, name in _NAMES.items():
+        if after & ~before & bit:
+            causes |= bit
+            step.write_line(_line("pause", account, campaign_id, name, causes), None)
+    for bit, name in _NAMES.items():
+        if before & ~after & bit:
+            causes &= ~bit
+            step.write_line(_line("resume", account, campaign_id, name, causes), None)
+    return causes
+
+
+def _line(kind: str, account: AdAccount, campaign_id: str | None, cause: str, causes: int) -> Line:
+    return Line(
+        kind, account.business_center.id, account.id, campaign_id, cause=cause, details=_DETAILS[causes]
+    )

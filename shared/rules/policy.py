@@ -1,0 +1,53 @@
+"""The waterfall as data: which pockets pay, in which order (domain page, section 2.3).
+
+A policy has a version by which the ledger names it. Several versions live side by side in one ledger.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+AD_ACCOUNT_POCKETS = ("voucher", "ad_credit", "cash", "credit")
+BUSINESS_CENTER_POCKETS = ("voucher", "cash", "credit_line")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`ad_account` pockets pay first, in order, then those of the Business Center where it allocates automatically."""
+
+    version: str
+    ad_account: tuple[str, ...] = AD_ACCOUNT_POCKETS
+    business_center: tuple[str, ...] = BUSINESS_CENTER_POCKETS
+
+    def content(self) -> dict[str, Any]:
+        """The policy as JSON, as `policy_of` reads it."""
+        return {
+            "version": self.version,
+            "ad_account": list(self.ad_account),
+            "business_center": list(self.business_center),
+        }
+
+
+STANDARD = Policy("standard-1")
+
+
+def policy_of(content: Any) -> Policy:
+    """The policy of a JSON object `{"version", "ad_account": [pocket], "business_center": [pocket]}`.
+
+    Raises ValueError where it names something that is no pocket, or one twice.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("version"), str) or not content["version"]:
+        raise ValueError('a policy is an object with a "version"')
+    return Policy(
+        content["version"],
+        _pockets(content, "ad_account", AD_ACCOUNT_POCKETS),
+        _pockets(content, "business_center", BUSINESS_CENTER_POCKETS),
+    )
+
+
+def _pockets(content: dict[str, Any], holder: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    pockets = content.get(holder)
+    if not isinstance(pockets, list) or not all(pocket in allowed for pocket in pockets):
+        raise ValueError(f'"{holder}" must be a list of some of {", ".join(allowed)}')
+    if len(set(pockets)) != len(pockets):
+        raise ValueError(f'"{holder}" names a pocket twice')
+    return tuple(pockets)

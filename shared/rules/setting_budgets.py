@@ -1,0 +1,97 @@
+"""Commands that set and reset budgets (domain page, sections 4.4 to 4.7)."""
+
+from shared.rules.budgets import CUSTOM, DAILY, MONTHLY
+from shared.rules.calendar import date_text
+from shared.rules.entries import Step
+from shared.rules.pauses import settle_account, settle_campaign
+from shared.rules.policy import Policy
+from shared.rules.refusal import require
+from shared.rules.state import AdAccount, Campaign
+
+CHANGES_PER_DAY = 10
+
+
+def changes_today(account: AdAccount) -> int:
+    """How often the account's budget was set in the account's day."""
+    return account.changes if account.changes_day == account.zone.today else 0
+
+
+def require_change_left(account: AdAccount) -> None:
+    """Ten changes a day, the eleventh is refused."""
+    done = changes_today(account)
+    require(
+        done < CHANGES_PER_DAY,
+        "budget_change_limit",
+        f"the budget was changed {done} times today, {CHANGES_PER_DAY} are allowed: 0 remaining until tomorrow",
+    )
+
+
+def set_budget(
+    step: Step, account: AdAccount, mode: str, amount: int | None, now: int, position: int, policy: Policy
+) -> None:
+    """A new setting. A custom budget begins to count unless it was custom before; the others know what was spent."""
+    account.changes = changes_today(account) + 1
+    account.changes_day = account.zone.today
+    restarted = mode == CUSTOM and account.budget.mode != CUSTOM
+    account.budget.set(account.zone.today, mode, amount)
+    if restarted:
+        account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
+    write_budget(step, "budget_set", account, restarted)
+    settle_account(step, account, policy)
+
+
+def reset_budget(step: Step, account: AdAccount, now: int, position: int, policy: Policy) -> None:
+    """A custom budget starts again with nothing spent; no other mode can."""
+    require(account.budget.mode == CUSTOM, "not_eligible", "only a custom budget can be reset")
+    account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
+    write_budget(step, "budget_reset", account, restarted=True)
+    settle_account(step, account, policy)
+
+
+def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None, policy: Policy) -> None:
+    """A campaign's budget knows what the campaign has spent before."""
+    account = campaign.account
+    campaign.budget.set(account.zone.today, mode, amount)
+    step.write(
+        "campaign_budget_set",
+        account.business_center.id,
+        account.id,
+        campaign.id,
+        details={"mode": mode, "amount": amount},
+    )
+    settle_campaign(step, campaign, policy)
+
+
+def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
+    """The account's budget as it is now."""
+    budget = account.budget
+    custom = budget.mode == CUSTOM
+    step.write(
+        kind,
+        account.business_center.id,
+        account.id,
+        details={
+            "mode": budget.mode,
+            "amount": budget.amount,
+            "spent": budget.counted if custom else 0,
+            "started_at": budget.started_at if custom else None,
+            "restarted": restarted,
+            "day": date_text(account.zone.today),
+            "changes_today": changes_today(account),
+        },
+    )
+
+
+def turns_over(account: AdAccount) -> bool:
+    """Does a new day change what the account's, or one of its campaigns', budget leaves?"""
+    if account.budget.mode in (DAILY, MONTHLY):
+        return True
+    return any(campaign.budget.mode == DAILY for campaign in account.campaigns.values())
+
+
+def turn_over(step: Step, account: AdAccount, policy: Policy) -> None:
+    """A new day has begun: a pause by a used-up daily or monthly budget ends by itself (section 4.4)."""
+    settle_account(step, account, policy)
+    for campaign in account.campaigns.values():
+        if campaign.budget.mode == DAILY:
+            settle_campaign(step, campaign, policy)

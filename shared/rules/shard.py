@@ -1,0 +1,277 @@
+"""One shard's rules: inputs in, entries out.
+
+`begin` opens a batch at a ledger time and lets happen what was due by then; `event` and `command` decide one input
+each. `entries` are what the batch appends, `position` is where the ledger stood before it. No I/O, no clock: given
+the same inputs, in whatever batches, the same entries come out.
+"""
+
+import heapq
+from collections.abc import Mapping
+from typing import Any, Final
+
+from shared.rules import commands, corrections, expiry, pauses, setting_budgets, waterfall
+from shared.rules.calendar import Zone
+from shared.rules.corrections import ChargedSpend, Part
+from shared.rules.entries import Entry, Step
+from shared.rules.policy import STANDARD, Policy
+from shared.rules.refusal import Refused
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant
+
+# event id, business center, ad account, campaign, amount in micros, currency, occurred_at in µs, reverses, reason.
+# All of it is the event's content; `reverses` is None for a spend.
+Event = tuple[bytes, str, str, str, int, str, int, bytes | None, str | None]
+
+CHARGED: Final = "charged"
+DUPLICATE: Final = "duplicate"
+DAY_US: Final = 86_400_000_000
+_EXPIRY, _TURN_OVER = 0, 1
+
+
+class Batch:
+    """What a batch has decided: needed by the next one, which may be decided before this one is committed."""
+
+    __slots__ = ("entries", "events", "indexed", "position", "spends", "starts")
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.entries: list[Entry] = []
+        self.events: dict[bytes, Event] = {}
+        self.spends: dict[bytes, ChargedSpend] = {}
+        self.starts: dict[bytes, int] = {}
+        self.indexed = 0
+
+    def start_of(self, event_id: bytes) -> int:
+        """The index of the first entry of a spend or reversal of this batch: only they have a day."""
+        for index in range(self.indexed, len(self.entries)):
+            entry = self.entries[index]
+            if entry[4] == 0 and entry[3] is not None and entry[5] is not None:
+                self.starts[entry[3]] = index
+        self.indexed = len(self.entries)
+        return self.starts[event_id]
+
+
+class Shard:
+    """The state of one shard, and the decisions on it.
+
+    `deduplication_days` is the age in days beyond which an event is too old. `keep_days` bounds the days that budgets
+    remember; it must cover the window, and None keeps all.
+    """
+
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, keep_all_days: bool = False) -> None:
+        self.policy = policy
+        self.position = 0
+        self.now = -(2**62)
+        self.grants_made = 0
+        self.business_centers: dict[str, BusinessCenter] = {}
+        self.accounts: dict[str, AdAccount] = {}
+        self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
+        self.zones: dict[str, Zone] = {}
+        self._window = deduplication_days * DAY_US
+        self._keep_days = None if keep_all_days else deduplication_days + 2
+        self._timers: list[tuple[int, int, str, str, str]] = []
+        self._known: Mapping[bytes, Event] = {}
+        self._spends: dict[bytes, ChargedSpend] = {}
+        self.batch = self._previous = Batch(0)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What the present batch appends, in order, from `position + 1` on."""
+        return self.batch.entries
+
+    # ---- A batch ----------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        now: int,
+        policy: Policy | None = None,
+        known: Mapping[bytes, Event] | None = None,
+        spends: dict[bytes, ChargedSpend] | None = None,
+    ) -> None:
+        """Open the next batch at ledger time `now` (µs), which never goes back.
+
+        `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name;
+        those of the batch before need not be among them.
+        """
+        self._previous = self.batch
+        self.position = self._previous.position + len(self._previous.entries)
+        self.batch = Batch(self.position)
+        self._known = known or {}
+        self._spends = spends or {}
+        now = max(now, self.now)
+        if policy is not None and policy != self.policy:
+            self._change_policy(policy)
+        while self._timers and self._timers[0][0] <= now:
+            self._fire(heapq.heappop(self._timers))
+        self._advance(now)
+
+    def next_due(self) -> int | None:
+        """When the next timer is due, in µs; None: never."""
+        return self._timers[0][0] if self._timers else None
+
+    def _advance(self, now: int) -> None:
+        self.now = now
+        for zone in self.zones.values():
+            zone.advance(now)
+
+    def _change_policy(self, policy: Policy) -> None:
+        """Another policy draws on other pockets: what that pauses or resumes is written at once."""
+        self.policy = policy
+        step = Step(self.entries, self.now)
+        for center in self.business_centers.values():
+            pauses.settle_business_center(step, center, policy)
+            for account in center.accounts.values():
+                pauses.settle_account(step, account, policy)
+
+    # ---- Spends and reversals ---------------------------------------------------------------------------------
+
+    def event(self, event: Event) -> tuple[str, str]:
+        """Decide one spend or reversal: (CHARGED or DUPLICATE or a quarantine reason, a sentence for the latter).
+
+        The order of the checks is that of the contracts page.
+        """
+        event_id, center_id, account_id, campaign_id, amount, currency, occurred_at, reverses, _ = event
+        center = self.business_centers.get(center_id)
+        if center is None:
+            return "unknown_business_center", f"there is no Business Center {center_id}"
+        account = center.accounts.get(account_id)
+        if account is None:
+            return "unknown_ad_account", f"the Business Center {center_id} has no ad account {account_id}"
+        if currency != center.currency:
+            return "currency_mismatch", f"the Business Center's currency is {center.currency}"
+        if occurred_at < self.now - self._window:
+            return "too_old", "it occurred before the deduplication window"
+        if occurred_at > self.now + DAY_US:
+            return "too_far_ahead", "it occurred more than a day ahead of the ledger's time"
+        events = self.batch.events
+        same = events.get(event_id) or self._previous.events.get(event_id) or self._known.get(event_id)
+        if same is not None:
+            if same == event:
+                return DUPLICATE, ""
+            return "content_conflict", "another event with this id is in the ledger"
+        if reverses is not None:
+            return self._reverse(event, account)
+        campaign = account.campaigns.get(campaign_id) or self.campaign(account, campaign_id)
+        entries = self.batch.entries
+        position = self.position + len(entries) + 1
+        part = waterfall.charge(entries, self.policy, campaign, event_id, amount, occurred_at, position)
+        events[event_id] = event
+        self._settle(campaign, event_id, occurred_at, part)
+        return CHARGED, ""
+
+    def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
+        """Write the pauses of a spend or reversal, where something that can pause has changed."""
+        account = campaign.account
+        center = account.business_center
+        step = Step(self.entries, occurred_at, event_id)
+        step.part = part
+        pauses.settle_business_center(step, center, self.policy)
+        pauses.settle_account(step, account, self.policy)
+        pauses.settle_campaign(step, campaign, self.policy)
+        keep = self._keep_days
+        if keep is not None:
+            for budget in (account.budget, campaign.budget):
+                if len(budget.days) > keep + 4:
+                    budget.forget_before(account.zone.today - keep)
+
+    def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
+        event_id, center_id, account_id, campaign_id, amount, _, occurred_at, reverses, reason = event
+        assert reverses is not None
+        spend = self._find_spend(reverses)
+        if spend is None:
+            return "unknown_reversal", "the ledger holds no spend with the id that it reverses"
+        fault = corrections.reversal_fault(spend, (center_id, account_id, campaign_id), amount)
+        if fault is not None:
+            return fault
+        if corrections.overflows(account, amount):
+            return "invalid", "a balance would go beyond what 64 bits of micros hold"
+        step = Step(self.entries, occurred_at, event_id)
+        campaign = account.campaigns[campaign_id]
+        corrections.reverse(step, spend, campaign, amount, reason, reverses)
+        self.batch.events[event_id] = event
+        self._settle(campaign, event_id, occurred_at, step.part)
+        return CHARGED, ""
+
+    def _find_spend(self, event_id: bytes) -> ChargedSpend | None:
+        """The spend with what is left of it: from this batch, the one before, or the ledger."""
+        mine = self.batch.spends
+        found = mine.get(event_id)
+        if found is None:
+            found = self._previous.spends.get(event_id)
+        if found is None:
+            found = self._spent_in(self.batch, event_id) or self._spent_in(self._previous, event_id)
+        if found is None:
+            found = self._spends.get(event_id)
+        if found is not None:
+            mine[event_id] = found
+        return found
+
+    def _spent_in(self, batch: Batch, event_id: bytes) -> ChargedSpend | None:
+        event = batch.events.get(event_id)
+        if event is None or event[7] is not None:
+            return None
+        start = batch.start_of(event_id)
+        _, _, occurred_at, _, _, day, period = batch.entries[start]
+        assert day is not None and period is not None
+        spend = ChargedSpend(event[1], event[2], event[3], occurred_at, batch.position + start + 1, day, period, [])
+        for line, amount, _, source, _, _, _ in batch.entries[start:]:
+            if source != event_id or amount is None:
+                break
+            spend.parts.append(Part(line.holder, line.pocket, line.grant_id, line.cause, abs(amount)))
+        return spend
+
+    # ---- Commands ---------------------------------------------------------------------------------------------
+
+    def command(self, command: Mapping[str, Any], command_id: bytes, content: dict[str, Any]) -> Refused | None:
+        """Decide one command; None: accepted. `content` is the command as it came, kept in its first entry.
+
+        `command` has its values as the rules know them: amounts in micros, times in µs, the actor's `role`.
+        """
+        step = Step(self.entries, self.now, command_id, content)
+        try:
+            commands.decide(self, step, command)
+        except Refused as refused:
+            return refused
+        return None
+
+    def campaign(self, account: AdAccount, id: str) -> Campaign:
+        """The account's campaign of that id; it comes into being when first named."""
+        campaign = account.campaigns.get(id)
+        if campaign is None:
+            campaign = account.campaigns[id] = Campaign(account, id)
+        return campaign
+
+    def zone(self, name: str) -> Zone:
+        """The time zone of that name, at the shard's time. Raises ValueError where there is none."""
+        zone = self.zones.get(name)
+        if zone is None:
+            zone = self.zones[name] = Zone(name)
+            zone.advance(self.now)
+        return zone
+
+    # ---- Timers -----------------------------------------------------------------------------------------------
+
+    def schedule_expiry(self, center: BusinessCenter, grant: Grant) -> None:
+        """Let the grant expire at its time."""
+        if grant.expires_at is not None and not grant.expired:
+            heapq.heappush(self._timers, (grant.expires_at, _EXPIRY, center.id, grant.kind, grant.id))
+
+    def schedule_turn_over(self, account: AdAccount) -> None:
+        """Look at the account's budgets when its next day begins, if a new day can change anything."""
+        if account.turn_over_at is None and setting_budgets.turns_over(account):
+            account.turn_over_at = account.zone.start(account.zone.today + 1)
+            due = (account.turn_over_at, _TURN_OVER, account.business_center.id, account.id, "")
+            heapq.heappush(self._timers, due)
+
+    def _fire(self, timer: tuple[int, int, str, str, str]) -> None:
+        """Due at one moment: expiries before turn-overs, so that nothing seems to deliver in between."""
+        due, kind, center_id, first, second = timer
+        self._advance(due)
+        center = self.business_centers[center_id]
+        step = Step(self.entries, due)
+        if kind == _EXPIRY:
+            expiry.expire(step, center, center.grants[first, second], self.policy)
+        else:
+            account = center.accounts[first]
+            account.turn_over_at = None
+            setting_budgets.turn_over(step, account, self.policy)
+            self.schedule_turn_over(account)

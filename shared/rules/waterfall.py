@@ -1,0 +1,185 @@
+"""The waterfall: which pockets pay for a spend, in which order, and who absorbs the rest.
+
+Source: the domain page, section 2. This is the hot path: every spend passes here. Entries are appended as tuples
+and lines are made once a campaign and pocket, because both show in the figures of `make bench`.
+"""
+
+from shared.rules.budgets import DAILY, MONTHLY, UNLIMITED, count_for_account, count_for_campaign
+from shared.rules.calendar import month_start
+from shared.rules.entries import Entry, Line
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, Campaign, GrantPocket, Holding
+
+_DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
+
+
+def charge(
+    entries: list[Entry],
+    policy: Policy,
+    campaign: Campaign,
+    event_id: bytes,
+    amount: int,
+    occurred_at: int,
+    position: int,
+) -> int:
+    """Append the entries of one spend, money only; answer how many.
+
+    Limits apply from the inside out: campaign budget, account budget, funds (section 2.6). What they do not cover is
+    overdelivery. The parts add up to the amount. `position` is that of the first entry.
+    """
+    account = campaign.account
+    zone = account.zone
+    day, today = zone.day(occurred_at), zone.today
+    payable = amount
+    campaign_budget, budget = campaign.budget, account.budget
+    beyond_campaign_budget = beyond_budget = 0
+    if campaign_budget.history:
+        room = campaign_budget.room(day, today)
+        if room is not None and room < payable:
+            beyond_campaign_budget = payable - room
+            payable = room
+    period = day
+    if budget.history:
+        room = budget.room(day, today)
+        if room is not None and room < payable:
+            beyond_budget = payable - room
+            payable = room
+        if budget.mode != DAILY:
+            period = budget.period(day, today)
+
+    parts: list[tuple[Line, int]] = []
+    left = payable
+    if left and (account.cash or account.vouchers.total or account.credit or account.ad_credits.total):
+        left = _draw_own(parts, policy, campaign, left)
+    if left and account.participates:
+        left = _draw_business_center(parts, policy, campaign, left)
+    if beyond_campaign_budget:
+        parts.append((overdelivery_line(campaign, "campaign_budget"), beyond_campaign_budget))
+    if beyond_budget:
+        parts.append((overdelivery_line(campaign, "ad_account_budget"), beyond_budget))
+    if left:
+        cause = "business_center_balance" if account.participates else "ad_account_balance"
+        parts.append((overdelivery_line(campaign, cause), left))
+
+    part = 0
+    for line, change in parts:
+        entries.append((line, change, occurred_at, event_id, part, day, period))
+        part += 1
+    billed = payable - left
+    if billed:
+        count_for_account(budget, day, billed, position)
+        count_for_campaign(campaign_budget, day, billed)
+    return part
+
+
+def _draw_own(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign, left: int) -> int:
+    account = campaign.account
+    for pocket in policy.ad_account:
+        if pocket == "cash":
+            taken = left if left < account.cash else account.cash
+            account.cash -= taken
+        elif pocket == "credit":
+            taken = left if left < account.credit else account.credit
+            account.credit -= taken
+        else:
+            left = _draw_grants(parts, _own_grants(account, pocket), campaign, left)
+            continue
+        if taken:
+            parts.append((_own_line(campaign, pocket), -taken))
+            left -= taken
+        if not left:
+            break
+    return left
+
+
+def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign, left: int) -> int:
+    business_center = campaign.account.business_center
+    for pocket in policy.business_center:
+        if pocket == "cash":
+            taken = left if left < business_center.cash else business_center.cash
+            business_center.cash -= taken
+        elif pocket == "credit_line":
+            taken = min(left, max(0, business_center.credit_available))
+            business_center.credit_used += taken
+        else:
+            left = _draw_grants(parts, business_center.vouchers, campaign, left)
+            continue
+        if taken:
+            parts.append((_draw_line(campaign, pocket), -taken))
+            left -= taken
+        if not left:
+            break
+    return left
+
+
+def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: Campaign, left: int) -> int:
+    if not pocket.total:
+        return left
+    for holding in list(pocket.holdings):
+        if not left:
+            break
+        if holding.grant.pays_for(campaign.id):
+            taken = min(left, holding.remaining)
+            pocket.take(holding, taken)
+            parts.append((_grant_line(campaign, holding), -taken))
+            left -= taken
+    return left
+
+
+def _own_grants(account: AdAccount, pocket: str) -> GrantPocket:
+    return account.vouchers if pocket == "voucher" else account.ad_credits
+
+
+def _own_line(campaign: Campaign, pocket: str) -> Line:
+    line = campaign.lines.get(pocket)
+    if line is None:
+        account = campaign.account
+        line = campaign.lines[pocket] = Line(
+            _DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
+        )
+    return line
+
+
+def _draw_line(campaign: Campaign, pocket: str) -> Line:
+    key = ("business_center", pocket)
+    line = campaign.lines.get(key)
+    if line is None:
+        account = campaign.account
+        line = campaign.lines[key] = Line(
+            "business_center_draw",
+            account.business_center.id,
+            account.id,
+            campaign.id,
+            holder="business_center",
+            pocket=pocket,
+        )
+    return line
+
+
+def _grant_line(campaign: Campaign, holding: Holding) -> Line:
+    line = campaign.lines.get(holding)
+    if line is None:
+        account, grant = campaign.account, holding.grant
+        own = holding.account is not None
+        line = campaign.lines[holding] = Line(
+            _DEBITS[grant.kind] if own else "business_center_draw",
+            account.business_center.id,
+            account.id,
+            campaign.id,
+            holder="ad_account" if own else "business_center",
+            pocket=grant.kind,
+            grant_id=grant.id,
+        )
+    return line
+
+
+def overdelivery_line(campaign: Campaign, cause: str) -> Line:
+    """The line of what nobody is billed for: no pocket, but a cause."""
+    key = ("overdelivery", cause)
+    line = campaign.lines.get(key)
+    if line is None:
+        account = campaign.account
+        line = campaign.lines[key] = Line(
+            "overdelivery", account.business_center.id, account.id, campaign.id, cause=cause
+        )
+    return line
