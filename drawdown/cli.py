@@ -11,13 +11,17 @@ import typer
 from aiokafka.errors import KafkaError
 
 from drawdown.serving import serve
+from drawdown.spend_files import UnreadableFileError
 from shared.runtime.embedded import EmbeddedServerError
 from shared.runtime.kafka import TopicsDoNotFitError
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
 
 # What ends a command with one line instead of a stack trace.
-_EXPECTED = (EmbeddedServerError, TopicsDoNotFitError, ValueError, OSError, asyncpg.PostgresError, KafkaError)
+_EXPECTED = (
+    *(EmbeddedServerError, TopicsDoNotFitError, UnreadableFileError),
+    *(ValueError, OSError, asyncpg.PostgresError, KafkaError),
+)
 
 app = typer.Typer(
     help="An event-sourced ledger of ad spend.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -119,6 +123,23 @@ def audit_export() -> None:
     from services.auditor.cli import export
 
     _run(export(_settings("auditor")))
+
+
+@spend.command("send")
+def spend_send(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, CSV or an iPinYou log.")],
+    keep_times: KeepTimes = False,
+) -> None:
+    """Send a file of ad spend, its times shifted so that its last event is now."""
+    from drawdown import spend_sending
+
+    settings = _settings("spend")
+
+    async def prepare_and_send() -> None:
+        prepared = spend_sending.prepare(settings, file, keep_times=keep_times, say=print)
+        await spend_sending.send(settings, prepared, print)
+
+    _run(prepare_and_send())
 
 
 @offsets.command("adopt")

@@ -36,7 +36,7 @@ class _Guardian:
     def remove(self, pid: int) -> None:
         self._tell(f"-{pid}\n")
 
-    def start(self) -> None:
+    def start(self, keep_open: Sequence[int] = ()) -> None:
         """Start it unless it is there. Not shared with forks of this process: they look after their own."""
         if self._process is not None and self._started_by == os.getpid() and self._process.poll() is None:
             return
@@ -48,6 +48,7 @@ class _Guardian:
             stderr=subprocess.DEVNULL,
             cwd="/",
             start_new_session=True,
+            pass_fds=keep_open,
         )
 
     def _tell(self, line: str) -> None:
@@ -58,6 +59,11 @@ class _Guardian:
 
 
 _guardian = _Guardian()
+
+
+def start_guardian(keep_open: Sequence[int] = ()) -> None:
+    """Start the guardian before the first child does; it keeps these file descriptors open until all have ended."""
+    _guardian.start(keep_open)
 
 
 class Child:

@@ -1,0 +1,74 @@
+"""A subscriber of `delivery.signals`: what delivers now, and what changed last."""
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+
+from shared.runtime.kafka import DELIVERY_SIGNALS, with_retries
+from shared.runtime.settings import Settings
+
+_REMEMBERED = 200
+
+
+@dataclass
+class Deliveries:
+    """Keeps the state of accounts and campaigns; drops what has a position it has seen."""
+
+    latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    pauses: int = 0
+    resumes: int = 0
+    _positions: dict[bytes, int] = field(default_factory=dict)
+    _paused: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
+
+    def is_delivering(self, ad_account_id: str, campaign_id: str) -> bool:
+        """Whether neither the campaign nor its account is paused, as far as signals have come."""
+        keys = (f"ad_account/{ad_account_id}".encode(), f"campaign/{ad_account_id}/{campaign_id}".encode())
+        return not any(key in self._paused for key in keys)
+
+    @property
+    def paused(self) -> int:
+        """How many accounts and campaigns have a cause of their own."""
+        return len(self._paused)
+
+    def take(self, key: bytes, signal: dict[str, Any]) -> None:
+        """Take one signal."""
+        if signal["position"] <= self._positions.get(key, 0):
+            return
+        self._positions[key] = signal["position"]
+        if signal["delivering"]:
+            self._paused.pop(key, None)
+        else:
+            self._paused[key] = tuple(signal["causes"])
+        self.pauses += signal["change"] == "paused"
+        self.resumes += signal["change"] == "resumed"
+        self.latest.append(signal)
+
+    async def follow(self, settings: Settings) -> None:
+        """Take every signal from the topic's beginning on, until cancelled."""
+
+        async def attempt() -> AIOKafkaConsumer:
+            consumer = AIOKafkaConsumer(
+                DELIVERY_SIGNALS,
+                bootstrap_servers=settings.kafka_bootstrap_servers,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                await consumer.stop()
+                raise
+            return consumer
+
+        consumer = await with_retries(attempt, what="delivery.signals", errors=(OSError,))
+        try:
+            async for record in consumer:
+                if record.key is not None and record.value is not None:
+                    self.take(record.key, json.loads(record.value))
+        finally:
+            await asyncio.shield(consumer.stop())

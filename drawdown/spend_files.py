@@ -1,0 +1,249 @@
+"""Files of real ad spend: JSON lines, CSV, or iPinYou's impression log; plain, gz, bz2, xz or zst.
+
+JSON lines and CSV carry the field names of `spend.events`. iPinYou's log (its 2013 bidding contest) has one row for
+each impression won, with or without a header row; its prices are fen per 1,000 impressions, its times China's.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any, Literal
+
+import cramjam
+
+Format = Literal["json", "csv", "ipinyou"]
+Event = dict[str, Any]
+
+IPINYOU_BUSINESS_CENTER = "ipinyou"
+_IPINYOU_NAMESPACE = uuid.UUID("b3f0a7d4-4c0b-4a53-9c37-5b8f4d1d6a0e")
+_IPINYOU_TIME_ZONE = timezone(timedelta(hours=8))
+# Fen per 1,000 impressions to yuan per impression.
+_IPINYOU_PRICE_UNITS = Decimal(100_000)
+# The columns of the log as published, without a header row.
+_IPINYOU_COLUMNS = (
+    *("bid_id", "timestamp", "log_type", "ipinyou_id", "user_agent", "ip", "region", "city", "ad_exchange", "domain"),
+    *("url", "anonymous_url", "slot", "slot_width", "slot_height", "slot_visibility", "slot_format", "floor_price"),
+    *("creative_id", "bidding_price", "paying_price", "key_page", "advertiser_id", "user_tags"),
+)
+# What other publications of the same log call the columns that matter here.
+_IPINYOU_ALIASES = {
+    "bidid": "bid_id",
+    "creative": "creative_id",
+    "advertiser": "advertiser_id",
+    "payprice": "paying_price",
+}
+_MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
+
+
+_UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    "gz": lambda file: gzip.GzipFile(fileobj=file),
+    "bz2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+    "zst": lambda file: io.BytesIO(bytes(cramjam.zstd.decompress(file.read()))),
+}
+
+
+class UnreadableFileError(Exception):
+    """The file is not one of those formats; the text is one line for whoever named it."""
+
+
+@dataclass
+class Summary:
+    """What a first reading of a file found.
+
+    `accounts`: the currency by Business Center and ad account. `totals`: the sum of the amounts that could be read.
+    """
+
+    format: Format
+    rows: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+    accounts: dict[tuple[str, str], str] = field(default_factory=dict)
+    totals: dict[tuple[str, str], Decimal] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One event as it goes to Kafka: `event` is None for what is no JSON object, sent as it stands."""
+
+    event: Event | None
+    raw: bytes
+
+    @property
+    def key(self) -> bytes | None:
+        """The Business Center, if it names one."""
+        center = self.event.get("business_center_id") if self.event else None
+        return center.encode() if isinstance(center, str) else None
+
+    @property
+    def occurred_at(self) -> datetime | None:
+        """When it happened, if it says so with an offset."""
+        text = self.event.get("occurred_at") if self.event else None
+        try:
+            instant = datetime.fromisoformat(text) if isinstance(text, str) else None
+        except ValueError:
+            return None
+        return instant if instant is not None and instant.tzinfo is not None else None
+
+
+def read(path: Path) -> Iterator[Row]:
+    """Read the events of a file, one by one, in its order.
+
+    Raises:
+        UnreadableFileError: it is empty, broken, or not one of the formats.
+
+    """
+    with _opened(path) as lines:
+        kind, lines = _recognised(path, lines)
+        reader = {"json": _json_rows, "csv": _csv_rows, "ipinyou": _ipinyou_rows}[kind]
+        yield from reader(lines)
+
+
+def summarise(path: Path) -> Summary:
+    """Read a file once: how much there is, of whom, and from when to when."""
+    with _opened(path) as lines:
+        summary = Summary(_recognised(path, lines)[0])
+    for row in read(path):
+        summary.rows += 1
+        instant = row.occurred_at
+        if instant is not None:
+            summary.first = min(summary.first or instant, instant)
+            summary.last = max(summary.last or instant, instant)
+        if row.event is not None:
+            _count(summary, row.event)
+    return summary
+
+
+def shifted(row: Row, shift: timedelta) -> bytes:
+    """The record of a row with its time moved; one that has no time stays as it is."""
+    instant = row.occurred_at
+    if row.event is None or instant is None or not shift:
+        return row.raw
+    moved = (instant + shift).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return json.dumps({**row.event, "occurred_at": moved}, ensure_ascii=False).encode()
+
+
+def _count(summary: Summary, event: Event) -> None:
+    center, account, currency = (event.get(name) for name in ("business_center_id", "ad_account_id", "currency"))
+    if not (isinstance(center, str) and isinstance(account, str) and isinstance(currency, str)):
+        return
+    summary.accounts.setdefault((center, account), currency)
+    try:
+        amount = Decimal(str(event.get("amount")))
+    except InvalidOperation:
+        return
+    if event.get("type") == "spend" and amount.is_finite():
+        total = summary.totals.get((center, account), Decimal(0))
+        summary.totals[center, account] = total + amount
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a file, unpacked."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+            file.seek(0)
+            packing = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+            unpacked = _UNPACKERS[packing](file) if packing else file
+            yield io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except (OSError, EOFError, lzma.LZMAError, cramjam.DecompressionError) as error:
+        raise UnreadableFileError(f"{path}: {error}") from error
+
+
+def _recognised(path: Path, lines: Iterator[str]) -> tuple[Format, Iterator[str]]:
+    """The format, and all lines."""
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith("{"):
+        return "json", _chained(first, lines)
+    columns = _columns(first, "\t")
+    if {"bid_id", "timestamp", "paying_price"} <= set(columns):
+        return "ipinyou", _chained(first, lines)
+    if len(columns) == len(_IPINYOU_COLUMNS) and columns[1].isdecimal() and len(columns[1]) == 17:
+        return "ipinyou", _chained("\t".join(_IPINYOU_COLUMNS), _chained(first, lines))
+    if {"event_id", "business_center_id"} <= set(_columns(first, _delimiter(first))):
+        return "csv", _chained(first, lines)
+    raise UnreadableFileError(
+        f"{path}: neither JSON lines, nor CSV with a header row of the contract's field names, nor an iPinYou log"
+    )
+
+
+def _chained(first: str, rest: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _columns(line: str, delimiter: str) -> list[str]:
+    names = [name.strip().strip('"').lower() for name in line.rstrip("\r\n").split(delimiter)]
+    return [_IPINYOU_ALIASES.get(name, name) for name in names]
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
+    for line in lines:
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            event = json.loads(text)
+        except ValueError:
+            event = None  # It goes out byte for byte: what is wrong with it is the ledger's to say.
+        yield Row(event if isinstance(event, dict) else None, text.encode(errors="surrogateescape"))
+
+
+def _csv_rows(lines: Iterator[str]) -> Iterator[Row]:
+    header = next(lines)
+    delimiter = _delimiter(header)
+    for cells in csv.DictReader(lines, fieldnames=_columns(header, delimiter), delimiter=delimiter, restkey=""):
+        event = {name: text for name, text in cells.items() if name and text}
+        event.setdefault("type", "spend")
+        yield _row(event)
+
+
+def _ipinyou_rows(lines: Iterator[str]) -> Iterator[Row]:
+    columns = _columns(next(lines), "\t")
+    for line in lines:
+        if line.strip():
+            yield _row(_ipinyou_event(dict(zip(columns, line.rstrip("\r\n").split("\t"), strict=False))))
+
+
+def _ipinyou_event(cells: dict[str, str]) -> Event:
+    """A spend from one impression; a cell that is missing or broken is left out, and the ledger says `invalid`.
+
+    The event id follows from the bid id: where a bid occurs twice, the second is the same event again, and with another
+    time it is a conflict.
+    """
+    event: Event = {
+        "type": "spend",
+        "event_id": str(uuid.uuid5(_IPINYOU_NAMESPACE, cells.get("bid_id", ""))),
+        "business_center_id": IPINYOU_BUSINESS_CENTER,
+        "ad_account_id": f"advertiser-{cells.get('advertiser_id', '')}",
+        "campaign_id": f"creative-{cells.get('creative_id', '')}",
+        "currency": "CNY",
+    }
+    price, time = cells.get("paying_price", ""), cells.get("timestamp", "")
+    if price.isdecimal():
+        event["amount"] = f"{Decimal(price) / _IPINYOU_PRICE_UNITS:f}"
+    try:
+        instant = datetime.strptime(time, "%Y%m%d%H%M%S%f").replace(tzinfo=_IPINYOU_TIME_ZONE)
+        event["occurred_at"] = instant.isoformat(timespec="milliseconds")
+    except ValueError:
+        pass
+    return event
+
+
+def _row(event: Event) -> Row:
+    return Row(event, json.dumps(event, ensure_ascii=False).encode(errors="surrogateescape"))

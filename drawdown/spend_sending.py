@@ -1,0 +1,216 @@
+"""Sends a file of ad spend, and reports what became of it."""
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import Any
+
+from drawdown.front_door import Figures, FrontDoor
+from drawdown.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
+from shared.runtime.clock import Clock
+from shared.runtime.kafka import SPEND_EVENTS, create_producer
+from shared.runtime.settings import Settings
+
+Say = Callable[[str], None]
+
+_NAMESPACE = uuid.UUID("0d0a6b1e-52c1-4a0c-8f2e-2f4f3b7f9a55")
+_REMEMBERED = "sent-files.json"
+_PROGRESS_SECONDS = 2.0
+_POLL_SECONDS = 0.5
+# Nothing has been decided for so long: the report says what is missing.
+_PATIENCE_SECONDS = 60.0
+_COMMANDS_AT_ONCE = 16
+# An account that a file names is opened with so many times the cash that the file spends.
+_AMPLE = 10
+_DECIDED = ("charged", "duplicate", "quarantined")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of spend, read once: what is in it, and how far its times are moved."""
+
+    path: Path
+    digest: str
+    summary: Summary
+    shift: timedelta
+
+    def records(self) -> Iterator[tuple[Row, bytes]]:
+        """Each row with the record to send."""
+        for row in read(self.path):
+            yield row, shifted(row, self.shift)
+
+
+def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> File:
+    """Read the file and choose the shift that makes its last event happen now.
+
+    A file that was sent before is moved as then: so its events are the same again, and are recognised.
+
+    Raises:
+        UnreadableFileError: it holds no spend.
+
+    """
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    summary = summarise(path)
+    say(f"{path.name}: {summary.rows:,} rows, {len(summary.accounts):,} ad accounts, {_span(summary)}")
+    now = Clock(settings).now()
+    shift = timedelta()
+    if keep_times:
+        say("its times are kept")
+    elif summary.last is not None:
+        shift, before = _chosen_shift(settings, digest, summary.last, now)
+        how = "as when it was sent before" if before else "so that its last event is now"
+        say(f"its times are shifted by {shift}, {how} (--keep-times does not shift)")
+    window = timedelta(days=settings.deduplication_days)
+    if summary.first is not None and summary.first + shift < now - window:
+        say(f"events older than DRAWDOWN_DEDUPLICATION_DAYS={settings.deduplication_days} will be quarantined: too_old")
+    return File(path, digest, summary, shift)
+
+
+async def send(settings: Settings, file: File, say: Say) -> int:
+    """Send every row, in the file's order, keyed by Business Center; return their number once all are acknowledged."""
+    producer = await create_producer(settings, linger_ms=5)
+    sent, said_at = 0, time.monotonic()
+    try:
+        for row, record in file.records():
+            await producer.send(SPEND_EVENTS, record, key=row.key)
+            sent += 1
+            if time.monotonic() - said_at > _PROGRESS_SECONDS:
+                said_at = time.monotonic()
+                say(f"sent {sent:,} of {file.summary.rows:,}")
+        await producer.flush()
+    finally:
+        await producer.stop()
+    say(f"sent {sent:,} of {file.summary.rows:,}")
+    return sent
+
+
+async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
+    """Open the Business Centers and ad accounts that the file names, each account with ample cash; once."""
+    limit = asyncio.Semaphore(_COMMANDS_AT_ONCE)
+    by_center: dict[str, list[str]] = {}
+    for center, account in file.summary.accounts:
+        by_center.setdefault(center, []).append(account)
+
+    async def open_center(center: str, accounts: list[str]) -> None:
+        async with limit:
+            for command in _opening(file, center, accounts, Clock(settings).now()):
+                outcome = await door.command(command)
+                if outcome.get("status") != "accepted":
+                    say(f"{center}: {command['type']}: {outcome.get('message', outcome)}")
+
+    await asyncio.gather(*(open_center(center, accounts) for center, accounts in by_center.items()))
+    say(
+        f"opened {len(by_center):,} Business Centers, {len(file.summary.accounts):,} prepay ad accounts with ample cash"
+    )
+
+
+async def send_and_report(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
+    """Open what the file names, send it, wait until every row is decided, and say what became of them."""
+    await open_accounts(settings, door, file, say)
+    before = await _figures(door)
+    sent = await send(settings, file, say)
+    after = await _wait_until_decided(door, before, sent, say)
+    await door.wait_until_idle(_PATIENCE_SECONDS)
+    for line in await _report(door, file, before, after, sent):
+        say(line)
+
+
+def _opening(file: File, center: str, accounts: list[str], now: datetime) -> Iterator[dict[str, Any]]:
+    def command(key: str, **fields: Any) -> dict[str, Any]:
+        return {
+            "command_id": str(uuid.uuid5(_NAMESPACE, key)),
+            "business_center_id": center,
+            "issued_at": now.astimezone(UTC).isoformat(),
+            "actor": {"id": "spend-file", "role": "admin"},
+            **fields,
+        }
+
+    time_zone = "Asia/Shanghai" if file.summary.format == "ipinyou" and center == IPINYOU_BUSINESS_CENTER else "UTC"
+    currency = file.summary.accounts[center, accounts[0]]
+    yield command(f"open/{center}", type="open_business_center", currency=currency, time_zone=time_zone)
+    for account in accounts:
+        opening = {"billing": "prepay", "buying_type": "auction", "time_zone": time_zone}
+        yield command(f"open/{center}/{account}", type="open_ad_account", ad_account_id=account, **opening)
+        spent = file.summary.totals.get((center, account), Decimal(0))
+        amount = str((max(spent, Decimal(1)) * _AMPLE).to_integral_value(ROUND_CEILING))
+        key = f"cash/{file.digest}/{center}/{account}"
+        yield command(key, type="deposit_cash", ad_account_id=account, amount=amount)
+
+
+async def _figures(door: FrontDoor) -> Figures:
+    return await door.figures("allocation") or Figures()
+
+
+def _decided(before: Figures, after: Figures) -> dict[str, int]:
+    """How many rows got which outcome between two readings."""
+    was, now = (each.sums_by("drawdown_spends_total", "outcome") for each in (before, after))
+    return {outcome: round(now.get(outcome, 0) - was.get(outcome, 0)) for outcome in _DECIDED}
+
+
+async def _wait_until_decided(door: FrontDoor, before: Figures, sent: int, say: Say) -> Figures:
+    last, changed_at, said_at = -1, time.monotonic(), time.monotonic()
+    while True:
+        figures = await _figures(door)
+        decided = sum(_decided(before, figures).values())
+        if decided >= sent:
+            return figures
+        if decided != last:
+            last, changed_at = decided, time.monotonic()
+        if time.monotonic() - changed_at > _PATIENCE_SECONDS:
+            say(f"nothing more has been decided for {_PATIENCE_SECONDS:.0f} s: {decided:,} of {sent:,}")
+            return figures
+        if time.monotonic() - said_at > _PROGRESS_SECONDS:
+            said_at = time.monotonic()
+            say(f"decided {decided:,} of {sent:,}")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _report(door: FrontDoor, file: File, before: Figures, after: Figures, sent: int) -> list[str]:
+    decided = _decided(before, after)
+    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in decided.items())
+    lines = [f"{file.path.name}: {sent:,} sent, {counts}"]
+    was, now = (each.sums_by("drawdown_quarantined_total", "reason") for each in (before, after))
+    for reason in sorted(now):
+        count = round(now[reason] - was.get(reason, 0))
+        if count:
+            lines.append(f"  quarantined, {reason}: {count:,}")
+    for center in sorted({center for center, _ in file.summary.accounts}):
+        model = await door.read(f"/v1/business-centers/{center}")
+        if model is not None:
+            spend = model["spend"]
+            lines.append(
+                f"  {center}: gross {spend['gross']}, billed {spend['billed']}, "
+                f"overdelivered {spend['overdelivered']} {model['currency']} in all"
+            )
+    return lines
+
+
+def _chosen_shift(settings: Settings, digest: str, last: datetime, now: datetime) -> tuple[timedelta, bool]:
+    """The shift, and whether it is that of an earlier time (as long as deduplication remembers that)."""
+    path = settings.data_dir / _REMEMBERED
+    try:
+        remembered: dict[str, int] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        remembered = {}
+    microsecond = timedelta(microseconds=1)
+    if digest in remembered:
+        shift = remembered[digest] * microsecond
+        if now - timedelta(days=settings.deduplication_days) < last + shift <= now:
+            return shift, True
+    remembered[digest] = (now - last) // microsecond
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(remembered))
+    return remembered[digest] * microsecond, False
+
+
+def _span(summary: Summary) -> str:
+    if summary.first is None or summary.last is None:
+        return "without times"
+    return f"from {summary.first.isoformat(' ', 'seconds')} to {summary.last.isoformat(' ', 'seconds')}"

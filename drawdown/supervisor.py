@@ -1,0 +1,250 @@
+"""`drawdown run`: the whole system on this machine, watched in the terminal, and gone without a trace at the end."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+
+from drawdown import spend_sending
+from drawdown.deliveries import Deliveries
+from drawdown.front_door import FrontDoor
+from drawdown.screen import Observer, Screen
+from drawdown.system import System
+from drawdown.traffic import CAST, Traffic
+from shared.runtime.clock import Clock
+from shared.runtime.logging import configure_logging
+from shared.runtime.processes import start_guardian
+from shared.runtime.settings import Settings
+
+_DRAIN_SECONDS = 15.0
+_LOCK_SECONDS = 20.0
+_POLL_SECONDS = 0.1
+_AGAIN_SECONDS = 1.0
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `drawdown run` was asked for."""
+
+    traffic: bool = True
+    rate: int = 500
+    spend: Path | None = None
+    keep_times: bool = False
+
+
+class AlreadyRunningError(OSError):
+    """Another run has this data directory."""
+
+
+async def supervise(settings: Settings, options: Options) -> int:
+    """Run everything until a signal asks for the end; return the exit code (0: all has been stopped in order).
+
+    Raises:
+        EmbeddedServerError: a server or service does not start.
+        AlreadyRunningError: another run has the data directory.
+        UnreadableFileError: the file of spend holds none.
+
+    """
+    configure_logging(settings.model_copy(update={"log_level": "error"}), "supervisor")
+    with _only_run(settings.data_dir) as lock:
+        start_guardian(keep_open=(lock,))
+        return await _Run(settings, options).run()
+
+
+class _Run:
+    """One run, from start to end."""
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        self._options = options
+        self._deliveries = Deliveries()
+        self._screen = Screen(Console(), self._deliveries)
+        self._system = System(settings, say=self._screen.say)
+        self._asked = asyncio.Event()
+        self._hurried = asyncio.Event()
+
+    async def run(self) -> int:
+        """Start, go on until asked to end, stop."""
+        for number in _ENDING_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self._ask, number)
+        try:
+            if await self._unless_asked(self._start()):
+                await self._go_on()
+        finally:
+            await self._system.stop()
+        self._screen.say(f"stopped; the ledger stays in {self._system.settings.data_dir}")
+        return 130 if self._hurried.is_set() else 0
+
+    def _ask(self, number: int) -> None:
+        """End in order at the first signal, at once at the second."""
+        if number == signal.SIGHUP:  # The terminal is gone: nobody reads on.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, sys.stderr.fileno())
+        if self._asked.is_set():
+            self._hurried.set()
+            self._system.kill()
+        self._asked.set()
+
+    async def _unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do the work; False if a signal came first, and it was given up."""
+        task = asyncio.create_task(work)
+        try:
+            return await _first(task, self._asked)
+        finally:
+            await _cancelled(task)
+
+    async def _start(self) -> None:
+        settings = self._system.settings
+        self._screen.say(f"data in {settings.data_dir}, logs in {settings.data_dir / 'logs'}")
+        if settings.clock_offset_seconds:
+            now = Clock(settings).now().isoformat(timespec="seconds")
+            self._screen.say(f"THE CLOCK IS MOVED by {settings.clock_offset_seconds} s: it is {now} here")
+        await self._system.start()
+        self._screen.where = _where(self._system)
+
+    async def _go_on(self) -> None:
+        urls = {name: service.url for name, service in self._system.services.items()}
+        async with FrontDoor(urls) as door:
+            observer = Observer(door, self._deliveries)
+            watching = asyncio.create_task(self._system.watch())
+            background = [
+                watching,
+                asyncio.create_task(self._keep_on("the subscriber of signals", self._follow)),
+                asyncio.create_task(self._keep_on("the screen", lambda: self._screen.show(observer))),
+            ]
+            spending = asyncio.create_task(self._spend(door, observer))
+            try:
+                await _first(watching, self._asked)
+            finally:
+                await _cancelled(spending)
+                if not watching.done():
+                    await self._drain(door)
+                await _cancelled(*background)
+
+    async def _follow(self) -> None:
+        await self._deliveries.follow(self._system.settings)
+
+    async def _keep_on(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do again what failed: nothing that only shows things may end the run."""
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                self._screen.say(f"{what} failed: {type(error).__name__}: {error}")
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _spend(self, door: FrontDoor, observer: Observer) -> None:
+        try:
+            if self._options.spend is not None:
+                await self._spend_file(self._options.spend, door, observer)
+            elif self._options.traffic:
+                observer.centers = [center.id for center in CAST]
+                rate = self._options.rate
+                await Traffic(self._system.settings, door, self._deliveries, rate=rate, say=self._screen.say).run()
+            else:
+                self._screen.say("no traffic, as asked")
+        except Exception as error:
+            self._screen.say(f"no more spend is sent: {type(error).__name__}: {error}")
+
+    async def _spend_file(self, path: Path, door: FrontDoor, observer: Observer) -> None:
+        settings, say = self._system.settings, self._screen.say
+        keep_times = self._options.keep_times
+        file = await asyncio.to_thread(spend_sending.prepare, settings, path, keep_times=keep_times, say=say)
+        observer.centers = sorted({center for center, _ in file.summary.accounts})
+        await spend_sending.send_and_report(settings, door, file, say)
+
+    async def _drain(self, door: FrontDoor) -> None:
+        self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; the same again stops at once)")
+        idle = asyncio.create_task(door.wait_until_idle(_DRAIN_SECONDS))
+        if await _first(idle, self._hurried) and not idle.result():
+            self._screen.say(
+                "not all is drained: the rest stays on a broker that keeps it, or is lost with one in memory"
+            )
+
+
+async def _first(task: "asyncio.Task[Any]", event: asyncio.Event) -> bool:
+    """Wait for a task, and raise what it raises; False when the event came first, and the task still runs."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    await _cancelled(waiting)
+    if task.done():
+        await task
+        return True
+    return False
+
+
+async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _where(system: System) -> list[str]:
+    """Where to look, as the screen shows it."""
+    settings = system.settings
+    return [
+        f"API {system.url}   docs {system.url}/docs   OpenAPI {system.url}/openapi.json   metrics {system.url}/metrics",
+        f"Kafka {settings.kafka_bootstrap_servers}   PostgreSQL {_without_password(settings.database_url)}",
+        "This machine only: no TLS, and the API asks nobody who they are. Ctrl-C drains and stops.",
+    ]
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+@contextlib.contextmanager
+def _only_run(data_dir: Path) -> Iterator[int]:
+    """Hold the data directory's lock. A killed run's guardian keeps it until its processes have ended.
+
+    Raises:
+        AlreadyRunningError: another run holds it.
+
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    path = data_dir / "lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        give_up_at = time.monotonic() + _LOCK_SECONDS
+        while not _locked(lock):
+            holder = int(os.pread(lock, 32, 0).strip() or b"0")
+            if time.monotonic() > give_up_at or _is_alive(holder):
+                raise AlreadyRunningError(
+                    f"another run has {data_dir} (process {holder}): a second needs its own DRAWDOWN_DATA_DIR and ports"
+                )
+            time.sleep(_POLL_SECONDS)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
