@@ -1,0 +1,39 @@
+"""The application: every route, its errors, its metrics and its description."""
+
+from fastapi import FastAPI
+
+from services.api import (
+    ad_accounts,
+    business_centers,
+    campaigns,
+    commands,
+    deals,
+    errors,
+    ledger,
+    openapi,
+    operations,
+    pacing,
+    quarantine,
+)
+from services.api.context import Context
+from shared.contracts.commands import FINANCE_COMMAND
+
+ROUTES = (commands, business_centers, ad_accounts, campaigns, ledger, deals, pacing, quarantine, operations)
+
+
+def create_app(context: Context) -> FastAPI:
+    """Wire the application to its connections."""
+    app = FastAPI(
+        title="Drawdown",
+        version="1",
+        summary="Who pays for an ad, and when it must stop",
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.context = context
+    for module in ROUTES:
+        app.include_router(module.router)
+    errors.install(app)
+    app.add_middleware(operations.CountRequests)
+    openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST])
+    return app

@@ -1,0 +1,150 @@
+"""Business Centers: balance, automatic allocation and spend, from the balance read model."""
+
+from collections import defaultdict
+from typing import Any
+
+import asyncpg
+from fastapi import APIRouter
+
+from services.api.checkpoints import read_checkpoints
+from services.api.context import Api
+from services.api.errors import not_found
+from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
+from services.api.openapi import READ_PROBLEMS
+from services.api.policies import read_policies
+
+router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
+
+
+@router.get("/v1/business-centers", response_model=BusinessCenters, summary="List Business Centers")
+async def list_business_centers(context: Api, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
+    """A page of Business Centers, by id."""
+    async with context.snapshot() as connection:
+        rows = await connection.fetch(
+            "SELECT business_center_id FROM balance.business_centers WHERE business_center_id > $1 "
+            "ORDER BY business_center_id LIMIT $2",
+            after or "",
+            limit + 1,
+        )
+        ids = [row["business_center_id"] for row in rows]
+        found = await read_business_centers(connection, ids[:limit])
+        checkpoints = await read_checkpoints(connection, "balance")
+    return {
+        "business_centers": list(found.values()),
+        "next": ids[limit - 1] if len(ids) > limit else None,
+        "as_of": checkpoints.as_of(),
+    }
+
+
+@router.get(
+    "/v1/business-centers/{business_center_id}",
+    response_model=BusinessCenter,
+    summary="Balance, automatic allocation and spend of a Business Center",
+)
+async def get_business_center(business_center_id: PathId, context: Api) -> dict[str, Any]:
+    """One Business Center."""
+    async with context.snapshot() as connection:
+        found = await read_business_centers(connection, [business_center_id])
+        if not found:
+            raise not_found("Business Center")
+        answer = found[business_center_id]
+        checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])
+    return {**answer, "as_of": checkpoints.as_of()}
+
+
+async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Those of these Business Centers that exist, in the order of their ids, as they are answered."""
+    rows = await connection.fetch(
+        """
+        SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
+               coalesce(l.amount, 0) AS credit_limit
+        FROM balance.business_centers b
+        LEFT JOIN balance.automatic_allocation a USING (business_center_id)
+        LEFT JOIN balance.credit_limits l USING (business_center_id)
+        WHERE b.business_center_id = ANY($1) ORDER BY b.business_center_id
+        """,
+        ids,
+    )
+    pockets = await _pockets(connection, ids)
+    left_out = await _left_out(connection, ids)
+    spend = await _spend(connection, ids)
+    policies = await read_policies(connection, sorted({row["shard"] for row in rows}))
+    return {
+        (id_ := row["business_center_id"]): {
+            "business_center_id": id_,
+            "shard": row["shard"],
+            "currency": row["currency"],
+            "time_zone": row["time_zone"],
+            "balance": _balance(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
+            "automatic_allocation": _allocation(row, left_out[id_]),
+            "spend": spend_answer(spend.get(id_)),
+        }
+        for row in rows
+    }
+
+
+def spend_answer(row: asyncpg.Record | None) -> dict[str, str]:
+    """Figures of spend from sums of `billed` and `overdelivered`; all zero without a row."""
+    billed, overdelivered = (int(row["billed"]), int(row["overdelivered"])) if row else (0, 0)
+    return {
+        "gross": money(billed + overdelivered),
+        "billed": money(billed),
+        "overdelivered": money(overdelivered),
+    }
+
+
+def _balance(pockets: dict[str, int], credit_limit: int, policy: dict[str, Any]) -> dict[str, Any]:
+    """What is drawable is above zero in the pockets that the policy names (domain page, section 3.5)."""
+    drawable = sum(max(0, pockets.get(pocket, 0)) for pocket in policy["business_center"])
+    credit_available = pockets.get("credit_line", 0)
+    return {
+        "cash": money(pockets.get("cash", 0)),
+        "voucher": money(pockets.get("voucher", 0)),
+        "credit_line": {
+            "limit": money(credit_limit),
+            "used": money(credit_limit - credit_available),
+            "available": money(credit_available),
+        },
+        "available": money(drawable),
+        "ad_credit": money(pockets.get("ad_credit", 0)),
+    }
+
+
+def _allocation(row: asyncpg.Record, left_out: list[dict[str, str]]) -> dict[str, Any]:
+    enabled_at = row["enabled_at"]
+    if enabled_at is None:
+        return {"enabled": False, "enabled_at": None, "left_out": []}
+    return {"enabled": True, "enabled_at": time(enabled_at), "left_out": left_out}
+
+
+async def _pockets(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, int]]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, pocket, amount FROM balance.pockets "
+        "WHERE business_center_id = ANY($1) AND ad_account_id = ''",
+        ids,
+    )
+    pockets: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        pockets[row["business_center_id"]][row["pocket"]] = int(row["amount"])
+    return pockets
+
+
+async def _left_out(connection: asyncpg.Connection, ids: list[str]) -> dict[str, list[dict[str, str]]]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, ad_account_id, reason FROM balance.left_out "
+        "WHERE business_center_id = ANY($1) ORDER BY ad_account_id",
+        ids,
+    )
+    left_out: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        left_out[row["business_center_id"]].append({"ad_account_id": row["ad_account_id"], "reason": row["reason"]})
+    return left_out
+
+
+async def _spend(connection: asyncpg.Connection, ids: list[str]) -> dict[str, asyncpg.Record]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, sum(billed) AS billed, sum(overdelivered) AS overdelivered "
+        "FROM balance.business_center_days WHERE business_center_id = ANY($1) GROUP BY business_center_id",
+        ids,
+    )
+    return {row["business_center_id"]: row for row in rows}

@@ -1,0 +1,48 @@
+"""How far a read model has got, and what time it is for those who read it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from services.api.models import microseconds, time
+from shared.runtime.clock import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """A follower's checkpoints, read in the same snapshot as the figures."""
+
+    positions: dict[int, int]
+    recorded_at: dict[int, datetime]
+
+    def as_of(self) -> dict[str, Any]:
+        """The answer's `as_of`; of several shards the earliest time: up to it nothing is missing."""
+        return {
+            "recorded_at": time(min(self.recorded_at.values())) if self.recorded_at else None,
+            "shards": [{"shard": shard, "position": self.positions[shard]} for shard in sorted(self.positions)],
+        }
+
+    def now_us(self, clock: Clock) -> int:
+        """This clock's time, or the ledger's where it is ahead: what was read is never in the future."""
+        return max([clock.now_us(), *map(microseconds, self.recorded_at.values())])
+
+
+async def read_checkpoints(
+    connection: asyncpg.Connection, follower: str, shards: list[int] | None = None
+) -> Checkpoints:
+    """The checkpoints of a follower in these shards, or in all; position 0 where it has not begun."""
+    rows = await connection.fetch(
+        """
+        SELECT s.shard, coalesce(c.position, 0) AS position, c.recorded_at
+        FROM ledger.shards s LEFT JOIN ledger.checkpoints c ON c.shard = s.shard AND c.follower = $1
+        WHERE $2::smallint[] IS NULL OR s.shard = ANY($2)
+        """,
+        follower,
+        shards,
+    )
+    return Checkpoints(
+        {row["shard"]: row["position"] for row in rows},
+        {row["shard"]: row["recorded_at"] for row in rows if row["recorded_at"] is not None},
+    )

@@ -1,0 +1,59 @@
+"""What every request works with, wired once in `service.py`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import asyncpg
+from aiokafka import AIOKafkaProducer
+from fastapi import Depends, Request
+
+from services.api.waiting import Watcher
+from shared.runtime.clock import Clock
+
+ACQUIRE_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The connections and the clock of this process."""
+
+    pool: asyncpg.Pool
+    producer: AIOKafkaProducer
+    watcher: Watcher
+    clock: Clock
+    shards: int
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection that sees one moment of the database, so that an answer and its `as_of` agree.
+
+        Raises TimeoutError when the database does not answer in time.
+        """
+        async with (
+            asyncio.timeout(READ_TIMEOUT_SECONDS),
+            self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection whose writes are done together or not at all. Raises like `snapshot`."""
+        async with (
+            asyncio.timeout(READ_TIMEOUT_SECONDS),
+            self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+            connection.transaction(),
+        ):
+            yield connection
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Api = Annotated[Context, Depends(_context)]

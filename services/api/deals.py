@@ -1,0 +1,235 @@
+"""Deals: registered and replaced, read, and their pacing (domain page, section 7)."""
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from itertools import pairwise
+from typing import Annotated, Any
+
+import asyncpg
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from services.api.bodies import body_schema, read_body
+from services.api.context import Api
+from services.api.errors import ApiError, not_found
+from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, time
+from services.api.openapi import READ_PROBLEMS
+from shared.contracts.fields import Amount, Currency, Identifier
+from shared.rules.calendar import is_zone
+from shared.rules.incentives import Method, format_rate, parse_rate
+from shared.rules.money import format_micros, parse_amount
+
+SLABS_AT_MOST = 100
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(2999, 12, 31)
+
+router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
+
+
+def _day(text: str) -> str:
+    if not _FIRST_DAY <= date.fromisoformat(text) <= _LAST_DAY:
+        raise ValueError(f"should be between {_FIRST_DAY} and {_LAST_DAY}")
+    return text
+
+
+def _rate(text: str) -> str:
+    parse_rate(text)
+    return text
+
+
+def _time_zone(text: str) -> str:
+    if not is_zone(text):
+        raise ValueError("should be the name of a time zone of the IANA database, such as Asia/Tokyo")
+    return text
+
+
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", examples=["2026-11-01"]), AfterValidator(_day)]
+Rate = Annotated[str, Field(max_length=8, examples=["0.03"]), AfterValidator(_rate)]
+TimeZone = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$", examples=["Asia/Tokyo"]), AfterValidator(_time_zone)
+]
+Client = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$", examples=["Acme"])]
+
+
+class SlabTerms(BaseModel):
+    """From this amount of cash spend on, this rate: a decimal fraction above 0, at most 1, with at most six places."""
+
+    from_: Annotated[Amount, Field(alias="from", examples=["50000"])]
+    rate: Rate
+
+
+class DealTerms(BaseModel):
+    """What a deal says. The first and the last day belong to the period; slabs ascend."""
+
+    model_config = ConfigDict(frozen=True)
+    client: Client
+    ad_account_ids: Annotated[list[Identifier], Field(min_length=1, max_length=1000)]
+    starts_on: Day
+    ends_on: Day
+    time_zone: TimeZone
+    currency: Currency
+    method: Method = "whole_spend"
+    slabs: Annotated[list[SlabTerms], Field(min_length=1, max_length=SLABS_AT_MOST)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "DealTerms":
+        if self.ends_on < self.starts_on:
+            raise ValueError("ends_on should not be before starts_on")
+        amounts = [parse_amount(slab.from_) for slab in self.slabs]
+        if any(low >= high for low, high in pairwise(amounts)):
+            raise ValueError("slabs should ascend: each from above the one before")
+        return self
+
+
+class Slab(BaseModel):
+    """From this amount of cash spend on, this rate."""
+
+    from_: Annotated[Money, Field(alias="from")]
+    rate: Annotated[str, Field(examples=["0.03"])]
+
+
+class Deal(BaseModel):
+    """A deal as it is stored."""
+
+    id: str
+    client: str
+    ad_account_ids: list[str]
+    starts_on: str
+    ends_on: str
+    time_zone: str
+    currency: str
+    method: Method
+    slabs: list[Slab]
+    registered_at: Instant
+    updated_at: Instant
+
+
+class Deals(BaseModel):
+    """A page of deals by id; `next` is null on the last page."""
+
+    deals: list[Deal]
+    next: str | None
+
+
+DEAL_TERMS: TypeAdapter[DealTerms] = TypeAdapter(DealTerms)
+_EXAMPLE = {
+    "client": "Acme",
+    "ad_account_ids": ["acct-1"],
+    "starts_on": "2026-10-01",
+    "ends_on": "2026-12-31",
+    "time_zone": "Asia/Tokyo",
+    "currency": "USD",
+    "method": "whole_spend",
+    "slabs": [{"from": "50000", "rate": "0.03"}, {"from": "100000", "rate": "0.05"}],
+}
+
+
+@router.put(
+    "/v1/deals/{deal_id}",
+    response_model=Deal,
+    summary="Register a deal, or replace it",
+    openapi_extra=body_schema(DEAL_TERMS, {"deal": _EXAMPLE}),
+    responses={
+        201: {"model": Deal, "description": "Registered: there was none"},
+        422: {"model": Problem, "description": "Unknown ad accounts, or of another currency"},
+    },
+)
+async def put_deal(deal_id: PathId, request: Request, context: Api) -> JSONResponse:
+    """Register a deal (201), or replace and so re-rate it (200)."""
+    terms = await read_body(request, DEAL_TERMS)
+    async with context.transaction() as connection:
+        await _check_accounts(connection, terms)
+        row = await _store(connection, deal_id, terms, context)
+    return JSONResponse(_deal(row), 201 if row["is_new"] else 200)
+
+
+@router.get("/v1/deals", response_model=Deals, summary="List deals")
+async def list_deals(context: Api, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
+    """A page of deals, by id."""
+    async with context.snapshot() as connection:
+        rows = await connection.fetch(
+            "SELECT * FROM incentives.deals WHERE id > $1 ORDER BY id LIMIT $2", after or "", limit + 1
+        )
+    return {
+        "deals": [_deal(row) for row in rows[:limit]],
+        "next": rows[limit - 1]["id"] if len(rows) > limit else None,
+    }
+
+
+@router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored")
+async def get_deal(deal_id: PathId, context: Api) -> dict[str, Any]:
+    """One deal."""
+    async with context.snapshot() as connection:
+        return _deal(await read_deal(connection, deal_id))
+
+
+async def read_deal(connection: asyncpg.Connection, deal_id: str) -> asyncpg.Record:
+    """The deal's row. Raises ApiError (404) when there is none."""
+    row = await connection.fetchrow("SELECT * FROM incentives.deals WHERE id = $1", deal_id)
+    if row is None:
+        raise not_found("deal")
+    return row
+
+
+async def _check_accounts(connection: asyncpg.Connection, terms: DealTerms) -> None:
+    """Raises ApiError (422): an account that is not there, or one whose Business Center has another currency."""
+    rows = await connection.fetch(
+        """
+        SELECT a.ad_account_id, b.currency
+        FROM balance.ad_accounts a JOIN balance.business_centers b USING (business_center_id)
+        WHERE a.ad_account_id = ANY($1)
+        """,
+        terms.ad_account_ids,
+    )
+    currencies = {row["ad_account_id"]: row["currency"] for row in rows}
+    for ad_account_id in terms.ad_account_ids:
+        currency = currencies.get(ad_account_id)
+        if currency is None:
+            raise ApiError(422, "not_found", f"there is no ad account {ad_account_id}")
+        if currency != terms.currency:
+            message = f"ad account {ad_account_id} has the currency {currency}, the deal {terms.currency}"
+            raise ApiError(422, "currency_mismatch", message)
+
+
+async def _store(connection: asyncpg.Connection, deal_id: str, terms: DealTerms, context: Api) -> asyncpg.Record:
+    return await connection.fetchrow(
+        """
+        INSERT INTO incentives.deals (id, client, ad_account_ids, starts_on, ends_on, time_zone, currency, method,
+                                      slabs, registered_at, updated_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
+        ON CONFLICT (id) DO UPDATE SET
+            client = excluded.client, ad_account_ids = excluded.ad_account_ids, starts_on = excluded.starts_on,
+            ends_on = excluded.ends_on, time_zone = excluded.time_zone, currency = excluded.currency,
+            method = excluded.method, slabs = excluded.slabs, updated_at = excluded.updated_at
+        RETURNING *, xmax = 0 AS is_new
+        """,
+        deal_id,
+        terms.client,
+        list(dict.fromkeys(terms.ad_account_ids)),
+        date.fromisoformat(terms.starts_on),
+        date.fromisoformat(terms.ends_on),
+        terms.time_zone,
+        terms.currency,
+        terms.method,
+        json.dumps([slab.model_dump(by_alias=True) for slab in terms.slabs]),
+        context.clock.now(),
+    )
+
+
+def _deal(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("id", "client", "ad_account_ids", "time_zone", "currency", "method")
+    return {
+        **{name: row[name] for name in names},
+        "starts_on": row["starts_on"].isoformat(),
+        "ends_on": row["ends_on"].isoformat(),
+        "slabs": [
+            {
+                "from": format_micros(parse_amount(slab["from"])),
+                "rate": format_rate(parse_rate(slab["rate"])),
+            }
+            for slab in json.loads(row["slabs"])
+        ],
+        "registered_at": time(row["registered_at"]),
+        "updated_at": time(row["updated_at"]),
+    }

@@ -1,0 +1,134 @@
+"""Errors: always `{"code", "message"}` with the right status, and never a 500 for bad input."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka.errors import KafkaError
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from services.api.waiting import DATABASE_AWAY
+from shared.contracts.fields import (
+    AMOUNT_PATTERN,
+    CURRENCY_PATTERN,
+    IDENTIFIER_PATTERN,
+    TIME_PATTERN,
+    UUID_PATTERN,
+)
+
+RETRY_AFTER_SECONDS = 2
+
+_FORMS = {
+    AMOUNT_PATTERN: 'should be a decimal string such as "12.345678", below 10^12 and with at most six places',
+    CURRENCY_PATTERN: "should be three capital letters, such as USD",
+    IDENTIFIER_PATTERN: "should be 1 to 64 of A-Z a-z 0-9 _ . : -",
+    TIME_PATTERN: "should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z",
+    UUID_PATTERN: "should be a UUID",
+}
+_STATUSES = {
+    404: ("not_found", "there is nothing here"),
+    405: ("method_not_allowed", "this method is not offered here"),
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+def not_found(what: str) -> ApiError:
+    """404: there is no such thing."""
+    return ApiError(404, "not_found", f"there is no such {what}")
+
+
+def invalid(message: str) -> ApiError:
+    """400: what was sent is not what this call takes."""
+    return ApiError(400, "invalid", message)
+
+
+def unavailable(what: str) -> ApiError:
+    """503: a server that is needed is away; asking again later helps."""
+    return ApiError(503, "unavailable", f"{what} is away for now: ask again")
+
+
+def sentence(error: Mapping[str, Any], location: Sequence[int | str]) -> str:
+    """What is wrong, from an error of pydantic's: the field's name, and what it should be."""
+    name = ".".join(map(str, location))
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "json_invalid":
+        return f"the body is not JSON: {context['error']}"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return f"{name or 'the body'} should be a JSON object"
+    if kind == "union_tag_not_found":
+        return "type is missing"
+    if kind == "union_tag_invalid":
+        return f"type should be one of {context['expected_tags']}"
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "string_pattern_mismatch" and context["pattern"] in _FORMS:
+        return f"{name} {_FORMS[context['pattern']]}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    return f"{name or 'the body'} {message}"
+
+
+def install(app: FastAPI) -> None:
+    """Give the application its error answers."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    for away in DATABASE_AWAY:
+        app.add_exception_handler(away, _database_away)
+    app.add_exception_handler(KafkaError, _kafka_away)
+    app.add_exception_handler(Exception, _internal)
+
+
+def _answer(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+    return JSONResponse({"code": code, "message": message}, status, {**(headers or {}), **retry})
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return _answer(error.status, error.code, error.message)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code, message = _STATUSES.get(error.status_code, ("invalid", str(error.detail)))
+    return _answer(error.status_code, code, message, error.headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place, *location = first["loc"]
+    if place == "path":  # An id that no id can be: nothing has it.
+        return _answer(404, *_STATUSES[404])
+    return _answer(400, "invalid", sentence(first, location))
+
+
+async def _client_gone(_: Request, _error: Exception) -> JSONResponse:
+    return _answer(400, "invalid", "the body ended early")
+
+
+async def _database_away(_: Request, error: Exception) -> JSONResponse:
+    structlog.get_logger().warning("the database is away", error=f"{type(error).__name__}: {error}")
+    return _answer(503, "unavailable", "the database is away for now: ask again")
+
+
+async def _kafka_away(_: Request, error: Exception) -> JSONResponse:
+    structlog.get_logger().warning("the broker is away", error=f"{type(error).__name__}: {error}")
+    return _answer(503, "unavailable", "the broker is away for now: ask again with the same command_id")
+
+
+async def _internal(_: Request, error: Exception) -> JSONResponse:
+    structlog.get_logger().error("a request failed", exc_info=error)
+    return _answer(500, "internal", "something is wrong here, not with the request")

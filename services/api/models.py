@@ -1,0 +1,250 @@
+"""The answers, as OpenAPI describes them. Amounts are decimal strings with six places, times RFC 3339."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from fastapi import Path, Query
+from pydantic import BaseModel, Field
+
+from shared.contracts.commands import OutcomeCode
+from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
+from shared.rules.money import format_micros
+
+Money = Annotated[str, Field(examples=["12.345678"])]
+Instant = Annotated[str, Field(examples=["2026-11-21T12:00:00.000000Z"])]
+PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most")]
+AfterId = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN, description="The `next` of the page before")]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since the Unix epoch."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def time(moment: datetime) -> str:
+    """RFC 3339, in UTC."""
+    return format_time(microseconds(moment))
+
+
+def money(micros: Decimal | int) -> str:
+    """Micros as the database has them, as a decimal string."""
+    return format_micros(int(micros))
+
+
+class Problem(BaseModel):
+    """Every error."""
+
+    code: Annotated[str, Field(examples=["not_found"])]
+    message: Annotated[str, Field(examples=["there is no such ad account"])]
+
+
+class Outcome(BaseModel):
+    """What became of a command; `code` is null when it was accepted."""
+
+    command_id: str
+    business_center_id: str
+    type: str
+    status: Literal["accepted", "rejected"]
+    code: OutcomeCode | None
+    message: str
+    shard: int
+    position: int
+    recorded_at: Instant
+
+
+class ShardPosition(BaseModel):
+    """How far one shard had been read."""
+
+    shard: int
+    position: int
+
+
+class AsOf(BaseModel):
+    """How far the read model had got; `recorded_at` is null while it has read nothing."""
+
+    recorded_at: Instant | None
+    shards: list[ShardPosition]
+
+
+class Spend(BaseModel):
+    """Spend net of reversals: gross = billed + overdelivered."""
+
+    gross: Money
+    billed: Money
+    overdelivered: Money
+
+
+class CreditLine(BaseModel):
+    """available = limit - used; it may be negative, and so may `used`."""
+
+    limit: Money
+    used: Money
+    available: Money
+
+
+class BusinessCenterBalance(BaseModel):
+    """`available` is what can be drawn; the pool of ad credit is not."""
+
+    cash: Money
+    voucher: Money
+    credit_line: CreditLine
+    available: Money
+    ad_credit: Money
+
+
+class LeftOut(BaseModel):
+    """An ad account that automatic allocation left out, and why."""
+
+    ad_account_id: str
+    reason: Literal["not_owned", "not_auction", "not_monthly_invoicing"]
+
+
+class AutomaticAllocation(BaseModel):
+    """Automatic Balance Allocation of a Business Center."""
+
+    enabled: bool
+    enabled_at: Instant | None
+    left_out: list[LeftOut]
+
+
+class BusinessCenterFields(BaseModel):
+    """A Business Center as the list shows it."""
+
+    business_center_id: str
+    currency: str
+    time_zone: str
+    balance: BusinessCenterBalance
+    automatic_allocation: AutomaticAllocation
+    spend: Spend
+
+
+class BusinessCenter(BusinessCenterFields):
+    """A Business Center: the company that owns ad accounts and a shared balance."""
+
+    as_of: AsOf
+
+
+class BusinessCenters(BaseModel):
+    """A page of Business Centers by id; `next` is null on the last page."""
+
+    business_centers: list[BusinessCenterFields]
+    next: str | None
+    as_of: AsOf
+
+
+class AdAccountBalance(BaseModel):
+    """What an ad account holds by itself."""
+
+    voucher: Money
+    ad_credit: Money
+    cash: Money
+    credit: Money
+    available: Money
+
+
+class Budget(BaseModel):
+    """A budget and what its current period has spent; unlimited: null."""
+
+    mode: Literal["daily", "monthly", "custom", "lifetime", "unlimited"]
+    amount: Money | None = None
+    spent: Money | None = None
+    remaining: Money | None = None
+    period_start: Instant | None = None
+
+
+class AdAccountBudget(Budget):
+    """An ad account's budget can be changed ten times on a day of the account's."""
+
+    changes_today: int
+    changes_remaining: int
+
+
+class Delivery(BaseModel):
+    """An ad account delivers while it has no causes."""
+
+    delivering: bool
+    causes: list[str]
+
+
+class CampaignDelivery(Delivery):
+    """A campaign delivers while neither it nor its ad account has causes."""
+
+    ad_account_causes: list[str]
+
+
+class AdAccountFields(BaseModel):
+    """An ad account as the list shows it."""
+
+    ad_account_id: str
+    business_center_id: str
+    billing: str
+    buying_type: str
+    time_zone: str
+    automatic_allocation: bool
+    balance: AdAccountBalance
+    budget: AdAccountBudget
+    delivery: Delivery
+    spend: Spend
+
+
+class AdAccount(AdAccountFields):
+    """An ad account: it buys ads."""
+
+    as_of: AsOf
+
+
+class AdAccounts(BaseModel):
+    """A page of a Business Center's ad accounts by id; `next` is null on the last page."""
+
+    ad_accounts: list[AdAccountFields]
+    next: str | None
+    as_of: AsOf
+
+
+class Campaign(BaseModel):
+    """A campaign of an ad account."""
+
+    ad_account_id: str
+    campaign_id: str
+    business_center_id: str
+    budget: Budget
+    delivery: CampaignDelivery
+    spend: Spend
+    as_of: AsOf
+
+
+class Entry(BaseModel):
+    """An entry of the ledger; `amount` is signed, null for facts without money."""
+
+    shard: int
+    position: int
+    kind: Annotated[str, Field(examples=["cash_debit"])]
+    holder: str | None
+    pocket: str | None
+    grant_id: str | None
+    amount: Money | None
+    business_center_id: str
+    ad_account_id: str | None
+    campaign_id: str | None
+    source_event_id: str | None
+    part: int
+    occurred_at: Instant
+    recorded_at: Instant
+    day: str | None
+    period: str | None
+    cause: str | None
+    causes: list[str] | None
+    reverses: str | None
+    details: dict[str, Any] | None
+
+
+class Entries(BaseModel):
+    """Entries by shard and position; `next` goes into `after`, and is null when there is no more for now."""
+
+    entries: list[Entry]
+    next: str | None

@@ -1,0 +1,31 @@
+"""Which pockets may be drawn at all: those that the current waterfall policy of a shard names."""
+
+import json
+from typing import Any
+
+import asyncpg
+
+# What holds until a batch names a policy: the built-in waterfall (domain page, section 2).
+DEFAULT_POLICY: dict[str, list[str]] = {
+    "ad_account": ["voucher", "ad_credit", "cash", "credit"],
+    "business_center": ["voucher", "cash", "credit_line"],
+}
+
+
+async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> dict[int, dict[str, Any]]:
+    """The policy that the last batch of each shard names."""
+    rows = await connection.fetch(
+        """
+        SELECT s.shard, p.content
+        FROM ledger.shards s
+        CROSS JOIN LATERAL (
+            SELECT policy_version FROM ledger.batches b
+            WHERE b.shard = s.shard ORDER BY last_position DESC LIMIT 1
+        ) AS latest
+        JOIN ledger.policies p ON p.version = latest.policy_version
+        WHERE s.shard = ANY($1::smallint[])
+        """,
+        shards,
+    )
+    named = {row["shard"]: json.loads(row["content"]) for row in rows}
+    return {shard: named.get(shard, DEFAULT_POLICY) for shard in shards}

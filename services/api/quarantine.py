@@ -1,0 +1,249 @@
+"""Quarantined records: listed with their raw bytes, and sent back to their shard after a fix."""
+
+import base64
+import re
+from typing import Annotated, Any, Literal
+
+import asyncpg
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from services.api.bodies import body_schema, read_body
+from services.api.context import Api, Context
+from services.api.errors import invalid, not_found
+from services.api.models import Instant, Limit, time
+from services.api.openapi import READ_PROBLEMS
+from shared.runtime.kafka import murmur2_partition
+
+Reason = Literal[
+    "too_large",
+    "malformed",
+    "invalid",
+    "unknown_business_center",
+    "unknown_ad_account",
+    "currency_mismatch",
+    "too_old",
+    "too_far_ahead",
+    "content_conflict",
+    "unknown_reversal",
+    "reversal_mismatch",
+    "reversal_exceeds_spend",
+]
+RecordId = Annotated[str, Field(pattern=r"^[0-9]{1,5}-[0-9]{1,19}$", examples=["0-1"])]
+
+# A page ends early rather than carry more raw bytes than this.
+PAGE_BYTES = 8 * 1024 * 1024
+_ID = re.compile(r"([0-9]{1,5})-([0-9]{1,19})", re.ASCII)
+_LARGEST_SHARD, _LARGEST_SEQUENCE = 2**15 - 1, 2**63 - 1
+
+router = APIRouter(tags=["quarantine"], responses=READ_PROBLEMS)
+
+
+class QuarantinedRecord(BaseModel):
+    """A record that was not allocated; `raw` is base64, null for a record without a value."""
+
+    id: str
+    reason: Reason
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    raw: str | None
+    recorded_at: Instant
+    replayed_at: Instant | None
+
+
+class QuarantinedRecords(BaseModel):
+    """Records by shard and sequence; `next` goes into `after`, and is null when there is no more for now."""
+
+    entries: list[QuarantinedRecord]
+    next: str | None
+
+
+class Replayed(BaseModel):
+    """How many records were sent back."""
+
+    replayed: int
+
+
+class ReplayRequest(BaseModel):
+    """Which records: either these ids, or all of a reason that were not replayed yet."""
+
+    model_config = ConfigDict(frozen=True)
+    ids: Annotated[list[RecordId], Field(min_length=1, max_length=4000)] | None = None
+    reason: Reason | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "ReplayRequest":
+        if (self.ids is None) == (self.reason is None):
+            raise ValueError("should have either ids or reason")
+        return self
+
+
+REPLAY_REQUEST: TypeAdapter[ReplayRequest] = TypeAdapter(ReplayRequest)
+
+
+@router.get("/v1/quarantine", response_model=QuarantinedRecords, summary="List quarantined records")
+async def list_quarantine(
+    context: Api,
+    reason: Annotated[Reason | None, Query()] = None,
+    after: Annotated[str | None, Query(description="The `next` of the page before")] = None,
+    limit: Limit = 100,
+) -> dict[str, Any]:
+    """Records by shard and sequence. A page may be shorter than `limit`: `next` says whether there is more."""
+    start = _parse_id(after or "0-0")
+    if start is None:
+        raise invalid("after should be the `next` of another page")
+    async with context.snapshot() as connection:
+        rows = await _page(connection, start, reason, limit + 1)
+    page = rows[: _fitting(rows[:limit])]
+    return {
+        "entries": [_answer(row) for row in page],
+        "next": _id(page[-1]) if len(page) < len(rows) else None,
+    }
+
+
+@router.post(
+    "/v1/quarantine/replay",
+    status_code=202,
+    response_model=Replayed,
+    summary="Send several records back",
+    openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
+)
+async def replay_several(request: Request, context: Api) -> dict[str, int]:
+    """Send records back to their shard: these ids, or all of a reason that were not replayed yet."""
+    wanted = await read_body(request, REPLAY_REQUEST)
+    async with context.transaction() as connection:
+        if wanted.ids is not None:
+            return await _replay(context, connection, await _by_ids(connection, wanted.ids))
+        return await _replay(context, connection, await _by_reason(connection, wanted.reason))
+
+
+@router.post(
+    "/v1/quarantine/{record_id}/replay", status_code=202, response_model=Replayed, summary="Send one record back"
+)
+async def replay_one(record_id: str, context: Api) -> dict[str, int]:
+    """Send a record back to its shard, as it came."""
+    async with context.transaction() as connection:
+        return await _replay(context, connection, await _by_ids(connection, [record_id]))
+
+
+def _parse_id(text: str) -> tuple[int, int] | None:
+    match = _ID.fullmatch(text)
+    if match is None:
+        return None
+    shard, sequence = int(match[1]), int(match[2])
+    return (shard, sequence) if shard <= _LARGEST_SHARD and sequence <= _LARGEST_SEQUENCE else None
+
+
+def _id(row: asyncpg.Record) -> str:
+    return f"{row['shard']}-{row['sequence']}"
+
+
+async def _page(
+    connection: asyncpg.Connection, start: tuple[int, int], reason: str | None, limit: int
+) -> list[asyncpg.Record]:
+    """Rows beyond `start`; `bytes` is the running total of raw bytes, and rows beyond a page's worth have no raw."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        WITH page AS (
+            SELECT * FROM ledger.quarantine
+            WHERE (shard, sequence) > ($1, $2) AND ($3::text IS NULL OR reason = $3)
+            ORDER BY shard, sequence LIMIT $4
+        ), sized AS (
+            SELECT shard, sequence, sum(coalesce(octet_length(raw), 0)) OVER (ORDER BY shard, sequence) AS bytes
+            FROM page
+        )
+        SELECT shard, sequence, reason, detail, topic, partition, "offset", recorded_at, bytes,
+               CASE WHEN bytes <= $5 OR row_number() OVER (ORDER BY shard, sequence) = 1 THEN raw END AS raw,
+               (SELECT max(replayed_at) FROM ledger.quarantine_replays r
+                WHERE r.shard = page.shard AND r.sequence = page.sequence) AS replayed_at
+        FROM page JOIN sized USING (shard, sequence) ORDER BY shard, sequence
+        """,
+        *start,
+        reason,
+        limit,
+        PAGE_BYTES,
+    )
+    return rows
+
+
+def _fitting(rows: list[asyncpg.Record]) -> int:
+    """How many of the rows a page carries: at least one, if there is one."""
+    fitting = [row for row in rows if row["bytes"] <= PAGE_BYTES]
+    return max(len(fitting), min(1, len(rows)))
+
+
+def _answer(row: asyncpg.Record) -> dict[str, Any]:
+    raw, replayed_at = row["raw"], row["replayed_at"]
+    return {
+        "id": _id(row),
+        **{name: row[name] for name in ("reason", "detail", "topic", "partition", "offset")},
+        "raw": None if raw is None else base64.b64encode(raw).decode(),
+        "recorded_at": time(row["recorded_at"]),
+        "replayed_at": None if replayed_at is None else time(replayed_at),
+    }
+
+
+async def _by_ids(connection: asyncpg.Connection, ids: list[str]) -> list[asyncpg.Record]:
+    """The rows of these ids. Raises ApiError (404) when one is unknown: then nothing is replayed."""
+    parsed = [_parse_id(id_) for id_ in dict.fromkeys(ids)]
+    known = [id_ for id_ in parsed if id_ is not None]
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT shard, sequence, business_center_id FROM ledger.quarantine
+        JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence) USING (shard, sequence)
+        """,
+        [shard for shard, _ in known],
+        [sequence for _, sequence in known],
+    )
+    if len(rows) < len(set(parsed)):
+        raise not_found("quarantined record" if len(ids) == 1 else "quarantined record as one of these ids")
+    return rows
+
+
+async def _by_reason(connection: asyncpg.Connection, reason: str | None) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT shard, sequence, business_center_id FROM ledger.quarantine q
+        WHERE reason = $1 AND NOT EXISTS (
+            SELECT FROM ledger.quarantine_replays r WHERE r.shard = q.shard AND r.sequence = q.sequence)
+        """,
+        reason,
+    )
+    return rows
+
+
+async def _replay(context: Context, connection: asyncpg.Connection, rows: list[asyncpg.Record]) -> dict[str, int]:
+    """Hand the records to their shards' owners, note that it was done, and wake the owners at the commit."""
+    targets = [_target(row, context.shards) for row in rows]
+    shards = [row["shard"] for row in rows]
+    sequences = [row["sequence"] for row in rows]
+    await connection.execute(
+        """
+        INSERT INTO ledger.forwarded (shard, topic, partition, "offset", key, raw, headers)
+        SELECT target, topic, partition, "offset", key, raw, headers
+        FROM ledger.quarantine
+        JOIN unnest($1::smallint[], $2::bigint[], $3::smallint[]) AS wanted (shard, sequence, target)
+        USING (shard, sequence) ORDER BY shard, sequence
+        """,
+        shards,
+        sequences,
+        targets,
+    )
+    await connection.execute(
+        "INSERT INTO ledger.quarantine_replays (shard, sequence, replayed_at) "
+        "SELECT shard, sequence, $3 FROM unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence)",
+        shards,
+        sequences,
+        context.clock.now(),
+    )
+    for shard in sorted(set(targets)):
+        await connection.execute("SELECT pg_notify('forwarded', $1)", str(shard))
+    return {"replayed": len(rows)}
+
+
+def _target(row: asyncpg.Record, shards: int) -> int:
+    """The shard of the Business Center that the record names; where it names none, the one that refused it."""
+    named: str | None = row["business_center_id"]
+    return int(row["shard"]) if named is None else murmur2_partition(named.encode(), shards)

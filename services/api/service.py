@@ -1,0 +1,87 @@
+"""The API service: connects, serves HTTP until cancelled, and lets requests in progress finish."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import structlog
+import uvicorn
+
+from services.api.app import create_app
+from services.api.context import Context
+from services.api.waiting import ROLE, Watcher
+from shared.runtime.clock import Clock
+from shared.runtime.kafka import create_producer, ensure_topics
+from shared.runtime.postgres import create_pool
+from shared.runtime.settings import Settings
+
+GRACE_SECONDS = 12  # Longer than a command may take.
+# A command that the broker does not take soon is refused; it must not be delivered much later.
+PRODUCER_TIMEOUT_MS = 5000
+
+
+async def run(settings: Settings) -> None:
+    """Serve HTTP until cancelled.
+
+    Raises OSError when the port is taken, and what the connections raise when a server stays away.
+    """
+    async with connected(settings) as context, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(context.watcher.run())
+        try:
+            await _serve(settings, context)
+        finally:
+            watching.cancel()
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Context]:
+    """The connections of this process, closed at the end."""
+    await ensure_topics(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        pool = await create_pool(settings, ROLE, application_name="drawdown api", min_size=2, max_size=8)
+        stack.push_async_callback(_close, pool)
+        producer = await create_producer(settings, request_timeout_ms=PRODUCER_TIMEOUT_MS)
+        stack.push_async_callback(producer.stop)
+        yield Context(pool, producer, Watcher(settings, pool), Clock(settings), settings.shards)
+
+
+async def _serve(settings: Settings, context: Context) -> None:
+    config = uvicorn.Config(
+        create_app(context),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = _Server(config)
+    with _listening(settings.http_host, settings.http_port) as listener:
+        structlog.get_logger().info("serving HTTP", url=f"http://{settings.http_host}:{settings.http_port}/docs")
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            await serving
+            raise
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals of the process alone: whoever runs the service cancels it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), 5)
+    except TimeoutError:
+        pool.terminate()

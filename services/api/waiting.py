@@ -1,0 +1,161 @@
+"""Waiting for the ledger: for the outcome of a command, and until the read model shows its effect.
+
+One watcher serves all requests. A notification only wakes it up; what counts is what it then reads, and it
+reads now and then without one, so a lost notification costs time and nothing else.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from shared.contracts.commands import same_content
+from shared.runtime.postgres import AWAY, connect
+from shared.runtime.settings import Settings
+
+ROLE = "drawdown_api"
+CHANNELS = ("outcomes", "balance")
+POLL_SECONDS = 0.5
+RECONNECT_SECONDS = 1.0
+
+# What asyncpg raises when the database is away for now, or when it went away in between.
+DATABASE_AWAY = (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+
+
+@dataclass(eq=False, slots=True)
+class _OutcomeWait:
+    shard: int
+    command_id: UUID
+    meaning: str
+    after: int
+    found: asyncio.Future[asyncpg.Record]
+
+
+@dataclass(eq=False, slots=True)
+class _PositionWait:
+    shard: int
+    position: int
+    found: asyncio.Future[None]
+
+
+@dataclass(eq=False, slots=True)
+class Watcher:
+    """Looks, for all requests together, at the outcomes and at the balance follower's checkpoints."""
+
+    settings: Settings
+    pool: asyncpg.Pool
+    _outcomes: set[_OutcomeWait] = field(default_factory=set)
+    _positions: set[_PositionWait] = field(default_factory=set)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._watch())
+
+    async def outcome(self, shard: int, command_id: UUID, meaning: str, after: int) -> asyncpg.Record:
+        """The first row of `ledger.outcomes` beyond the sequence `after` that answers this very command.
+
+        Args:
+            shard: the Business Center's.
+            command_id: which command.
+            meaning: its content as `same_content` puts it: another command with the id has another answer.
+            after: the shard's `outcome_sequence` before the command was published.
+
+        """
+        wait = _OutcomeWait(shard, command_id, meaning, after, asyncio.get_running_loop().create_future())
+        self._outcomes.add(wait)
+        self._wake.set()
+        try:
+            return await wait.found
+        finally:
+            self._outcomes.discard(wait)
+
+    async def visible(self, shard: int, position: int) -> None:
+        """Return once the balance read model has got to this position of the shard."""
+        wait = _PositionWait(shard, position, asyncio.get_running_loop().create_future())
+        self._positions.add(wait)
+        self._wake.set()
+        try:
+            await wait.found
+        finally:
+            self._positions.discard(wait)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._listen_until_closed()
+            except DATABASE_AWAY as error:
+                structlog.get_logger().warning("not listening", error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _listen_until_closed(self) -> None:
+        connection = await connect(self.settings, ROLE, "drawdown api watcher")
+        closed = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: closed.set())
+            for channel in CHANNELS:
+                await connection.add_listener(channel, self._notified)
+            self._wake.set()
+            await closed.wait()
+        finally:
+            connection.terminate()
+
+    def _notified(self, *_: Any) -> None:
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        while True:
+            await self._wakeup()
+            try:
+                await self._look()
+            except DATABASE_AWAY as error:
+                structlog.get_logger().warning("not watching", error=f"{type(error).__name__}: {error}")
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _wakeup(self) -> None:
+        somebody_waits = bool(self._outcomes or self._positions)
+        with contextlib.suppress(TimeoutError):  # Then look without having been told.
+            await asyncio.wait_for(self._wake.wait(), POLL_SECONDS if somebody_waits else None)
+        self._wake.clear()
+
+    async def _look(self) -> None:
+        if self._outcomes:
+            await self._look_for_outcomes(list(self._outcomes))
+        if self._positions:
+            await self._look_at_positions(list(self._positions))
+
+    async def _look_for_outcomes(self, waits: Iterable[_OutcomeWait]) -> None:
+        rows = await self.pool.fetch(
+            "SELECT * FROM ledger.outcomes WHERE command_id = ANY($1) ORDER BY shard, sequence",
+            [wait.command_id for wait in waits],
+        )
+        for row in rows:
+            meaning = same_content(json.loads(row["content"]))
+            for wait in waits:
+                if _answers(row, meaning, wait):
+                    wait.found.set_result(row)
+
+    async def _look_at_positions(self, waits: Iterable[_PositionWait]) -> None:
+        rows = await self.pool.fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = 'balance'")
+        reached = {row["shard"]: row["position"] for row in rows}
+        for wait in waits:
+            if reached.get(wait.shard, 0) >= wait.position and not wait.found.done():
+                wait.found.set_result(None)
+
+
+def _answers(row: asyncpg.Record, meaning: str, wait: _OutcomeWait) -> bool:
+    return (
+        row["command_id"] == wait.command_id
+        and row["shard"] == wait.shard
+        and row["sequence"] > wait.after
+        and meaning == wait.meaning
+        and not wait.found.done()
+    )
