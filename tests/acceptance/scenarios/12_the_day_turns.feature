@@ -1,6 +1,6 @@
 Scenario 12: a daily budget begins anew when the day does, in the account's own time zone
 
-  Given it is 2027-03-31 14:59:40 in UTC
+  Given it is 2027-03-31 14:59:00 in UTC
   And a Business Center acme
   And an ad account shop, in Asia/Tokyo
   And 500 cash is deposited to shop

@@ -1,6 +1,6 @@
 Scenario 13: a custom budget lasts until it is reset, whatever the month
 
-  Given it is 2027-03-31 14:59:40 in UTC
+  Given it is 2027-03-31 14:59:00 in UTC
   And a Business Center acme
   And an ad account shop, in Asia/Tokyo
   And an ad account kiosk, in Asia/Tokyo
@@ -8,7 +8,7 @@ Scenario 13: a custom budget lasts until it is reset, whatever the month
   And the budget of shop is set to custom 200
   And the budget of kiosk is set to daily 200
   And campaign spring of shop spends 200
-  When it is 2027-03-31 15:00:30 in UTC
+  When it is 2027-03-31 15:00:00 in UTC
   Then shop is paused by ad_account_budget
   And the budget of shop is custom 200, 200 spent, 0 remaining
   When the budget of shop is reset

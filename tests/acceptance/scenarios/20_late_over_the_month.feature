@@ -1,12 +1,12 @@
 Scenario 20: a spend counts in the month in which it occurred
 
-  Given it is 2027-03-31 14:59:40 in UTC
+  Given it is 2027-03-31 14:59:00 in UTC
   And a Business Center acme
   And an ad account shop, in Asia/Tokyo
   And 500 cash is deposited to shop
   And the budget of shop is set to monthly 100
   And campaign spring of shop spends 40
-  When it is 2027-03-31 15:00:30 in UTC
+  When it is 2027-03-31 15:00:00 in UTC
   And campaign spring of shop spends 30 at 2027-03-31 23:59:58 in Asia/Tokyo
   Then the budget of shop is monthly 100, 0 spent, 100 remaining
   And shop has 430 cash

@@ -1,6 +1,6 @@
 Scenario 22: what is left of a voucher at its expiry is forfeited
 
-  Given it is 2027-03-31 14:59:40 in UTC
+  Given it is 2027-03-31 14:59:00 in UTC
   And a Business Center acme
   And an ad account shop
   And voucher gift of 50 is granted to shop, until 2027-03-31 15:00:00 in UTC

@@ -1,0 +1,39 @@
+"""Moves the clock of a whole running system, by starting its services again with another offset."""
+
+import asyncio
+import signal
+import time
+
+from drawdown.system import Service
+from tests.servers import RunningSystem
+
+# So long before the wanted moment the services start: they live to see it.
+LEAD_SECONDS = 10.0
+
+
+def offset_to(moment_us: int) -> float:
+    """The offset with which a clock that starts now shows a moment."""
+    return moment_us / 1_000_000 - time.time()
+
+
+def shown_us(system: RunningSystem) -> int:
+    """What the system's clock shows."""
+    return round((time.time() + system.settings.clock_offset_seconds) * 1_000_000)
+
+
+async def move_clock(system: RunningSystem, moment_us: int) -> None:
+    """Stops all services and starts them with a clock that shows a moment. They have missed what is between."""
+    names = list(system.services)
+    await asyncio.gather(*(system.kill_service(name, signal.SIGTERM) for name in names))
+    offset = {"clock_offset_seconds": offset_to(moment_us)}
+    system.settings = system.settings.model_copy(update=offset)
+    for name in names:
+        system.services[name] = Service(name, system.settings, {})
+    await asyncio.gather(*(system.restart_service(name) for name in names))
+
+
+async def live_to_see(system: RunningSystem, moment_us: int) -> None:
+    """Returns when the clock shows a moment that the services have lived to see."""
+    if moment_us - shown_us(system) > 2 * LEAD_SECONDS * 1_000_000:
+        await move_clock(system, moment_us - round(LEAD_SECONDS * 1_000_000))
+    await asyncio.sleep(max(0, moment_us - shown_us(system)) / 1_000_000 + 0.001)

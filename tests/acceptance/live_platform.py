@@ -1,0 +1,127 @@
+"""A running system behind the platform's front door, and a clock that several scenarios share."""
+
+import asyncio
+from uuid import uuid4
+
+from tests.acceptance.clocks import live_to_see, shown_us
+from tests.acceptance.front_door import FrontDoor, until
+from tests.acceptance.platform import Record
+from tests.servers import RunningSystem
+
+
+class SharedClock:
+    """Scenarios that are told at the same time wait for each other before the clock is moved."""
+
+    def __init__(self, system: RunningSystem, players: int) -> None:
+        self._system = system
+        self._players = players
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._moving: asyncio.Task[None] | None = None
+
+    async def reach(self, moment_us: int) -> None:
+        """Returns when the clock shows a moment, which nobody's scenario is still before."""
+        if shown_us(self._system) >= moment_us:
+            return
+        reached = asyncio.get_running_loop().create_future()
+        self._waiting.append((moment_us, reached))
+        self._move_if_all_wait()
+        await reached
+
+    def leave(self) -> None:
+        """A scenario has ended."""
+        self._players -= 1
+        self._move_if_all_wait()
+
+    def _move_if_all_wait(self) -> None:
+        if self._waiting and len(self._waiting) == self._players:
+            self._moving = asyncio.create_task(self._move())
+
+    async def _move(self) -> None:
+        moment_us = min(moment for moment, _ in self._waiting)
+        error = None
+        try:
+            await live_to_see(self._system, moment_us)
+        except Exception as failed:
+            error = failed
+        due = [each for each in self._waiting if each[0] <= moment_us]
+        self._waiting = [each for each in self._waiting if each[0] > moment_us]
+        for _, reached in due:
+            if error is None:
+                reached.set_result(None)
+            else:
+                reached.set_exception(error)
+
+
+class LivePlatform:
+    """What one scenario sees."""
+
+    def __init__(self, door: FrontDoor, clock: SharedClock) -> None:
+        self._door = door
+        self._clock = clock
+
+    async def reach(self, moment_us: int) -> None:
+        await self._clock.reach(moment_us)
+
+    async def now_us(self) -> int:
+        return self._door.now_us()
+
+    async def command(self, command: Record) -> tuple[str, str | None]:
+        outcome = await self._door.command(command)
+        return outcome["status"], outcome["code"]
+
+    async def publish(self, event: Record) -> str:
+        place = await self._door.publish(event)
+        await self._door.fence(place.partition)
+        quarantined = (await self._door.quarantine()).get(place)
+        return f"quarantined:{quarantined['reason']}" if quarantined else "recorded"
+
+    async def business_center(self, business_center_id: str) -> Record:
+        return await self._door.get(f"business-centers/{business_center_id}")
+
+    async def ad_account(self, ad_account_id: str) -> Record:
+        return await self._door.get(f"ad-accounts/{ad_account_id}")
+
+    async def campaign(self, ad_account_id: str, campaign_id: str) -> Record:
+        return await self._door.get(f"ad-accounts/{ad_account_id}/campaigns/{campaign_id}")
+
+    async def entries(self, source_event_id: str) -> list[Record]:
+        return await self._door.entries(source_event_id)
+
+    async def ledger(self, business_center_id: str) -> list[Record]:
+        return await self._door.ledger(business_center_id)
+
+    async def signals(self, ad_account_id: str, campaign_id: str | None) -> list[Record]:
+        """What the topic carries, once it carries all that the ledger has."""
+        business_center_id = (await self._door.get(f"ad-accounts/{ad_account_id}"))["business_center_id"]
+        entity = ad_account_id, campaign_id
+        written = [
+            entry["position"]
+            for entry in await self._door.ledger(business_center_id)
+            if entry["kind"] in ("pause", "resume") and (entry["ad_account_id"], entry["campaign_id"]) == entity
+        ]
+        key = f"campaign/{ad_account_id}/{campaign_id}" if campaign_id else f"ad_account/{ad_account_id}"
+
+        async def ask() -> list[Record] | None:
+            heard = self._door.signals[key]
+            return list(heard) if [each["position"] for each in heard] == written else None
+
+        return await until(f"the signals of {key} at {written}", ask)
+
+    async def follow_cash_spend(self, ad_account_id: str, currency: str) -> None:
+        terms = {"starts_on": "2027-01-01", "ends_on": "2027-12-31", "time_zone": "UTC", "method": "whole_spend"}
+        slabs = [{"from": "1000", "rate": "0.03"}]
+        deal = {"client": "acme", "ad_account_ids": [ad_account_id], "currency": currency, "slabs": slabs, **terms}
+        self._deal = f"deal-{uuid4()}"
+        await self._door.put(f"deals/{self._deal}", deal)
+
+    async def cash_spend(self, ad_account_id: str) -> str:
+        """The deal's figure, once it covers all that the Business Center's shows."""
+        account = await self._door.get(f"ad-accounts/{ad_account_id}")
+        wanted = {each["shard"]: each["position"] for each in account["as_of"]["shards"]}
+
+        async def ask() -> Record | None:
+            pacing = await self._door.get(f"deals/{self._deal}/pacing")
+            read = {each["shard"]: each["position"] for each in pacing["as_of"]["shards"]}
+            return pacing if all(read.get(shard, 0) >= position for shard, position in wanted.items()) else None
+
+        return str((await until("the pacing of the deal", ask))["cash_spend"])
