@@ -1,0 +1,1 @@
+"""Signals: a follower that tells ad delivery what pauses and what resumes."""

@@ -1,0 +1,53 @@
+"""What a pause or resume of the ledger is as a message of `delivery.signals`. Pure."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from shared.contracts.fields import format_time
+from shared.contracts.signals import DeliverySignal
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def signal_key(entry: Mapping[str, Any]) -> bytes:
+    """The key of an entry's entity: `ad_account/{id}` or `campaign/{ad_account_id}/{id}`."""
+    if entry["campaign_id"] is None:
+        return f"ad_account/{entry['ad_account_id']}".encode()
+    return f"campaign/{entry['ad_account_id']}/{entry['campaign_id']}".encode()
+
+
+def signal(entry: Mapping[str, Any]) -> DeliverySignal:
+    """The message for a `pause` or `resume` entry, from that entry alone."""
+    causes = json.loads(entry["details"])["causes"]
+    source = entry["source_event_id"]
+    return DeliverySignal(
+        entity="ad_account" if entry["campaign_id"] is None else "campaign",
+        business_center_id=entry["business_center_id"],
+        ad_account_id=entry["ad_account_id"],
+        campaign_id=entry["campaign_id"],
+        change=_change(entry["kind"], len(causes)),
+        cause=entry["cause"],
+        delivering=not causes,
+        causes=causes,
+        shard=entry["shard"],
+        position=entry["position"],
+        source_event_id=None if source is None else str(source),
+        occurred_at=_time(entry["occurred_at"]),
+        recorded_at=_time(entry["recorded_at"]),
+    )
+
+
+def _change(kind: str, causes: int) -> Literal["paused", "resumed", "causes_changed"]:
+    """An entry adds or removes one cause: the count after it tells whether the set was, or is now, empty."""
+    if kind == "pause" and causes == 1:
+        return "paused"
+    if kind == "resume" and causes == 0:
+        return "resumed"
+    return "causes_changed"
+
+
+def _time(moment: datetime) -> str:
+    return format_time((moment - _EPOCH) // _MICROSECOND)

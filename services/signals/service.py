@@ -1,0 +1,137 @@
+"""Signals: publishes each pause and resume of the ledger to `delivery.signals`, at least once and in order.
+
+The checkpoint's lock is held until the broker has acknowledged: otherwise a slow process could publish an old
+signal behind a newer one of another process, and a compacted topic would keep the old one.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import asyncpg
+import structlog
+from aiokafka import AIOKafkaProducer
+
+from services.signals.messages import signal, signal_key
+from shared.ledger.follow import Follower, Range, follow, follower_connection
+from shared.runtime.kafka import DELIVERY_SIGNALS, cluster_id, create_producer, ensure_topics
+from shared.runtime.settings import Settings
+
+NAME = "signals"
+MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked
+WATCH_SECONDS = 10.0  # between two looks at which cluster the broker is
+
+_CHANGES = """
+    SELECT shard, position, kind, business_center_id, ad_account_id, campaign_id, cause, details, source_event_id,
+        occurred_at, recorded_at
+    FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3 AND kind IN ('pause', 'resume')
+    ORDER BY position LIMIT $4
+"""
+_REMEMBER = """
+    INSERT INTO signals.latest AS l (shard, ad_account_id, campaign_id, position)
+    SELECT shard, ad_account_id, COALESCE(campaign_id, ''), max(position)
+    FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3 AND kind IN ('pause', 'resume')
+    GROUP BY 1, 2, 3
+    ON CONFLICT (shard, ad_account_id, campaign_id) DO UPDATE SET position = excluded.position
+"""
+_LOCK = "SELECT FROM ledger.checkpoints WHERE follower = $1 AND shard = $2 FOR UPDATE"
+_TOLD = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
+_STATE = """
+    SELECT shard, position, e.kind, e.business_center_id, e.ad_account_id, e.campaign_id, e.cause, e.details,
+        e.source_event_id, e.occurred_at, e.recorded_at
+    FROM signals.latest l JOIN ledger.entries e USING (shard, position)
+    WHERE shard = $1 AND (l.ad_account_id, l.campaign_id) > ($2, $3)
+    ORDER BY l.ad_account_id, l.campaign_id LIMIT $4
+"""
+_TELL = """
+    INSERT INTO signals.incarnations (shard, cluster_id) VALUES ($1, $2)
+    ON CONFLICT (shard) DO UPDATE SET cluster_id = excluded.cluster_id
+"""
+
+
+class ClusterChangedError(Exception):
+    """The broker is another cluster than before: what it was told is gone. A new start tells it anew."""
+
+
+async def run(settings: Settings) -> None:
+    """Follow until cancelled; a broker that never saw the present state is told it first.
+
+    Raises:
+        ClusterChangedError: the broker was replaced meanwhile.
+        aiokafka.errors.KafkaError: a signal was not acknowledged in time.
+
+    """
+    await ensure_topics(settings)
+    cluster = await cluster_id(settings.kafka_bootstrap_servers)
+    producer = await create_producer(settings)
+    try:
+        await tell_present_state(settings, producer, cluster)
+        watching = asyncio.create_task(_watch(settings, cluster))
+        following = asyncio.create_task(follow(settings, follower(producer)))
+        try:
+            await asyncio.gather(following, watching)
+        finally:
+            following.cancel()
+            watching.cancel()
+            await asyncio.gather(following, watching, return_exceptions=True)
+    finally:
+        await producer.stop()
+
+
+def follower(producer: AIOKafkaProducer) -> Follower:
+    """The follower that publishes through `producer`."""
+
+    async def fold(connection: asyncpg.Connection, entries: Range) -> int:
+        changes = await connection.fetch(_CHANGES, *entries, MOST_SIGNALS)
+        if not changes:
+            return entries.last
+        reached: int = changes[-1]["position"] if len(changes) == MOST_SIGNALS else entries.last
+        await connection.execute(_REMEMBER, entries.shard, entries.first, reached)
+        await publish(producer, changes)
+        return reached
+
+    return Follower(NAME, fold)
+
+
+async def publish(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> None:
+    """Send the signals of these entries in their order and wait until all are acknowledged.
+
+    Raises aiokafka.errors.KafkaError when one is not.
+    """
+    acknowledgements = [
+        await producer.send(DELIVERY_SIGNALS, signal(entry).model_dump_json().encode(), key=signal_key(entry))
+        for entry in entries
+    ]
+    await asyncio.gather(*acknowledgements)
+
+
+async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
+    """Publish the last signal of every entity again, unless this cluster was told before.
+
+    The embedded broker begins empty at each start, while the ledger goes on.
+    """
+    async with follower_connection(settings, NAME) as connection:
+        for shard in range(settings.shards):
+            async with connection.transaction():
+                await connection.execute(_LOCK, NAME, shard)
+                if await connection.fetchval(_TOLD, shard) != cluster:
+                    told = await _tell_shard(connection, producer, shard)
+                    await connection.execute(_TELL, shard, cluster)
+                    structlog.get_logger().info("told a new broker the present state", shard=shard, entities=told)
+
+
+async def _tell_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
+    """Publish a shard's last signals, in batches; answer how many there were."""
+    told, after = 0, ("", "")
+    while entries := await connection.fetch(_STATE, shard, *after, MOST_SIGNALS):
+        await publish(producer, entries)
+        told += len(entries)
+        after = (entries[-1]["ad_account_id"], entries[-1]["campaign_id"] or "")
+    return told
+
+
+async def _watch(settings: Settings, cluster: str) -> None:
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        now = await cluster_id(settings.kafka_bootstrap_servers)
+        if now != cluster:
+            raise ClusterChangedError(f"the broker was cluster {cluster} and is {now}")

@@ -1,0 +1,257 @@
+"""How everything that follows the ledger follows it: a checkpoint per shard, one loop for catching up and living.
+
+A follower differs from another in what it does with a range of positions, in nothing else. Each range is one
+transaction: it locks the checkpoint, folds, moves the checkpoint. So a range is folded once, whatever dies and
+when, and two processes of one follower take turns. Entries of a shard become visible in the order of their
+positions, all of a batch at once, so that nothing below `ledger.shards.position` is missing.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import NamedTuple
+
+import asyncpg
+import structlog
+from prometheus_client import Counter, Gauge
+
+from shared.runtime.health import serve_health
+from shared.runtime.postgres import AWAY, connect
+from shared.runtime.settings import Settings
+
+__all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_connection", "read_sql"]
+
+ROLE = "drawdown_follower"
+LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
+POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
+MOST_CONNECTIONS = 4  # Shards beyond that take turns.
+MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
+CLOSE_TIMEOUT_SECONDS = 5.0
+
+# A fold touches the rows that its range names, however large the tables are: always by index. Plans are made
+# once and do not depend on statistics that a table had when it was empty. What a follower commits can be made
+# again from the ledger, and its checkpoint would be lost with it, so no commit waits for the disk.
+_SESSION = """
+    SET plan_cache_mode = force_generic_plan;
+    SET enable_seqscan = off;
+    SET enable_bitmapscan = off;
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
+    SET enable_material = off;
+    SET jit = off;
+    SET max_parallel_workers_per_gather = 0;
+    SET work_mem = '256MB';
+    SET synchronous_commit = off;
+"""
+_BEGIN_CHECKPOINT = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_TAKE_CHECKPOINT = """
+    SELECT c.position AS checkpoint, s.position AS ledger
+    FROM ledger.checkpoints c JOIN ledger.shards s USING (shard)
+    WHERE c.follower = $1 AND c.shard = $2 FOR UPDATE OF c
+"""
+_MOVE_CHECKPOINT = """
+    UPDATE ledger.checkpoints SET position = $3,
+        recorded_at = (SELECT recorded_at FROM ledger.entries WHERE shard = $2 AND position = $3)
+    WHERE follower = $1 AND shard = $2
+"""
+_LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+
+_position = Gauge("drawdown_follower_position", "Position folded up to", ["follower", "shard"])
+_lag = Gauge("drawdown_follower_lag_entries", "Entries of the ledger not yet folded", ["follower", "shard"])
+_entries = Counter("drawdown_follower_entries", "Entries folded", ["follower"])
+
+
+class Range(NamedTuple):
+    """The entries `first` … `last` of a shard, both included."""
+
+    shard: int
+    first: int
+    last: int
+
+
+class Progress(NamedTuple):
+    """What a step did: entries folded, and entries of the ledger still to fold."""
+
+    folded: int
+    behind: int
+
+
+# Folds a range within the transaction that moves the checkpoint; answers the position it got to, usually
+# `last`, never less than `first`. It is never called twice for an entry unless its transaction was rolled back.
+Fold = Callable[[asyncpg.Connection, Range], Awaitable[int]]
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A name for the checkpoint and a fold.
+
+    `longest_range` bounds a step, in entries: the longer, the more often-touched rows are written once instead
+    of many times while catching up. `channel`: notified with the shard after each step, in the same commit.
+    """
+
+    name: str
+    fold: Fold
+    longest_range: int = 65_536
+    channel: str | None = None
+
+
+def read_sql(package: str, name: str) -> str:
+    """The text of an SQL file that lies in a package."""
+    return (files(package) / name).read_text("utf-8")
+
+
+async def advance(connection: asyncpg.Connection, follower: Follower, shard: int) -> Progress:
+    """Fold the next range of a shard, if there is one, and commit.
+
+    The checkpoint's row must exist. What the fold raises is raised, and nothing has happened.
+    """
+    async with connection.transaction():
+        checkpoint, ledger = await connection.fetchrow(_TAKE_CHECKPOINT, follower.name, shard)
+        last = min(ledger, checkpoint + follower.longest_range)
+        reached = checkpoint
+        if last > checkpoint:
+            reached = await follower.fold(connection, Range(shard, checkpoint + 1, last))
+            assert checkpoint < reached <= last, f"{follower.name} got to {reached} of {checkpoint + 1} … {last}"
+            await connection.execute(_MOVE_CHECKPOINT, follower.name, shard, reached)
+            if follower.channel:
+                await connection.execute("SELECT pg_notify($1, $2)", follower.channel, str(shard))
+    # Another process of the same follower may be ahead of the position we saw.
+    progress = Progress(reached - checkpoint, max(0, ledger - reached))
+    _position.labels(follower.name, shard).set(reached)
+    _lag.labels(follower.name, shard).set(progress.behind)
+    _entries.labels(follower.name).inc(progress.folded)
+    return progress
+
+
+@contextlib.asynccontextmanager
+async def follower_connection(settings: Settings, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection set up for folding; waits for a database that is away like `connect`."""
+    connection = await connect(settings, ROLE, name)
+    try:
+        await connection.execute(_SESSION)
+        yield connection
+    finally:
+        with contextlib.suppress(*_LOST):
+            await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
+
+
+async def follow(settings: Settings, follower: Follower) -> None:
+    """Follow all shards until cancelled, answering health and metrics at `settings.health_port`.
+
+    A lost database is waited for, with bounds. Any other error is raised at once: no entry is ever skipped.
+    """
+    following = _Following(settings, follower)
+    server = await serve_health(settings.health_port, following.readiness)
+    try:
+        await following.run()
+    finally:
+        if server:
+            server.close()
+
+
+class _Bell:
+    """Says which of some shards may have entries to fold: all of them at first and after each quiet second."""
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        self.shards = tuple(shards)
+        self._due = set(self.shards)
+        self._rung = asyncio.Event()
+        self._rung.set()
+
+    def ring(self, shard: int) -> None:
+        self._due.add(shard)
+        self._rung.set()
+
+    async def due(self) -> list[int]:
+        try:
+            async with asyncio.timeout(POLL_SECONDS):
+                await self._rung.wait()
+        except TimeoutError:
+            self._due.update(self.shards)
+        self._rung.clear()
+        due, self._due = sorted(self._due), set()
+        return due
+
+
+class _Following:
+    """One process's run of a follower: sessions, each as long as the database stays."""
+
+    def __init__(self, settings: Settings, follower: Follower) -> None:
+        self._settings = settings
+        self._follower = follower
+        self._log = structlog.get_logger().bind(follower=follower.name)
+        self._connected = False
+        self._fruitless = 0
+
+    def readiness(self) -> tuple[bool, str]:
+        return self._connected, "following" if self._connected else "waiting for the database"
+
+    async def run(self) -> None:
+        while True:
+            self._fruitless += 1
+            try:
+                await self._session()
+            except _LOST as error:
+                if self._fruitless >= MOST_FRUITLESS_SESSIONS:
+                    raise
+                self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")
+            finally:
+                self._connected = False
+
+    async def _session(self) -> None:
+        """Listen and fold until a connection is lost or a fold fails."""
+        numbers = range(self._settings.shards)
+        workers = min(MOST_CONNECTIONS, len(numbers))
+        bells = [_Bell(numbers[worker::workers]) for worker in range(workers)]
+        async with contextlib.AsyncExitStack() as stack:
+            listener, *connections = [
+                await stack.enter_async_context(follower_connection(self._settings, self._follower.name))
+                for _ in range(1 + workers)
+            ]
+            for shard in numbers:
+                await listener.execute(_BEGIN_CHECKPOINT, self._follower.name, shard)
+            await self._listen(listener, bells)
+            self._connected = True
+            self._log.info("following", shards=len(numbers))
+            await _first_to_end(
+                _loss_of(listener),
+                *(self._work(connection, bell) for connection, bell in zip(connections, bells, strict=True)),
+            )
+
+    async def _listen(self, listener: asyncpg.Connection, bells: list[_Bell]) -> None:
+        def ring(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            shard = int(str(payload))
+            bells[shard % len(bells)].ring(shard)
+
+        await listener.add_listener(LEDGER_CHANNEL, ring)
+
+    async def _work(self, connection: asyncpg.Connection, bell: _Bell) -> None:
+        """Fold what there is in the bell's shards, again and again."""
+        while True:
+            for shard in await bell.due():
+                progress = await advance(connection, self._follower, shard)
+                if progress.folded:
+                    self._fruitless = 0
+                if progress.behind:
+                    bell.ring(shard)
+
+
+async def _loss_of(listener: asyncpg.Connection) -> None:
+    """Wait for the end of the listening connection, and raise it: a deaf follower would only poll."""
+    lost = asyncio.Event()
+    listener.add_termination_listener(lambda _connection: lost.set())
+    await lost.wait()
+    raise asyncpg.ConnectionDoesNotExistError("the listening connection was closed")
+
+
+async def _first_to_end(*awaitables: Awaitable[None]) -> None:
+    """Run all until the first raises; cancel the others, then raise it."""
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
