@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
 
 from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
+from shared.rules.money import parse_amount
 
 Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "system"]
 OutcomeCode = Literal[
@@ -167,18 +168,23 @@ def command_content(command: Command) -> dict[str, Any]:
     return content
 
 
-def same_content(command: dict[str, Any]) -> str:
-    """What two commands with one id must share to be the same: fields by meaning, not by spelling.
+def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
+    """What a command's content means: amounts in micros, times in µs, the actor's role; `issued_at` decides nothing.
 
-    Amounts are compared as micros, times as instants; `issued_at` is no content.
+    This is what the rules decide on, and what two commands with one id must share to be the same.
     """
-    meaning = {key: value for key, value in command.items() if key != "issued_at"}
+    meaning = {key: value for key, value in content.items() if key != "issued_at"}
     for key in ("amount", "limit"):
         if key in meaning:
-            whole, _, fraction = meaning[key].partition(".")
-            meaning[key] = int(whole + fraction.ljust(6, "0"))
+            meaning[key] = parse_amount(meaning[key])
     if "expires_at" in meaning:
         meaning["expires_at"] = parse_time(meaning["expires_at"])
     if "campaign_ids" in meaning:
         meaning["campaign_ids"] = sorted(set(meaning["campaign_ids"]))
-    return json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    meaning["role"] = meaning["actor"]["role"]
+    return meaning
+
+
+def same_content(content: dict[str, Any]) -> str:
+    """A text that two commands share if they mean the same."""
+    return json.dumps(command_meaning(content), sort_keys=True, separators=(",", ":"))

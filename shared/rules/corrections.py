@@ -71,6 +71,14 @@ def reverse(step: Step, spend: ChargedSpend, campaign: Campaign, amount: int, re
         count_for_campaign(campaign.budget, spend.day, -returned)
 
 
+def take_back(spend: ChargedSpend, amount: int) -> None:
+    """Note that so much of the spend was reversed before, in the order in which reversals return it."""
+    for part in _order_of_return(spend):
+        taken = min(part.left, amount)
+        part.left -= taken
+        amount -= taken
+
+
 def overflows(account: AdAccount, amount: int) -> bool:
     """Would returning `amount` take some balance beyond 64 bits? Every balance it may reach is looked at."""
     center = account.business_center

@@ -1,6 +1,7 @@
 """Child processes that never outlive their parent, however it ends."""
 
 import asyncio
+import atexit
 import os
 import signal
 import subprocess
@@ -50,6 +51,15 @@ class _Guardian:
             start_new_session=True,
             pass_fds=keep_open,
         )
+
+        atexit.register(self._dismiss, self._process)
+
+    @staticmethod
+    def _dismiss(process: "subprocess.Popen[bytes]") -> None:
+        """Let it go, and wait until it has ended those of its wards that are left."""
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
 
     def _tell(self, line: str) -> None:
         assert self._process is not None

@@ -136,6 +136,12 @@ CREATE TABLE ledger.shards (
     quarantine_sequence bigint NOT NULL DEFAULT 0
 );
 
+-- The allocation processes that are alive: between them the shards are shared out.
+CREATE TABLE ledger.allocators (
+    owner text PRIMARY KEY,
+    renewed_at timestamptz NOT NULL
+);
+
 -- Records that wait for their shard: they came on another partition, or are replayed from quarantine.
 CREATE TABLE ledger.forwarded (
     shard smallint NOT NULL,
@@ -191,6 +197,7 @@ GRANT USAGE ON SCHEMA ledger TO drawdown_allocation, drawdown_follower, drawdown
 GRANT SELECT ON ALL TABLES IN SCHEMA ledger TO drawdown_allocation, drawdown_follower, drawdown_api, drawdown_auditor;
 GRANT INSERT ON ledger.entries, ledger.batches, ledger.outcomes, ledger.quarantine, ledger.policies,
     ledger.ad_accounts TO drawdown_allocation;
+GRANT INSERT, UPDATE, DELETE ON ledger.allocators TO drawdown_allocation;
 GRANT UPDATE ON ledger.shards TO drawdown_allocation;
 GRANT INSERT, DELETE ON ledger.forwarded TO drawdown_allocation;
 GRANT INSERT, UPDATE, DELETE ON ledger.snapshots TO drawdown_allocation;

@@ -1,0 +1,58 @@
+"""Reading a shard's partitions from where the ledger says, and from nowhere else."""
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from services.allocation.worker import OffsetsDoNotFitError
+from shared.ledger.lease import Lease
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.settings import Settings
+
+
+async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> AIOKafkaConsumer:
+    """A consumer of the shard's two partitions, at the offsets that the ledger says come next.
+
+    There is no consumer group: who reads what follows from the leases, and PostgreSQL keeps the offsets.
+    Raises OffsetsDoNotFitError where the topics are others than those whose offsets the ledger holds.
+    """
+    if lease.incarnation is None:
+        lease.incarnation = incarnation
+    if lease.incarnation != incarnation:
+        raise OffsetsDoNotFitError(
+            f"shard {lease.shard} has consumed Kafka cluster {lease.incarnation!r}, this is {incarnation!r}:"
+            " if the old one is gone for good, 'drawdown offsets adopt' starts with the new one from its beginning"
+        )
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
+        max_partition_fetch_bytes=2 * 1024 * 1024,
+        fetch_max_bytes=4 * 1024 * 1024,
+        client_id=f"drawdown-allocation-{lease.shard}",
+    )
+    await consumer.start()
+    try:
+        await _seek(consumer, lease)
+    except BaseException:
+        await consumer.stop()
+        raise
+    return consumer
+
+
+async def _seek(consumer: AIOKafkaConsumer, lease: Lease) -> None:
+    offsets = {
+        TopicPartition(SPEND_EVENTS, lease.shard): lease.spend_offset,
+        TopicPartition(FINANCE_COMMANDS, lease.shard): lease.command_offset,
+    }
+    consumer.assign(list(offsets))
+    first = await consumer.beginning_offsets(list(offsets))
+    last = await consumer.end_offsets(list(offsets))
+    for partition, offset in offsets.items():
+        if not first[partition] <= offset <= last[partition]:
+            raise OffsetsDoNotFitError(
+                f"{partition.topic}-{partition.partition} holds offsets {first[partition]} to {last[partition]},"
+                f" the ledger needs {offset} next: the topic was made anew or its retention is too short;"
+                " 'drawdown offsets adopt' starts from its beginning"
+            )
+        consumer.seek(partition, offset)

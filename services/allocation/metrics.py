@@ -1,0 +1,20 @@
+"""What the allocation process tells Prometheus."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+EVENTS = Counter("drawdown_spends", "Spend events by what became of them", ["shard", "outcome"])
+ENTRIES = Counter("drawdown_entries", "Entries appended to the ledger", ["shard"])
+COMMANDS = Counter("drawdown_commands", "Finance commands by outcome", ["shard", "status"])
+PAUSES = Counter("drawdown_pauses", "Pause causes added", ["cause"])
+RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
+QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
+LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"])
+POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
+BATCH_RECORDS = Histogram(
+    "drawdown_batch_records", "Records in a batch", buckets=(1, 10, 100, 500, 1000, 2000, 5000, 10_000)
+)
+BATCH_SECONDS = Histogram(
+    "drawdown_batch_seconds",
+    "From a batch's records to its commit",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)

@@ -1,0 +1,27 @@
+"""Saying on purpose that Kafka's offsets begin anew: another cluster, or topics that were made again."""
+
+import structlog
+
+from shared.runtime.kafka import cluster_id
+from shared.runtime.postgres import connect
+from shared.runtime.settings import Settings
+
+log = structlog.get_logger()
+
+
+async def adopt(settings: Settings) -> None:
+    """Start with the present cluster's topics from their beginning. Nothing is charged twice: event ids are compared.
+
+    A running owner is fenced: its next batch finds another epoch and is refused.
+    """
+    cluster = await cluster_id(settings.kafka_bootstrap_servers)
+    connection = await connect(settings, "drawdown_allocation", "drawdown offsets adopt")
+    try:
+        await connection.execute(
+            "UPDATE ledger.shards SET incarnation = $1, spend_offset = 0, command_offset = 0, epoch = epoch + 1,"
+            " owner = NULL, owner_pid = NULL, owner_started = NULL",
+            cluster,
+        )
+    finally:
+        await connection.close()
+    log.info("offsets begin anew", cluster=cluster)

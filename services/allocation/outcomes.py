@@ -1,0 +1,75 @@
+"""Publishing outcomes: a follower of the outcomes in the ledger, at least once, in their order."""
+
+import asyncio
+import json
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaProducer
+
+from shared.contracts.fields import format_time
+from shared.ledger.times import from_datetime
+from shared.runtime.kafka import FINANCE_OUTCOMES
+
+FOLLOWER = "outcomes"
+MOST_OUTCOMES = 1_000
+
+
+async def publish_outcomes(
+    connection: asyncpg.Connection, producer: AIOKafkaProducer, shards: set[int], written: asyncio.Event
+) -> None:
+    """Publish what the shards of this process decide, until cancelled. `shards` may change meanwhile."""
+    while True:
+        written.clear()
+        for shard in sorted(shards):
+            while await _publish_some(connection, producer, shard) == MOST_OUTCOMES:
+                pass
+        try:
+            async with asyncio.timeout(1.0):
+                await written.wait()
+        except TimeoutError:
+            continue
+
+
+async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
+    done = await connection.fetchval(
+        "SELECT position FROM ledger.checkpoints WHERE follower = $1 AND shard = $2", FOLLOWER, shard
+    )
+    rows = await connection.fetch(
+        "SELECT * FROM ledger.outcomes WHERE shard = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
+        shard,
+        done or 0,
+        MOST_OUTCOMES,
+    )
+    if not rows:
+        return 0
+    sent = [
+        await producer.send(
+            FINANCE_OUTCOMES, key=str(row["command_id"]).encode(), value=json.dumps(_message(row)).encode()
+        )
+        for row in rows
+    ]
+    await asyncio.gather(*sent)
+    await connection.execute(
+        "INSERT INTO ledger.checkpoints (follower, shard, position, recorded_at) VALUES ($1, $2, $3, $4)"
+        " ON CONFLICT (follower, shard) DO UPDATE SET position = $3, recorded_at = $4",
+        FOLLOWER,
+        shard,
+        rows[-1]["sequence"],
+        rows[-1]["recorded_at"],
+    )
+    return len(rows)
+
+
+def _message(row: Any) -> dict[str, Any]:
+    return {
+        "command_id": str(row["command_id"]),
+        "business_center_id": row["business_center_id"],
+        "type": row["type"],
+        "status": row["status"],
+        "code": row["code"],
+        "message": row["message"],
+        "shard": row["shard"],
+        "position": row["position"],
+        "recorded_at": format_time(from_datetime(row["recorded_at"])),
+    }

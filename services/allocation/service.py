@@ -1,0 +1,190 @@
+"""The allocation process: takes shards, writes each in a worker of its own, gives them up when others come.
+
+Shards are shared out by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). A lost lease ends
+its worker; anything else that fails in a worker ends the process, for its memory may be ahead of the ledger.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import structlog
+
+from services.allocation import state
+from services.allocation.kafka import open_consumer
+from services.allocation.outcomes import publish_outcomes
+from services.allocation.worker import Worker
+from shared.ledger.lease import Lease, LeaseLostError, announce, claim, owned, release, withdraw
+from shared.ledger.lookup import plain_types
+from shared.rules.policy import STANDARD, Policy, policy_of
+from shared.runtime.clock import Clock
+from shared.runtime.health import serve_health
+from shared.runtime.kafka import cluster_id, create_producer
+from shared.runtime.postgres import connect
+from shared.runtime.settings import Settings
+
+log = structlog.get_logger()
+
+ROLE = "drawdown_allocation"
+HEARTBEAT_SECONDS = 0.25
+STOP_SECONDS = 8.0
+
+
+def read_policy(path: Path | None) -> Policy:
+    """The waterfall policy of a JSON file, or the built-in one. Raises ValueError for a file that holds none."""
+    if path is None:
+        return STANDARD
+    try:
+        return policy_of(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"DRAWDOWN_POLICY_FILE {path}: {error}") from error
+
+
+async def run(settings: Settings) -> None:
+    """Write shards until cancelled. Raises what must end the process."""
+    await Allocation(settings).run()
+
+
+class Allocation:
+    """One allocation process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._policy = read_policy(settings.policy_file)
+        self._clock = Clock(settings)
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._workers: dict[int, Worker] = {}
+        self._tasks: dict[int, asyncio.Task[Lease]] = {}
+        self._shards: set[int] = set()
+        self._outcomes_written = asyncio.Event()
+        self._incarnation = ""
+
+    async def run(self) -> None:
+        """Take part until cancelled; then give up the shards in good order."""
+        async with AsyncExitStack() as stack:
+            server = await serve_health(self._settings.health_port, self._readiness)
+            if server is not None:
+                stack.callback(server.close)
+            keeper = await self._connect(stack, "lease")
+            await self._record_policy(keeper)
+            self._incarnation = await cluster_id(self._settings.kafka_bootstrap_servers)
+            producer = await create_producer(self._settings, linger_ms=0)
+            stack.push_async_callback(producer.stop)
+            publishing = await self._connect(stack, "outcomes", plain=False)
+            await keeper.add_listener("forwarded", self._on_forwarded)
+            publisher = asyncio.create_task(
+                publish_outcomes(publishing, producer, self._shards, self._outcomes_written)
+            )
+            try:
+                await self._keep_shards(keeper, publisher)
+            finally:
+                publisher.cancel()
+                await self._give_up_all(keeper)
+
+    def _readiness(self) -> tuple[bool, str]:
+        return bool(self._workers), f"shards {sorted(self._workers)}"
+
+    def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
+        worker = self._workers.get(int(shard))
+        if worker is not None:
+            worker.wake()
+
+    async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
+        connection = await connect(self._settings, ROLE, f"drawdown allocation {what}")
+        stack.push_async_callback(connection.close, timeout=5)
+        if plain:
+            await plain_types(connection)
+            # Look-ups by id must use their index from the first batch on, before statistics know the tables.
+            await connection.execute("SET enable_seqscan = off; SET jit = off")
+        return connection
+
+    async def _record_policy(self, connection: asyncpg.Connection) -> None:
+        content = self._policy.content()
+        await connection.execute(
+            "INSERT INTO ledger.policies VALUES ($1, $2) ON CONFLICT DO NOTHING", self._policy.version, content
+        )
+        kept = await connection.fetchval("SELECT content FROM ledger.policies WHERE version = $1", content["version"])
+        if kept != content:
+            raise ValueError(
+                f"the ledger knows another policy of version {self._policy.version!r}: a changed policy needs a new version"
+            )
+
+    async def _keep_shards(self, keeper: asyncpg.Connection, publisher: asyncio.Task[None]) -> None:
+        """Renew the leases, take free shards, give up those that are others' due."""
+        while True:
+            alive = await announce(keeper, self._owner)
+            mine = await owned(keeper, self._owner)
+            for shard, worker in self._workers.items():
+                if mine.get(shard) != worker.lease.epoch:
+                    self._tasks[shard].cancel()
+            fair = -(-self._settings.shards // max(1, alive))
+            if len(self._workers) > fair:
+                self._workers[max(self._workers)].stop()
+            elif len(self._tasks) < fair:
+                for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
+                    self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
+            await asyncio.wait({publisher, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
+            if publisher.done():
+                await publisher
+            await self._reap(keeper)
+
+    async def _write(self, lease: Lease) -> Lease:
+        """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""
+        async with AsyncExitStack() as stack:
+            reading = await self._connect(stack, f"reads {lease.shard}")
+            writing = await self._connect(stack, f"writes {lease.shard}")
+            consumer = await open_consumer(self._settings, lease, self._incarnation)
+            stack.push_async_callback(consumer.stop)
+            rules = await state.load(reading, lease, self._policy, self._settings.deduplication_days)
+            worker = Worker(
+                lease,
+                rules,
+                self._policy,
+                self._settings.shards,
+                consumer,
+                reading,
+                writing,
+                self._clock,
+                self._outcomes_written,
+            )
+            self._workers[lease.shard] = worker
+            self._shards.add(lease.shard)
+            try:
+                await worker.run()
+            finally:
+                del self._workers[lease.shard]
+                self._shards.discard(lease.shard)
+        return lease
+
+    async def _reap(self, keeper: asyncpg.Connection) -> None:
+        """Release the shards whose workers have ended well; raise what ended one badly."""
+        for shard, task in list(self._tasks.items()):
+            if not task.done():
+                continue
+            del self._tasks[shard]
+            try:
+                await release(keeper, await task)
+            except (LeaseLostError, asyncio.CancelledError) as lost:
+                log.warning("shard lost", shard=shard, error=str(lost))
+
+    async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
+        """Finish what is under way, release the shards and be counted no more."""
+        for shard, task in self._tasks.items():
+            worker = self._workers.get(shard)
+            if worker is not None:
+                worker.stop()
+            else:
+                task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=STOP_SECONDS)
+        for task in self._tasks.values():
+            task.cancel()
+        if not keeper.is_closed():
+            await self._reap(keeper)
+            await withdraw(keeper, self._owner)

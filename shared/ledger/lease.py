@@ -1,0 +1,116 @@
+"""The lease of a shard: who may write it, and how far it has got.
+
+The epoch is the fence. Every batch moves the row by compare-and-set on it, so whoever lost the shard can write
+nothing more, whatever they still believe. An owner is dead when its database session is gone (a killed process:
+at once) or when it has not renewed for `LEASE_SECONDS` (a stopped one).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from shared.ledger.merkle import CompactRange
+from shared.ledger.times import from_datetime
+
+LEASE_SECONDS = 3.0
+
+
+class LeaseLostError(Exception):
+    """Another process owns the shard now: drop its state and write nothing."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """The lease row as its owner knows it. `ledger_time` is in µs; `tree` covers the entries 1 … position."""
+
+    shard: int
+    epoch: int
+    position: int
+    ledger_time: int
+    tree: CompactRange
+    incarnation: str | None
+    spend_offset: int
+    command_offset: int
+    outcome_sequence: int
+    quarantine_sequence: int
+
+
+def _lease_of(row: Any) -> Lease:
+    return Lease(
+        shard=row["shard"],
+        epoch=row["epoch"],
+        position=row["position"],
+        ledger_time=from_datetime(row["ledger_time"]),
+        tree=CompactRange(row["position"], row["frontier"]),
+        incarnation=row["incarnation"],
+        spend_offset=row["spend_offset"],
+        command_offset=row["command_offset"],
+        outcome_sequence=row["outcome_sequence"],
+        quarantine_sequence=row["quarantine_sequence"],
+    )
+
+
+async def announce(connection: asyncpg.Connection, owner: str) -> int:
+    """Say that this process is alive; answer how many are."""
+    await connection.execute(
+        "INSERT INTO ledger.allocators VALUES ($1, clock_timestamp())"
+        " ON CONFLICT (owner) DO UPDATE SET renewed_at = clock_timestamp()",
+        owner,
+    )
+    await connection.execute(
+        "UPDATE ledger.shards SET renewed_at = clock_timestamp() WHERE owner = $1", owner
+    )
+    alive = await connection.fetchval(
+        "SELECT count(*) FROM ledger.allocators WHERE renewed_at > clock_timestamp() - make_interval(secs => $1)",
+        LEASE_SECONDS,
+    )
+    return int(alive)
+
+
+async def withdraw(connection: asyncpg.Connection, owner: str) -> None:
+    """This process ends: it counts no more."""
+    await connection.execute(
+        "DELETE FROM ledger.allocators WHERE owner = $1 OR renewed_at < clock_timestamp() - interval '1 hour'", owner
+    )
+
+
+async def claim(connection: asyncpg.Connection, owner: str, most: int) -> list[Lease]:
+    """Take at most so many shards that nobody owns, or whose owner is dead; each gets a new epoch.
+
+    The connection's session stands for the owner: it must stay open as long as the owner lives.
+    """
+    rows = await connection.fetch(
+        """
+        UPDATE ledger.shards SET epoch = epoch + 1, owner = $1, owner_pid = pg_backend_pid(),
+            owner_started = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+            renewed_at = clock_timestamp()
+        WHERE shard IN (
+            SELECT shard FROM ledger.shards s
+            WHERE owner IS NULL OR renewed_at < clock_timestamp() - make_interval(secs => $2)
+                OR NOT EXISTS (SELECT FROM pg_stat_activity a
+                               WHERE a.pid = s.owner_pid AND a.backend_start = s.owner_started)
+            ORDER BY shard LIMIT $3 FOR UPDATE SKIP LOCKED)
+        RETURNING *
+        """,
+        owner,
+        LEASE_SECONDS,
+        most,
+    )
+    return [_lease_of(row) for row in rows]
+
+
+async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
+    """The shards of this owner with their epochs."""
+    rows = await connection.fetch("SELECT shard, epoch FROM ledger.shards WHERE owner = $1", owner)
+    return {row["shard"]: row["epoch"] for row in rows}
+
+
+async def release(connection: asyncpg.Connection, lease: Lease) -> None:
+    """Give the shard up, for others to take at once."""
+    await connection.execute(
+        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL, owner_started = NULL"
+        " WHERE shard = $1 AND epoch = $2",
+        lease.shard,
+        lease.epoch,
+    )

@@ -1,0 +1,121 @@
+"""Looking up what the ledger already holds: events by id, spends that a reversal names, commands by id.
+
+Connections used here take and give UUIDs as 16 bytes: see `plain_types`.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import asyncpg
+
+from shared.ledger.times import from_datetime
+from shared.rules.corrections import ChargedSpend, Part, take_back
+from shared.rules.shard import Event
+
+_BLOCK = 64
+
+
+async def plain_types(connection: asyncpg.Connection) -> None:
+    """From now on UUIDs are 16 bytes (far cheaper than objects) and JSON is parsed on this connection."""
+    await connection.set_type_codec("uuid", encoder=bytes, decoder=bytes, schema="pg_catalog", format="binary")
+    await connection.set_type_codec(
+        "json", encoder=_json_bytes, decoder=json.loads, schema="pg_catalog", format="binary"
+    )
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+async def find_events(connection: asyncpg.Connection, shard: int, event_ids: Sequence[bytes]) -> dict[bytes, int]:
+    """Which of these events the ledger holds, with the position of their first entry."""
+    rows = await connection.fetch(
+        f"SELECT source_event_id, position FROM ledger.entries_{shard:d}"
+        " WHERE source_event_id = ANY($1::uuid[]) AND part = 0 AND day IS NOT NULL",
+        event_ids,
+    )
+    return dict(rows)
+
+
+async def read_events(
+    connection: asyncpg.Connection, shard: int, positions: Iterable[int], currency_of: Callable[[str], str]
+) -> dict[bytes, Event]:
+    """The content of the events whose first entries stand at these positions."""
+    events: dict[bytes, Event] = {}
+    for rows in (await _money_of(connection, shard, positions)).values():
+        first = rows[0]
+        details = first["details"]
+        event_id = first["source_event_id"]
+        events[event_id] = (
+            event_id,
+            first["business_center_id"],
+            first["ad_account_id"],
+            first["campaign_id"],
+            sum(abs(row["amount"]) for row in rows),
+            currency_of(first["business_center_id"]),
+            from_datetime(first["occurred_at"]),
+            first["reverses"],
+            None if details is None else details.get("reason"),
+        )
+    return events
+
+
+async def read_spends(
+    connection: asyncpg.Connection, shard: int, event_ids: Sequence[bytes], before: int = 2**62
+) -> dict[bytes, ChargedSpend]:
+    """Those of the events that are spends, with what of them was not yet reversed before that position."""
+    positions = await find_events(connection, shard, event_ids)
+    spends = {}
+    for position, rows in (await _money_of(connection, shard, positions.values())).items():
+        if rows[0]["reverses"] is None and position < before:
+            spends[rows[0]["source_event_id"]] = _charged_spend(position, rows)
+    reversed_sums = await connection.fetch(
+        f"SELECT reverses, sum(abs(amount))::text FROM ledger.entries_{shard:d}"
+        " WHERE reverses = ANY($1::uuid[]) AND position < $2 GROUP BY reverses",
+        list(spends),
+        before,
+    )
+    for event_id, amount in reversed_sums:
+        take_back(spends[event_id], int(amount))
+    return spends
+
+
+def _charged_spend(position: int, rows: list[Any]) -> ChargedSpend:
+    first = rows[0]
+    return ChargedSpend(
+        first["business_center_id"],
+        first["ad_account_id"],
+        first["campaign_id"],
+        from_datetime(first["occurred_at"]),
+        position,
+        first["day"].toordinal(),
+        first["period"].toordinal(),
+        [Part(row["holder"], row["pocket"], row["grant_id"], row["cause"], abs(row["amount"])) for row in rows],
+    )
+
+
+async def _money_of(
+    connection: asyncpg.Connection, shard: int, positions: Iterable[int]
+) -> dict[int, list[Any]]:
+    """The money entries that stand together from each of these positions on, by that position."""
+    found: dict[int, list[Any]] = {position: [] for position in positions}
+    pending = {position: position for position in found}
+    while pending:
+        rows = await connection.fetch(
+            f"""
+            SELECT first, e.* FROM unnest($1::bigint[], $2::bigint[]) AS s (first, start)
+            JOIN ledger.entries_{shard:d} f ON f.position = first
+            JOIN ledger.entries_{shard:d} e ON e.position >= start AND e.position < start + {_BLOCK}
+                AND e.source_event_id = f.source_event_id AND e.day IS NOT NULL
+            ORDER BY first, e.position
+            """,
+            list(pending),
+            list(pending.values()),
+        )
+        count = dict.fromkeys(pending, 0)
+        for row in rows:
+            found[row["first"]].append(row)
+            count[row["first"]] += 1
+        pending = {first: start + _BLOCK for first, start in pending.items() if count[first] == _BLOCK}
+    return found

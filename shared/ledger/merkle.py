@@ -1,0 +1,64 @@
+"""The Merkle tree over a shard's entries, as RFC 6962 section 2.1 defines it.
+
+It is kept as a compact range: the roots of the perfect subtrees that the leaves so far make up, largest first.
+"""
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+HASH_BYTES = 32
+EMPTY_ROOT = sha256(b"").digest()
+
+
+def leaf_hash(encoded: bytes) -> bytes:
+    """The hash of an entry's canonical bytes."""
+    return sha256(b"\x00" + encoded).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The hash of an inner node."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+class CompactRange:
+    """The tree over the first `size` leaves: enough to append to it and to tell its root."""
+
+    __slots__ = ("_peaks", "size")
+
+    def __init__(self, size: int = 0, frontier: bytes = b"") -> None:
+        """Raises ValueError where the frontier is not that of a tree of this size."""
+        hashes = [frontier[start : start + HASH_BYTES] for start in range(0, len(frontier), HASH_BYTES)]
+        heights = [height for height in range(size.bit_length() - 1, -1, -1) if size >> height & 1]
+        if len(frontier) != HASH_BYTES * len(heights):
+            raise ValueError(f"{len(frontier)} bytes are not the frontier of a tree of {size} leaves")
+        self.size = size
+        self._peaks = dict(zip(heights, hashes, strict=True))
+
+    def append(self, leaves: Iterable[bytes]) -> None:
+        """Append leaf hashes, level by level: about two hashes a leaf with the leaf's own."""
+        nodes = list(leaves)
+        size = self.size + len(nodes)
+        height = 0
+        while nodes:
+            if height in self._peaks:
+                nodes.insert(0, self._peaks.pop(height))
+            if len(nodes) % 2:
+                self._peaks[height] = nodes.pop()
+            pairs = iter(nodes)
+            nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=True)]
+            height += 1
+        self.size = size
+
+    def root(self) -> bytes:
+        """The root of the tree; of no leaves, the hash of nothing."""
+        peaks = [self._peaks[height] for height in sorted(self._peaks)]
+        if not peaks:
+            return EMPTY_ROOT
+        root = peaks[0]
+        for peak in peaks[1:]:
+            root = node_hash(peak, root)
+        return root
+
+    def frontier(self) -> bytes:
+        """What the constructor takes, to go on from here."""
+        return b"".join(self._peaks[height] for height in sorted(self._peaks, reverse=True))

@@ -1,0 +1,16 @@
+"""Times between PostgreSQL's and the rules': microseconds since the Unix epoch."""
+
+from datetime import UTC, datetime, timedelta
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def from_datetime(moment: datetime) -> int:
+    """Microseconds since the Unix epoch."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def to_datetime(microseconds: int) -> datetime:
+    """The moment in UTC."""
+    return _EPOCH + timedelta(microseconds=microseconds)
