@@ -20,7 +20,7 @@ _LINE_SECONDS = 5.0
 _SIGNALS_SHOWN = 8
 _MESSAGES_SHOWN = 6
 _CENTERS_SHOWN = 8
-_RATE_WINDOW_SECONDS = 5.0
+_RATE_WINDOW_SECONDS = 10.0
 _OUTCOMES = ("charged", "duplicate", "quarantined")
 
 

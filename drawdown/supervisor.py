@@ -56,9 +56,9 @@ async def supervise(settings: Settings, options: Options) -> int:
         UnreadableFileError: the file of spend holds none.
 
     """
-    configure_logging(settings.model_copy(update={"log_level": "error"}), "supervisor")
-    with _only_run(settings.data_dir) as lock:
+    with _only_run(settings.data_dir) as lock, _log(settings.data_dir).open("a", buffering=1) as log:
         start_guardian(keep_open=(lock,))
+        configure_logging(settings, "supervisor", log)
         return await _Run(settings, options).run()
 
 
@@ -203,6 +203,12 @@ def _where(system: System) -> list[str]:
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _log(data_dir: Path) -> Path:
+    path = data_dir / "logs" / "supervisor.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager

@@ -148,9 +148,7 @@ class System:
     def kill(self) -> None:
         """End everything at once. The ledger recovers at the next start."""
         self._stopping = True
-        for service in self.services.values():
-            if service.child is not None:
-                service.child.send(signal.SIGKILL)
+        self._kill_services()
         if self.kafka is not None and self.kafka.child is not None:
             self.kafka.child.send(signal.SIGKILL)
         if self.postgres is not None and self.postgres.child is not None:
@@ -206,13 +204,19 @@ class System:
 
     async def _replace_kafka(self) -> None:
         self._stopping = True
-        await asyncio.gather(*(service.stop() for service in self.services.values()))
+        self._kill_services()  # What they hold is in the ledger, and asking them would wait for the broker.
         self.kafka = EmbeddedKafka(self.settings.data_dir, self.settings.kafka_port)
         await self._start_kafka()
         await self._prepare()
         for service in self.services.values():
+            await service.stop()
             service.start()
         self._stopping = False
+
+    def _kill_services(self) -> None:
+        for service in self.services.values():
+            if service.child is not None:
+                service.child.send(signal.SIGKILL)
 
     async def _start_postgres(self) -> None:
         if self.postgres is None:

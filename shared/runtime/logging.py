@@ -1,8 +1,9 @@
-"""Logs: structlog, one JSON object a line, or readable lines on a terminal. Always on stderr."""
+"""Logs: structlog, one JSON object a line, or readable lines on a terminal. On stderr."""
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
@@ -11,20 +12,23 @@ from shared.runtime.settings import Settings
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
+_REPEAT_SECONDS = 10.0
 # Libraries that talk a lot at "info".
 _TALKATIVE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn.access")
 
 
-def configure_logging(settings: Settings, service: str) -> None:
-    """Send structlog's events and the standard library's records to stderr, each naming its service.
+def configure_logging(settings: Settings, service: str, stream: TextIO | None = None) -> None:
+    """Send structlog's events and the standard library's records to one place, each naming its service.
 
     Args:
         settings: `log_format` (`auto` is readable lines on a terminal, JSON elsewhere) and `log_level`.
         service: what the events carry as `service`.
+        stream: where to; none: stderr.
 
     """
+    stream = stream or sys.stderr
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    readable = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    readable = settings.log_format == "console" or (settings.log_format == "auto" and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -32,17 +36,18 @@ def configure_logging(settings: Settings, service: str) -> None:
         _names(service),
     ]
     if readable:
-        renderers: list[Processor] = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        renderers: list[Processor] = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     else:
         renderers = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
 
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_OnceInAWhile())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -53,6 +58,22 @@ def configure_logging(settings: Settings, service: str) -> None:
     logging.captureWarnings(capture=True)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+
+
+class _OnceInAWhile(logging.Filter):
+    """Lets through what a library says over and over (a broker is away) once in ten seconds for each kind of line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[tuple[str, str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = (record.name, record.pathname, record.lineno)
+        now = time.monotonic()
+        if now - self._said_at.get(kind, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
+            return False
+        self._said_at[kind] = now
+        return True
 
 
 def _names(service: str) -> "Processor":
