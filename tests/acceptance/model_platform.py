@@ -43,7 +43,8 @@ class ModelPlatform:
         return [_as_answered(entry) for entry in self._model.entries_of(source_event_id)]
 
     async def ledger(self, business_center_id: str) -> list[Record]:
-        return [_as_answered(entry) for entry in self._model.entries]
+        ledger = [entry for entry in self._model.entries if entry["business_center_id"] == business_center_id]
+        return [_as_answered(entry) for entry in ledger]
 
     async def signals(self, ad_account_id: str, campaign_id: str | None) -> list[Record]:
         wanted = (ad_account_id, campaign_id)

@@ -11,7 +11,7 @@ from tests.model.forms import instant, is_well_formed, micros, rfc3339
 from tests.model.pauses import settle
 from tests.model.shards import shard_of
 from tests.model.spending import charge, misfit, reverse
-from tests.model.state import AdAccount, BusinessCenter, Spend
+from tests.model.state import AdAccount, BusinessCenter, Grant, Spend
 
 DAY_US = 86_400 * 1_000_000
 NEVER = 10**20
@@ -109,15 +109,11 @@ class Model:
             self._spends[shard][event_id], entries = charge(center, event, now_us)
         else:
             entries = reverse(center, self._spends[shard][event["reverses"].lower()], micros(event["amount"]))
-        for entry in entries:
-            self.entries.append(
-                {
-                    "source_event_id": event_id,
-                    "ad_account_id": event["ad_account_id"],
-                    "campaign_id": event["campaign_id"],
-                    **entry,
-                }
-            )
+        source = {
+            "source_event_id": event_id,
+            **{name: event[name] for name in ("business_center_id", "ad_account_id", "campaign_id")},
+        }
+        self.entries += [{**source, **entry} for entry in entries]
         self._settle(center, now_us, instant(event["occurred_at"]), event_id)
 
     def _settle(self, center: BusinessCenter, now_us: int, occurred_at: int, source: str | None) -> None:
@@ -125,7 +121,7 @@ class Model:
             added = change.pop("added")
             signal = {**change, "source_event_id": source, "occurred_at": rfc3339(occurred_at)}
             self.signals.append(signal)
-            kept = ("ad_account_id", "campaign_id", "cause", "causes", "source_event_id")
+            kept = ("business_center_id", "ad_account_id", "campaign_id", "cause", "causes", "source_event_id")
             self.entries.append({"kind": "pause" if added else "resume", **{key: signal[key] for key in kept}})
 
     def advance(self, now_us: int) -> None:
@@ -145,19 +141,8 @@ class Model:
             if grant.expired or grant.expires_at != due:
                 continue
             grant.expired = True
-            for holder, amount in grant.lies.items():
-                if amount:
-                    self.entries.append(
-                        {
-                            "kind": "expiry",
-                            "source_event_id": None,
-                            "holder": "business_center" if holder is None else "ad_account",
-                            "ad_account_id": holder,
-                            "pocket": grant.pocket,
-                            "grant_id": grant.grant_id,
-                            "amount": -amount,
-                        }
-                    )
+            left = [(holder, amount) for holder, amount in grant.lies.items() if amount]
+            self.entries += [_expiry(center, grant, holder, amount) for holder, amount in left]
             grant.lies.clear()
 
     def business_center(self, business_center_id: str) -> dict[str, Any]:
@@ -187,6 +172,19 @@ class Model:
             if ad_account_id in center.accounts:
                 return center, center.accounts[ad_account_id]
         raise KeyError(ad_account_id)
+
+
+def _expiry(center: BusinessCenter, grant: Grant, holder: str | None, amount: int) -> dict[str, Any]:
+    return {
+        "kind": "expiry",
+        "source_event_id": None,
+        "business_center_id": center.business_center_id,
+        "holder": "business_center" if holder is None else "ad_account",
+        "ad_account_id": holder,
+        "pocket": grant.pocket,
+        "grant_id": grant.grant_id,
+        "amount": -amount,
+    }
 
 
 def _next_due(center: BusinessCenter) -> int:
