@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import asyncpg
+import httpx
 import typer
 from aiokafka.errors import KafkaError
 
+from drawdown.quarantine import RequestRefusedError, list_records, replay_records
 from drawdown.serving import serve
 from drawdown.spend_files import UnreadableFileError
 from shared.runtime.embedded import EmbeddedServerError
@@ -19,8 +21,8 @@ from shared.runtime.settings import Settings, load_settings
 
 # What ends a command with one line instead of a stack trace.
 _EXPECTED = (
-    *(EmbeddedServerError, TopicsDoNotFitError, UnreadableFileError),
-    *(ValueError, OSError, asyncpg.PostgresError, KafkaError),
+    *(EmbeddedServerError, TopicsDoNotFitError, UnreadableFileError, RequestRefusedError),
+    *(ValueError, OSError, asyncpg.PostgresError, KafkaError, httpx.HTTPError),
 )
 
 app = typer.Typer(
@@ -123,6 +125,25 @@ def audit_export() -> None:
     from services.auditor.cli import export
 
     _run(export(_settings("auditor")))
+
+
+@quarantine.command("list")
+def quarantine_list(
+    reason: Annotated[str | None, typer.Option(help="Only those of this reason.")] = None,
+) -> None:
+    """Print the quarantined records, a line of JSON each; `raw` is base64."""
+    _run(list_records(_settings("quarantine"), reason))
+
+
+@quarantine.command("replay")
+def quarantine_replay(
+    ids: Annotated[list[str] | None, typer.Argument(help="The ids of the records.")] = None,
+    reason: Annotated[str | None, typer.Option(help="All of this reason that were not replayed yet.")] = None,
+) -> None:
+    """Send quarantined records back to be decided anew: those of these ids, or all of a reason."""
+    if bool(ids) == bool(reason):
+        raise typer.BadParameter("either ids or --reason")
+    _run(replay_records(_settings("quarantine"), ids or [], reason))
 
 
 @spend.command("send")

@@ -46,8 +46,7 @@ class Service:
         self.name = name
         self.port = port_of(settings, name)
         self.log = settings.data_dir / "logs" / f"{name}.log"
-        host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{settings.http_client_host}:{self.port}"
         self.child: Child | None = None
         self.restarts = 0
         self._started_at = 0.0

@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         """Whether nobody named a broker."""
         return "kafka_bootstrap_servers" not in self.model_fields_set
 
+    @property
+    def http_client_host(self) -> str:
+        """The host by which this machine reaches what listens at `http_host`."""
+        return "127.0.0.1" if self.http_host in ("0.0.0.0", "::") else self.http_host  # noqa: S104
+
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, value: str) -> str:
