@@ -124,7 +124,9 @@ class Decider:
         await self._encode(write)
         self._count(counts, write)
 
-    def _decide_events(self, slice_: list[tuple[Any, Event | Fault]], write: BatchWrite, counts: dict[str, int]) -> None:
+    def _decide_events(
+        self, slice_: list[tuple[Any, Event | Fault]], write: BatchWrite, counts: dict[str, int]
+    ) -> None:
         decide = self._rules.event
         for record, event in slice_:
             if type(event) is tuple:
@@ -148,9 +150,7 @@ class Decider:
         if self._forward(raw, center, write):
             return
         meaning = same_content(command.content)
-        before = (
-            self._decided.get(command.id) or self._decided_before.get(command.id) or known.commands.get(command.id)
-        )
+        before = self._decided.get(command.id) or self._decided_before.get(command.id) or known.commands.get(command.id)
         rules = self._rules
         position = rules.position + len(rules.entries)
         if before is None:
@@ -168,9 +168,7 @@ class Decider:
         else:
             message = "another command with this command_id was decided before"
             outcome = ("rejected", "conflict", message, None, position, to_datetime(rules.now))
-        write.outcomes.append(
-            (command.id, before is None, center, command.content["type"], command.content, *outcome)
-        )
+        write.outcomes.append((command.id, before is None, center, command.content["type"], command.content, *outcome))
         metrics.COMMANDS.labels(self._shard, outcome[0]).inc()
 
     def _forward(self, record: Any, center: str, write: BatchWrite) -> bool:
@@ -179,9 +177,7 @@ class Decider:
         if target == self._shard:
             return False
         raw = as_raw(record)
-        write.forwarded.append(
-            (target, raw.topic, raw.partition, raw.offset, raw.key, raw.value, raw.headers_json())
-        )
+        write.forwarded.append((target, raw.topic, raw.partition, raw.offset, raw.key, raw.value, raw.headers_json()))
         return True
 
     def _quarantine(self, record: Any, fault: Fault, center: str | None, write: BatchWrite) -> None:

@@ -104,9 +104,10 @@ class Worker:
             await _cancel(fetch, woken, self._commit)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
-        return await self._consumer.getmany(
+        records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
             timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=MOST_RECORDS
         )
+        return records
 
     def _patience(self) -> float:
         """How long nothing may come before something is due, in seconds."""
@@ -130,7 +131,15 @@ class Worker:
         if len(rows) == MOST_RECORDS:
             self._wake.set()
         return [
-            Raw(row["topic"], row["partition"], row["offset"], row["key"], row["raw"], _headers(row["headers"]), row["id"])
+            Raw(
+                row["topic"],
+                row["partition"],
+                row["offset"],
+                row["key"],
+                row["raw"],
+                _headers(row["headers"]),
+                row["id"],
+            )
             for row in rows
         ]
 
@@ -175,7 +184,10 @@ class Worker:
 
     async def _append(self, write: BatchWrite, started: float) -> None:
         nothing = not (write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken)
-        if nothing and (write.spend_offset, write.command_offset) == (self.lease.spend_offset, self.lease.command_offset):
+        if nothing and (write.spend_offset, write.command_offset) == (
+            self.lease.spend_offset,
+            self.lease.command_offset,
+        ):
             return
         await append(self._writing, self.lease, write)
         self._taking.difference_update(write.taken)
@@ -216,4 +228,3 @@ async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
-

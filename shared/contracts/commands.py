@@ -45,6 +45,8 @@ class Command(BaseModel):
 
 
 class OpenBusinessCenter(Command):
+    """A company that will own ad accounts and a shared balance."""
+
     type: Literal["open_business_center"]
     currency: Currency
     time_zone: Annotated[str, Field(min_length=1, max_length=64)]
@@ -52,6 +54,8 @@ class OpenBusinessCenter(Command):
 
 
 class OpenAdAccount(Command):
+    """An account of the Business Center."""
+
     type: Literal["open_ad_account"]
     ad_account_id: Identifier
     billing: Literal["monthly_invoicing", "prepay", "autopay"]
@@ -61,22 +65,30 @@ class OpenAdAccount(Command):
 
 
 class DepositCash(Command):
+    """Cash for the Business Center, or for the account named."""
+
     type: Literal["deposit_cash"]
     amount: Amount
     ad_account_id: Identifier | None = None
 
 
 class SetCreditLine(Command):
+    """What the Business Center may spend before it pays."""
+
     type: Literal["set_credit_line"]
     limit: Amount
 
 
 class RepayCredit(Command):
+    """An invoice was paid."""
+
     type: Literal["repay_credit"]
     amount: Amount
 
 
 class GrantVoucher(Command):
+    """A voucher for the Business Center, or for the account named; tied to campaigns with an account only."""
+
     type: Literal["grant_voucher"]
     voucher_id: Identifier
     amount: Amount
@@ -86,6 +98,8 @@ class GrantVoucher(Command):
 
 
 class GrantAdCredit(Command):
+    """An ad credit for the Business Center's pool."""
+
     type: Literal["grant_ad_credit"]
     ad_credit_id: Identifier
     amount: Amount
@@ -93,6 +107,8 @@ class GrantAdCredit(Command):
 
 
 class AllocateAdCredit(Command):
+    """Ad credit of the pool for one account."""
+
     type: Literal["allocate_ad_credit"]
     ad_credit_id: Identifier
     ad_account_id: Identifier
@@ -100,6 +116,8 @@ class AllocateAdCredit(Command):
 
 
 class TransferBalance(Command):
+    """Cash or credit between the Business Center and one of its accounts."""
+
     type: Literal["transfer_balance"]
     ad_account_id: Identifier
     direction: Literal["to_ad_account", "to_business_center"]
@@ -108,14 +126,20 @@ class TransferBalance(Command):
 
 
 class EnableAutomaticAllocation(Command):
+    """From now on accounts draw on the Business Center."""
+
     type: Literal["enable_automatic_allocation"]
 
 
 class DisableAutomaticAllocation(Command):
+    """Always refused: there is no way back."""
+
     type: Literal["disable_automatic_allocation"]
 
 
 class SetBudget(Command):
+    """An account's budget; `amount` for all modes but `unlimited`."""
+
     type: Literal["set_budget"]
     ad_account_id: Identifier
     mode: Literal["daily", "monthly", "custom", "unlimited"]
@@ -123,11 +147,15 @@ class SetBudget(Command):
 
 
 class ResetBudget(Command):
+    """A custom budget starts again."""
+
     type: Literal["reset_budget"]
     ad_account_id: Identifier
 
 
 class SetCampaignBudget(Command):
+    """A campaign's budget; `amount` for all modes but `unlimited`."""
+
     type: Literal["set_campaign_budget"]
     ad_account_id: Identifier
     campaign_id: Identifier

@@ -1,0 +1,1 @@
+"""The log: its schema, appending, reading, following, hashing."""

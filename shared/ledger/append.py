@@ -67,7 +67,10 @@ class BatchWrite:
 
 
 async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
-    """Append a batch and move the lease. Raises LeaseLostError, with nothing written, for who owns the shard no more."""
+    """Append a batch and move the lease.
+
+    Raises LeaseLostError, with nothing written, for who owns the shard no more.
+    """
     if write.rows:
         lease.tree.append([leaf_hash(row) for row in write.rows])
     async with connection.transaction():
@@ -114,7 +117,7 @@ async def _append_entries(connection: asyncpg.Connection, lease: Lease, write: B
         f"entries_{lease.shard}",
         schema_name="ledger",
         columns=FIELDS,
-        source=b"".join((COPY_HEADER, *write.rows, COPY_TRAILER)),
+        source=memoryview(b"".join((COPY_HEADER, *write.rows, COPY_TRAILER))),  # bytes would be taken for a path
         format="binary",
     )
     await connection.execute(

@@ -105,7 +105,8 @@ def _line_of(values: list[bytes | None], encoded: bytes) -> Line:
     kind, holder, pocket, grant_id, center, account, campaign, cause = (
         None if text is None else text.decode() for text in texts
     )
-    assert kind is not None and center is not None, "a field that is never null"
+    assert kind is not None, "a field that is never null"
+    assert center is not None, "a field that is never null"
     line = Line(
         kind,
         center,

@@ -58,9 +58,7 @@ async def announce(connection: asyncpg.Connection, owner: str) -> int:
         " ON CONFLICT (owner) DO UPDATE SET renewed_at = clock_timestamp()",
         owner,
     )
-    await connection.execute(
-        "UPDATE ledger.shards SET renewed_at = clock_timestamp() WHERE owner = $1", owner
-    )
+    await connection.execute("UPDATE ledger.shards SET renewed_at = clock_timestamp() WHERE owner = $1", owner)
     alive = await connection.fetchval(
         "SELECT count(*) FROM ledger.allocators WHERE renewed_at > clock_timestamp() - make_interval(secs => $1)",
         LEASE_SECONDS,
@@ -109,8 +107,7 @@ async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
 async def release(connection: asyncpg.Connection, lease: Lease) -> None:
     """Give the shard up, for others to take at once."""
     await connection.execute(
-        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL, owner_started = NULL"
-        " WHERE shard = $1 AND epoch = $2",
+        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL, owner_started = NULL WHERE shard = $1 AND epoch = $2",
         lease.shard,
         lease.epoch,
     )

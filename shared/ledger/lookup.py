@@ -95,9 +95,7 @@ def _charged_spend(position: int, rows: list[Any]) -> ChargedSpend:
     )
 
 
-async def _money_of(
-    connection: asyncpg.Connection, shard: int, positions: Iterable[int]
-) -> dict[int, list[Any]]:
+async def _money_of(connection: asyncpg.Connection, shard: int, positions: Iterable[int]) -> dict[int, list[Any]]:
     """The money entries that stand together from each of these positions on, by that position."""
     found: dict[int, list[Any]] = {position: [] for position in positions}
     pending = {position: position for position in found}

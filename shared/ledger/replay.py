@@ -126,7 +126,8 @@ class Redecider:
         outcome, detail = self._rules.event((*item[:5], center.currency if center else "", *item[6:]))
         if outcome != "charged":
             raise ReplayDiffersError(
-                f"{self._where(batch.first)}: event {item[0].hex()} was charged, decided again it is {outcome}: {detail}"
+                f"{self._where(batch.first)}: event {item[0].hex()} was charged,"
+                f" decided again it is {outcome}: {detail}"
             )
 
     async def _spends_before(self, batch: StoredBatch, event_ids: list[bytes]) -> dict[bytes, Any]:
@@ -168,11 +169,11 @@ def describe(encoded: bytes) -> str:
 
 
 def inputs_of(stored: list[StoredEntry]) -> list[Any]:
-    """The spends, reversals (as events without a currency: it is the BC's) and commands (as their content), in order."""
+    """The spends and reversals (as events without a currency: it is the BC's) and commands (as content), in order."""
     inputs: list[Any] = []
     for item in stored:
         line, amount, occurred_at, source, part, day, _ = item.entry
-        if source is None or amount is None and part:
+        if source is None or (amount is None and part):
             continue
         if part == 0 and day is None:
             inputs.append(json.loads(line.details or "{}")["command"])

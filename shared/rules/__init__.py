@@ -1,0 +1,1 @@
+"""The money rules, pure: no I/O, no clock, no framework. docs/rules.md says where each rule lives."""

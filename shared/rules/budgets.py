@@ -21,7 +21,17 @@ class Budget:
     the custom budget began: it counted the spends after it.
     """
 
-    __slots__ = ("amount", "counted", "days", "history", "mode", "months", "started_at", "started_day", "started_position")
+    __slots__ = (
+        "amount",
+        "counted",
+        "days",
+        "history",
+        "mode",
+        "months",
+        "started_at",
+        "started_day",
+        "started_position",
+    )
 
     def __init__(self) -> None:
         self.mode = UNLIMITED

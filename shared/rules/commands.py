@@ -138,7 +138,7 @@ def _enable(shard: "Shard", step: Step, command: Command) -> None:
     automatic_allocation.enable(step, center, shard.now, shard.position, shard.policy)
 
 
-def _disable(shard: "Shard", step: Step, command: Command) -> None:
+def _disable(shard: "Shard", _step: Step, command: Command) -> None:
     center = _center(shard, command)
     _permit(command, center.finance_roles)
     is_on = center.automatic_since is not None

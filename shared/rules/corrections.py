@@ -49,7 +49,9 @@ def reversal_fault(spend: ChargedSpend, event: tuple[str, str, str], amount: int
     return None
 
 
-def reverse(step: Step, spend: ChargedSpend, campaign: Campaign, amount: int, reason: str | None, spend_id: bytes) -> None:
+def reverse(
+    step: Step, spend: ChargedSpend, campaign: Campaign, amount: int, reason: str | None, spend_id: bytes
+) -> None:
     """Return `amount` of a spend: overdelivered parts first, then what was drawn, last drawn first returned."""
     details: dict[str, object] = {"spend_occurred_at": spend.occurred_at, "spend_position": spend.position}
     if reason is not None:
@@ -89,7 +91,9 @@ def overflows(account: AdAccount, amount: int) -> bool:
 
 def _order_of_return(spend: ChargedSpend) -> list[Part]:
     last_first = spend.parts[::-1]
-    return [part for part in last_first if part.pocket is None] + [part for part in last_first if part.pocket is not None]
+    return [part for part in last_first if part.pocket is None] + [
+        part for part in last_first if part.pocket is not None
+    ]
 
 
 def _return_part(
@@ -114,18 +118,18 @@ def _return_part(
             step, spend, spend_id, details, "reversal", taken, holder=holder, pocket=part.pocket, grant_id=part.grant_id
         )
         return
-    holder, pocket = part.holder, part.pocket
+    now_held_by, pocket = part.holder, part.pocket
     if pocket == "credit" and account.participates:
-        holder, pocket = "business_center", "credit_line"
+        now_held_by, pocket = "business_center", "credit_line"
     if pocket == "credit_line":
         center.credit_used -= taken
-    elif holder == "business_center":
+    elif now_held_by == "business_center":
         center.cash += taken
     elif pocket == "cash":
         account.cash += taken
     else:
         account.credit += taken
-    _write(step, spend, spend_id, details, "reversal", taken, holder=holder, pocket=pocket)
+    _write(step, spend, spend_id, details, "reversal", taken, holder=now_held_by, pocket=pocket)
 
 
 def _holding_now(center: BusinessCenter, account: AdAccount, kind: str, grant_id: str) -> Holding:

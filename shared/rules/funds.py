@@ -28,9 +28,7 @@ def set_credit_line(step: Step, center: BusinessCenter, limit: int, policy: Poli
     """A new limit. Below what is used nothing can be drawn from the line until it is above zero."""
     change = limit - center.credit_limit
     center.credit_limit = limit
-    step.write(
-        "credit_limit_change", center.id, amount=change, holder="business_center", pocket="credit_line"
-    )
+    step.write("credit_limit_change", center.id, amount=change, holder="business_center", pocket="credit_line")
     settle_business_center(step, center, policy)
 
 

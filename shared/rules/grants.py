@@ -20,7 +20,9 @@ def grant(
         settle_account(step, account, policy)
 
 
-def allocate(step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int, policy: Policy) -> None:
+def allocate(
+    step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int, policy: Policy
+) -> None:
     """Ad credit of the BC's pool for one account, by hand: the only way it can be spent."""
     pool = holding_of(credit, None)
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")

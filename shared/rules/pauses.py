@@ -32,7 +32,10 @@ _DETAILS = [canonical_json({"causes": cause_names(causes)}) for causes in range(
 
 def account_causes(account: AdAccount, policy: Policy) -> int:
     """What stops an ad account now."""
-    causes = AD_ACCOUNT_BUDGET if account.budget.amount is not None and _is_exhausted(account) else 0
+    budget = account.budget
+    causes = 0
+    if budget.amount is not None and budget.exhausted(account.zone.today):
+        causes = AD_ACCOUNT_BUDGET
     if account.participates:
         return causes | BUSINESS_CENTER_BALANCE if account.business_center.empty else causes
     return causes | AD_ACCOUNT_BALANCE if account.available(policy.ad_account) == 0 else causes
@@ -45,6 +48,17 @@ def campaign_causes(campaign: Campaign, policy: Policy) -> int:
     if budget.amount is not None and budget.exhausted(campaign.account.zone.today):
         causes = CAMPAIGN_BUDGET
     return causes | AD_ACCOUNT_BALANCE if _only_others_can_pay(campaign, policy) else causes
+
+
+def is_settled(campaign: Campaign, policy: Policy) -> bool:
+    """After a spend of this campaign: is every set of causes still what it should be? Nearly always it is."""
+    account = campaign.account
+    center = account.business_center
+    if account.participates and (center.available(policy.business_center) == 0) != center.empty:
+        return False
+    if account_causes(account, policy) != account.causes or campaign_causes(campaign, policy) != campaign.causes:
+        return False
+    return not account.stopped_campaigns and not _some_campaign_may_lack_money(account, policy)
 
 
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
@@ -77,10 +91,6 @@ def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
         campaign.causes = _write_changes(step, campaign.account, campaign.id, before, causes)
 
 
-def _is_exhausted(account: AdAccount) -> bool:
-    return account.budget.exhausted(account.zone.today)
-
-
 def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
     """Only where all that is left is tied (section 5.4); an account that can draw on its BC never lacks it alone."""
     if account.participates or account.vouchers.tied == 0 or "voucher" not in policy.ad_account:
@@ -110,6 +120,4 @@ def _write_changes(step: Step, account: AdAccount, campaign_id: str | None, befo
 
 
 def _line(kind: str, account: AdAccount, campaign_id: str | None, cause: str, causes: int) -> Line:
-    return Line(
-        kind, account.business_center.id, account.id, campaign_id, cause=cause, details=_DETAILS[causes]
-    )
+    return Line(kind, account.business_center.id, account.id, campaign_id, cause=cause, details=_DETAILS[causes])

@@ -3,7 +3,7 @@
 from shared.rules.money import LARGEST_BALANCE
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - an outcome, not an error
     """The command changes nothing; `code` and `message` are its outcome."""
 
     def __init__(self, code: str, message: str) -> None:

@@ -53,8 +53,8 @@ class Batch:
 class Shard:
     """The state of one shard, and the decisions on it.
 
-    `deduplication_days` is the age in days beyond which an event is too old. `keep_days` bounds the days that budgets
-    remember; it must cover the window, and None keeps all.
+    `deduplication_days` is the age in days beyond which an event is too old; budgets remember the days of that window.
+    `keep_all_days`: they remember every day, as a replay must that does not know what the window was.
     """
 
     def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, keep_all_days: bool = False) -> None:
@@ -67,7 +67,8 @@ class Shard:
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self.zones: dict[str, Zone] = {}
         self._window = deduplication_days * DAY_US
-        self._keep_days = None if keep_all_days else deduplication_days + 2
+        self._keep_days = deduplication_days + 2
+        self._most_days = 2**62 if keep_all_days else self._keep_days + 4
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
         self._spends: dict[bytes, ChargedSpend] = {}
@@ -161,17 +162,16 @@ class Shard:
     def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
         """Write the pauses of a spend or reversal, where something that can pause has changed."""
         account = campaign.account
-        center = account.business_center
-        step = Step(self.entries, occurred_at, event_id)
-        step.part = part
-        pauses.settle_business_center(step, center, self.policy)
-        pauses.settle_account(step, account, self.policy)
-        pauses.settle_campaign(step, campaign, self.policy)
-        keep = self._keep_days
-        if keep is not None:
-            for budget in (account.budget, campaign.budget):
-                if len(budget.days) > keep + 4:
-                    budget.forget_before(account.zone.today - keep)
+        if not pauses.is_settled(campaign, self.policy):
+            step = Step(self.entries, occurred_at, event_id)
+            step.part = part
+            pauses.settle_business_center(step, account.business_center, self.policy)
+            pauses.settle_account(step, account, self.policy)
+            pauses.settle_campaign(step, campaign, self.policy)
+        if len(account.budget.days) > self._most_days:
+            account.budget.forget_before(account.zone.today - self._keep_days)
+        if len(campaign.budget.days) > self._most_days:
+            campaign.budget.forget_before(account.zone.today - self._keep_days)
 
     def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
         event_id, center_id, account_id, campaign_id, amount, _, occurred_at, reverses, reason = event
@@ -211,7 +211,8 @@ class Shard:
             return None
         start = batch.start_of(event_id)
         _, _, occurred_at, _, _, day, period = batch.entries[start]
-        assert day is not None and period is not None
+        assert day is not None, "a spend has a day"
+        assert period is not None, "a spend has a period"
         spend = ChargedSpend(event[1], event[2], event[3], occurred_at, batch.position + start + 1, day, period, [])
         for line, amount, _, source, _, _, _ in batch.entries[start:]:
             if source != event_id or amount is None:

@@ -37,8 +37,6 @@ def load(shard: Shard, dumped: dict[str, Any]) -> None:
         _load_center(shard, center)
 
 
-
-
 def _dump_center(center: BusinessCenter) -> list[Any]:
     return [
         center.id,
@@ -87,7 +85,9 @@ def _dump_account(account: AdAccount) -> list[Any]:
 
 
 def _load_account(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None:
-    id, billing, buying_type, zone, owned, participates, cash, credit, changes, day, causes, stopped, budget, rest = dumped
+    id, billing, buying_type, zone, owned, participates, cash, credit, changes, day, causes, stopped, budget, rest = (
+        dumped
+    )
     account = AdAccount(center, id, billing, buying_type, shard.zone(zone), owned)
     account.participates, account.cash, account.credit = participates, cash, credit
     account.changes, account.changes_day, account.causes = changes, day, causes
@@ -146,5 +146,5 @@ def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
     budget.mode, budget.amount, history, days, months, *counting = dumped
     budget.counted, budget.started_at, budget.started_day, budget.started_position = counting
     budget.history = [(day, mode, amount) for day, mode, amount in history]
-    budget.days = {day: spent for day, spent in days}
-    budget.months = {day: spent for day, spent in months}
+    budget.days = dict(days)
+    budget.months = dict(months)

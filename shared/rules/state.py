@@ -196,19 +196,16 @@ class BusinessCenter:
         return self.credit_limit - self.credit_used
 
     def available(self, pockets: tuple[str, ...]) -> int:
-        """What can be drawn from the pockets of the policy (domain page, section 3.5)."""
+        """What can be drawn from the pockets of the policy (domain page, section 3.5). Asked after every draw."""
         total = 0
         for pocket in pockets:
-            total += self.holds(pocket)
+            if pocket == "cash":
+                total += self.cash
+            elif pocket == "voucher":
+                total += self.vouchers.total
+            else:
+                total += max(0, self.credit_limit - self.credit_used)
         return total
-
-    def holds(self, pocket: str) -> int:
-        """What can be drawn from one pocket."""
-        if pocket == "cash":
-            return self.cash
-        if pocket == "voucher":
-            return self.vouchers.total
-        return max(0, self.credit_limit - self.credit_used)
 
 
 def pocket_of(business_center: BusinessCenter, holding: Holding) -> GrantPocket:

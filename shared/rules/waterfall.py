@@ -4,8 +4,7 @@ Source: the domain page, section 2. This is the hot path: every spend passes her
 and lines are made once a campaign and pocket, because both show in the figures of `make bench`.
 """
 
-from shared.rules.budgets import DAILY, MONTHLY, UNLIMITED, count_for_account, count_for_campaign
-from shared.rules.calendar import month_start
+from shared.rules.budgets import count_for_account, count_for_campaign
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
 from shared.rules.state import AdAccount, Campaign, GrantPocket, Holding
@@ -28,35 +27,19 @@ def charge(
     overdelivery. The parts add up to the amount. `position` is that of the first entry.
     """
     account = campaign.account
-    zone = account.zone
-    day, today = zone.day(occurred_at), zone.today
-    payable = amount
-    campaign_budget, budget = campaign.budget, account.budget
-    beyond_campaign_budget = beyond_budget = 0
-    if campaign_budget.history:
-        room = campaign_budget.room(day, today)
-        if room is not None and room < payable:
-            beyond_campaign_budget = payable - room
-            payable = room
-    period = day
-    if budget.history:
-        room = budget.room(day, today)
-        if room is not None and room < payable:
-            beyond_budget = payable - room
-            payable = room
-        if budget.mode != DAILY:
-            period = budget.period(day, today)
-
+    day, today = account.zone.day(occurred_at), account.zone.today
     parts: list[tuple[Line, int]] = []
+    payable, period = amount, day
+    beyond: list[tuple[Line, int]] | None = None
+    if campaign.budget.history or account.budget.history:
+        payable, period, beyond = _limit(campaign, amount, day, today)
     left = payable
     if left and (account.cash or account.vouchers.total or account.credit or account.ad_credits.total):
         left = _draw_own(parts, policy, campaign, left)
     if left and account.participates:
         left = _draw_business_center(parts, policy, campaign, left)
-    if beyond_campaign_budget:
-        parts.append((overdelivery_line(campaign, "campaign_budget"), beyond_campaign_budget))
-    if beyond_budget:
-        parts.append((overdelivery_line(campaign, "ad_account_budget"), beyond_budget))
+    if beyond:
+        parts += beyond
     if left:
         cause = "business_center_balance" if account.participates else "ad_account_balance"
         parts.append((overdelivery_line(campaign, cause), left))
@@ -67,19 +50,31 @@ def charge(
         part += 1
     billed = payable - left
     if billed:
-        count_for_account(budget, day, billed, position)
-        count_for_campaign(campaign_budget, day, billed)
+        count_for_account(account.budget, day, billed, position)
+        count_for_campaign(campaign.budget, day, billed)
     return part
+
+
+def _limit(campaign: Campaign, amount: int, day: int, today: int) -> tuple[int, int, list[tuple[Line, int]]]:
+    """What the budgets let through, the first day of the account's period, and the parts beyond the budgets."""
+    budget = campaign.account.budget
+    beyond: list[tuple[Line, int]] = []
+    for limiting, cause in ((campaign.budget, "campaign_budget"), (budget, "ad_account_budget")):
+        room = limiting.room(day, today) if limiting.history else None
+        if room is not None and room < amount:
+            beyond.append((overdelivery_line(campaign, cause), amount - room))
+            amount = room
+    return amount, budget.period(day, today), beyond
 
 
 def _draw_own(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign, left: int) -> int:
     account = campaign.account
     for pocket in policy.ad_account:
         if pocket == "cash":
-            taken = left if left < account.cash else account.cash
+            taken = min(account.cash, left)
             account.cash -= taken
         elif pocket == "credit":
-            taken = left if left < account.credit else account.credit
+            taken = min(account.credit, left)
             account.credit -= taken
         else:
             left = _draw_grants(parts, _own_grants(account, pocket), campaign, left)
@@ -96,7 +91,7 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
     business_center = campaign.account.business_center
     for pocket in policy.business_center:
         if pocket == "cash":
-            taken = left if left < business_center.cash else business_center.cash
+            taken = min(business_center.cash, left)
             business_center.cash -= taken
         elif pocket == "credit_line":
             taken = min(left, max(0, business_center.credit_available))
