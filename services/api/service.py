@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import structlog
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from services.api.app import create_app
 from services.api.context import Context
@@ -52,6 +54,7 @@ async def _serve(settings: Settings, context: Context) -> None:
         create_app(context),
         log_config=None,
         access_log=False,
+        http=_Protocol,
         lifespan="off",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
@@ -73,6 +76,13 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Protocol(H11Protocol):
+    """Answers what is not HTTP as every other error is answered."""
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(json.dumps({"code": "invalid", "message": msg}))
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -24,8 +24,9 @@ CHANNELS = ("outcomes", "balance")
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
 
-# What asyncpg raises when the database is away for now, or when it went away in between.
-DATABASE_AWAY = (*AWAY, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+# What asyncpg raises when the database is away for now, or went away in between: an internal error it is when
+# the server's farewell arrives just as a statement is sent.
+DATABASE_AWAY = (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,99 @@
+"""Commands through HTTP: one outcome for one command, and reads that follow see its effect."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.api import commands
+from shared.runtime.embedded import EmbeddedPostgres
+from tests.integration.api import Api, allocation, command, running_api, shard_of
+
+
+@pytest.fixture(scope="module")
+async def api(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        yield running
+
+
+async def test_a_command_is_answered_with_its_outcome(api: Api) -> None:
+    sent = command("deposit_cash", "bc-1", amount="1.5")
+    async with allocation(api):
+        response = await api.client.post("/v1/commands", json=sent)
+    outcome = response.json()
+    assert response.status_code == 200
+    assert outcome["command_id"] == sent["command_id"]
+    assert (outcome["status"], outcome["code"], outcome["type"]) == ("accepted", None, "deposit_cash")
+    assert outcome["shard"] == shard_of("bc-1")
+
+
+async def test_a_command_sent_again_gets_its_first_outcome_and_is_not_published_again(api: Api) -> None:
+    sent = command("deposit_cash", "bc-2", amount="1.5")
+    async with allocation(api) as writer:
+        first = await api.client.post("/v1/commands", json=sent)
+        otherwise_written = {**sent, "amount": "1.500", "command_id": sent["command_id"].upper()}
+        again = await api.client.post("/v1/commands", json=otherwise_written)
+        assert again.json() == first.json()
+        assert sum(content["command_id"] == sent["command_id"] for content in writer.decided) == 1
+
+
+async def test_the_same_command_id_with_other_content_is_a_conflict(api: Api) -> None:
+    sent = command("deposit_cash", "bc-3", amount="1.5")
+    async with allocation(api):
+        await api.client.post("/v1/commands", json=sent)
+        other, first_again = await asyncio.gather(
+            api.client.post("/v1/commands", json={**sent, "amount": "2"}),
+            api.client.post("/v1/commands", json=sent),
+        )
+    assert (other.status_code, other.json()["code"]) == (422, "conflict")
+    assert (first_again.status_code, first_again.json()["status"]) == (200, "accepted")
+
+
+async def test_many_commands_at_once_each_get_their_own_outcome(api: Api) -> None:
+    sent = [command("deposit_cash", f"bc-{number % 7}", amount="1") for number in range(100)]
+    async with allocation(api):
+        responses = await asyncio.gather(*(api.client.post("/v1/commands", json=each) for each in sent))
+    assert [response.json()["command_id"] for response in responses] == [each["command_id"] for each in sent]
+
+
+async def test_the_answer_waits_until_the_read_model_has_caught_up(api: Api) -> None:
+    sent = command("deposit_cash", "bc-9", amount="1")
+    async with allocation(api, visible_at_once=False) as writer:
+        await api.checkpoint("balance", shard_of("bc-9"), 0)
+        answering = asyncio.create_task(api.client.post("/v1/commands", json=sent))
+        await writer.has_decided(sent["command_id"])
+        done, _ = await asyncio.wait({answering}, timeout=0.7)
+        assert not done, "answered before the read model had the effect"
+        await api.checkpoint("balance", shard_of("bc-9"), 2**40)
+        assert (await answering).status_code == 200
+
+
+async def test_what_is_not_decided_in_time_is_504(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.5)
+    response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))
+    assert (response.status_code, response.json()["code"]) == (504, "timeout")
+    assert "command_id" in response.json()["message"]
+
+
+async def test_a_command_that_timed_out_is_answered_when_asked_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = command("deposit_cash", "bc-4", amount="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.5)
+        assert (await api.client.post("/v1/commands", json=sent)).status_code == 504
+    async with allocation(api):
+        assert (await api.client.post("/v1/commands", json=sent)).status_code == 200
+
+
+async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
+    postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
+    async with running_api(postgres.url, tmp_path) as api:
+        assert (await api.client.get("/readyz")).status_code == 200
+        await api.broker.stop()
+        response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))
+        assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        assert response.headers["retry-after"]
+        assert (await api.client.get("/readyz")).status_code == 503
+        assert (await api.client.get("/healthz")).status_code == 200

@@ -1,0 +1,173 @@
+"""The API as a process runs it: on a socket, with its end, and with a database that goes away."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from drawdown import quarantine
+from services.api.service import run
+from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
+from shared.runtime.kafka import FINANCE_COMMANDS, ensure_topics
+from shared.runtime.migrate import migrate
+from shared.runtime.settings import Settings
+from tests.integration.api import Api, command, running_api
+from tests.servers import embedded_settings, free_ports
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The service, cancelled at the end as its process's signal handler does."""
+    service = asyncio.create_task(run(settings))
+    async with _client(settings) as client:
+        try:
+            await eventually(lambda: _answers(client))
+            yield client
+        finally:
+            service.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await service
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Return once it is so; the test's own time limit ends a wait for nothing."""
+    while not await check():  # noqa: ASYNC110 - another process's state, seen through HTTP
+        await asyncio.sleep(0.02)
+
+
+def _client(settings: Settings) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.http_port}", trust_env=False, timeout=30)
+
+
+@contextlib.asynccontextmanager
+async def _published(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
+    await ensure_topics(settings)
+    consumer = AIOKafkaConsumer(FINANCE_COMMANDS, bootstrap_servers=settings.kafka_bootstrap_servers)
+    await consumer.start()
+    try:
+        await consumer.seek_to_beginning()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def _answers(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+async def test_a_request_in_progress_is_answered_when_the_service_ends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.api.commands.DECISION_TIMEOUT_SECONDS", 1)
+    sent = command("deposit_cash", "b", amount="1")
+    service = asyncio.create_task(run(settings))
+    async with _client(settings) as client, _published(settings) as published:
+        await eventually(lambda: _answers(client))
+        asked = asyncio.create_task(client.post("/v1/commands", json=sent))
+        await published.getone()
+        service.cancel()
+        assert (await asked).status_code == 504
+        with pytest.raises(asyncio.CancelledError):
+            await service
+        with pytest.raises(httpx.ConnectError):
+            await client.get("/healthz")
+
+
+async def test_a_taken_port_fails_the_service(settings: Settings) -> None:
+    async with serving(settings):
+        with pytest.raises(ExceptionGroup) as failure:
+            await run(settings)
+    assert failure.group_contains(OSError)
+
+
+async def test_what_is_not_http_is_answered_as_an_error(settings: Settings) -> None:
+    async with serving(settings):
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
+        writer.write(b"GET /v1/ledger?after=\xff\x00 HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["code"] == "invalid"
+
+
+async def test_requests_are_counted_by_route_and_status(settings: Settings) -> None:
+    async with serving(settings) as client:
+        await client.get("/v1/ad-accounts/nobody")
+        metrics = (await client.get("/metrics")).text
+    route = 'method="GET",route="/v1/ad-accounts/{ad_account_id}"'
+    assert f'drawdown_http_requests_total{{{route},status="404"}}' in metrics
+    assert f"drawdown_http_request_seconds_count{{{route}}}" in metrics
+
+
+async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again(
+    tmp_path: Path, kafka: EmbeddedKafka
+) -> None:
+    tmp_path.chmod(0o755)
+    database = EmbeddedPostgres(tmp_path, free_ports(1))
+    await database.start()
+    await migrate(database.url, 4)
+    settings = embedded_settings(
+        tmp_path, database_url=database.url, kafka_bootstrap_servers=kafka.url, kafka_idempotence=False
+    )
+    try:
+        async with serving(settings) as client:
+            await database.stop()
+            for path in ("/v1/business-centers", "/v1/ledger", "/v1/deals/d/pacing", "/v1/quarantine"):
+                response = await client.get(path)
+                assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+                assert int(response.headers["retry-after"]) > 0
+            sent = await client.post("/v1/commands", json=command("deposit_cash", "b", amount="1"))
+            assert (sent.status_code, sent.json()["code"]) == (503, "unavailable")
+            assert (await client.get("/readyz")).status_code == 503
+            assert (await client.get("/healthz")).status_code == 200
+            await database.start()
+            assert (await client.get("/v1/business-centers")).status_code == 200
+            assert (await client.get("/readyz")).status_code == 200
+    finally:
+        await database.stop()
+
+
+# --- The command line ---
+
+
+async def _quarantine(api: Api, sequence: int) -> None:
+    await api.insert(
+        "ledger.quarantine",
+        shard=1,
+        sequence=sequence,
+        reason="malformed",
+        detail="why",
+        topic="spend.events",
+        partition=1,
+        offset=sequence,
+        raw=b"x",
+        recorded_at="2026-03-12T10:00:00Z",
+    )
+
+
+async def test_the_command_line_lists_and_replays(
+    postgres: EmbeddedPostgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_api(postgres.url, tmp_path) as api, serving(api.settings):
+        for sequence in range(1, 6):
+            await _quarantine(api, sequence)
+        capsys.readouterr()
+        await quarantine.list_records(api.settings, "malformed")
+        listed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        assert [record["id"] for record in listed] == [f"1-{sequence}" for sequence in range(1, 6)]
+        await quarantine.replay_records(api.settings, ["1-2"], None)
+        assert "1 sent back" in capsys.readouterr().out
+        await quarantine.replay_records(api.settings, [], "malformed")
+        assert "4 sent back" in capsys.readouterr().out
+        with pytest.raises(quarantine.RequestRefusedError, match="no such"):
+            await quarantine.replay_records(api.settings, ["1-99"], None)
+        with pytest.raises(quarantine.RequestRefusedError, match="reason"):
+            await quarantine.list_records(api.settings, "none")
