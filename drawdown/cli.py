@@ -1,6 +1,7 @@
 """The command line."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -181,6 +182,9 @@ def _run(command: Coroutine[Any, Any, int | None]) -> None:
     """Run a command and end the process with its result; an expected error is one line."""
     try:
         code = asyncio.run(command)
+    except BrokenPipeError:  # Whoever read our output has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except _EXPECTED as error:
         print(f"drawdown: {error}", file=sys.stderr)
         code = 1

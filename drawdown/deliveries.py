@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import deque
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
@@ -16,9 +17,14 @@ _REMEMBERED = 200
 
 @dataclass
 class Deliveries:
-    """Keeps the state of accounts and campaigns; drops what has a position it has seen."""
+    """Keeps the state of accounts and campaigns; drops what has a position it has seen.
+
+    `first_pause`: the first since `spending_since`; before that, accounts pause only because they are opened empty.
+    """
 
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    spending_since: datetime | None = None
+    first_pause: dict[str, Any] | None = None
     pauses: int = 0
     resumes: int = 0
     _positions: dict[bytes, int] = field(default_factory=dict)
@@ -46,6 +52,12 @@ class Deliveries:
         self.pauses += signal["change"] == "paused"
         self.resumes += signal["change"] == "resumed"
         self.latest.append(signal)
+        if self.first_pause is None and signal["change"] == "paused" and self._is_of_spend(signal):
+            self.first_pause = signal
+
+    def _is_of_spend(self, signal: dict[str, Any]) -> bool:
+        since = self.spending_since
+        return since is not None and datetime.fromisoformat(signal["recorded_at"]) >= since
 
     async def follow(self, settings: Settings) -> None:
         """Take every signal from the topic's beginning on, until cancelled."""

@@ -122,9 +122,9 @@ class Screen:
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _say_first_pause(self) -> None:
-        if not self._first_pause_said and self._deliveries.pauses:
+        first = self._deliveries.first_pause
+        if first is not None and not self._first_pause_said:
             self._first_pause_said = True
-            first = next(signal for signal in self._deliveries.latest if signal["change"] == "paused")
             self.say(f"the first pause, {time.monotonic() - self._began:.0f} s after the start: {_told(first)}")
 
     def _picture(self, picture: Picture) -> RenderableType:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from aiokafka import AIOKafkaProducer
 
@@ -31,8 +31,11 @@ Event = dict[str, Any]
 Say = Callable[[str], None]
 
 SEED = 20_261_122
+_USUAL_RATE = 500
 _TICK_SECONDS = 0.05
-_TOP_UP_SECONDS = 8
+_TOP_UP_SECONDS = 3
+# How often to look for a place that still delivers.
+_DRAWS = 20
 # Delivery hears of a pause and stops: auctions already won still come in for so long.
 _IN_FLIGHT_SECONDS = 2.0
 _MEAN_AMOUNT = 0.02
@@ -62,7 +65,11 @@ class Account:
 
 @dataclass(frozen=True)
 class BusinessCenter:
-    """A Business Center of the cast. `share`: how much of the spend is its; `scale`: its amounts, in units of money."""
+    """A Business Center of the cast.
+
+    `share`: how many percent of the spend are its. `scale`: how much larger its amounts are. `automatic`: whether
+    automatic allocation is enabled before its accounts are opened, after, or not at all.
+    """
 
     id: str
     currency: str
@@ -73,24 +80,23 @@ class BusinessCenter:
     cash: str | None = None
     credit_line: str | None = None
     voucher: str | None = None
-    automatic: bool = False
+    automatic: Literal["first", "last", "never"] = "never"
     campaign_budgets: tuple[tuple[str, str, str, str], ...] = ()
 
 
-# At 500 spends a second of 0.02 on average, 10 units a second are spent in all.
+# At 500 spends a second of 0.02 on average, 10 units a second are spent in all: a share of 30 is 3 units a second.
 CAST = (
     BusinessCenter(
-        "northwind",
+        "northwind",  # Automatic allocation comes last: balances move, budgets are synced from them.
         "USD",
         "America/New_York",
         share=30,
-        cash="40.00",
         credit_line="15.00",
-        automatic=True,
+        automatic="last",
         accounts=(
-            Account("northwind-us"),
-            Account("northwind-ca", budget=("daily", "5000.00")),
-            Account("northwind-outlet"),
+            Account("northwind-us", cash="40.00"),
+            Account("northwind-ca", cash="10.00", budget=("daily", "5000.00")),
+            Account("northwind-outlet", cash="10.00"),
         ),
     ),
     BusinessCenter(
@@ -101,7 +107,7 @@ CAST = (
         scale=100.0,
         voucher="2500.00",
         cash="1500.00",
-        automatic=True,
+        automatic="first",
         accounts=(Account("sakura-tokyo"), Account("sakura-osaka", budget=("custom", "900.00"))),
     ),
     BusinessCenter(
@@ -111,7 +117,7 @@ CAST = (
         share=20,
         accounts=(
             Account("blue-harbor-shop", billing="prepay", cash="25.00"),
-            Account("blue-harbor-app", billing="prepay", cash="5000.00", budget=("daily", "20.00")),
+            Account("blue-harbor-app", billing="prepay", cash="5000.00", budget=("custom", "20.00")),
         ),
     ),
     BusinessCenter(
@@ -120,11 +126,11 @@ CAST = (
         "America/Bogota",
         share=15,
         credit_line="100000.00",
-        automatic=True,
-        campaign_budgets=(("andes-travel-main", "brand", "lifetime", "1.50"),),
+        automatic="first",
+        campaign_budgets=(("andes-travel-main", "brand", "lifetime", "1.00"),),
         accounts=(
             Account("andes-travel-main"),
-            Account("andes-travel-agency", buying_type="reservation", cash="300.00"),
+            Account("andes-travel-agency", buying_type="reservation", cash="3000.00"),
         ),
     ),
     BusinessCenter(
@@ -133,7 +139,7 @@ CAST = (
         "Australia/Sydney",
         share=15,
         cash="1000000.00",
-        automatic=True,
+        automatic="first",
         accounts=(Account("outback-gear-main"), Account("outback-gear-clearance")),
     ),
 )
@@ -154,6 +160,8 @@ def _opening(center: BusinessCenter) -> Iterator[Command]:
         yield {"type": "set_credit_line", "limit": center.credit_line}
     if center.voucher:
         yield {"type": "grant_voucher", "voucher_id": "welcome", "amount": center.voucher}
+    if center.automatic == "first":
+        yield {"type": "enable_automatic_allocation"}
     for account in center.accounts:
         yield {
             "type": "open_ad_account",
@@ -170,7 +178,7 @@ def _opening(center: BusinessCenter) -> Iterator[Command]:
     for account_id, campaign_id, mode, amount in center.campaign_budgets:
         campaign = {"ad_account_id": account_id, "campaign_id": campaign_id}
         yield {"type": "set_campaign_budget", **campaign, "mode": mode, "amount": amount}
-    if center.automatic:
+    if center.automatic == "last":
         yield {"type": "enable_automatic_allocation"}
 
 
@@ -211,7 +219,7 @@ class Spends:
     def next(self) -> tuple[bytes, bytes, bool] | None:
         """The next record: key, value, and whether to send it to a partition of its own choice.
 
-        None: what was drawn is paused, and nothing of it is in flight any more.
+        None: hardly anything delivers any more.
         """
         drawn = self._random.randrange(1000)
         if drawn < _DUPLICATES and self._recent:
@@ -231,9 +239,13 @@ class Spends:
         return event["business_center_id"].encode(), json.dumps(event).encode(), misdirected
 
     def _spend(self) -> Event | None:
-        center, account, campaign = self._random.choices(self._places, self._weights)[0]
-        if not self._serves(account.id, campaign):
-            return None
+        for _ in range(_DRAWS):
+            center, account, campaign = self._random.choices(self._places, self._weights)[0]
+            if self._serves(account.id, campaign):
+                return self._spend_of(center, account, campaign)
+        return None
+
+    def _spend_of(self, center: BusinessCenter, account: Account, campaign: str) -> Event:
         micros = min(self._random.lognormvariate(-0.5, 1.0), 20) * _MEAN_AMOUNT * center.scale * _MICROS
         return {
             "type": "spend",
@@ -333,6 +345,7 @@ class Traffic:
 
     async def _publish(self, producer: AIOKafkaProducer) -> None:
         spends = Spends(self._clock.now, self._deliveries)
+        self._deliveries.spending_since = self._clock.now()
         chance = random.Random(SEED)
         began = time.monotonic()
         drawn = 0
@@ -358,29 +371,32 @@ class Traffic:
 
     async def _top_up(self, number: int) -> tuple[str, Command]:
         """What number so-and-so is: each kind in turn, in amounts that last some seconds."""
-        factor = self._rate / 500
-        match number % 5:
+
+        def amount(units: int) -> str:
+            return _decimal(units * _MICROS * self._rate // _USUAL_RATE)
+
+        match number % 7:
             case 0:
-                return "northwind", {"type": "deposit_cash", "amount": _decimal(round(60 * factor * _MICROS))}
+                return "northwind", {"type": "deposit_cash", "amount": amount(60)}
             case 1:
                 campaign = await self._door.read("/v1/ad-accounts/andes-travel-main/campaigns/brand")
                 spent = Decimal(campaign["budget"]["spent"] or 0) if campaign else Decimal(0)
-                amount = _decimal(round(spent * _MICROS) + round(3 * factor * _MICROS))
-                names = {"ad_account_id": "andes-travel-main", "campaign_id": "brand"}
-                return "andes-travel", {"type": "set_campaign_budget", **names, "mode": "lifetime", "amount": amount}
+                names = {"ad_account_id": "andes-travel-main", "campaign_id": "brand", "mode": "lifetime"}
+                total = _decimal(round((spent + Decimal(amount(3))) * _MICROS))
+                return "andes-travel", {"type": "set_campaign_budget", **names, "amount": total}
             case 2:
-                amount = _decimal(round(40 * factor * _MICROS))
-                return "blue-harbor", {"type": "deposit_cash", "ad_account_id": "blue-harbor-shop", "amount": amount}
+                shop = {"ad_account_id": "blue-harbor-shop", "amount": amount(20)}
+                return "blue-harbor", {"type": "deposit_cash", **shop}
             case 3:
                 soon = _rfc3339(self._clock.now() + timedelta(seconds=60))
-                voucher = {"voucher_id": f"weekly-{number}", "expires_at": soon}
-                return "sakura", {
-                    "type": "grant_voucher",
-                    **voucher,
-                    "amount": _decimal(round(4000 * factor * _MICROS)),
-                }
-            case _:
+                voucher = {"voucher_id": f"weekly-{number}", "expires_at": soon, "amount": amount(3000)}
+                return "sakura", {"type": "grant_voucher", **voucher}
+            case 4:
                 return "sakura", {"type": "reset_budget", "ad_account_id": "sakura-osaka"}
+            case 5:
+                return "northwind", {"type": "reset_budget", "ad_account_id": "northwind-outlet"}
+            case _:
+                return "blue-harbor", {"type": "reset_budget", "ad_account_id": "blue-harbor-app"}
 
 
 def _decimal(micros: int) -> str:
