@@ -1,0 +1,98 @@
+"""The rules without a database: what the writer does with them, in memory, for tests of the rules alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from services.allocation.decoding import Command, decode_command, decode_event
+from shared.contracts.commands import same_content
+from shared.ledger.encoding import encode_entries
+from shared.rules import snapshot
+from shared.rules.corrections import ChargedSpend, Part, take_back
+from shared.rules.entries import Entry
+from shared.rules.policy import STANDARD, Policy
+from shared.rules.shard import Event, Shard
+
+SHARD = 3
+
+
+class PureLedger:
+    """One shard: messages in, entries out. Keeps what the database would."""
+
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7) -> None:
+        self.policy = policy
+        self._days = deduplication_days
+        self.rules = Shard(policy, deduplication_days)
+        self.entries: list[Entry] = []
+        self.recorded: list[int] = []
+        self._events: dict[bytes, tuple[Event, int]] = {}
+        self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
+
+    def batch(self, messages: Sequence[bytes | tuple[str, bytes]], now: int) -> list[Any]:
+        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each."""
+        decoded = [self._decode(kind, value) for kind, value in messages]  # type: ignore[misc]
+        events = [item for item in decoded if isinstance(item, tuple)]
+        known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
+        reversed_ids = [event[7] for event in events if event[7] is not None]
+        spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
+        self.rules.begin(now, self.policy, known, spends)
+        fates = [self._decide(item) for item in decoded]
+        self.entries += self.rules.entries
+        self.recorded += [self.rules.now] * len(self.rules.entries)
+        return fates
+
+    def reload(self) -> None:
+        """Crash and start again from a snapshot."""
+        dumped = snapshot.dump(self.rules)
+        self.rules = Shard(self.policy, self._days)
+        snapshot.load(self.rules, dumped)
+
+    def encoded(self) -> list[bytes]:
+        """The canonical bytes of all entries."""
+        return [
+            encode_entries([entry], SHARD, position, recorded)[0]
+            for position, (entry, recorded) in enumerate(zip(self.entries, self.recorded, strict=True), 1)
+        ]
+
+    def _decode(self, kind: str, value: bytes) -> Any:
+        return decode_command(value) if kind == "command" else decode_event(value, ())
+
+    def _decide(self, item: Any) -> Any:
+        if isinstance(item, Command):
+            return self._decide_command(item)
+        if not isinstance(item, tuple):
+            return f"quarantined:{item.reason}"
+        before = len(self.rules.entries)
+        outcome, _ = self.rules.event(item)
+        if outcome == "charged":
+            self._events[item[0]] = (item, self.rules.position + before + 1)
+        return outcome if outcome in ("charged", "duplicate") else f"quarantined:{outcome}"
+
+    def _decide_command(self, command: Command) -> tuple[str, str | None]:
+        meaning = same_content(command.content)
+        if command.id in self._outcomes:
+            first, outcome = self._outcomes[command.id]
+            return outcome if first == meaning else ("rejected", "conflict")
+        refused = self.rules.command(command.meaning, command.id, command.content)
+        outcome = ("accepted", None) if refused is None else ("rejected", refused.code)
+        self._outcomes[command.id] = (meaning, outcome)
+        return outcome
+
+    def _spend(self, event_id: bytes) -> ChargedSpend | None:
+        """The spend as the database would give it."""
+        if event_id not in self._events or self._events[event_id][0][7] is not None:
+            return None
+        position = self._events[event_id][1]
+        if position > len(self.entries):
+            return None
+        _, center, account, campaign, _, _, occurred_at, _, _ = self._events[event_id][0]
+        parts = []
+        for line, amount, _, source, _, _, _ in self.entries[position - 1 :]:
+            if source != event_id or amount is None:
+                break
+            parts.append(Part(line.holder, line.pocket, line.grant_id, line.cause, abs(amount)))
+        _, _, _, _, _, day, period = self.entries[position - 1]
+        assert day is not None
+        assert period is not None
+        spend = ChargedSpend(center, account, campaign, occurred_at, position, day, period, parts)
+        take_back(spend, sum(abs(amount or 0) for line, amount, *_ in self.entries if line.reverses == event_id))
+        return spend
