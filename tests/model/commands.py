@@ -98,9 +98,12 @@ class Desk:
         _permit(center.finance_roles, command)
         name = command["ad_account_id"]
         _refuse_if(any(name in each.accounts for each in self.centers.values()), "already_exists")
-        center.accounts[name] = AdAccount(
+        account = AdAccount(
             name, command["billing"], command["buying_type"], command["time_zone"], command.get("owned", True)
         )
+        center.accounts[name] = account
+        if center.enabled_at is not None and account.left_out is not None:  # opened later, and no part either
+            center.left_out[name] = account.left_out
 
     def _deposit_cash(self, center: BusinessCenter, command: Command, now: int) -> None:
         target: BusinessCenter | AdAccount = center

@@ -206,7 +206,7 @@ class Workload:
 
     def _again(self, command: Message) -> Message:
         """The same command, or another under its id."""
-        changed = {"actor": {"id": "somebody else", "role": "admin"}} if self._random.random() < 0.3 else {}
+        changed = {"actor": {"id": "somebody-else", "role": "admin"}} if self._random.random() < 0.3 else {}
         return {**command, **changed, "command_id": command["command_id"].upper()}
 
     def _deposit(self, center: str, now_us: int, role: str) -> Message:
