@@ -51,14 +51,22 @@ def campaign_causes(campaign: Campaign, policy: Policy) -> int:
 
 
 def is_settled(campaign: Campaign, policy: Policy) -> bool:
-    """After a spend of this campaign: is every set of causes still what it should be? Nearly always it is."""
+    """After a spend of this campaign: is every set of causes still what it should be? Nearly always it is.
+
+    False also where that takes a closer look: where vouchers are tied to campaigns.
+    """
     account = campaign.account
-    center = account.business_center
-    if account.participates and (center.available(policy.business_center) == 0) != center.empty:
+    if account.participates:
+        center = account.business_center
+        if (center.available(policy.business_center) == 0) != center.empty:
+            return False
+    elif account.vouchers.tied:
         return False
-    if account_causes(account, policy) != account.causes or campaign_causes(campaign, policy) != campaign.causes:
+    if account.stopped_campaigns or account_causes(account, policy) != account.causes:
         return False
-    return not account.stopped_campaigns and not _some_campaign_may_lack_money(account, policy)
+    budget = campaign.budget
+    exhausted = budget.amount is not None and budget.exhausted(account.zone.today)
+    return campaign.causes == (CAMPAIGN_BUDGET if exhausted else 0)
 
 
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:

@@ -144,7 +144,14 @@ class AdAccount:
         """What the account's own pockets of the policy hold, tied vouchers included."""
         total = 0
         for pocket in pockets:
-            total += self.holds(pocket)
+            if pocket == "cash":
+                total += self.cash
+            elif pocket == "credit":
+                total += self.credit
+            elif pocket == "voucher":
+                total += self.vouchers.total
+            else:
+                total += self.ad_credits.total
         return total
 
     def holds(self, pocket: str) -> int:

@@ -7,7 +7,7 @@ and lines are made once a campaign and pocket, because both show in the figures 
 from shared.rules.budgets import count_for_account, count_for_campaign
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
-from shared.rules.state import AdAccount, Campaign, GrantPocket, Holding
+from shared.rules.state import Campaign, GrantPocket, Holding
 
 _DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
 
@@ -77,7 +77,9 @@ def _draw_own(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign,
             taken = min(account.credit, left)
             account.credit -= taken
         else:
-            left = _draw_grants(parts, _own_grants(account, pocket), campaign, left)
+            grants = account.vouchers if pocket == "voucher" else account.ad_credits
+            if grants.total:
+                left = _draw_grants(parts, grants, campaign, left)
             continue
         if taken:
             parts.append((_own_line(campaign, pocket), -taken))
@@ -97,7 +99,8 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
             taken = min(left, max(0, business_center.credit_available))
             business_center.credit_used += taken
         else:
-            left = _draw_grants(parts, business_center.vouchers, campaign, left)
+            if business_center.vouchers.total:
+                left = _draw_grants(parts, business_center.vouchers, campaign, left)
             continue
         if taken:
             parts.append((_draw_line(campaign, pocket), -taken))
@@ -108,8 +111,6 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
 
 
 def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: Campaign, left: int) -> int:
-    if not pocket.total:
-        return left
     for holding in list(pocket.holdings):
         if not left:
             break
@@ -119,10 +120,6 @@ def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: C
             parts.append((_grant_line(campaign, holding), -taken))
             left -= taken
     return left
-
-
-def _own_grants(account: AdAccount, pocket: str) -> GrantPocket:
-    return account.vouchers if pocket == "voucher" else account.ad_credits
 
 
 def _own_line(campaign: Campaign, pocket: str) -> Line:

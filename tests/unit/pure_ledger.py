@@ -27,9 +27,9 @@ class PureLedger:
         self._events: dict[bytes, tuple[Event, int]] = {}
         self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
 
-    def batch(self, messages: Sequence[bytes | tuple[str, bytes]], now: int) -> list[Any]:
+    def batch(self, messages: Sequence[tuple[str, bytes]], now: int) -> list[Any]:
         """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each."""
-        decoded = [self._decode(kind, value) for kind, value in messages]  # type: ignore[misc]
+        decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
         known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
         reversed_ids = [event[7] for event in events if event[7] is not None]
