@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from shared.ledger.encoding import COPY_HEADER, DAY_2000, EPOCH_2000_US, FIELDS
+from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
 _LENGTH = struct.Struct(">i")
@@ -23,6 +23,41 @@ class StoredEntry:
     encoded: bytes
 
 
+async def copy_entries(connection: asyncpg.Connection, shard: int, first: int, last: int) -> bytes:
+    """A binary COPY of the entries of a shard at the positions first … last, in order."""
+    chunks: list[bytes] = []
+
+    async def collect(chunk: bytes) -> None:
+        chunks.append(chunk)
+
+    await connection.copy_from_query(
+        f"SELECT {', '.join(FIELDS)} FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3"
+        " ORDER BY position",
+        shard,
+        first,
+        last,
+        output=collect,
+        format="binary",
+    )
+    return b"".join(chunks)
+
+
+def split_rows(data: bytes) -> list[bytes]:
+    """The canonical bytes of each entry of a binary COPY: split, not read."""
+    rows = []
+    at = len(COPY_HEADER)
+    unpack = _LENGTH.unpack_from
+    end = len(data) - len(COPY_TRAILER)
+    while at < end:
+        start = at
+        at += 2
+        for _ in FIELDS:
+            (length,) = unpack(data, at)
+            at += 4 + length if length > 0 else 4
+        rows.append(data[start:at])
+    return rows
+
+
 class Reader:
     """Decodes rows; lines that come again are made once."""
 
@@ -31,21 +66,7 @@ class Reader:
 
     async def read(self, connection: asyncpg.Connection, shard: int, first: int, last: int) -> list[StoredEntry]:
         """The entries of a shard at the positions first … last, in order."""
-        chunks: list[bytes] = []
-
-        async def collect(chunk: bytes) -> None:
-            chunks.append(chunk)
-
-        await connection.copy_from_query(
-            f"SELECT {', '.join(FIELDS)} FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3"
-            " ORDER BY position",
-            shard,
-            first,
-            last,
-            output=collect,
-            format="binary",
-        )
-        return self.decode(b"".join(chunks))
+        return self.decode(await copy_entries(connection, shard, first, last))
 
     def decode(self, data: bytes) -> list[StoredEntry]:
         """The entries of a binary COPY of `FIELDS`."""

@@ -5,7 +5,8 @@ then decide the same batches at the same ledger times under the same policies, a
 """
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import read_spends
 from shared.ledger.merkle import CompactRange, leaf_hash
 from shared.ledger.times import from_datetime
+from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.shard import Event, Shard
 
@@ -63,30 +65,44 @@ async def batches_after(
 
 
 class Redecider:
-    """Decides stored batches again, one after the other, and compares the root after each.
+    """Decides stored batches again, one after the other, and compares bytes and root after each.
 
-    The connection has `plain_types`.
+    The connection has `plain_types`. Who wants to look on overrides `before`, `between` and `after`.
     """
 
     def __init__(self, connection: asyncpg.Connection, rules: Shard, shard: int, tree: CompactRange) -> None:
-        self._connection = connection
-        self._rules = rules
-        self._shard = shard
-        self._tree = tree
-        self._reader = Reader()
-        self._policies: dict[str, Policy] = {}
+        self.rules = rules
+        self.shard = shard
+        self.tree = tree
         self.entries = 0
         self.inputs = 0
+        self._connection = connection
+        self._reader = Reader()
+        self._policies: dict[str, Policy] = {}
+
+    def before(self, batch: StoredBatch) -> None:
+        """The batch comes next: the rules stand where the one before left them."""
+
+    def between(self, batch: StoredBatch) -> None:
+        """The batch has begun, or an input of it was decided."""
+
+    def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
+        """The batch was decided again, and is what the ledger holds."""
 
     async def run(self, position: int, last: int, progress: Callable[[int], None] | None = None) -> None:
         """Decide everything behind `position` up to `last`. Raises ReplayDiffersError at the first difference."""
-        self._policies = await policies(self._connection)
-        async for batches in batches_after(self._connection, self._shard, position, last):
-            for group in _groups(batches):
-                stored = await self._reader.read(self._connection, self._shard, group[0].first, group[-1].last)
+        try:
+            self._policies = await policies(self._connection)
+        except ValueError as error:
+            raise ReplayDiffersError(f"a recorded policy is none: {error}") from error
+        async for batches in batches_after(self._connection, self.shard, position, last):
+            for group in groups(batches):
+                stored = await self._reader.read(self._connection, self.shard, group[0].first, group[-1].last)
                 await self._decide_group(group, stored)
                 if progress is not None:
                     progress(group[-1].last)
+        if self.tree.size != last:
+            raise ReplayDiffersError(f"{self._where(self.tree.size + 1)}: no batch holds it, and {last} is the last")
 
     async def _decide_group(self, group: list[StoredBatch], stored: list[StoredEntry]) -> None:
         start = 0
@@ -97,51 +113,87 @@ class Redecider:
 
     async def _decide(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
         self._check_positions(batch, stored)
-        inputs = inputs_of(stored)
-        reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
-        spends = await self._spends_before(batch, reversed_ids)
+        self.before(batch)
         policy = self._policies.get(batch.policy_version)
         if policy is None:
             raise ReplayDiffersError(f"{self._where(batch.first)}: no policy {batch.policy_version!r} is recorded")
-        self._rules.begin(batch.recorded_at, policy, spends=spends)
-        for item in inputs:
-            self._decide_input(batch, item)
-        rows = encode_entries(self._rules.entries, self._shard, batch.first, batch.recorded_at)
-        self._tree.append([leaf_hash(row) for row in rows])
+        with self._guarded(batch):
+            inputs = inputs_of(stored)
+        reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
+        spends = await self._spends_before(batch, reversed_ids)
+        with self._guarded(batch):
+            rows = self._decide_inputs(batch, policy, inputs, spends)
+        if rows != [entry.encoded for entry in stored]:
+            raise ReplayDiffersError(self._difference(batch, stored, rows))
+        self.tree.append([leaf_hash(row) for row in rows])
+        if self.tree.root() != batch.root:
+            raise ReplayDiffersError(
+                f"{self._where(batch.first)} to {batch.last}: the entries add up to the root {self.tree.root().hex()},"
+                f" the batch holds {batch.root.hex()}: an entry or the root was edited"
+            )
         self.entries += len(rows)
         self.inputs += len(inputs)
-        if self._tree.root() != batch.root or len(rows) != len(stored):
-            raise ReplayDiffersError(self._difference(batch, stored, rows))
+        self.after(batch, stored)
+
+    def _decide_inputs(
+        self, batch: StoredBatch, policy: Policy, inputs: list[Any], spends: dict[bytes, Any]
+    ) -> list[bytes]:
+        """The canonical bytes of what the rules write for these inputs."""
+        self.rules.begin(batch.recorded_at, policy, spends=spends)
+        self.between(batch)
+        for item in inputs:
+            self._decide_input(batch, item)
+            self.between(batch)
+        return encode_entries(self.rules.entries, self.shard, batch.first, batch.recorded_at)
 
     def _decide_input(self, batch: StoredBatch, item: "Event | dict[str, Any]") -> None:
+        position = batch.first + len(self.rules.entries)
         if isinstance(item, dict):
-            refused = self._rules.command(command_meaning(item), parse_uuid(item["command_id"]), item)
+            refused = self.rules.command(command_meaning(item), parse_uuid(item["command_id"]), item)
             if refused is not None:
                 raise ReplayDiffersError(
-                    f"{self._where(batch.first)}: command {item['command_id']} was accepted,"
+                    f"{self._where(position)}: command {item['command_id']} was accepted,"
                     f" decided again it is refused: {refused.message}"
                 )
             return
-        center = self._rules.business_centers.get(item[1])
-        outcome, detail = self._rules.event((*item[:5], center.currency if center else "", *item[6:]))
+        center = self.rules.business_centers.get(item[1])
+        outcome, detail = self.rules.event((*item[:5], center.currency if center else "", *item[6:]))
         if outcome != "charged":
             raise ReplayDiffersError(
-                f"{self._where(batch.first)}: event {item[0].hex()} was charged,"
-                f" decided again it is {outcome}: {detail}"
+                f"{self._where(position)}: event {item[0].hex()} was charged, decided again it is {outcome}: {detail}"
             )
 
     async def _spends_before(self, batch: StoredBatch, event_ids: list[bytes]) -> dict[bytes, Any]:
         """The spends that the batch reverses, as they stood before it."""
         if not event_ids:
             return {}
-        return await read_spends(self._connection, self._shard, event_ids, before=batch.first)
+        return await read_spends(self._connection, self.shard, event_ids, before=batch.first)
 
     def _check_positions(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
-        if batch.first != self._tree.size + 1:
-            raise ReplayDiffersError(f"{self._where(self._tree.size + 1)}: the next batch begins at {batch.first}")
+        if batch.first != self.tree.size + 1:
+            raise ReplayDiffersError(f"{self._where(self.tree.size + 1)}: the next batch begins at {batch.first}")
+        if batch.last < batch.first:
+            raise ReplayDiffersError(f"{self._where(batch.first)}: the batch ends before, at {batch.last}")
+        if batch.recorded_at < self.rules.now:
+            raise ReplayDiffersError(f"{self._where(batch.first)}: ledger time goes back")
         for expected, entry in enumerate(stored, batch.first):
             if entry.position != expected:
                 raise ReplayDiffersError(f"{self._where(expected)}: the entry is missing")
+        if len(stored) != batch.last - batch.first + 1:
+            raise ReplayDiffersError(f"{self._where(batch.first + len(stored))}: the entry is missing")
+
+    @contextmanager
+    def _guarded(self, batch: StoredBatch) -> Iterator[None]:
+        """What the rules cannot even read was not written by them."""
+        try:
+            yield
+        except ReplayDiffersError:
+            raise
+        except Exception as error:
+            raise ReplayDiffersError(
+                f"{self._where(batch.first)} to {batch.last}: the batch cannot be decided again:"
+                f" {type(error).__name__}: {error}"
+            ) from error
 
     def _difference(self, batch: StoredBatch, stored: list[StoredEntry], rows: list[bytes]) -> str:
         for entry, row in zip(stored, rows, strict=False):
@@ -150,12 +202,16 @@ class Redecider:
                     f"{self._where(entry.position)}: the ledger holds {describe(entry.encoded)},"
                     f" decided again it is {describe(row)}"
                 )
-        if len(rows) != len(stored):
-            return f"{self._where(batch.first)}: the batch holds {len(stored)} entries, decided again {len(rows)}"
-        return f"{self._where(batch.last)}: the entries are those decided, but the batch's root is another"
+        if len(rows) < len(stored):
+            extra = stored[len(rows)]
+            return f"{self._where(extra.position)}: the ledger holds {describe(extra.encoded)}, decided again nothing"
+        return (
+            f"{self._where(batch.last + 1)}: the batch ends at {batch.last},"
+            f" decided again {describe(rows[len(stored)])} follows"
+        )
 
     def _where(self, position: int) -> str:
-        return f"shard {self._shard}, position {position}"
+        return f"shard {self.shard}, position {position}"
 
 
 def describe(encoded: bytes) -> str:
@@ -165,7 +221,7 @@ def describe(encoded: bytes) -> str:
     line, amount, *_ = stored.entry
     parts = [line.kind, line.holder, line.pocket, line.ad_account_id, line.campaign_id, line.cause]
     said = " ".join(part for part in parts if part)
-    return f"{said} {amount if amount is not None else ''} ({encoded.hex()})"
+    return f"{said}{'' if amount is None else f' {format_micros(amount)}'} ({encoded.hex()})"
 
 
 def inputs_of(stored: list[StoredEntry]) -> list[Any]:
@@ -199,7 +255,7 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
     return inputs
 
 
-def _groups(batches: list[StoredBatch], most_entries: int = 20_000) -> list[list[StoredBatch]]:
+def groups(batches: list[StoredBatch], most_entries: int = 20_000) -> list[list[StoredBatch]]:
     """Neighbouring batches, read together as long as they are small."""
     groups: list[list[StoredBatch]] = []
     for batch in batches:
