@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from services.api import (
     ad_accounts,
+    asyncapi,
     business_centers,
     campaigns,
     commands,
@@ -18,7 +19,7 @@ from services.api import (
 from services.api.context import Context
 from shared.contracts.commands import FINANCE_COMMAND
 
-ROUTES = (commands, business_centers, ad_accounts, campaigns, ledger, deals, pacing, quarantine, operations)
+ROUTES = (commands, business_centers, ad_accounts, campaigns, ledger, deals, pacing, quarantine, operations, asyncapi)
 
 
 def create_app(context: Context) -> FastAPI:
