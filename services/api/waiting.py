@@ -7,7 +7,7 @@ reads now and then without one, so a lost notification costs time and nothing el
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -133,18 +133,21 @@ class Watcher:
         if self._positions:
             await self._look_at_positions(list(self._positions))
 
-    async def _look_for_outcomes(self, waits: Iterable[_OutcomeWait]) -> None:
+    async def _look_for_outcomes(self, waits: list[_OutcomeWait]) -> None:
         rows = await self.pool.fetch(
             "SELECT * FROM ledger.outcomes WHERE command_id = ANY($1) ORDER BY shard, sequence",
             [wait.command_id for wait in waits],
         )
+        waiting: defaultdict[UUID, list[_OutcomeWait]] = defaultdict(list)
+        for wait in waits:
+            waiting[wait.command_id].append(wait)
         for row in rows:
             meaning = same_content(json.loads(row["content"]))
-            for wait in waits:
+            for wait in waiting[row["command_id"]]:
                 if _answers(row, meaning, wait):
                     wait.found.set_result(row)
 
-    async def _look_at_positions(self, waits: Iterable[_PositionWait]) -> None:
+    async def _look_at_positions(self, waits: list[_PositionWait]) -> None:
         rows = await self.pool.fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = 'balance'")
         reached = {row["shard"]: row["position"] for row in rows}
         for wait in waits:
@@ -154,8 +157,7 @@ class Watcher:
 
 def _answers(row: asyncpg.Record, meaning: str, wait: _OutcomeWait) -> bool:
     return (
-        row["command_id"] == wait.command_id
-        and row["shard"] == wait.shard
+        row["shard"] == wait.shard
         and row["sequence"] > wait.after
         and meaning == wait.meaning
         and not wait.found.done()

@@ -50,6 +50,28 @@ async def test_the_same_command_id_with_other_content_is_a_conflict(api: Api) ->
     assert (first_again.status_code, first_again.json()["status"]) == (200, "accepted")
 
 
+async def test_of_two_commands_with_one_id_at_once_each_gets_its_own_answer(api: Api) -> None:
+    sent = command("deposit_cash", "bc-5", amount="1.5")
+    both = [sent, {**sent, "amount": "2"}]
+    answering = [asyncio.create_task(api.client.post("/v1/commands", json=each)) for each in both]
+    async with allocation(api):
+        answers = await asyncio.gather(*answering)
+    decided = await api.database.fetchval(
+        "SELECT content->>'amount' FROM ledger.outcomes WHERE command_id = $1 AND first", sent["command_id"]
+    )
+    for each, answer in zip(both, answers, strict=True):
+        assert answer.json()["code"] == (None if each["amount"] == decided else "conflict")
+
+
+async def test_a_conflict_repeated_is_answered_anew(api: Api) -> None:
+    sent = command("deposit_cash", "bc-6", amount="1.5")
+    async with allocation(api):
+        await api.client.post("/v1/commands", json=sent)
+        one, two = [(await api.client.post("/v1/commands", json={**sent, "amount": "2"})).json() for _ in range(2)]
+    assert one["code"] == two["code"] == "conflict"
+    assert one["recorded_at"] < two["recorded_at"]
+
+
 async def test_many_commands_at_once_each_get_their_own_outcome(api: Api) -> None:
     sent = [command("deposit_cash", f"bc-{number % 7}", amount="1") for number in range(100)]
     async with allocation(api):

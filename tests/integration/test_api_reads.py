@@ -1,6 +1,7 @@
 """Reads through HTTP, from read models and a ledger that the tests fill themselves."""
 
 import base64
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -284,6 +285,9 @@ async def test_lists_are_paged_by_id(api: Api) -> None:
 
 # --- The ledger ---
 
+BLOCK_3 = 3 * 65_536  # its first position
+OTHERS = [2, 200_000, 300_000]
+MINE = [1, 3, BLOCK_3, 200_001, 299_999, 300_001]
 SOURCE = "0193aaaa-0000-7000-8000-{:012d}"
 
 
@@ -322,25 +326,20 @@ def positions(answer: dict[str, Any]) -> list[int]:
 
 @pytest.fixture(scope="module")
 async def ledger(api: Api) -> Api:
-    """Two Business Centers of one shard, in blocks 0 and 3, and a tail that the read model has not read."""
+    """Two Business Centers of one shard, in blocks 0, 3 and 4, of which the last is not read to its end."""
     mine, other = business_centers_of_one_shard(2)
     assert (mine, shard_of(other)) == ("ledger-0", shard_of("ledger-0"))
     await open_ad_account(api, mine, "ledger-a")
     await open_ad_account(api, other, "ledger-b")
-    for position in (1, 2, 3, 200_000, 200_001, 300_000, 300_001):
-        id_, account = (other, "ledger-b") if position % 2 == 0 else (mine, "ledger-a")
+    for position in (1, 2, 3, BLOCK_3, 200_000, 200_001, 299_999, 300_000, 300_001):
+        id_, account = (other, "ledger-b") if position in OTHERS else (mine, "ledger-a")
         await append(api, id_, position, account)
-    for block, id_, account in [
-        (0, mine, "ledger-a"),
-        (0, other, "ledger-b"),
-        (3, mine, "ledger-a"),
-        (3, other, "ledger-b"),
-    ]:
+    for block, (id_, account) in itertools.product((0, 3, 4), ((mine, "ledger-a"), (other, "ledger-b"))):
         for key in ("", account):
             await api.insert(
                 "balance.entry_blocks", business_center_id=id_, ad_account_id=key, shard=shard_of(id_), block=block
             )
-    await api.checkpoint("balance", shard_of(mine), 250_000)
+    await api.checkpoint("balance", shard_of(mine), 300_000)
     return api
 
 
@@ -351,9 +350,9 @@ def business_centers_of_one_shard(count: int) -> list[str]:
 
 async def test_entries_of_a_business_center_are_found_by_block_and_in_the_tail(ledger: Api) -> None:
     mine, other = business_centers_of_one_shard(2)
-    assert positions(await ledger.get("/v1/ledger", business_center_id=mine)) == [1, 3, 200_001, 300_001]
-    assert positions(await ledger.get("/v1/ledger", business_center_id=other)) == [2, 200_000, 300_000]
-    assert positions(await ledger.get("/v1/ledger", ad_account_id="ledger-a")) == [1, 3, 200_001, 300_001]
+    assert positions(await ledger.get("/v1/ledger", business_center_id=mine)) == MINE
+    assert positions(await ledger.get("/v1/ledger", business_center_id=other)) == OTHERS
+    assert positions(await ledger.get("/v1/ledger", ad_account_id="ledger-a")) == MINE
     assert positions(await ledger.get("/v1/ledger", business_center_id=mine, ad_account_id="ledger-b")) == []
     assert positions(await ledger.get("/v1/ledger", ad_account_id="nobody")) == []
     assert positions(await ledger.get("/v1/ledger", business_center_id="nobody")) == []
@@ -369,12 +368,12 @@ async def test_pages_follow_each_other_without_gap_or_repetition(ledger: Api) ->
         if page["next"] is None:
             break
         query["after"] = page["next"]
-    assert found == [1, 3, 200_001, 300_001]
+    assert found == MINE
 
 
 async def test_after_is_also_a_plain_position(ledger: Api) -> None:
     mine = business_centers_of_one_shard(1)[0]
-    assert positions(await ledger.get("/v1/ledger", business_center_id=mine, after=3)) == [200_001, 300_001]
+    assert positions(await ledger.get("/v1/ledger", business_center_id=mine, after=3)) == MINE[2:]
     assert positions(await ledger.get("/v1/ledger", after=10**18)) == []
 
 
@@ -385,7 +384,26 @@ async def test_a_page_ends_early_rather_than_search_all_of_a_long_ledger(
     first = await ledger.get("/v1/ledger", ad_account_id="ledger-a")
     assert positions(first) == [1, 3]
     second = await ledger.get("/v1/ledger", ad_account_id="ledger-a", after=first["next"])
-    assert positions(second) == [200_001]
+    assert positions(second) == [BLOCK_3, 200_001]
+
+
+async def test_without_a_filter_pages_go_from_shard_to_shard(ledger: Api) -> None:
+    mine = business_centers_of_one_shard(1)[0]
+    elsewhere = next(f"far-{number}" for number in range(100) if shard_of(f"far-{number}") != shard_of(mine))
+    for position in (1, 2):
+        await append(ledger, elsewhere, position, None)
+    everything = [(entry["shard"], entry["position"]) for entry in (await ledger.get("/v1/ledger"))["entries"]]
+    assert {shard for shard, _ in everything} == {shard_of(mine), shard_of(elsewhere)}
+    assert everything == sorted(everything)
+    found = []
+    query: dict[str, Any] = {"limit": 1}
+    while True:
+        page = await ledger.get("/v1/ledger", **query)
+        found += [(entry["shard"], entry["position"]) for entry in page["entries"]]
+        if page["next"] is None:
+            break
+        query["after"] = page["next"]
+    assert found == everything
 
 
 async def test_the_entries_of_an_event_or_command_are_found_by_its_id(ledger: Api) -> None:
