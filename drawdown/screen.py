@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -74,12 +75,21 @@ class Observer:
             picture.spends_per_second = (total - then) / (now - since)
 
 
+class _Terminal(Console):
+    """Raises when nobody reads on, instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Screen:
     """Shows the picture, the latest signals and messages."""
 
-    def __init__(self, console: Console, deliveries: Deliveries) -> None:
+    def __init__(self, deliveries: Deliveries, on_gone: Callable[[], None]) -> None:
+        """Prepare; nothing is shown. `on_gone` is called when the terminal, or who read our output, has gone."""
         self.where: list[str] = []  # Lines that say where to look.
-        self._console = console
+        self._console = _Terminal()
+        self._on_gone = on_gone
         self._deliveries = deliveries
         self._messages: deque[str] = deque(maxlen=_MESSAGES_SHOWN)
         self._live: Live | None = None
@@ -90,27 +100,34 @@ class Screen:
         """Show a message: at once as a line, or within the picture."""
         self._messages.append(f"{time.strftime('%H:%M:%S')} {text}")
         if self._live is None:
-            self._console.print(self._messages[-1], markup=False, highlight=False, soft_wrap=True)
+            self._print(self._messages[-1])
 
     async def show(self, observer: Observer) -> None:
         """Show what goes on until cancelled."""
         for line in self.where:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._print(line)
         if self._console.is_terminal:
             await self._show_live(observer)
         else:
             await self._show_lines(observer)
 
+    def _print(self, line: str) -> None:
+        try:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except OSError:
+            self._on_gone()
+
     async def _show_live(self, observer: Observer) -> None:
         with Live(console=self._console, auto_refresh=False, transient=True) as live:
             self._live = live
             try:
-                while True:
+                while self._console.is_terminal:
                     live.update(self._picture(await observer.observe()), refresh=True)
                     self._say_first_pause()
                     await asyncio.sleep(_REFRESH_SECONDS)
             finally:
                 self._live = None
+        self._on_gone()
 
     async def _show_lines(self, observer: Observer) -> None:
         line_at = 0.0

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
-
 from drawdown import spend_sending
 from drawdown.deliveries import Deliveries
 from drawdown.front_door import FrontDoor
@@ -68,7 +66,7 @@ class _Run:
     def __init__(self, settings: Settings, options: Options) -> None:
         self._options = options
         self._deliveries = Deliveries()
-        self._screen = Screen(Console(), self._deliveries)
+        self._screen = Screen(self._deliveries, on_gone=lambda: self._ask(signal.SIGHUP))
         self._system = System(settings, say=self._screen.say)
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -86,8 +84,10 @@ class _Run:
         return 130 if self._hurried.is_set() else 0
 
     def _ask(self, number: int) -> None:
-        """End in order at the first signal, at once at the second."""
-        if number == signal.SIGHUP:  # The terminal is gone: nobody reads on.
+        """End in order at the first signal, at once at the second; a terminal's end may be noticed more than once."""
+        if number == signal.SIGHUP:
+            if self._asked.is_set():
+                return
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.dup2(nowhere, sys.stderr.fileno())
@@ -137,7 +137,9 @@ class _Run:
 
     async def _keep_on(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         """Do again what failed: nothing that only shows things may end the run."""
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():  # A failure on the way out may have taken the cancellation's place.
             try:
                 await work()
             except Exception as error:
