@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
 from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
 from shared.rules.money import parse_amount
 
+TimeZone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$")]
 Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "system"]
 OutcomeCode = Literal[
     "invalid",
@@ -49,7 +50,7 @@ class OpenBusinessCenter(Command):
 
     type: Literal["open_business_center"]
     currency: Currency
-    time_zone: Annotated[str, Field(min_length=1, max_length=64)]
+    time_zone: TimeZone
     finance_roles: StrictBool = True
 
 
@@ -60,7 +61,7 @@ class OpenAdAccount(Command):
     ad_account_id: Identifier
     billing: Literal["monthly_invoicing", "prepay", "autopay"]
     buying_type: Literal["auction", "reservation"]
-    time_zone: Annotated[str, Field(min_length=1, max_length=64)]
+    time_zone: TimeZone
     owned: StrictBool = True
 
 
