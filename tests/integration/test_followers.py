@@ -1,0 +1,310 @@
+"""The one way to follow the ledger: once each, in turns, and whatever dies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from services.balance.service import FOLLOWER as BALANCE
+from services.signals import service as signals
+from services.signals.messages import signal, signal_key
+from shared.ledger.follow import Follower, Progress, Range, advance, follow, follower_connection
+from shared.runtime.kafka import DELIVERY_SIGNALS, cluster_id, create_producer, ensure_topics
+from shared.runtime.settings import Settings
+from tests.integration.followers_ledger import Ledger, allow_erasing
+
+BEGIN = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, 0)"
+CHECKPOINT = "SELECT position FROM ledger.checkpoints WHERE follower = $1 AND shard = 0"
+PATIENCE_SECONDS = 20
+
+
+def deposits(count: int) -> Ledger:
+    ledger = Ledger()
+    for _ in range(count):
+        ledger.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
+    return ledger
+
+
+def pauses(*entities: tuple[str, str | None, list[str]]) -> Ledger:
+    """Each entity's set of causes, one change after the other; of an ad account where no campaign is named."""
+    ledger = Ledger()
+    before: dict[tuple[str, str | None], set[str]] = {}
+    for account, campaign, causes in entities:
+        had = before.get((account, campaign), set())
+        before[account, campaign] = set(causes)
+        kind = "pause" if had < set(causes) else "resume"
+        (cause,) = had ^ set(causes)
+        ledger.add(kind, "bc-1", account, campaign_id=campaign, cause=cause, details={"causes": causes})
+    return ledger
+
+
+@pytest.fixture
+async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    await allow_erasing(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def database(database_url: str) -> Settings:
+    return Settings(database_url=database_url)
+
+
+@pytest.fixture
+async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
+    async with follower_connection(database, "test") as connection:
+        yield connection
+
+
+async def cash(admin: asyncpg.Connection) -> int:
+    return int(await admin.fetchval("SELECT COALESCE(sum(amount), 0) FROM balance.pockets"))
+
+
+async def test_a_range_is_bounded_and_moves_the_checkpoint(
+    admin: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    seen: list[Range] = []
+
+    async def fold(_connection: asyncpg.Connection, entries: Range) -> int:
+        seen.append(entries)
+        return entries.last
+
+    follower = Follower("test", fold, longest_range=4)
+    ledger = deposits(10)
+    await ledger.write(admin)
+    await admin.execute(BEGIN, "test")
+
+    steps = [await advance(connection, follower, 0) for _ in range(4)]
+
+    assert steps == [Progress(4, 6), Progress(4, 2), Progress(2, 0), Progress(0, 0)]
+    assert seen == [Range(0, 1, 4), Range(0, 5, 8), Range(0, 9, 10)]
+    recorded_at = await admin.fetchval("SELECT recorded_at FROM ledger.checkpoints WHERE shard = 0")
+    assert recorded_at == ledger.entries[-1].recorded_at
+
+
+async def test_a_fold_that_fails_leaves_nothing_behind(
+    admin: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    async def fold(connection: asyncpg.Connection, entries: Range) -> int:
+        await BALANCE.fold(connection, entries)
+        raise RuntimeError("killed here")
+
+    await deposits(10).write(admin)
+    await admin.execute(BEGIN, "balance")
+    with pytest.raises(RuntimeError, match="killed here"):
+        await advance(connection, Follower("balance", fold), 0)
+    assert (await cash(admin), await admin.fetchval(CHECKPOINT, "balance")) == (0, 0)
+
+    await advance(connection, BALANCE, 0)
+    assert (await cash(admin), await admin.fetchval(CHECKPOINT, "balance")) == (10, 10)
+
+
+async def test_two_processes_of_one_follower_take_turns(admin: asyncpg.Connection, database: Settings) -> None:
+    follower = Follower("balance", BALANCE.fold, longest_range=7)
+    await deposits(500).write(admin)
+    await admin.execute(BEGIN, "balance")
+
+    async def work() -> None:
+        async with follower_connection(database, "test") as connection:
+            while (await advance(connection, follower, 0)).behind:
+                pass
+
+    await asyncio.gather(*(work() for _ in range(3)))
+
+    assert (await cash(admin), await admin.fetchval(CHECKPOINT, "balance")) == (500, 500)
+
+
+async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
+    admin: asyncpg.Connection, database: Settings
+) -> None:
+    folded: asyncio.Queue[object] = asyncio.Queue()
+    await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
+    following = asyncio.create_task(follow(database, BALANCE))
+    try:
+        await deposits(3).write(admin)
+        assert await asyncio.wait_for(folded.get(), PATIENCE_SECONDS) == "0"
+        assert await cash(admin) == 3
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, database: Settings) -> None:
+    folded: asyncio.Queue[object] = asyncio.Queue()
+    await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
+    following = asyncio.create_task(follow(database, BALANCE))
+    try:
+        await deposits(3).write(admin)
+        await asyncio.wait_for(folded.get(), PATIENCE_SECONDS)
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'balance' "
+            "AND datname = current_database()"
+        )
+        more = Ledger(first=4)
+        more.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
+        await more.write(admin)
+        await asyncio.wait_for(folded.get(), PATIENCE_SECONDS)
+        assert await cash(admin) == 4
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_an_error_in_a_fold_ends_the_follower(admin: asyncpg.Connection, database: Settings) -> None:
+    async def fold(_connection: asyncpg.Connection, _entries: Range) -> int:
+        raise ValueError("no such kind")
+
+    await deposits(1).write(admin)
+    with pytest.raises(ValueError, match="no such kind"):
+        await asyncio.wait_for(follow(database, Follower("test", fold)), PATIENCE_SECONDS)
+
+
+async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """The first `count` signals: (key, message), per key in the topic's order."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(DELIVERY_SIGNALS, n) for n in range(settings.shards)]
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            records = [await consumer.getone() for _ in range(count)]
+        ends = await consumer.end_offsets(partitions)
+        assert sum(ends.values()) == count, "more signals than expected"
+    finally:
+        await consumer.stop()
+    return [(record.key, json.loads(record.value)) for record in records]
+
+
+async def test_each_pause_and_resume_is_published_once_in_order(
+    admin: asyncpg.Connection, connection: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "MOST_SIGNALS", 2)
+    both = ["ad_account_budget", "business_center_balance"]
+    ledger = pauses(
+        ("acct-1", None, ["ad_account_budget"]),
+        ("acct-1", None, both),
+        ("acct-1", "cmp-1", ["campaign_budget"]),
+        ("acct-1", None, ["ad_account_budget"]),
+        ("acct-1", "cmp-1", []),
+    )
+    ledger.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
+    await ledger.write(admin)
+    await admin.execute(BEGIN, "signals")
+    await ensure_topics(settings)
+    producer = await create_producer(settings)
+    try:
+        follower = signals.follower(producer)
+        while (await advance(connection, follower, 0)).behind:
+            pass
+        assert (await advance(connection, follower, 0)).folded == 0
+    finally:
+        await producer.stop()
+
+    messages = await published(settings, 5)
+
+    def of(key: bytes) -> list[tuple[Any, ...]]:
+        return [(m["position"], m["change"], m["delivering"], m["causes"]) for k, m in messages if k == key]
+
+    assert of(b"ad_account/acct-1") == [
+        (1, "paused", False, ["ad_account_budget"]),
+        (2, "causes_changed", False, both),
+        (4, "causes_changed", False, ["ad_account_budget"]),
+    ]
+    assert of(b"campaign/acct-1/cmp-1") == [
+        (3, "paused", False, ["campaign_budget"]),
+        (5, "resumed", True, []),
+    ]
+
+
+async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entity(
+    admin: asyncpg.Connection, connection: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "MOST_SIGNALS", 2)
+    await pauses(
+        ("acct-1", None, ["ad_account_budget"]),
+        ("acct-2", None, ["ad_account_budget"]),
+        ("acct-2", "cmp-1", ["campaign_budget"]),
+        ("acct-2", None, []),
+        ("acct-3", None, ["ad_account_budget"]),
+    ).write(admin)
+    await admin.execute(BEGIN, "signals")
+    # Published to a broker that is gone by now.
+    gone = _Forgetful()
+    while (await advance(connection, signals.follower(gone), 0)).behind:
+        pass
+    assert gone.sent == 5
+    await ensure_topics(settings)
+    producer = await create_producer(settings)
+    try:
+        cluster = await cluster_id(settings.kafka_bootstrap_servers)
+        await signals.tell_present_state(settings, producer, cluster)
+        await signals.tell_present_state(settings, producer, cluster)
+    finally:
+        await producer.stop()
+
+    messages = await published(settings, 4)
+
+    assert sorted((key, message["position"], message["change"]) for key, message in messages) == [
+        (b"ad_account/acct-1", 1, "paused"),
+        (b"ad_account/acct-2", 4, "resumed"),
+        (b"ad_account/acct-3", 5, "paused"),
+        (b"campaign/acct-2/cmp-1", 3, "paused"),
+    ]
+
+
+class _Forgetful:
+    """A producer whose broker acknowledges and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def send(self, _topic: str, _value: bytes, key: bytes) -> asyncio.Future[None]:
+        self.sent += 1
+        acknowledgement: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        acknowledgement.set_result(None)
+        return acknowledgement
+
+
+async def test_a_signal_that_is_not_acknowledged_keeps_the_checkpoint(
+    admin: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    class Refusing:
+        async def send(self, _topic: str, _value: bytes, key: bytes) -> asyncio.Future[None]:
+            refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            refusal.set_exception(ConnectionError("no broker"))
+            return refusal
+
+    await pauses(("acct-1", None, ["ad_account_budget"])).write(admin)
+    await admin.execute(BEGIN, "signals")
+
+    with pytest.raises(ConnectionError, match="no broker"):
+        await advance(connection, signals.follower(Refusing()), 0)
+
+    assert await admin.fetchval(CHECKPOINT, "signals") == 0
+    assert await admin.fetchval("SELECT count(*) FROM signals.latest") == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "causes", "change"),
+    [
+        ("pause", ["campaign_budget"], "paused"),
+        ("pause", ["ad_account_balance", "campaign_budget"], "causes_changed"),
+        ("resume", ["campaign_budget"], "causes_changed"),
+        ("resume", [], "resumed"),
+    ],
+)
+def test_a_signal_says_whether_the_set_ceased_or_came_to_be_empty(kind: str, causes: list[str], change: str) -> None:
+    entry = Ledger().add(kind, "bc-1", "acct-1", campaign_id="cmp-1", cause="campaign_budget")
+    record = {**vars(entry), "details": json.dumps({"causes": causes})}
+
+    message = signal(record)
+
+    assert (message.change, message.delivering, message.causes) == (change, not causes, causes)
+    assert message.recorded_at == "2026-11-21T12:00:00.000000Z"
+    assert signal_key(record) == b"campaign/acct-1/cmp-1"
