@@ -38,6 +38,11 @@ app.add_typer(quarantine, name="quarantine")
 app.add_typer(spend, name="spend")
 app.add_typer(offsets, name="offsets")
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Since = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="An earlier --json report or manifest: its roots must still hold."),
+]
 KeepTimes = Annotated[bool, typer.Option("--keep-times", help="Do not shift the times so that the last is now.")]
 
 
@@ -105,27 +110,38 @@ def migrate() -> None:
 
 
 @audit.command("replay")
-def audit_replay() -> None:
-    """Fold the ledger from nothing and compare with the read models; re-decide the inputs."""
+def audit_replay(as_json: AsJson = False, since: Since = None) -> None:
+    """Decide the ledger again, fold it from nothing, compare with the read models. 0: the same, 1: a difference."""
     from services.auditor.cli import replay
 
-    _run(replay(_settings("auditor")))
+    _run(replay(_settings("auditor"), as_json=as_json, since=since))
 
 
 @audit.command("verify")
-def audit_verify() -> None:
-    """Check positions, hashes and sums of the whole ledger."""
+def audit_verify(as_json: AsJson = False, since: Since = None) -> None:
+    """Check positions, hashes, roots and append-only guards of the whole ledger, quickly. Exits like replay."""
     from services.auditor.cli import verify
 
-    _run(verify(_settings("auditor")))
+    _run(verify(_settings("auditor"), as_json=as_json, since=since))
 
 
 @audit.command("export")
-def audit_export() -> None:
-    """Write the ledger out."""
+def audit_export(
+    out: Annotated[Path, typer.Option(file_okay=False, help="A new or empty folder.")],
+    format_: Annotated[
+        Literal["ndjson", "csv", "ndjson.gz", "csv.gz"], typer.Option("--format", help="How the files end.")
+    ] = "ndjson",
+    shard: Annotated[int | None, typer.Option(min=0, help="Only this shard.")] = None,
+    first: Annotated[int, typer.Option("--from", min=1, help="The first position.")] = 1,
+    last: Annotated[int | None, typer.Option("--to", min=1, help="The last position.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write entries, batches with their roots, and a manifest: all that is needed to check them elsewhere."""
     from services.auditor.cli import export
+    from services.auditor.exporting import Selection
 
-    _run(export(_settings("auditor")))
+    selection = Selection(out, format_, shard, first, last)
+    _run(export(_settings("auditor"), selection, as_json=as_json))
 
 
 @quarantine.command("list")

@@ -83,8 +83,8 @@ class Redecider:
     def before(self, batch: StoredBatch) -> None:
         """The batch comes next: the rules stand where the one before left them."""
 
-    def between(self, batch: StoredBatch) -> None:
-        """The batch has begun, or an input of it was decided."""
+    def between(self) -> None:
+        """A batch has begun, or an input of it was decided."""
 
     def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
         """The batch was decided again, and is what the ledger holds."""
@@ -140,10 +140,10 @@ class Redecider:
     ) -> list[bytes]:
         """The canonical bytes of what the rules write for these inputs."""
         self.rules.begin(batch.recorded_at, policy, spends=spends)
-        self.between(batch)
+        self.between()
         for item in inputs:
             self._decide_input(batch, item)
-            self.between(batch)
+            self.between()
         return encode_entries(self.rules.entries, self.shard, batch.first, batch.recorded_at)
 
     def _decide_input(self, batch: StoredBatch, item: "Event | dict[str, Any]") -> None:

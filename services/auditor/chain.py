@@ -1,0 +1,69 @@
+"""The chain of a shard: positions, canonical bytes, leaf hashes, roots. No rules: rows are split, not read."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+import asyncpg
+
+from services.auditor.difference import expect
+from shared.ledger.decoding import copy_entries, split_rows
+from shared.ledger.merkle import CompactRange
+from shared.ledger.replay import StoredBatch, batches_after, groups
+
+_POSITION = slice(12, 20)  # behind the number of fields and the shard, each with its length
+
+
+@dataclass(slots=True)
+class Link:
+    """A batch with the canonical bytes of its entries."""
+
+    batch: StoredBatch
+    rows: list[bytes]
+
+
+async def links(
+    connection: asyncpg.Connection, shard: int, last: int, progress: Callable[[int], None]
+) -> AsyncIterator[Link]:
+    """The batches of a shard up to `last`, from the first on. Raises DifferenceError where positions have a gap."""
+    position = 0
+    async for batches in batches_after(connection, shard, 0, last):
+        for group in groups(batches):
+            expect(
+                group[0].first == position + 1,
+                f"shard {shard}, position {position + 1}: the next batch begins at {group[0].first}",
+            )
+            rows = split_rows(await copy_entries(connection, shard, group[0].first, group[-1].last))
+            for link in _cut(shard, group, rows):
+                yield link
+            position = group[-1].last
+            progress(position)
+    expect(position == last, f"shard {shard}, position {position + 1}: no batch holds it, and {last} is the last")
+
+
+def _cut(shard: int, group: list[StoredBatch], rows: list[bytes]) -> Iterator[Link]:
+    start, expected = 0, group[0].first
+    for row in rows:
+        if int.from_bytes(row[_POSITION], "big") != expected:
+            break
+        expected += 1
+    expect(expected == group[-1].last + 1, f"shard {shard}, position {expected}: the entry is missing")
+    for batch in group:
+        end = start + batch.last - batch.first + 1
+        expect(
+            batch.first == group[0].first + start and end > start,
+            f"shard {shard}, position {group[0].first + start}: the next batch begins at {batch.first}",
+        )
+        yield Link(batch, rows[start:end])
+        start = end
+
+
+def grow(tree: CompactRange, link: Link, shard: int) -> None:
+    """Append a batch to the tree. Raises DifferenceError where the batch names another root."""
+    tree.append([sha256(b"\0" + row).digest() for row in link.rows])
+    root = tree.root()
+    expect(
+        root == link.batch.root,
+        f"shard {shard}, position {link.batch.first} to {link.batch.last}: the entries add up to the root {root.hex()},"
+        f" the batch holds {link.batch.root.hex()}",
+    )

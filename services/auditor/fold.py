@@ -1,0 +1,295 @@
+"""Folding a shard's entries from nothing, one after the other: what the read models should hold.
+
+Written against docs/ledger.md, not against the followers' SQL, so that a mistake would have to be made twice. What
+many entries share is their `Line`; where its figures are kept is looked up once a line.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from datetime import date
+from typing import Any
+
+from services.auditor.difference import DifferenceError
+from services.auditor.tables import Rows
+from shared.ledger.decoding import StoredEntry
+from shared.rules.entries import Line
+from shared.rules.money import format_micros
+
+QUARTER_US = 15 * 60 * 1_000_000
+BLOCK_POSITIONS = 65_536
+MOST_PLANS = 600_000
+_CASH = frozenset({"cash", "credit", "credit_line"})
+_MONEY_KINDS = frozenset(
+    (
+        "voucher_debit",
+        "ad_credit_debit",
+        "cash_debit",
+        "credit_debit",
+        "business_center_draw",
+        "overdelivery",
+        "reversal",
+        "forfeit",
+        "deposit",
+        "grant",
+        "expiry",
+        "allocation_out",
+        "allocation_in",
+        "transfer_out",
+        "transfer_in",
+        "credit_limit_change",
+        "credit_repayment",
+    )
+)
+
+Cell = list[int]
+
+
+class _Plan:
+    """Where the figures of a line are kept."""
+
+    __slots__ = ("block", "cash", "custom", "days", "grant", "limit", "line", "overdelivery", "pocket", "total")
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.overdelivery = line.pocket is None and line.kind != "forfeit"
+        self.cash = line.pocket in _CASH
+        self.limit = line.kind == "credit_limit_change"
+        self.custom = line.ad_account_id
+        self.block = -1
+        self.days: dict[int, Cell] = {}
+        self.pocket: Cell | None = None
+        self.grant: Cell | None = None
+        self.total: Cell = [0]
+
+
+class Fold:
+    """What the entries of one shard add up to."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.entries = 0
+        self.pockets: defaultdict[tuple[str, str, str], Cell] = defaultdict(lambda: [0])
+        self.grants: defaultdict[tuple[str, str, str, str], Cell] = defaultdict(lambda: [0])
+        self.totals: defaultdict[tuple[str, str], Cell] = defaultdict(lambda: [0])
+        self.reversed: defaultdict[bytes, int] = defaultdict(int)
+        self.center_of: dict[str, str] = {}
+        self._plans: dict[Line, _Plan] = {}
+        self._limits: defaultdict[str, int] = defaultdict(int)
+        self._days: defaultdict[tuple[str, str], dict[int, Cell]] = defaultdict(dict)
+        self._cash: defaultdict[tuple[str, int], int] = defaultdict(int)
+        self._custom: dict[str, list[int]] = {}
+        self._signals: dict[tuple[str, str], int] = {}
+        self._facts: defaultdict[str, Rows] = defaultdict(dict)
+        self._handlers: dict[str, Callable[[StoredEntry, dict[str, Any]], None]] = {
+            "business_center_opened": self._business_center_opened,
+            "ad_account_opened": self._ad_account_opened,
+            "automatic_allocation_enabled": self._automatic_allocation_enabled,
+            "budget_set": self._budget,
+            "budget_synced": self._budget,
+            "budget_reset": self._budget,
+            "campaign_budget_set": self._campaign_budget,
+            "pause": self._delivery,
+            "resume": self._delivery,
+        }
+
+    def add(self, stored: Iterable[StoredEntry]) -> None:
+        """Fold entries, in the order of their positions. Raises DifferenceError where a pocket falls below zero."""
+        plans = self._plans
+        for item in stored:
+            line, amount, occurred_at, _, _, day, _ = item.entry
+            plan = plans.get(line)
+            if plan is None:
+                plan = self._plan(line)
+            if plan.block != item.position // BLOCK_POSITIONS:
+                self._note_block(plan, item.position // BLOCK_POSITIONS)
+            self.entries += 1
+            if amount is None:
+                self._fact(item)
+                continue
+            plan.total[0] += amount
+            if plan.pocket is not None:
+                self._move(plan, item.position, amount)
+            if day is not None:
+                self._spend(plan, item, amount, occurred_at, day)
+
+    def _move(self, plan: _Plan, position: int, amount: int) -> None:
+        pocket, grant = plan.pocket, plan.grant
+        assert pocket is not None
+        pocket[0] += amount
+        if grant is not None:
+            grant[0] += amount
+        if amount < 0 and not plan.limit:
+            # Only a limit cut below what is used may take a credit line below zero; nothing may draw it there.
+            if pocket[0] < 0 or (grant is not None and grant[0] < 0):
+                raise DifferenceError(self._below_zero(plan, position, pocket[0]))
+        elif plan.limit:
+            self._limits[plan.line.business_center_id] += amount
+
+    def _spend(self, plan: _Plan, item: StoredEntry, amount: int, occurred_at: int, day: int) -> None:
+        line, charged_at = plan.line, item.position
+        if line.reverses is not None:
+            details = json.loads(line.details or "{}")
+            occurred_at, charged_at = details["spend_occurred_at"], details["spend_position"]
+            self.reversed[line.reverses] += abs(amount)
+        cell = plan.days.get(day)
+        if cell is None:
+            cell = self._day(plan, day)
+        if plan.overdelivery:
+            cell[1] += amount
+            return
+        cell[0] -= amount
+        if plan.cash:
+            self._cash[plan.custom or "", occurred_at // QUARTER_US * QUARTER_US] -= amount
+        custom = self._custom.get(plan.custom or "")
+        if custom is not None and charged_at > custom[0]:
+            custom[2] -= amount
+
+    def _day(self, plan: _Plan, day: int) -> Cell:
+        days = self._days[plan.line.ad_account_id or "", plan.line.campaign_id or ""]
+        cell = days.get(day)
+        if cell is None:
+            cell = days[day] = [0, 0]
+        plan.days[day] = cell
+        campaign = (plan.line.ad_account_id, plan.line.campaign_id)
+        self._facts["balance.campaigns"].setdefault(campaign, ("unlimited", None, 0))
+        return cell
+
+    def _plan(self, line: Line) -> _Plan:
+        if len(self._plans) > MOST_PLANS:
+            self._plans.clear()
+        plan = self._plans[line] = _Plan(line)
+        center = line.business_center_id
+        if line.kind not in self._handlers and line.kind not in _MONEY_KINDS:
+            raise DifferenceError(f"shard {self.shard}: the ledger holds an entry of the unknown kind {line.kind!r}")
+        plan.total = self.totals[center, line.kind]
+        if line.pocket is not None:
+            account = (line.ad_account_id or "") if line.holder == "ad_account" else ""
+            plan.pocket = self.pockets[center, account, line.pocket]
+            if line.grant_id is not None:
+                plan.grant = self.grants[center, account, line.pocket, line.grant_id]
+        return plan
+
+    def _note_block(self, plan: _Plan, block: int) -> None:
+        plan.block = block
+        blocks = self._facts["balance.entry_blocks"]
+        blocks[plan.line.business_center_id, "", self.shard, block] = ()
+        if plan.line.ad_account_id is not None:
+            blocks[plan.line.business_center_id, plan.line.ad_account_id, self.shard, block] = ()
+
+    def _below_zero(self, plan: _Plan, position: int, balance: int) -> str:
+        line = plan.line
+        whose = line.ad_account_id if line.holder == "ad_account" else line.business_center_id
+        return (
+            f"shard {self.shard}, position {position}: {line.kind} takes the pocket {line.pocket} of {whose}"
+            f" to {format_micros(balance)}, below zero"
+        )
+
+    # ---- Facts ------------------------------------------------------------------------------------------------
+
+    def _fact(self, item: StoredEntry) -> None:
+        line = item.entry[0]
+        self._handlers[line.kind](item, json.loads(line.details or "{}"))
+
+    def _business_center_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        line, occurred_at = item.entry[0], item.entry[2]
+        self._facts["balance.business_centers"][(line.business_center_id,)] = (
+            self.shard,
+            details["currency"],
+            details["time_zone"],
+            details["finance_roles"],
+            occurred_at,
+        )
+
+    def _ad_account_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        line, occurred_at = item.entry[0], item.entry[2]
+        center, account = line.business_center_id, line.ad_account_id
+        assert account is not None
+        self.center_of[account] = center
+        self._facts["balance.ad_accounts"][(account,)] = (
+            center,
+            self.shard,
+            details["billing"],
+            details["buying_type"],
+            details["time_zone"],
+            details["owned"],
+            occurred_at,
+        )
+        if details["left_out"] is not None:
+            self._facts["balance.left_out"].setdefault((center, account), (details["left_out"],))
+
+    def _automatic_allocation_enabled(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        center = item.entry[0].business_center_id
+        self._facts["balance.automatic_allocation"][(center,)] = (item.entry[2],)
+        for each in details["left_out"]:
+            self._facts["balance.left_out"].setdefault((center, each["ad_account_id"]), (each["reason"],))
+
+    def _budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        account = item.entry[0].ad_account_id
+        assert account is not None
+        day = date.fromisoformat(details["day"]).toordinal()
+        self._facts["balance.budgets"][(account,)] = (
+            details["mode"],
+            details["amount"],
+            day,
+            details["changes_today"],
+            item.position,
+        )
+        if details["mode"] != "custom":
+            self._custom.pop(account, None)
+        elif details["restarted"]:
+            self._custom[account] = [item.position, details["started_at"], 0]
+
+    def _campaign_budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        line = item.entry[0]
+        self._facts["balance.campaigns"][line.ad_account_id, line.campaign_id] = (
+            details["mode"],
+            details["amount"],
+            item.position,
+        )
+
+    def _delivery(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        line = item.entry[0]
+        entity = (line.ad_account_id or "", line.campaign_id or "")
+        self._facts["balance.pauses"][entity] = (tuple(details["causes"]), item.position)
+        self._signals[entity] = item.position
+
+    # ---- What comes of it -------------------------------------------------------------------------------------
+
+    def rows(self, follower: str) -> dict[str, Rows]:
+        """The rows that a follower's tables should hold after the entries folded so far."""
+        if follower == "incentives":
+            return {"incentives.cash_spend": {key: (amount,) for key, amount in self._cash.items()}}
+        if follower == "signals":
+            return {"signals.latest": {(self.shard, *key): (at,) for key, at in self._signals.items()}}
+        return {
+            **self._facts,
+            "balance.custom_budgets": {(account,): tuple(kept) for account, kept in self._custom.items()},
+            "balance.pockets": {key: tuple(cell) for key, cell in self.pockets.items()},
+            "balance.grants": {key: tuple(cell) for key, cell in self.grants.items()},
+            "balance.credit_limits": {(center,): (limit,) for center, limit in self._limits.items()},
+            **self._spend_by_day(),
+        }
+
+    def _spend_by_day(self) -> dict[str, Rows]:
+        campaigns: Rows = {}
+        accounts: defaultdict[tuple[str, int], Cell] = defaultdict(lambda: [0, 0])
+        centers: defaultdict[tuple[str, int], Cell] = defaultdict(lambda: [0, 0])
+        for (account, campaign), days in self._days.items():
+            for day, (billed, overdelivered) in days.items():
+                campaigns[account, campaign, day] = (billed, overdelivered)
+                for cell in (accounts[account, day], centers[self.center_of[account], day]):
+                    cell[0] += billed
+                    cell[1] += overdelivered
+        return {
+            "balance.campaign_days": campaigns,
+            "balance.ad_account_days": {key: tuple(cell) for key, cell in accounts.items()},
+            "balance.business_center_days": {key: tuple(cell) for key, cell in centers.items()},
+        }
+
+    def billed(self) -> dict[str, int]:
+        """What was billed of each Business Center's spend, net of reversals, in micros."""
+        sums: defaultdict[str, int] = defaultdict(int)
+        for (account, _), days in self._days.items():
+            sums[self.center_of[account]] += sum(billed for billed, _ in days.values())
+        return dict(sums)

@@ -1,0 +1,143 @@
+"""The answers to commands, compared with what the ledger and the rules say of them."""
+
+import json
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from services.auditor.difference import DifferenceError, expect
+from shared.contracts.commands import same_content
+from shared.ledger.decoding import StoredEntry
+from shared.ledger.times import from_datetime
+
+ACCEPTED, REJECTED = "accepted", "rejected"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A row of ledger.outcomes. `answer`: status, code, message, first position, position, time in µs."""
+
+    sequence: int
+    command_id: bytes
+    first: bool
+    business_center_id: str
+    type: str
+    content: dict[str, Any]
+    answer: tuple[str, str | None, str, int | None, int, int]
+
+    @property
+    def status(self) -> str:
+        """Accepted or rejected."""
+        return self.answer[0]
+
+    @property
+    def position(self) -> int:
+        """The shard's last position when it was decided; accepted: its own last entry."""
+        return self.answer[4]
+
+    @property
+    def recorded_at(self) -> int:
+        """The time of the batch that decided it."""
+        return self.answer[5]
+
+
+class Outcomes:
+    """All answers of one shard: refusals, in order, and acceptances that still have to be found in the ledger."""
+
+    def __init__(self, shard: int, outcomes: list[Outcome]) -> None:
+        """Raises DifferenceError where the answers contradict each other."""
+        self.shard = shard
+        self.count = len(outcomes)
+        self.refusals: deque[Outcome] = deque()
+        self.refused = self.accepted = self.repeated = 0
+        self._accepted: dict[int, Outcome] = {}
+        self._check(outcomes)
+
+    def _check(self, outcomes: list[Outcome]) -> None:
+        decided: dict[bytes, Outcome] = {}
+        before: Outcome | None = None
+        for expected, outcome in enumerate(outcomes, 1):
+            expect(outcome.sequence == expected, f"shard {self.shard}: the outcome {expected} is missing")
+            self._check_fields(outcome)
+            if not outcome.first:
+                self._check_repetition(outcome, decided.get(outcome.command_id))
+                continue
+            expect(outcome.command_id not in decided, f"{self._say(outcome)}: the command was decided before")
+            decided[outcome.command_id] = outcome
+            if before is not None:
+                in_order = before.position <= outcome.position and before.recorded_at <= outcome.recorded_at
+                expect(in_order, f"{self._say(outcome)}: position or time lie before those of the outcome before")
+            before = outcome
+            self._sort(outcome)
+
+    def _check_fields(self, outcome: Outcome) -> None:
+        content = outcome.content
+        told = (UUID(bytes=outcome.command_id), outcome.business_center_id, outcome.type)
+        kept = (UUID(content["command_id"]), content["business_center_id"], content["type"])
+        expect(told == kept, f"{self._say(outcome)}: the row names {told}, its content {kept}")
+
+    def _sort(self, outcome: Outcome) -> None:
+        if outcome.status == REJECTED:
+            self.refusals.append(outcome)
+            return
+        first = outcome.answer[3]
+        if outcome.status != ACCEPTED or first is None or first in self._accepted:
+            raise DifferenceError(f"{self._say(outcome)}: {outcome.status} with the first position {first}")
+        self._accepted[first] = outcome
+
+    def _check_repetition(self, outcome: Outcome, decision: Outcome | None) -> None:
+        self.repeated += 1
+        if decision is None:
+            raise DifferenceError(f"{self._say(outcome)}: it repeats a decision that was never made")
+        if same_content(outcome.content) == same_content(decision.content):
+            same = outcome.answer == decision.answer
+            expect(same, f"{self._say(outcome)}: repeated with the answer {outcome.answer}, not {decision.answer}")
+        else:
+            conflict = outcome.answer[:2] == (REJECTED, "conflict")
+            expect(conflict, f"{self._say(outcome)}: other content under a known id must be refused as a conflict")
+
+    def match(self, command: StoredEntry, last: int) -> None:
+        """The ledger holds a command, its first entry here, its last at `last`: it must have been answered so."""
+        line, source = command.entry[0], command.entry[3]
+        outcome = self._accepted.pop(command.position, None)
+        where = f"shard {self.shard}, position {command.position}"
+        if outcome is None:
+            raise DifferenceError(f"{where}: the ledger holds the command {_hex(source)}, no outcome accepts it there")
+        expect(outcome.command_id == source, f"{where}: the ledger holds {_hex(source)}, {self._say(outcome)} names it")
+        expect(
+            outcome.position == last and outcome.recorded_at == command.recorded_at,
+            f"{where}: {self._say(outcome)} ends at {outcome.position}, its entries end at {last}, or another time",
+        )
+        kept = json.loads(line.details or "{}")["command"]
+        same = outcome.content == kept
+        expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
+        self.accepted += 1
+
+    def finish(self) -> None:
+        """Every acceptance was found in the ledger, every refusal was decided again. Raises DifferenceError."""
+        for outcome in [*self._accepted.values(), *self.refusals]:
+            raise DifferenceError(
+                f"{self._say(outcome)} is {outcome.status} at position {outcome.answer[3] or outcome.position},"
+                " where the ledger holds nothing of the kind"
+            )
+
+    def _say(self, outcome: Outcome) -> str:
+        return f"shard {self.shard}, outcome {outcome.sequence} of command {_hex(outcome.command_id)}"
+
+
+async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[Outcome]:
+    """The outcomes of a shard up to a sequence number. The connection has `plain_types`."""
+    rows = await connection.fetch(
+        "SELECT sequence, command_id, first, business_center_id, type, content, status, code, message, first_position,"
+        " position, recorded_at FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
+        shard,
+        last,
+    )
+    return [Outcome(*row[:6], (*row[6:11], from_datetime(row[11]))) for row in map(tuple, rows)]  # type: ignore[call-arg]
+
+
+def _hex(id_: bytes | None) -> str:
+    return "none" if id_ is None else str(UUID(bytes=id_))

@@ -1,0 +1,73 @@
+"""`audit replay`: everything that can be known from the ledger alone, and everything that was made of it."""
+
+from collections import defaultdict
+
+import asyncpg
+
+from services.auditor import sums
+from services.auditor.anchors import Anchors
+from services.auditor.guards import check_guards
+from services.auditor.outcomes import Outcomes, read_outcomes
+from services.auditor.report import Progress, Report
+from services.auditor.sequences import check_batches, check_quarantine, check_sources, check_strays
+from services.auditor.shard import ShardAudit
+from services.auditor.standing import Head, Standing, read_standing
+from services.auditor.tables import no_more
+from shared.rules.money import format_micros
+
+
+async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
+    """Audit every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    standing = await read_standing(connection)
+    guards = await check_guards(connection, len(standing.heads))
+    report.count("append_only_tables", guards.triggers, "tables that refuse every change, enabled always")
+    await check_strays(connection, len(standing.heads))
+    progress = Progress(sum(head.position for head in standing.heads))
+    money: defaultdict[str, int] = defaultdict(int)
+    try:
+        for head in standing.heads:
+            progress.shard(head.shard, report.entries)
+            audit = await _replay_shard(connection, head, standing, anchors, report, progress)
+            for name, amount in sums.check_identity(audit.rules, audit.fold).items():
+                money[name] += amount
+    finally:
+        progress.end()
+    no_more(standing.rows)
+    report.count("noted_roots", anchors.checked, "roots noted earlier, still contained")
+    report.money = {name: format_micros(amount) for name, amount in money.items()}
+
+
+async def _replay_shard(
+    connection: asyncpg.Connection,
+    head: Head,
+    standing: Standing,
+    anchors: Anchors,
+    report: Report,
+    progress: Progress,
+) -> ShardAudit:
+    await check_batches(connection, head)
+    quarantined = await check_quarantine(connection, head)
+    await check_sources(connection, head)
+    outcomes = Outcomes(head.shard, await read_outcomes(connection, head.shard, head.outcome_sequence))
+    audit = ShardAudit(connection, head, standing, outcomes, anchors)
+    try:
+        await audit.check(progress)
+    finally:
+        report.entries += audit.entries
+    report.roots.append((head.shard, head.position, audit.tree.root().hex()))
+    events = audit.inputs - outcomes.accepted
+    for name, number, words in (
+        ("entries", audit.entries, "entries decided again and the same, byte for byte"),
+        ("batches", audit.batches, "batches: positions, times, roots"),
+        ("events", events, "spends and reversals decided again, each in the ledger once"),
+        ("commands_accepted", outcomes.accepted, "accepted commands decided again, their outcomes as told"),
+        ("commands_refused", audit.refused, "refused commands decided again and refused for the same reason"),
+        ("outcomes_repeated", outcomes.repeated, "repeated commands, answered as before"),
+        ("quarantined", quarantined, "quarantined records without a gap"),
+        ("read_model_rows", audit.rows, "rows of the read models, folded again and the same"),
+        ("pockets", len(audit.fold.pockets), "pockets, never drawn below zero, as the rules hold them"),
+        ("business_centers", len(audit.rules.business_centers), "Business Centers: in = held + billed + forfeited"),
+        ("reversed_spends", len(audit.fold.reversed), "reversed spends, none beyond its amount"),
+    ):
+        report.count(name, number, words)
+    return audit

@@ -1,0 +1,107 @@
+"""What an audit says: progress while it runs, and in the end what it checked, how many, how fast."""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+LIVE_EVERY_SECONDS = 0.1
+LINE_EVERY_SECONDS = 3.0
+
+
+class Progress:
+    """Lines on stderr: one that is written over again and again on a terminal, else one every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._before = 0
+        self._started = self._said = time.monotonic()
+        self._live = sys.stderr.isatty()
+        self.what = ""
+
+    def shard(self, shard: int, entries_before: int) -> None:
+        """Which shard is read now, and how many entries came before it."""
+        self.what = f"shard {shard}"
+        self._before = entries_before
+
+    def __call__(self, position: int) -> None:
+        """The present shard was read up to a position."""
+        now = time.monotonic()
+        if now - self._said < (LIVE_EVERY_SECONDS if self._live else LINE_EVERY_SECONDS):
+            return
+        self._said = now
+        done = self._before + position
+        rate = done / max(now - self._started, 1e-9)
+        line = f"{self.what}: {done:,} of {self._total:,} entries, {rate:,.0f}/s"
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the terminal's line empty."""
+        if self._live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True)
+class Report:
+    """The result of an audit. `checked`: name → (how many, in words); `difference`: None, or the first one found."""
+
+    command: str
+    started: float = field(default_factory=time.monotonic)
+    entries: int = 0
+    checked: dict[str, tuple[int, str]] = field(default_factory=dict)
+    roots: list[tuple[int, int, str]] = field(default_factory=list)
+    money: dict[str, str] = field(default_factory=dict)
+    difference: str | None = None
+    seconds: float = 0.0
+
+    def count(self, name: str, number: int, words: str) -> None:
+        """Add to what was checked."""
+        before = self.checked.get(name, (0, words))[0]
+        self.checked[name] = (before + number, words)
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.seconds = time.monotonic() - self.started
+
+    @property
+    def entries_per_second(self) -> int:
+        """How fast entries were checked, everything included."""
+        return round(self.entries / max(self.seconds, 1e-9))
+
+    def as_json(self) -> dict[str, Any]:
+        """One object; the same that `--since` reads."""
+        return {
+            "audit": self.command,
+            "passed": self.difference is None,
+            "difference": self.difference,
+            "entries": self.entries,
+            "seconds": round(self.seconds, 3),
+            "entries_per_second": self.entries_per_second,
+            "checked": {name: number for name, (number, _) in self.checked.items()},
+            "money": self.money,
+            "roots": [{"shard": shard, "position": at, "root": root} for shard, at, root in self.roots],
+        }
+
+    def show(self, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            print(json.dumps(self.as_json(), indent=2))
+            return
+        if self.difference is None:
+            self._show_checked()
+        print(
+            f"audit {self.command}: {self.entries:,} entries in {self.seconds:,.1f} s,"
+            f" {self.entries_per_second:,} entries/s"
+        )
+        print("No difference." if self.difference is None else f"DIFFERENCE: {self.difference}")
+
+    def _show_checked(self) -> None:
+        print("Checked:")
+        for number, words in self.checked.values():
+            print(f"  {number:>15,}  {words}")
+        if self.money:
+            print("Money: " + ", ".join(f"{name} {amount}" for name, amount in self.money.items()))
+        print("Roots (RFC 6962, over the entries 1 … position):")
+        for shard, position, root in self.roots:
+            print(f"  shard {shard}, position {position}: {root}")

@@ -1,0 +1,87 @@
+"""Checks that are one query each: what must be whole, in order and once over a whole shard."""
+
+import asyncpg
+
+from services.auditor.difference import DifferenceError, expect
+from services.auditor.standing import Head
+
+
+async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
+    """Batches follow each other without a gap, in time and under ever newer leases. Answers how many; raises."""
+    row = await connection.fetchrow(
+        """
+        SELECT first_position, expected, recorded_at < before AS back, epoch < older AS outdated FROM (
+            SELECT first_position, last_position, recorded_at, epoch,
+                coalesce(lag(last_position) OVER w, 0) + 1 AS expected,
+                lag(recorded_at) OVER w AS before, lag(epoch) OVER w AS older
+            FROM ledger.batches WHERE shard = $1 AND last_position <= $2
+            WINDOW w AS (ORDER BY last_position)) b
+        WHERE first_position <> expected OR last_position < first_position OR recorded_at < before OR epoch < older
+        ORDER BY last_position LIMIT 1
+        """,
+        head.shard,
+        head.position,
+    )
+    if row is not None:
+        where = f"shard {head.shard}, position {row['expected']}"
+        expect(row["first_position"] == row["expected"], f"{where}: the next batch begins at {row['first_position']}")
+        expect(not row["back"], f"{where}: ledger time goes back")
+        expect(not row["outdated"], f"{where}: the batch was written under an older lease than the one before")
+        raise DifferenceError(f"{where}: the batch ends before it begins")
+    count, epoch = await connection.fetchrow(
+        "SELECT count(*), coalesce(max(epoch), 0) FROM ledger.batches WHERE shard = $1 AND last_position <= $2",
+        head.shard,
+        head.position,
+    )
+    told = f"a batch was written under epoch {epoch}, the lease is at {head.epoch}"
+    expect(epoch <= head.epoch, f"shard {head.shard}: {told}")
+    return int(count)
+
+
+async def check_quarantine(connection: asyncpg.Connection, head: Head) -> int:
+    """The quarantine has no gap, and its time never goes back. Answers how many records it holds; raises."""
+    row = await connection.fetchrow(
+        """
+        SELECT sequence, expected FROM (
+            SELECT sequence, recorded_at, row_number() OVER w AS expected, lag(recorded_at) OVER w AS before
+            FROM ledger.quarantine WHERE shard = $1 AND sequence <= $2
+            WINDOW w AS (ORDER BY sequence)) q
+        WHERE sequence <> expected OR recorded_at < before ORDER BY sequence LIMIT 1
+        """,
+        head.shard,
+        head.quarantine_sequence,
+    )
+    if row is not None:
+        missing = row["sequence"] != row["expected"]
+        expect(not missing, f"shard {head.shard}: the quarantined record {row['expected']} is missing")
+        raise DifferenceError(f"shard {head.shard}, quarantined record {row['sequence']}: ledger time goes back")
+    return head.quarantine_sequence
+
+
+async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
+    """A spend, a reversal, a command stands in the ledger once. Counted, not believed from an index. Raises."""
+    row = await connection.fetchrow(
+        """
+        SELECT source_event_id::text AS source, min(position) AS first, max(position) AS again
+        FROM ledger.entries
+        WHERE shard = $1 AND position <= $2 AND part = 0 AND source_event_id IS NOT NULL
+        GROUP BY source_event_id, day IS NULL HAVING count(*) > 1 ORDER BY again LIMIT 1
+        """,
+        head.shard,
+        head.position,
+    )
+    if row is not None:
+        raise DifferenceError(
+            f"shard {head.shard}, position {row['again']}: the source {row['source']} stands in the ledger again,"
+            f" it is at {row['first']} already"
+        )
+
+
+async def check_strays(connection: asyncpg.Connection, shards: int) -> None:
+    """No row names a shard that there is none of. Raises DifferenceError."""
+    for table in ("batches", "outcomes", "quarantine", "ad_accounts"):
+        shard = await connection.fetchval(
+            f"SELECT shard FROM ledger.{table} WHERE shard NOT BETWEEN 0 AND $1 - 1 LIMIT 1",  # noqa: S608
+            shards,
+        )
+        expect(shard is None, f"ledger.{table} holds rows of shard {shard}, there are {shards} shards")

@@ -1,0 +1,187 @@
+"""Auditing one shard: deciding its ledger again and, beside that, folding it and asking after every answer."""
+
+from collections.abc import Callable
+
+import asyncpg
+
+from services.auditor import sums
+from services.auditor.anchors import Anchors
+from services.auditor.difference import DifferenceError, expect
+from services.auditor.fold import Fold
+from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.standing import FOLLOWERS, Head, Standing
+from services.auditor.tables import TABLES, compare
+from shared.contracts.commands import command_meaning
+from shared.ledger.decoding import StoredEntry
+from shared.ledger.merkle import CompactRange
+from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
+from shared.rules.shard import Shard
+
+# The window is a setting, not a part of the ledger: it may have been changed since. So the age of an event is not
+# judged, beyond the longest window that can be set.
+LONGEST_WINDOW_DAYS = 3660
+_NEVER = 2**63
+
+
+class ShardAudit(Redecider):
+    """Decides a shard again from its first position on, and compares with all that was made of it."""
+
+    def __init__(
+        self, connection: asyncpg.Connection, head: Head, standing: Standing, outcomes: Outcomes, anchors: Anchors
+    ) -> None:
+        super().__init__(
+            connection, Shard(deduplication_days=LONGEST_WINDOW_DAYS, keep_all_days=True), head.shard, CompactRange()
+        )
+        elsewhere = {account for account, (shard, _) in standing.accounts.items() if shard != head.shard}
+        self.rules.accounts_elsewhere = elsewhere
+        self.fold = Fold(head.shard)
+        self.batches = self.rows = self.refused = 0
+        self._head = head
+        self._standing = standing
+        self._outcomes = outcomes
+        self._anchors = anchors
+        cuts = {name: head.checkpoints.get(name, (0, None))[0] for name in FOLLOWERS}
+        self._cuts = sorted((position, name) for name, position in cuts.items())
+        self._next_refusal = _NEVER
+
+    async def check(self, progress: Callable[[int], None]) -> None:
+        """Everything. Raises DifferenceError at the first difference."""
+        self._await_refusal()
+        self._compare_at(0, None)
+        try:
+            await self.run(0, self._head.position, progress)
+        except ReplayDiffersError as error:
+            raise DifferenceError(str(error)) from error
+        self._decide_refusals_after(self._head.position)
+        self._outcomes.finish()
+        self._check_lease()
+        self._check_accounts()
+        self._anchors.finish(self.shard)
+        sums.check_pockets(self.rules, self.fold)
+        sums.check_identity(self.rules, self.fold)
+        await sums.check_reversals(self._connection, self.shard, self.fold)
+
+    # ---- While deciding ---------------------------------------------------------------------------------------
+
+    def before(self, batch: StoredBatch) -> None:
+        """Refusals of batches that wrote nothing lie between two that wrote something."""
+        while self._outcomes.refusals:
+            refusal = self._outcomes.refusals[0]
+            earlier = refusal.recorded_at < batch.recorded_at or refusal.recorded_at == self.rules.now
+            if refusal.position != batch.first - 1 or not earlier:
+                break
+            self._decide_alone(refusal)
+
+    def between(self) -> None:
+        """Refusals of the batch, each after the inputs that it came behind."""
+        position = self.rules.position + len(self.rules.batch.entries)
+        if position < self._next_refusal:
+            return
+        while self._outcomes.refusals:
+            refusal = self._outcomes.refusals[0]
+            if refusal.position != position or refusal.recorded_at != self.rules.now:
+                break
+            self._refuse(refusal)
+        if position > self._next_refusal:
+            raise DifferenceError(
+                f"{self._where(self._next_refusal)}: a command was refused there at a time when nothing was decided"
+            )
+
+    def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
+        """Fold what was just decided, as far as each follower had read, and compare there."""
+        self.batches += 1
+        begin = batch.first
+        for position in sorted({cut for cut, _ in self._cuts if batch.first <= cut <= batch.last}):
+            self.fold.add(stored[begin - batch.first : position - batch.first + 1])
+            begin = position + 1
+            self._compare_at(position, batch.recorded_at)
+        self.fold.add(stored[begin - batch.first :])
+        for item in stored:
+            _, _, _, source, part, day, _ = item.entry
+            if day is None and part == 0 and source is not None:
+                self._outcomes.match(item, _last_of(stored, item.position - batch.first))
+        self._anchors.check(self.shard, self.tree)
+
+    def _compare_at(self, position: int, recorded_at: int | None) -> None:
+        for name in [name for cut, name in self._cuts if cut == position]:
+            told = self._head.checkpoints.get(name, (0, None))[1]
+            as_of = f"as of shard {self.shard}, position {position}"
+            expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")
+            rows = self.fold.rows(name)
+            for table in TABLES:
+                if table.follower == name:
+                    self.rows += compare(table, rows.get(table.name, {}), self._standing.rows[table.name], as_of)
+
+    # ---- Refusals ---------------------------------------------------------------------------------------------
+
+    def _decide_refusals_after(self, position: int) -> None:
+        while self._outcomes.refusals and self._outcomes.refusals[0].position == position:
+            self._decide_alone(self._outcomes.refusals[0])
+
+    def _decide_alone(self, refusal: Outcome) -> None:
+        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due."""
+        if refusal.recorded_at > self.rules.now:
+            self.rules.begin(refusal.recorded_at)
+            if self.rules.entries:
+                line = self.rules.entries[0][0]
+                raise DifferenceError(
+                    f"{self._where(self.tree.size + 1)}: at the time of outcome {refusal.sequence}"
+                    f" a {line.kind} was due, the ledger does not hold it"
+                )
+        self._refuse(refusal)
+
+    def _refuse(self, refusal: Outcome) -> None:
+        where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"
+        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer[1]}, decided again"
+        expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before what stands before it")
+        try:
+            refused = self.rules.command(command_meaning(refusal.content), refusal.command_id, refusal.content)
+        except Exception as error:
+            raise DifferenceError(f"{where}: {told} it fails: {type(error).__name__}: {error}") from error
+        if refused is None:
+            raise DifferenceError(f"{where}: {told} it is accepted")
+        expect(refused.code == refusal.answer[1], f"{where}: {told} as {refused.code}: {refused.message}")
+        self._outcomes.refusals.popleft()
+        self.refused += 1
+        self._await_refusal()
+
+    def _await_refusal(self) -> None:
+        refusals = self._outcomes.refusals
+        self._next_refusal = refusals[0].position if refusals else _NEVER
+
+    # ---- In the end -------------------------------------------------------------------------------------------
+
+    def _check_lease(self) -> None:
+        check_frontier(self._head, self.tree)
+        behind = self._head.ledger_time >= self.rules.now or not self.batches
+        expect(behind, f"shard {self.shard}: the lease's ledger time lies before the last batch's")
+
+    def _check_accounts(self) -> None:
+        registered = {
+            account: center for account, (shard, center) in self._standing.accounts.items() if shard == self.shard
+        }
+        opened = self.fold.center_of
+        for account in sorted(registered.keys() | opened.keys()):
+            expect(
+                registered.get(account) == opened.get(account),
+                f"shard {self.shard}: ledger.ad_accounts holds {account} of {registered.get(account)},"
+                f" the entries open it in {opened.get(account)}",
+            )
+
+
+def check_frontier(head: Head, tree: CompactRange) -> None:
+    """The lease must stand where its entries do. Raises DifferenceError."""
+    expect(
+        tree.size == head.position and tree.frontier() == head.frontier,
+        f"shard {head.shard}: the lease's frontier at {head.position} is not that of the entries,"
+        f" whose root is {tree.root().hex()}",
+    )
+
+
+def _last_of(stored: list[StoredEntry], start: int) -> int:
+    """The position of the last entry of the command that begins at this index."""
+    source = stored[start].entry[3]
+    end = start
+    while end + 1 < len(stored) and stored[end + 1].entry[3] == source:
+        end += 1
+    return stored[end].position

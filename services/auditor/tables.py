@@ -1,0 +1,120 @@
+"""The read models' tables as the auditor compares them: rows by key, in the units of the ledger.
+
+Days are proleptic ordinals, times microseconds since the Unix epoch, so that both sides hold plain numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+
+from services.auditor.difference import DifferenceError
+from shared.rules.calendar import date_text
+from shared.rules.money import format_micros
+
+Rows = dict[tuple[Any, ...], tuple[Any, ...]]
+
+_AMOUNTS = frozenset({"amount", "spent", "remaining", "billed", "overdelivered"})
+_TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket"})
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a read model, the follower that writes it, its key and its other columns."""
+
+    name: str
+    follower: str
+    key: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+
+TABLES = (
+    Table(
+        "balance.business_centers",
+        "balance",
+        ("business_center_id",),
+        ("shard", "currency", "time_zone", "finance_roles", "opened_at"),
+    ),
+    Table(
+        "balance.ad_accounts",
+        "balance",
+        ("ad_account_id",),
+        ("business_center_id", "shard", "billing", "buying_type", "time_zone", "owned", "opened_at"),
+    ),
+    Table("balance.automatic_allocation", "balance", ("business_center_id",), ("enabled_at",)),
+    Table("balance.left_out", "balance", ("business_center_id", "ad_account_id"), ("reason",)),
+    Table("balance.budgets", "balance", ("ad_account_id",), ("mode", "amount", "day", "changes_today", "position")),
+    Table("balance.custom_budgets", "balance", ("ad_account_id",), ("start_position", "started_at", "spent")),
+    Table("balance.campaigns", "balance", ("ad_account_id", "campaign_id"), ("mode", "amount", "position")),
+    Table("balance.pauses", "balance", ("ad_account_id", "campaign_id"), ("causes", "position")),
+    Table("balance.pockets", "balance", ("business_center_id", "ad_account_id", "pocket"), ("amount",)),
+    Table("balance.credit_limits", "balance", ("business_center_id",), ("amount",)),
+    Table("balance.grants", "balance", ("business_center_id", "ad_account_id", "pocket", "grant_id"), ("remaining",)),
+    Table("balance.business_center_days", "balance", ("business_center_id", "day"), ("billed", "overdelivered")),
+    Table("balance.ad_account_days", "balance", ("ad_account_id", "day"), ("billed", "overdelivered")),
+    Table("balance.campaign_days", "balance", ("ad_account_id", "campaign_id", "day"), ("billed", "overdelivered")),
+    Table("balance.entry_blocks", "balance", ("business_center_id", "ad_account_id", "shard", "block")),
+    Table("incentives.cash_spend", "incentives", ("ad_account_id", "bucket"), ("amount",)),
+    Table("signals.latest", "signals", ("shard", "ad_account_id", "campaign_id"), ("position",)),
+)
+
+
+async def read_table(connection: asyncpg.Connection, table: Table) -> Rows:
+    """All rows of a table by key."""
+    columns = ", ".join(_expression(column) for column in (*table.key, *table.values))
+    width = len(table.key)
+    rows: Rows = {}
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 (names from above)
+    async for row in connection.cursor(query, prefetch=5_000):
+        values = tuple(tuple(value) if isinstance(value, list) else value for value in row)
+        rows[values[:width]] = values[width:]
+    return rows
+
+
+def _expression(column: str) -> str:
+    if column in _TIMES:
+        return f"(extract(epoch FROM {column}) * 1000000)::bigint"
+    if column == "day":
+        return "day - date '0001-01-01' + 1"
+    return column
+
+
+def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
+    """Take the expected rows out of those held; answer how many. Raises DifferenceError at the first that differs."""
+    for key, values in expected.items():
+        found = held.pop(key, None)
+        if found != values:
+            shown = "has no such row" if found is None else f"holds {say(table.values, found)}"
+            raise DifferenceError(
+                f"{table.name} {say(table.key, key)}, {as_of}: the read model {shown},"
+                f" the ledger gives {say(table.values, values)}"
+            )
+    return len(expected)
+
+
+def no_more(held: dict[str, Rows]) -> None:
+    """After every shard's rows were taken out nothing may be left. Raises DifferenceError."""
+    for table in TABLES:
+        for key, values in held[table.name].items():
+            raise DifferenceError(
+                f"{table.name} {say(table.key, key)}: the read model holds {say(table.values, values) or 'the row'},"
+                f" the ledger gives no such row"
+            )
+
+
+def say(columns: tuple[str, ...], values: tuple[Any, ...]) -> str:
+    """Columns and their values in words."""
+    return ", ".join(_said(columns, values))
+
+
+def _said(columns: tuple[str, ...], values: tuple[Any, ...]) -> Iterator[str]:
+    for column, value in zip(columns, values, strict=True):
+        shown = value
+        if column in _AMOUNTS and value is not None:
+            exact = Decimal(value)
+            shown = format_micros(int(exact)) if exact == int(exact) else f"{exact} micros"
+        elif column == "day":
+            shown = date_text(value)
+        yield f"{column} {shown}"

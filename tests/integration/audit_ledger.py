@@ -1,0 +1,132 @@
+"""A ledger for the auditor's tests: random work, decided and appended as the writer does it, but for Kafka."""
+
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import asyncpg
+
+from services.allocation.batch import Decider, decode, look_up
+from services.allocation.decoding import Raw
+from services.balance.service import FOLLOWER as BALANCE
+from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.ledger.append import BatchWrite, append
+from shared.ledger.follow import Follower, advance
+from shared.ledger.lease import Lease, claim
+from shared.ledger.lookup import plain_types
+from shared.rules.policy import STANDARD, Policy
+from shared.rules.shard import Shard
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from tests.model.shards import shard_of
+from tests.model.workload import Work, Workload
+
+START_US = 1_795_000_000_000_000
+SHARDS = 4
+
+
+class LedgerWriter:
+    """Writes all shards of an empty ledger."""
+
+    def __init__(self, connection: asyncpg.Connection, leases: Iterable[Lease], policy: Policy = STANDARD) -> None:
+        self.now = START_US
+        self.policy = policy
+        self._connection = connection
+        self._leases = {lease.shard: lease for lease in leases}
+        self._rules = {shard: Shard(policy) for shard in self._leases}
+
+    async def write(self, works: Iterable[Work]) -> None:
+        """Decide and append a batch in each shard that some of the work belongs to."""
+        by_shard: dict[int, list[Work]] = {}
+        for work in works:
+            center = work.message.get("business_center_id")
+            by_shard.setdefault(shard_of(str(center), SHARDS), []).append(work)
+        for shard, own in sorted(by_shard.items()):
+            await self._write(shard, own)
+
+    async def _write(self, shard: int, works: list[Work]) -> None:
+        raws = {
+            kind: [
+                Raw(topic, shard, offset, None, json.dumps(work.message).encode(), ())
+                for offset, work in enumerate(works)
+                if work.kind == kind
+            ]
+            for kind, topic in (("command", FINANCE_COMMANDS), ("event", SPEND_EVENTS))
+        }
+        lease, rules = self._leases[shard], self._rules[shard]
+        decoded = await decode(raws["command"], raws["event"])
+        known = await look_up(self._connection, shard, rules, decoded)
+        write = BatchWrite(0, self.policy.version, lease.spend_offset + len(works), lease.command_offset)
+        await Decider(shard, SHARDS, rules, self.policy).decide(decoded, known, self.now, write)
+        await append(self._connection, lease, write)
+
+
+@contextlib.asynccontextmanager
+async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> AsyncIterator[LedgerWriter]:
+    """A writer of the ledger of a new database, under the first of these policies."""
+    connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
+    try:
+        await plain_types(connection)
+        policies = list(policies)
+        for policy in policies:
+            await connection.execute(
+                "INSERT INTO ledger.policies VALUES ($1, $2)", policy.version, policy.content()
+            )
+        yield LedgerWriter(connection, await claim(connection, "test", SHARDS), policies[0])
+    finally:
+        await connection.close()
+
+
+async def write_random_ledger(url: str, seed: int, steps: int) -> None:
+    """Some days of everything that can happen, in batches of different sizes, under two policies."""
+    other = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
+    workload = Workload(seed)
+    async with ledger_writer(url, (STANDARD, other)) as writer:
+        await writer.write(workload.opening(writer.now))
+        for step in range(steps):
+            writer.now += 1_700_000_000 if step % 7 else 0
+            writer.policy = other if step > steps * 2 // 3 else STANDARD
+            await writer.write(workload.next(writer.now) for _ in range(1 + step % 6))
+
+
+def bulk_ledger_works(accounts: int = 40) -> list[Work]:
+    """Commands that open one Business Center with accounts that share a large balance."""
+    center = {"business_center_id": "bulk", "issued_at": "2026-11-21T12:00:00Z", "actor": {"id": "a", "role": "admin"}}
+
+    def command(type_: str, **fields: Any) -> Work:
+        return Work("command", {**center, "type": type_, "command_id": str(uuid.uuid4()), **fields})
+
+    opened = [
+        command(
+            "open_ad_account",
+            ad_account_id=f"acct-{n}",
+            billing="monthly_invoicing",
+            buying_type="auction",
+            time_zone="Asia/Tokyo",
+        )
+        for n in range(accounts)
+    ]
+    return [
+        command("open_business_center", currency="USD", time_zone="UTC"),
+        command("enable_automatic_allocation"),
+        *opened,
+        command("grant_voucher", voucher_id="v", amount="5000"),
+        command("deposit_cash", amount="900000000"),
+    ]
+
+
+async def fold(url: str, *followers: Follower, steps: int = 100) -> None:
+    """Let the followers of the read models fold, at most so many ranges a shard."""
+    connection = await asyncpg.connect(url)
+    try:
+        for follower in followers or (BALANCE, INCENTIVES):
+            for shard in range(SHARDS):
+                await connection.execute(
+                    "INSERT INTO ledger.checkpoints VALUES ($1, $2) ON CONFLICT DO NOTHING", follower.name, shard
+                )
+                for _ in range(steps):
+                    if not (await advance(connection, follower, shard)).behind:
+                        break
+    finally:
+        await connection.close()
