@@ -42,7 +42,7 @@ _SESSION = """
     SET enable_material = off;
     SET jit = off;
     SET max_parallel_workers_per_gather = 0;
-    SET work_mem = '256MB';
+    SET work_mem = '128MB';
     SET synchronous_commit = off;
 """
 _BEGIN_CHECKPOINT = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, $2) ON CONFLICT DO NOTHING"
