@@ -25,7 +25,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test lint bench up down clean
+.PHONY: help install install-dev lock run test lint bench bench-memory up down clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -69,7 +69,11 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/lint-imports
 
 bench: $(INSTALLED_DEV)
-	@$(BIN)/python -m tests.benchmarks $(ARGS)
+	@exec $(BIN)/python -m tests.benchmarks
+
+# Ten million spends: the memory of the allocation process at each million. Takes minutes and about 10 GB of disk.
+bench-memory: $(INSTALLED_DEV)
+	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
 up:
 	$(COMPOSE) up --build --detach --wait

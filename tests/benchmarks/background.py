@@ -1,0 +1,48 @@
+"""Steady traffic, from a process of its own.
+
+`python -m tests.benchmarks.background CENTERS CAMPAIGNS RATE SECONDS` publishes RATE spends a second on the many
+Business Centers, evenly, and prints how many it published and in which time.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from shared.runtime.kafka import SPEND_EVENTS
+from shared.runtime.settings import load_settings
+from tests.benchmarks.load import Center, Publisher, create_publisher, many_centers, random_spends
+
+_TICK_SECONDS = 0.01
+
+
+async def flow(publisher: Publisher, centers: Sequence[Center], rate: int, seconds: float) -> dict[str, float]:
+    """Publish by the clock: what a late tick missed, the next one brings."""
+    started = time.perf_counter()
+    sent = 0
+    pending: set[asyncio.Task[int]] = set()
+    while (passed := time.perf_counter() - started) < seconds:
+        due = int(rate * passed) - sent
+        if due:
+            task = asyncio.create_task(publisher.publish(SPEND_EVENTS, random_spends(centers, due)))
+            pending.add(task)
+            task.add_done_callback(pending.discard)
+            sent += due
+        await asyncio.sleep(_TICK_SECONDS)
+    await asyncio.gather(*pending)
+    return {"spends": sent, "seconds": time.perf_counter() - started}
+
+
+async def _main(centers: int, campaigns: int, rate: int, seconds: float) -> dict[str, float]:
+    settings = load_settings()
+    publisher, producer = await create_publisher(settings)
+    try:
+        return await flow(publisher, many_centers(centers, campaigns, settings.shards), rate, seconds)
+    finally:
+        await producer.stop()
+
+
+if __name__ == "__main__":
+    count, each, per_second, duration = sys.argv[1:]
+    print(json.dumps(asyncio.run(_main(int(count), int(each), int(per_second), float(duration)))))
