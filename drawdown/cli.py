@@ -98,15 +98,9 @@ def run(
 @app.command()
 def migrate() -> None:
     """Bring the database to the schema of this version, and create the topics that are missing."""
-    settings = _settings("migrate")
-    from shared.runtime.kafka import ensure_topics
-    from shared.runtime.migrate import migrate as migrate_database
+    from drawdown.system import prepare
 
-    async def everything() -> None:
-        await migrate_database(settings.database_url, settings.shards)
-        await ensure_topics(settings)
-
-    _run(everything())
+    _run(prepare(_settings("migrate")))
 
 
 @audit.command("replay")

@@ -156,8 +156,9 @@ def _opened(path: Path) -> Iterator[Iterator[str]]:
             file.seek(0)
             packing = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
             unpacked = _UNPACKERS[packing](file) if packing else file
-            yield io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    except (OSError, EOFError, lzma.LZMAError, cramjam.DecompressionError) as error:
+            with io.TextIOWrapper(unpacked, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+                yield lines
+    except (OSError, EOFError, lzma.LZMAError, cramjam.DecompressionError, csv.Error) as error:
         raise UnreadableFileError(f"{path}: {error}") from error
 
 

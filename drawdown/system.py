@@ -11,10 +11,12 @@ from pathlib import Path
 import httpx
 
 from drawdown.serving import SERVICES
+from shared.runtime import postgres
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
 from shared.runtime.kafka import ensure_topics
 from shared.runtime.migrate import migrate
 from shared.runtime.processes import Child, spawn
+from shared.runtime.retries import with_retries
 from shared.runtime.settings import PREFIX, Settings
 
 READY_SECONDS = 60.0
@@ -37,6 +39,20 @@ def environment_of(settings: Settings) -> dict[str, str]:
 def port_of(settings: Settings, service: str) -> int:
     """Where a service answers /readyz and /metrics: the API at the HTTP port, the others at those after it."""
     return settings.http_port + ("api", *(name for name in SERVICES if name != "api")).index(service)
+
+
+async def prepare(settings: Settings) -> None:
+    """Bring the database to this version's schema and create the topics that are missing; wait for both servers.
+
+    Raises:
+        TopicsDoNotFitError: a topic has another number of partitions than there are shards.
+        ValueError: the ledger has another number of shards.
+
+    """
+    await with_retries(
+        lambda: migrate(settings.database_url, settings.shards), what="the database to migrate", errors=postgres.AWAY
+    )
+    await ensure_topics(settings)
 
 
 class Service:
@@ -234,8 +250,7 @@ class System:
         self._say(f"broker at {self.kafka.url}")
 
     async def _prepare(self) -> None:
-        await migrate(self.settings.database_url, self.settings.shards)
-        await ensure_topics(self.settings)
+        await prepare(self.settings)
         if self.kafka is not None:  # A new broker's offsets begin at 0; the ledger's inputs do not.
             from services.allocation.offsets import adopt
 

@@ -80,7 +80,9 @@ async def ensure_topics(settings: Settings) -> None:
 
 
 async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProducer:
-    """Start a producer that is acknowledged by all replicas, and idempotent unless the setting says no.
+    """Start a producer that is acknowledged by all replicas, and idempotent where the broker can be.
+
+    The embedded broker cannot; `kafka_idempotence` says it of others.
 
     Args:
         settings: where the broker is; one that is away is waited for (60 s).
@@ -90,7 +92,7 @@ async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProdu
     arguments: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
         "acks": "all",
-        "enable_idempotence": settings.kafka_idempotence,
+        "enable_idempotence": settings.kafka_idempotence and not settings.kafka_is_embedded,
         **overrides,
     }
 
