@@ -20,7 +20,7 @@ from shared.ledger.times import to_datetime
 from shared.rules.corrections import ChargedSpend
 from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
-from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
 # So many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
 SLICE_RECORDS = 500
@@ -131,16 +131,20 @@ class Decider:
         for record, event in slice_:
             if type(event) is tuple:
                 outcome, detail = decide(event)
-                if outcome == "unknown_business_center" and self._forward(record, event[1], write):
-                    outcome = "forwarded"
-                elif outcome is not CHARGED and outcome is not DUPLICATE:
-                    self._quarantine(record, Fault(outcome, detail), event[1], write)
-                    outcome = "quarantined"
+                if outcome is not CHARGED and outcome is not DUPLICATE:
+                    outcome = self._set_aside(self._as_raw(record), event, Fault(outcome, detail), write)
             else:
                 assert isinstance(event, Fault)
-                self._quarantine(record, event, business_center_of(record.value), write)
+                self._quarantine(self._as_raw(record), event, business_center_of(record.value), write)
                 outcome = "quarantined"
             counts[outcome] = counts.get(outcome, 0) + 1
+
+    def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite) -> str:
+        """What cannot be charged here goes to its own shard or to quarantine."""
+        if fault.reason == "unknown_business_center" and self._forward(raw, event[1], write):
+            return "forwarded"
+        self._quarantine(raw, fault, event[1], write)
+        return "quarantined"
 
     def _decide_command(self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite) -> None:
         if isinstance(command, Fault):
@@ -171,17 +175,18 @@ class Decider:
         write.outcomes.append((command.id, before is None, center, command.content["type"], command.content, *outcome))
         metrics.COMMANDS.labels(self._shard, outcome[0]).inc()
 
-    def _forward(self, record: Any, center: str, write: BatchWrite) -> bool:
+    def _as_raw(self, record: Any) -> Raw:
+        return as_raw(record, SPEND_EVENTS, self._shard)
+
+    def _forward(self, raw: Raw, center: str, write: BatchWrite) -> bool:
         """Pass a record on to its BC's shard, if that is another one."""
         target = murmur2_partition(center.encode(), self._shards)
         if target == self._shard:
             return False
-        raw = as_raw(record)
         write.forwarded.append((target, raw.topic, raw.partition, raw.offset, raw.key, raw.value, raw.headers_json()))
         return True
 
-    def _quarantine(self, record: Any, fault: Fault, center: str | None, write: BatchWrite) -> None:
-        raw = as_raw(record)
+    def _quarantine(self, raw: Raw, fault: Fault, center: str | None, write: BatchWrite) -> None:
         write.quarantined.append(
             (
                 fault.reason,
@@ -220,11 +225,11 @@ class Decider:
                     metrics.RESUMES.labels(line.cause).inc()
 
 
-def as_raw(record: Any) -> Raw:
-    """A Kafka record as it is kept; what is one already stays."""
+def as_raw(record: Any, topic: str, partition: int) -> Raw:
+    """A record that the consumer gave for a partition, as it is kept; what is one already stays."""
     if isinstance(record, Raw):
         return record
-    return Raw(record.topic, record.partition, record.offset, record.key, record.value, record.headers)
+    return Raw(topic, partition, record.offset, record.key, record.value, record.headers)
 
 
 def is_command(topic: str) -> bool:

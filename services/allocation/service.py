@@ -5,6 +5,7 @@ its worker; anything else that fails in a worker ends the process, for its memor
 """
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -48,6 +49,8 @@ def read_policy(path: Path | None) -> Policy:
 
 async def run(settings: Settings) -> None:
     """Write shards until cancelled. Raises what must end the process."""
+    # The state lives as long as the process and batches hold no cycles: looking for garbage more often is a waste.
+    gc.set_threshold(100_000, 50, 100)
     await Allocation(settings).run()
 
 

@@ -158,7 +158,8 @@ class Worker:
         )
         self._taking.update(write.taken)
         decoded = await decode(
-            [raw for raw in forwarded if is_command(raw.topic)] + [as_raw(record) for record in commands],
+            [raw for raw in forwarded if is_command(raw.topic)]
+            + [as_raw(record, *self._commands) for record in commands],
             [raw for raw in forwarded if not is_command(raw.topic)] + spends,
         )
         known = await look_up(self._reading, self.lease.shard, self._rules, decoded)
