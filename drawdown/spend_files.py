@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cramjam
+
+from shared.contracts.fields import TIME_PATTERN, parse_time
 
 Format = Literal["json", "csv", "ipinyou"]
 Event = dict[str, Any]
@@ -42,6 +45,7 @@ _IPINYOU_ALIASES = {
     "advertiser": "advertiser_id",
     "payprice": "paying_price",
 }
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
 
@@ -87,13 +91,14 @@ class Row:
 
     @property
     def occurred_at(self) -> datetime | None:
-        """When it happened, if it says so with an offset."""
+        """When it happened, if it says so as the contract does."""
         text = self.event.get("occurred_at") if self.event else None
-        try:
-            instant = datetime.fromisoformat(text) if isinstance(text, str) else None
-        except ValueError:
+        if not isinstance(text, str) or re.fullmatch(TIME_PATTERN, text, re.ASCII) is None:
             return None
-        return instant if instant is not None and instant.tzinfo is not None else None
+        try:
+            return _EPOCH + timedelta(microseconds=parse_time(text))
+        except (ValueError, OverflowError):
+            return None
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -129,7 +134,10 @@ def shifted(row: Row, shift: timedelta) -> bytes:
     instant = row.occurred_at
     if row.event is None or instant is None or not shift:
         return row.raw
-    moved = (instant + shift).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    try:
+        moved = (instant + shift).isoformat().replace("+00:00", "Z")
+    except OverflowError:  # Beyond the calendar: another event of the file is thousands of years away.
+        return row.raw
     return json.dumps({**row.event, "occurred_at": moved}, ensure_ascii=False).encode()
 
 
