@@ -81,7 +81,6 @@ async def _reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     connection = await connect(settings, ROLE, "drawdown audit")
     try:
         await plain_types(connection)
-        # Only reads, and looks up by index however young the statistics are.
         await connection.execute("SET default_transaction_read_only = on; SET jit = off")
         yield connection
     finally:

@@ -60,6 +60,7 @@ async def check_quarantine(connection: asyncpg.Connection, head: Head) -> int:
 
 async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
     """A spend, a reversal, a command stands in the ledger once. Counted, not believed from an index. Raises."""
+    await connection.execute("RESET enable_seqscan")
     row = await connection.fetchrow(
         """
         SELECT source_event_id::text AS source, min(position) AS first, max(position) AS again

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
+from shared.ledger.encoding import ALL_NUMBERS, COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
 _LENGTH = struct.Struct(">i")
 _LINE_FIELD = FIELDS.index("kind")
+_LINE_FIELDS = len(FIELDS) - _LINE_FIELD
+# Of a row that has every number: the lengths alone.
+_ONLY_LENGTHS = struct.Struct(">2xi2xi8xi8xi8xi8xi16xi4xi4xi4x")
+_ALL_LENGTHS = (2, 8, 8, 8, 8, 16, 4, 4, 4)
 
 
 @dataclass(slots=True)
@@ -46,12 +50,16 @@ def split_rows(data: bytes) -> list[bytes]:
     """The canonical bytes of each entry of a binary COPY: split, not read."""
     rows = []
     at = len(COPY_HEADER)
-    unpack = _LENGTH.unpack_from
+    unpack, lengths = _LENGTH.unpack_from, _ONLY_LENGTHS.unpack_from
+    all_fields, line_fields = range(len(FIELDS)), range(_LINE_FIELDS)
     end = len(data) - len(COPY_TRAILER)
     while at < end:
         start = at
-        at += 2
-        for _ in FIELDS:
+        if end - at > ALL_NUMBERS.size and lengths(data, at) == _ALL_LENGTHS:
+            at, fields = at + ALL_NUMBERS.size, line_fields
+        else:
+            at, fields = at + 2, all_fields
+        for _ in fields:
             (length,) = unpack(data, at)
             at += 4 + length if length > 0 else 4
         rows.append(data[start:at])
@@ -80,25 +88,21 @@ class Reader:
         return entries
 
     def _decode_row(self, data: bytes, start: int) -> tuple[StoredEntry, int]:
-        values: list[bytes | None] = []
-        at = start + 2
-        tail = 0
-        unpack = _LENGTH.unpack_from
-        for field in range(len(FIELDS)):
-            if field == _LINE_FIELD:
-                tail = at
-            (length,) = unpack(data, at)
-            at += 4
-            if length < 0:
-                values.append(None)
-            else:
-                values.append(data[at : at + length])
-                at += length
-        shard, position, amount, occurred_at, recorded_at, source, part, day, period = values[:_LINE_FIELD]
-        encoded = data[tail:at]
-        line = self._lines.get(encoded)
-        if line is None:
-            line = self._lines[encoded] = _line_of(values[_LINE_FIELD:], encoded)
+        """One row, and where the next begins. Nearly all have every number: those are unpacked in one call."""
+        numbers = ALL_NUMBERS.unpack_from(data, start) if len(data) - start >= ALL_NUMBERS.size else ()
+        if numbers[1::2] != _ALL_LENGTHS:
+            return self._decode_sparse_row(data, start)
+        _, _, shard, _, position, _, amount, _, occurred_at, _, recorded_at, _, source, _, part, _, day, _, period = (
+            numbers
+        )
+        line, at = self._line(data, start + ALL_NUMBERS.size)
+        entry: Entry = (line, amount, occurred_at + EPOCH_2000_US, source, part, day + DAY_2000, period + DAY_2000)
+        return StoredEntry(shard, position, recorded_at + EPOCH_2000_US, entry, data[start:at]), at
+
+    def _decode_sparse_row(self, data: bytes, start: int) -> tuple[StoredEntry, int]:
+        values, at = _split(data, start + 2, _LINE_FIELD)
+        shard, position, amount, occurred_at, recorded_at, source, part, day, period = values
+        line, at = self._line(data, at)
         entry: Entry = (
             line,
             None if amount is None else _signed(amount),
@@ -110,6 +114,32 @@ class Reader:
         )
         recorded = _required(recorded_at) + EPOCH_2000_US
         return StoredEntry(_required(shard), _required(position), recorded, entry, data[start:at]), at
+
+    def _line(self, data: bytes, start: int) -> tuple[Line, int]:
+        """The line that begins there, and where it ends."""
+        at = start
+        unpack = _LENGTH.unpack_from
+        for _ in range(_LINE_FIELDS):
+            (length,) = unpack(data, at)
+            at += 4 + length if length > 0 else 4
+        encoded = data[start:at]
+        line = self._lines.get(encoded)
+        if line is None:
+            values, _ = _split(encoded, 0, _LINE_FIELDS)
+            line = self._lines[encoded] = _line_of(values, encoded)
+        return line, at
+
+
+def _split(data: bytes, start: int, fields: int) -> tuple[list[bytes | None], int]:
+    """The values of so many fields, and where the next one begins."""
+    values: list[bytes | None] = []
+    at = start
+    for _ in range(fields):
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += 4
+        values.append(None if length < 0 else data[at : at + length])
+        at += max(0, length)
+    return values, at
 
 
 def _signed(value: bytes) -> int:

@@ -37,13 +37,13 @@ EPOCH_2000_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 DAY_2000 = date(2000, 1, 1).toordinal()
 
 _NULL = struct.pack(">i", -1)
-_ALL_NUMBERS = struct.Struct(">hihiqiqiqiqi16siiiiii")
+ALL_NUMBERS = struct.Struct(">hihiqiqiqiqi16siiiiii")
 _LENGTH = struct.Struct(">i")
 
 
 def encode_entries(entries: Sequence[Entry], shard: int, first_position: int, recorded_at: int) -> list[bytes]:
     """The canonical bytes of each entry; the first stands at `first_position`, times in µs since the Unix epoch."""
-    pack = _ALL_NUMBERS.pack
+    pack = ALL_NUMBERS.pack
     recorded = recorded_at - EPOCH_2000_US
     rows = []
     position = first_position

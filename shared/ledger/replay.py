@@ -95,6 +95,8 @@ class Redecider:
             self._policies = await policies(self._connection)
         except ValueError as error:
             raise ReplayDiffersError(f"a recorded policy is none: {error}") from error
+        # Reversed spends are looked up by their index, however young the table's statistics are.
+        await self._connection.execute("SET enable_seqscan = off; SET jit = off")
         async for batches in batches_after(self._connection, self.shard, position, last):
             for group in groups(batches):
                 stored = await self._reader.read(self._connection, self.shard, group[0].first, group[-1].last)
