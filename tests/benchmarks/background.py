@@ -21,16 +21,10 @@ async def flow(publisher: Publisher, centers: Sequence[Center], rate: int, secon
     """Publish by the clock: what a late tick missed, the next one brings."""
     started = time.perf_counter()
     sent = 0
-    pending: set[asyncio.Task[int]] = set()
     while (passed := time.perf_counter() - started) < seconds:
         due = int(rate * passed) - sent
-        if due:
-            task = asyncio.create_task(publisher.publish(SPEND_EVENTS, random_spends(centers, due)))
-            pending.add(task)
-            task.add_done_callback(pending.discard)
-            sent += due
+        sent += await publisher.publish(SPEND_EVENTS, random_spends(centers, due), last_alone=False)
         await asyncio.sleep(_TICK_SECONDS)
-    await asyncio.gather(*pending)
     return {"spends": sent, "seconds": time.perf_counter() - started}
 
 

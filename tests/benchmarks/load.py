@@ -159,21 +159,35 @@ class Publisher:
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
 
-    async def publish(self, topic: str, records: Iterable[Record]) -> int:
+    async def publish(self, topic: str, records: Iterable[Record], *, last_alone: bool = True) -> int:
         """Publish and wait until all are acknowledged; answer how many there were.
 
-        Each partition's last record travels alone: the embedded broker takes the offset after the first record of
-        the last batch for the end of the partition, and allocation asks for that end when it starts.
+        One call at a time: the client takes one batch a partition, and lets others wait without an order.
+
+        Args:
+            topic: where to.
+            records: what; those of a partition keep their order.
+            last_alone: each partition's last record travels alone. The embedded broker takes the offset after the
+                first record of the last batch for the end of the partition, and allocation asks for that end when
+                it starts.
+
         """
         by_partition: dict[int, list[Record]] = {}
         for record in records:
             by_partition.setdefault(record[0], []).append(record)
-        sent: list[asyncio.Future[Any]] = []
-        for partition, own in by_partition.items():
-            for batch in (*self._batches(own[:-1]), *self._batches(own[-1:])):
-                sent.append(await self._producer.send_batch(batch, topic, partition=partition))
-        await asyncio.gather(*sent)
+        await asyncio.gather(
+            *(self._send(topic, partition, own, last_alone) for partition, own in by_partition.items())
+        )
         return sum(map(len, by_partition.values()))
+
+    async def _send(self, topic: str, partition: int, records: list[Record], last_alone: bool) -> None:
+        parts = (records[:-1], records[-1:]) if last_alone else (records,)
+        sent = [
+            await self._producer.send_batch(batch, topic, partition=partition)
+            for part in parts
+            for batch in self._batches(part)
+        ]
+        await asyncio.gather(*sent)
 
     def _batches(self, records: Sequence[Record]) -> Iterator[Any]:
         now = time.time_ns() // 1_000_000
