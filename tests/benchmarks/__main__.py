@@ -84,6 +84,7 @@ def _percentiles(latencies: Latencies) -> Figures:
         "p99": latencies.percentile(0.99),
         "p999": latencies.percentile(0.999),
         "max": latencies.milliseconds[-1],
+        "p50_to_decision": latencies.to_decision_ms,
         "probes": len(latencies.milliseconds),
         "unanswered": latencies.unanswered,
         "offered_per_second": latencies.offered_per_second,

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import json
 import math
+import statistics
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import count
 from typing import Any
 
@@ -46,10 +48,34 @@ Account = tuple[Center, str]
 
 
 @dataclass
+class Probe:
+    """A spend that pauses, when it was published (`sent_at`, and `wall` since the epoch), and what it took."""
+
+    sent_at: float
+    wall: float
+    milliseconds: float = math.inf
+    to_decision_ms: float = math.inf
+
+    @property
+    def answered(self) -> bool:
+        """Whether its signal has come."""
+        return self.milliseconds < math.inf
+
+    def answer(self, now: float, recorded_at: datetime) -> None:
+        """Its signal has come."""
+        self.milliseconds = (now - self.sent_at) * 1000
+        self.to_decision_ms = (recorded_at.timestamp() - self.wall) * 1000
+
+
+@dataclass
 class Latencies:
-    """What the probes of a level took, in ms, sorted; those without an answer count as infinite."""
+    """What the probes of a level took, in ms, sorted; those without an answer count as infinite.
+
+    `to_decision_ms`: the median of the part until the ledger time of the batch that decided a probe.
+    """
 
     milliseconds: list[float]
+    to_decision_ms: float
     offered_per_second: float
 
     def percentile(self, share: float) -> float:
@@ -72,11 +98,13 @@ async def measure_latency(bench: Bench, rate: int) -> Latencies:
     traffic = child(bench, "background", *arguments)
     async with _probe_clients(bench) as (producer, consumer), traffic as background:
         await asyncio.sleep(WARM_UP_SECONDS)
-        latencies = await _probe(bench, producer, consumer, accounts)
+        probes = await _probe(bench, producer, consumer, accounts)
         sent = await background.answer()
     bench.published_spends += int(sent["spends"]) + len(accounts)
     await bench.settle()
-    return Latencies(sorted(latencies), sent["spends"] / sent["seconds"])
+    latencies = sorted(probe.milliseconds for probe in probes)
+    decided = statistics.median(probe.to_decision_ms for probe in probes)
+    return Latencies(latencies, decided, sent["spends"] / sent["seconds"])
 
 
 async def _fund_probes(bench: Bench) -> list[Account]:
@@ -116,39 +144,40 @@ async def _probe_clients(bench: Bench) -> AsyncIterator[tuple[AIOKafkaProducer, 
 
 async def _probe(
     bench: Bench, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, accounts: list[Account]
-) -> list[float]:
-    sent: dict[str, float] = {}
-    taken: dict[str, float] = {}
-    listening = asyncio.create_task(_listen(consumer, sent, taken, len(accounts)))
+) -> list[Probe]:
+    sent: dict[str, Probe] = {}
+    listening = asyncio.create_task(_listen(consumer, sent, len(accounts)))
     try:
         await _send(producer, accounts, sent, bench.plan.probe_interval_ms / 1000)
         async with asyncio.timeout(ANSWER_SECONDS):
             await listening
     except TimeoutError:
-        bench.say(f"{len(sent) - len(taken)} probes have no answer after {ANSWER_SECONDS:.0f} s")
+        bench.say(f"some probes have no answer after {ANSWER_SECONDS:.0f} s")
     finally:
         listening.cancel()
-    return [taken.get(probe, math.inf) for probe in sent]
+    return list(sent.values())
 
 
-async def _send(producer: AIOKafkaProducer, accounts: list[Account], sent: dict[str, float], interval: float) -> None:
+async def _send(producer: AIOKafkaProducer, accounts: list[Account], sent: dict[str, Probe], interval: float) -> None:
     acknowledgements = []
     started = time.perf_counter()
     for number, (where, account) in enumerate(accounts):
         await asyncio.sleep(max(0.0, started + number * interval - time.perf_counter()))
         probe = event_id()
         partition, key, value = spend(where, account, f"{account}-cmp", PROBE_CASH, now_text(), probe)
-        sent[probe] = time.perf_counter()
+        sent[probe] = Probe(time.perf_counter(), time.time())
         acknowledgements.append(await producer.send(SPEND_EVENTS, value, key=key, partition=partition))
     await asyncio.gather(*acknowledgements)
 
 
-async def _listen(consumer: AIOKafkaConsumer, sent: dict[str, float], taken: dict[str, float], expected: int) -> None:
-    while len(taken) < expected:
+async def _listen(consumer: AIOKafkaConsumer, sent: dict[str, Probe], expected: int) -> None:
+    answered = 0
+    while answered < expected:
         for records in (await consumer.getmany(timeout_ms=1000)).values():
             now = time.perf_counter()
             for record in records:
                 message: dict[str, Any] = json.loads(record.value)
-                probe = message["source_event_id"]
-                if message["change"] == "paused" and probe in sent and probe not in taken:
-                    taken[probe] = (now - sent[probe]) * 1000
+                probe = sent.get(message["source_event_id"])
+                if message["change"] == "paused" and probe is not None and not probe.answered:
+                    answered += 1
+                    probe.answer(now, datetime.fromisoformat(message["recorded_at"]))
