@@ -44,7 +44,10 @@ _DETAIL_TIMES = frozenset({"started_at", "spend_occurred_at"})
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to export and where to: a new or empty folder; of one shard or all; positions first … last."""
+    """What to export and where to: a new or empty folder; of one shard or all; positions first … last.
+
+    The batch of the last one is exported to its end: so every entry is covered by a root.
+    """
 
     out: Path
     format: Format = "ndjson"
@@ -94,7 +97,7 @@ async def _export_shard(
         head.shard,
         last,
     )
-    export = _ShardExport(head.shard, selection, last)
+    export = _ShardExport(head.shard, selection, end)
     with export:
         async for link in links(connection, head.shard, end, progress):
             export.add(link)

@@ -1,0 +1,578 @@
+"""`audit replay` and `audit verify` on a ledger with everything in it: whole, they pass; tampered with, they say where.
+
+The tampering is done as the superuser, with the append-only triggers off and on again: what no role of ours could do.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.auditor.cli import replay, verify
+from services.balance.service import FOLLOWER as BALANCE
+from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.ledger.decoding import copy_entries, split_rows
+from shared.ledger.encoding import FIELDS
+from shared.ledger.follow import Follower
+from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.runtime.embedded import EmbeddedPostgres
+from shared.runtime.migrate import migrate
+from shared.runtime.settings import Settings
+from tests.integration.audit_ledger import fold, write_random_ledger
+from tests.servers import fresh_database
+
+EVERY_KIND = {
+    *("voucher_debit", "ad_credit_debit", "cash_debit", "credit_debit", "business_center_draw", "overdelivery"),
+    *("reversal", "forfeit", "deposit", "grant", "expiry", "allocation_out", "allocation_in", "transfer_out"),
+    *("transfer_in", "credit_limit_change", "credit_repayment", "business_center_opened", "ad_account_opened"),
+    *("automatic_allocation_enabled", "budget_set", "budget_synced", "budget_reset", "campaign_budget_set"),
+    *("pause", "resume"),
+}
+A_SPEND = (
+    "(SELECT min(position) FROM ledger.entries WHERE shard = 0 AND amount < 0 AND part = 0 AND day IS NOT NULL"
+    " AND reverses IS NULL)"
+)
+NEXT_BATCH = """
+    INSERT INTO ledger.batches SELECT 0, s.position + 1, s.position + 1, s.ledger_time, b.policy_version, b.root,
+        b.epoch, b.spend_offset, b.command_offset FROM ledger.shards s JOIN ledger.batches b
+        ON b.shard = s.shard AND b.last_position = s.position WHERE s.shard = 0
+"""
+
+
+@pytest.fixture(scope="module")
+async def original(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A database with a folded ledger that nobody touched."""
+    async with fresh_database(postgres.url) as url:
+        await migrate(url, 4)
+        await write_random_ledger(url, seed=5, steps=700)
+        await fold(url)
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def copied(original: str, postgres: EmbeddedPostgres, name: str) -> AsyncIterator[str]:
+    """A copy of a database."""
+    admin = await asyncpg.connect(postgres.url)
+    try:
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {original.rpartition('/')[2]} STRATEGY file_copy")
+        yield f"{original.rpartition('/')[0]}/{name}"
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+@pytest.fixture
+async def copy(original: str, postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A copy of it, to tamper with."""
+    async with copied(original, postgres, "tampered") as url:
+        yield url
+
+
+async def tamper(url: str, *statements: str) -> int:
+    """Execute statements behind the ledger's back; answer how many rows the last one touched."""
+    assert statements
+    connection = await asyncpg.connect(url)
+    try:
+        triggers = await connection.fetch("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only'")
+        for trigger in triggers:
+            await connection.execute(f"ALTER TABLE {trigger[0]} DISABLE TRIGGER append_only")
+        for statement in statements:
+            status = await connection.execute(statement)
+        for trigger in triggers:
+            await connection.execute(f"ALTER TABLE {trigger[0]} ENABLE ALWAYS TRIGGER append_only")
+        return int(status.split()[-1])
+    finally:
+        await connection.close()
+
+
+async def fetch(url: str, query: str) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows: list[asyncpg.Record] = await connection.fetch(query)
+        return rows
+    finally:
+        await connection.close()
+
+
+async def difference(url: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What replay finds; it must find something."""
+    capsys.readouterr()
+    assert await replay(Settings(database_url=url), as_json=True) == 1
+    found: str = json.loads(capsys.readouterr().out)["difference"]
+    return found
+
+
+async def chain_is_broken(url: str, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether verify finds something."""
+    code = await verify(Settings(database_url=url), as_json=True)
+    capsys.readouterr()
+    return code == 1
+
+
+async def reseal(url: str, shard: int = 0) -> None:
+    """Make all roots, and the lease, fit the entries again: what somebody would do who owns the database."""
+    connection = await asyncpg.connect(url)
+    try:
+        position = await connection.fetchval("SELECT position FROM ledger.shards WHERE shard = $1", shard)
+        rows = split_rows(await copy_entries(connection, shard, 1, position))
+        ends = await connection.fetch(
+            "SELECT last_position FROM ledger.batches WHERE shard = $1 ORDER BY last_position", shard
+        )
+    finally:
+        await connection.close()
+    tree = CompactRange()
+    statements = []
+    for (last,) in ends:
+        tree.append([leaf_hash(row) for row in rows[tree.size : last]])
+        root = f"'\\x{tree.root().hex()}'"
+        statements.append(f"UPDATE ledger.batches SET root = {root} WHERE shard = {shard} AND last_position = {last}")
+    frontier = tree.frontier().hex()
+    await tamper(url, *statements, f"UPDATE ledger.shards SET frontier = '\\x{frontier}' WHERE shard = {shard}")
+
+
+# ---- Whole ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_untouched_ledger_passes_and_the_report_says_what_was_checked(
+    original: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await replay(Settings(database_url=original), as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    (counts,) = await fetch(
+        original,
+        """
+        SELECT (SELECT count(*) FROM ledger.entries) AS entries, (SELECT count(*) FROM ledger.batches) AS batches,
+            (SELECT count(*) FROM ledger.outcomes WHERE first AND status = 'accepted') AS commands_accepted,
+            (SELECT count(*) FROM ledger.outcomes WHERE first AND status = 'rejected') AS commands_refused,
+            (SELECT count(*) FROM ledger.outcomes WHERE NOT first) AS outcomes_repeated,
+            (SELECT count(*) FROM ledger.quarantine) AS quarantined,
+            (SELECT count(*) FROM ledger.entries WHERE part = 0 AND day IS NOT NULL) AS events,
+            (SELECT count(DISTINCT reverses) FROM ledger.entries) AS reversed_spends,
+            (SELECT count(*) FROM balance.business_centers) AS business_centers
+        """,
+    )
+    assert (report["passed"], report["difference"]) == (True, None)
+    assert {name: report["checked"][name] for name in counts.keys()} == dict(counts)  # noqa: SIM118
+    assert min(counts.values()) > 0
+    assert report["entries_per_second"] > 0
+    money = {name: float(amount) for name, amount in report["money"].items()}
+    assert money["in"] == pytest.approx(money["held"] + money["billed"] + money["forfeited"])
+    assert min(money.values()) > 0
+    ends = await fetch(
+        original, "SELECT DISTINCT ON (shard) shard, last_position, root FROM ledger.batches ORDER BY 1, 2 DESC"
+    )
+    roots = {(each["shard"], each["position"]): each["root"] for each in report["roots"]}
+    assert {(row[0], row[1]): row[2].hex() for row in ends}.items() <= roots.items()
+
+
+async def test_the_ledger_of_these_tests_holds_every_kind_of_entry(original: str) -> None:
+    assert {row[0] for row in await fetch(original, "SELECT DISTINCT kind FROM ledger.entries")} == EVERY_KIND
+
+
+async def test_verify_passes_with_the_same_roots(original: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(database_url=original)
+    assert await replay(settings, as_json=True) == 0
+    replayed = json.loads(capsys.readouterr().out)
+    assert await verify(settings, as_json=True) == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["roots"] == replayed["roots"]
+    assert verified["checked"]["entries"] == replayed["entries"] == verified["entries"]
+
+
+async def test_for_people_it_says_the_same_in_words(original: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await replay(Settings(database_url=original)) == 0
+    said = capsys.readouterr().out
+    assert "entries decided again and the same, byte for byte" in said
+    assert re.search(r"audit replay: [\d,]+ entries in [\d.]+ s, [\d,]+ entries/s\nNo difference\.\n$", said)
+
+
+async def test_followers_that_are_behind_are_compared_where_they_are(
+    postgres: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with fresh_database(postgres.url) as url:
+        await migrate(url, 4)
+        await write_random_ledger(url, seed=3, steps=60)
+        for follower, length in ((BALANCE, 31), (INCENTIVES, 7)):
+            await fold(url, Follower(follower.name, follower.fold, longest_range=length), steps=2)
+        assert await replay(Settings(database_url=url), as_json=True) == 0
+        capsys.readouterr()
+        await tamper(url, "UPDATE balance.pauses SET causes = '{}' WHERE causes <> '{}'")
+        found = await difference(url, capsys)
+        assert re.match(r"balance\.pauses ad_account_id \S+, campaign_id .*, as of shard \d, position 62: ", found)
+
+
+# ---- Entries ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_edited_amount_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await tamper(copy, f"UPDATE ledger.entries SET amount = amount - 1 WHERE shard = 0 AND position = {A_SPEND}")
+    ((position, first, last),) = await fetch(
+        copy,
+        f"SELECT p, first_position, last_position FROM {A_SPEND} AS s (p) JOIN ledger.batches"
+        " ON shard = 0 AND p BETWEEN first_position AND last_position",
+    )
+    assert first <= position <= last
+    found = await difference(copy, capsys)
+    assert re.match(rf"shard 0, position ({first} to {last}|{position})\b", found)
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_an_edited_amount_is_found_even_if_all_roots_were_made_to_fit(
+    copy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await tamper(copy, f"UPDATE ledger.entries SET amount = amount - 1 WHERE shard = 0 AND position = {A_SPEND}")
+    await reseal(copy)
+    assert not await chain_is_broken(copy, capsys)
+    await difference(copy, capsys)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("cause", "'campaign_budget'"),
+        ("occurred_at", "occurred_at + interval '1 microsecond'"),
+        ("day", "day + 1"),
+        ("grant_id", "'another'"),
+        ("part", "part + 1"),
+        ("details", """'{"causes": []}'"""),
+        ("recorded_at", "recorded_at + interval '1 microsecond'"),
+    ],
+)
+async def test_every_field_of_an_entry_is_covered(
+    copy: str, capsys: pytest.CaptureFixture[str], column: str, value: str
+) -> None:
+    await tamper(copy, f"UPDATE ledger.entries SET {column} = {value} WHERE shard = 0 AND position = {A_SPEND}")
+    assert (await difference(copy, capsys)).startswith("shard 0, position ")
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_a_lost_entry_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await tamper(copy, "DELETE FROM ledger.entries WHERE shard = 0 AND position = 37")
+    assert await difference(copy, capsys) == "shard 0, position 37: the entry is missing"
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_a_cut_off_end_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await tamper(
+        copy, "DELETE FROM ledger.entries e USING ledger.shards s WHERE e.shard = 0 AND s.shard = 0"
+        " AND e.position = s.position"
+    )  # fmt: skip
+    assert re.match(r"shard 0: the entries end at \d+, the lease says \d+", await difference(copy, capsys))
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_two_entries_in_the_other_order_are_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await tamper(
+        copy,
+        "UPDATE ledger.entries SET position = 1000000 WHERE shard = 0 AND position = 20",
+        "UPDATE ledger.entries SET position = 20 WHERE shard = 0 AND position = 21",
+        "UPDATE ledger.entries SET position = 21 WHERE shard = 0 AND position = 1000000",
+    )
+    assert re.match(r"shard 0, position (\d+ to )?\d+", await difference(copy, capsys))
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_a_doubled_spend_is_found_even_with_a_batch_and_roots_of_its_own(
+    copy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A spend appended again, as it stands, under an index that only says it is unique."""
+    index = "ledger.entries_0_source_event_id_idx"
+    others = [f"e.{name}" for name in FIELDS if name not in ("shard", "position", "recorded_at")]
+    columns = [name.removeprefix("e.") for name in others]
+    await tamper(
+        copy,
+        f"DROP INDEX {index}",
+        "CREATE INDEX entries_0_source_event_id_idx ON ledger.entries_0 (source_event_id)"
+        " WHERE part = 0 AND day IS NOT NULL",
+        f"INSERT INTO ledger.entries (shard, position, recorded_at, {', '.join(columns)})"
+        f" SELECT 0, s.position + 1, s.ledger_time, {', '.join(others)}"
+        f" FROM ledger.entries e JOIN ledger.shards s USING (shard) WHERE shard = 0 AND e.position = {A_SPEND}",
+        NEXT_BATCH,
+        "UPDATE ledger.shards SET position = position + 1 WHERE shard = 0",
+    )
+    await reseal(copy)
+    assert await difference(copy, capsys) == "ledger.entries_0: the unique index of sources is missing or not valid"
+    await tamper(copy, f"UPDATE pg_index SET indisunique = true WHERE indexrelid = '{index}'::regclass")
+    ((spend, position),) = await fetch(copy, f"SELECT {A_SPEND}, position FROM ledger.shards WHERE shard = 0")
+    said = rf"shard 0, position {position}: the source \S+ stands in the ledger again, it is at {spend} already"
+    assert re.fullmatch(said, await difference(copy, capsys))
+
+
+# ---- Batches, leases, guards ------------------------------------------------------------------------------------
+
+
+async def test_an_edited_root_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    last = "(SELECT last_position FROM ledger.batches WHERE shard = 2 ORDER BY 1 OFFSET 5 LIMIT 1)"
+    ((position,),) = await fetch(copy, f"SELECT {last[1:-1].removeprefix('SELECT ')}")
+    await tamper(
+        copy,
+        f"UPDATE ledger.batches SET root = sha256(root) WHERE shard = 2 AND last_position = {position}",
+    )
+    said = rf"shard 2, position \d+ to {position}: the entries add up to the root "
+    assert re.match(said, await difference(copy, capsys))
+    assert await chain_is_broken(copy, capsys)
+
+
+BESIDE_THE_ENTRIES = {
+    "ledger.shards SET frontier = sha256(frontier) || substr(frontier, 33) WHERE shard = 0": (
+        "shard 0: the lease's frontier at"
+    ),
+    "ledger.shards SET position = position - 1 WHERE shard = 0": "shard 0: the entries end at",
+    "ledger.shards SET ledger_time = '2020-01-01Z' WHERE shard = 2": "shard 2: the lease's ledger time lies before",
+    "ledger.shards SET epoch = 0 WHERE shard = 0": "shard 0: a batch was written under epoch 1, the lease is at 0",
+    "ledger.batches SET first_position = 31 WHERE shard = 0 AND 30 BETWEEN first_position AND last_position": (
+        "shard 0, position"
+    ),
+    "ledger.batches SET policy_version = 'other-order' WHERE shard = 0": "shard 0, position",
+    "ledger.batches SET policy_version = 'nobody''s' WHERE shard = 0": "shard 0, position 1: no policy",
+    "ledger.batches SET recorded_at = '2020-01-01Z' WHERE shard = 0 AND first_position > 90": "shard 0, position",
+    "ledger.policies SET content = '{}' WHERE version = 'standard-1'": "a recorded policy is none",
+    "ledger.ad_accounts SET business_center_id = 'bc-1' WHERE business_center_id = 'bc-0'": (
+        "shard 0: ledger.ad_accounts holds"
+    ),
+    "ledger.quarantine SET recorded_at = '2020-01-01Z' WHERE shard = 0 AND sequence = 2": (
+        "shard 0, quarantined record 2: ledger time goes back"
+    ),
+}
+LOST_BESIDE_THE_ENTRIES = {
+    "ledger.batches WHERE shard = 0 AND first_position > 30 AND first_position < 60": "shard 0, position",
+    "ledger.ad_accounts WHERE shard = 0": "shard 0: ledger.ad_accounts holds",
+    "ledger.quarantine WHERE shard = 0 AND sequence = 2": "shard 0: the quarantined record 2 is missing",
+}
+STATEMENTS_BESIDE = {
+    **{f"UPDATE {change}": said for change, said in BESIDE_THE_ENTRIES.items()},
+    **{f"DELETE FROM {change}": said for change, said in LOST_BESIDE_THE_ENTRIES.items()},
+}
+
+
+@pytest.mark.parametrize("statement", STATEMENTS_BESIDE)
+async def test_what_stands_beside_the_entries_is_covered(
+    copy: str, capsys: pytest.CaptureFixture[str], statement: str
+) -> None:
+    assert await tamper(copy, statement) > 0
+    assert (await difference(copy, capsys)).startswith(STATEMENTS_BESIDE[statement])
+
+
+GUARDS = {
+    "DROP TRIGGER append_only ON ledger.entries_2": "ledger.entries_2: the append-only trigger is missing",
+    "ALTER TABLE ledger.outcomes DISABLE TRIGGER append_only": (
+        "ledger.outcomes: the append-only trigger is not enabled ALWAYS"
+    ),
+    "ALTER TABLE ledger.batches ENABLE TRIGGER append_only": (
+        "ledger.batches: the append-only trigger is not enabled ALWAYS"
+    ),
+    """CREATE OR REPLACE TRIGGER append_only BEFORE UPDATE ON ledger.policies
+       FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_change();
+       ALTER TABLE ledger.policies ENABLE ALWAYS TRIGGER append_only""": (
+        "ledger.policies: the append-only trigger does not refuse every UPDATE, DELETE and TRUNCATE"
+    ),
+    "CREATE OR REPLACE FUNCTION ledger.refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'": (
+        "the function ledger.refuse_change was changed: it no longer has the body of the migration"
+    ),
+    "GRANT DELETE ON ledger.entries TO drawdown_api": "ledger.entries: drawdown_api was granted DELETE",
+    "ALTER TABLE ledger.entries_1 DROP CONSTRAINT entries_1_pkey": (
+        "ledger.entries_1: the unique index of positions is missing or not valid"
+    ),
+    "ALTER TABLE ledger.entries DETACH PARTITION ledger.entries_1": "ledger.entries has the partitions",
+}
+
+
+@pytest.mark.parametrize("statement", GUARDS)
+async def test_a_missing_guard_is_found_by_both(copy: str, capsys: pytest.CaptureFixture[str], statement: str) -> None:
+    connection = await asyncpg.connect(copy)
+    await connection.execute(statement)
+    await connection.close()
+    assert (await difference(copy, capsys)).startswith(GUARDS[statement])
+    assert await chain_is_broken(copy, capsys)
+
+
+# ---- Outcomes ---------------------------------------------------------------------------------------------------
+
+_DECISION = "shard = 0 AND sequence = (SELECT {} FROM ledger.outcomes WHERE shard = 0 AND {})"
+REFUSED = _DECISION.format("min(sequence)", "first AND status = 'rejected'")
+ACCEPTED = _DECISION.format("max(sequence)", "first AND status = 'accepted'")
+REPEATED = _DECISION.format("min(sequence)", "NOT first")
+FORGED = {
+    f"status = 'accepted', code = NULL, first_position = position WHERE {REFUSED}": (
+        "is accepted at position|no outcome accepts it there|names it|with the first position"
+    ),
+    f"code = 'invalid ' || code WHERE {REFUSED}": "was refused as invalid .*, decided again as",
+    f"position = position - 1 WHERE {ACCEPTED}": "ends at|before those of the outcome before",
+    f"status = 'rejected', code = 'invalid', first_position = NULL WHERE {ACCEPTED}": (
+        "was refused|no outcome accepts it there"
+    ),
+    f"content = jsonb_set(content::jsonb, '{{actor,id}}', '\"nobody\"')::json WHERE {ACCEPTED}": (
+        "the ledger holds .*, shard 0, outcome"
+    ),
+    f"position = position + 1 WHERE {REPEATED}": "repeated with the answer|must be refused as a conflict",
+    f"type = 'x' WHERE {REPEATED}": "the row names",
+}
+
+
+@pytest.mark.parametrize("change", FORGED)
+async def test_a_forged_answer_is_found(copy: str, capsys: pytest.CaptureFixture[str], change: str) -> None:
+    assert await tamper(copy, f"UPDATE ledger.outcomes SET {change}") == 1
+    found = await difference(copy, capsys)
+    assert found.startswith("shard 0, ")
+    assert re.search(FORGED[change], found), found
+
+
+async def test_a_lost_answer_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await tamper(copy, f"DELETE FROM ledger.outcomes WHERE {REFUSED}") == 1
+    assert re.fullmatch(r"shard 0: the outcome \d+ is missing", await difference(copy, capsys))
+
+
+async def test_a_refused_command_that_was_forged_into_the_ledger_is_found(
+    copy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Entry, batch, outcome and roots fit each other; the rules alone know that it was to be refused."""
+    columns = ", ".join(FIELDS)
+    await tamper(
+        copy,
+        f"""
+        INSERT INTO ledger.entries ({columns})
+        SELECT 0, s.position + 1, 5000000, s.ledger_time, s.ledger_time, o.command_id, 0, NULL, NULL, 'deposit',
+            'business_center', 'cash', NULL, 'bc-0', NULL, NULL, NULL, NULL,
+            json_build_object('command', o.content)
+        FROM ledger.shards s JOIN ledger.outcomes o USING (shard) WHERE {REFUSED}
+        """,
+        NEXT_BATCH,
+        "UPDATE ledger.shards SET position = position + 1 WHERE shard = 0",
+    )
+    await reseal(copy)
+    assert not await chain_is_broken(copy, capsys)
+    ((position,),) = await fetch(copy, "SELECT position FROM ledger.shards WHERE shard = 0")
+    found = await difference(copy, capsys)
+    assert re.match(rf"shard 0, position {position}: command \S+ was accepted, decided again it is refused: ", found)
+
+
+# ---- Read models ------------------------------------------------------------------------------------------------
+
+READ_MODELS = {
+    "balance.business_centers": "time_zone = 'Asia/Tokyo' || time_zone",
+    "balance.ad_accounts": "owned = NOT owned",
+    "balance.automatic_allocation": "enabled_at = enabled_at + interval '1 microsecond'",
+    "balance.left_out": "reason = 'another'",
+    "balance.budgets": "changes_today = changes_today + 1",
+    "balance.custom_budgets": "spent = spent + 0.5",
+    "balance.campaigns": "position = position + 1",
+    "balance.pauses": "causes = array_append(causes, 'boredom')",
+    "balance.pockets": "amount = amount + 1",
+    "balance.credit_limits": "amount = amount - 1",
+    "balance.grants": "remaining = remaining + 1",
+    "balance.business_center_days": "billed = billed + 1",
+    "balance.ad_account_days": "overdelivered = overdelivered + 1",
+    "balance.campaign_days": "day = day + 1000",
+    "balance.entry_blocks": "block = block + 1",
+    "incentives.cash_spend": "amount = amount + 1",
+}
+
+
+@pytest.fixture(scope="module")
+async def shared_copy(original: str, postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A copy whose read models are put right again after each test."""
+    async with copied(original, postgres, "tampered_read_models") as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def restored(url: str, table: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection; in the end the table is as it was."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE TEMPORARY TABLE kept AS SELECT * FROM {table}")
+        yield connection
+        await connection.execute(f"DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept")
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("table", READ_MODELS)
+async def test_an_edited_row_of_a_read_model_is_found(
+    shared_copy: str, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    async with restored(shared_copy, table) as connection:
+        any_row = f"WHERE ctid = (SELECT ctid FROM {table} LIMIT 1)"
+        assert await connection.execute(f"UPDATE {table} SET {READ_MODELS[table]} {any_row}") == "UPDATE 1"
+        found = await difference(shared_copy, capsys)
+    assert re.match(rf"{re.escape(table)} .*, as of shard \d, position \d+: the read model ", found)
+
+
+@pytest.mark.parametrize("table", READ_MODELS)
+async def test_a_missing_row_of_a_read_model_is_found(
+    shared_copy: str, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    async with restored(shared_copy, table) as connection:
+        any_row = f"WHERE ctid = (SELECT ctid FROM {table} LIMIT 1)"
+        assert await connection.execute(f"DELETE FROM {table} {any_row}") == "DELETE 1"
+        found = await difference(shared_copy, capsys)
+    assert re.match(rf"{re.escape(table)} .*: the read model has no such row, the ledger gives", found)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("balance.pockets", "('nobody', '', 'cash', 0)"),
+        ("balance.entry_blocks", "('bc-0', '', 0, 77)"),
+        ("signals.latest", "(0, 'account-1', '', 1)"),
+        ("incentives.cash_spend", "('account-1', '2020-01-01Z', 1)"),
+    ],
+)
+async def test_a_row_too_many_in_a_read_model_is_found(
+    shared_copy: str, capsys: pytest.CaptureFixture[str], table: str, row: str
+) -> None:
+    async with restored(shared_copy, table) as connection:
+        await connection.execute(f"INSERT INTO {table} VALUES {row}")
+        found = await difference(shared_copy, capsys)
+    assert re.match(rf"{re.escape(table)} .*, the ledger gives no such row$", found)
+
+
+async def test_put_right_again_the_read_models_pass(shared_copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await replay(Settings(database_url=shared_copy)) == 0
+
+
+async def test_a_checkpoint_that_was_moved_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await tamper(copy, "UPDATE ledger.checkpoints SET position = position - 1 WHERE follower = 'balance' AND shard = 0")
+    await difference(copy, capsys)
+
+
+# ---- Roots noted earlier ----------------------------------------------------------------------------------------
+
+
+async def test_a_ledger_written_anew_does_not_contain_the_roots_noted_earlier(
+    copy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whoever can make everything fit everything else still cannot make it fit what somebody else wrote down."""
+    settings, noted = Settings(database_url=copy), tmp_path / "noted.json"
+    assert await verify(settings, as_json=True) == 0
+    noted.write_text(capsys.readouterr().out)
+    assert await verify(settings, as_json=True, since=noted) == 0
+    assert json.loads(capsys.readouterr().out)["checked"]["noted_roots"] == len(
+        [each for each in json.loads(noted.read_text())["roots"] if each["position"]]
+    )
+    await tamper(copy, f"UPDATE ledger.entries SET amount = amount - 1 WHERE shard = 0 AND position = {A_SPEND}")
+    await reseal(copy)
+    assert await verify(settings, as_json=True) == 0
+    capsys.readouterr()
+    assert await verify(settings, as_json=True, since=noted) == 1
+    assert "the root noted earlier is" in capsys.readouterr().out
+
+
+# ---- What cannot run --------------------------------------------------------------------------------------------
+
+
+async def test_without_the_database_it_says_so_in_one_line(
+    postgres: EmbeddedPostgres, capsys: pytest.CaptureFixture[str], empty_database_url: str, tmp_path: Path
+) -> None:
+    nowhere = f"{postgres.url.rpartition('/')[0]}/nowhere"
+    not_noted = tmp_path / "noted.json"
+    not_noted.write_text("[]")
+    for url, since in ((nowhere, None), (empty_database_url, None), (empty_database_url, not_noted)):
+        assert await replay(Settings(database_url=url), since=since) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert len(said.err.splitlines()) == 1
