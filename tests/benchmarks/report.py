@@ -64,7 +64,17 @@ def machine(plan: Plan) -> Figures:
 
 def write(figures: Figures, about: Figures) -> None:
     """Write `bench.json` into the working directory."""
-    FILE.write_text(json.dumps({**figures, "machine": about}, indent=2) + "\n")
+    text = json.dumps(_without_infinity({**figures, "machine": about}), indent=2, allow_nan=False)
+    FILE.write_text(text + "\n")
+
+
+def _without_infinity(value: Any) -> Any:
+    """JSON has no infinity: what never came is null."""
+    if isinstance(value, dict):
+        return {name: _without_infinity(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(each) for each in value]
+    return None if value == math.inf else value
 
 
 def table(figures: Figures, about: Figures) -> str:
