@@ -1,8 +1,7 @@
 """Fixtures: a PostgreSQL and a whole system for the session, a database and a broker for a test."""
 
 import os
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,14 @@ import pytest
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
-from tests.servers import RunningSystem, embedded_settings, free_ports, fresh_database, running_system
+from tests.servers import (
+    RunningSystem,
+    embedded_settings,
+    free_ports,
+    fresh_database,
+    reachable_directory,
+    running_system,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,12 +29,18 @@ def no_settings_from_outside() -> None:
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator[EmbeddedPostgres]:
     """A running PostgreSQL; `.url` is its superuser's URL."""
-    with tempfile.TemporaryDirectory(prefix="drawdown-test-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)
-        server = EmbeddedPostgres(Path(directory), free_ports(1))
+    with reachable_directory() as directory:
+        server = EmbeddedPostgres(directory, free_ports(1))
         await server.start()
         yield server
         await server.stop()
+
+
+@pytest.fixture
+def reachable_path() -> Iterator[Path]:
+    """A directory like `tmp_path`, but one that the embedded PostgreSQL's user can reach when root runs the tests."""
+    with reachable_directory() as directory:
+        yield directory
 
 
 @pytest.fixture

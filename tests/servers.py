@@ -7,7 +7,7 @@ import random
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
         **overrides,
     }
     return Settings(**values)
+
+
+@contextlib.contextmanager
+def reachable_directory() -> Iterator[Path]:
+    """A temporary directory that other users can enter: started by root, PostgreSQL runs as one of them."""
+    with tempfile.TemporaryDirectory(prefix="drawdown-test-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
 
 
 @contextlib.asynccontextmanager
@@ -110,10 +118,9 @@ async def running_system(
         settings: fields of `Settings`, such as `shards=1` or `clock_offset_seconds=3600`.
 
     """
-    with tempfile.TemporaryDirectory(prefix="drawdown-test-", ignore_cleanup_errors=True) as directory:
-        Path(directory).chmod(0o755)  # The database's user has to reach its place below.
+    with reachable_directory() as directory:
         system = RunningSystem(
-            embedded_settings(Path(directory), **settings), environment=environment, services=services, say=print
+            embedded_settings(directory, **settings), environment=environment, services=services, say=print
         )
         try:
             await system.start()

@@ -12,6 +12,8 @@ from shared.runtime.settings import Settings
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
+# Without local variables: a password may be among them.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 _REPEAT_SECONDS = 10.0
 # Libraries that talk a lot at "info".
 _TALKATIVE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn.access")
@@ -36,9 +38,10 @@ def configure_logging(settings: Settings, service: str, stream: TextIO | None = 
         _names(service),
     ]
     if readable:
-        renderers: list[Processor] = [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+        plain = structlog.dev.plain_traceback
+        renderers: list[Processor] = [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     else:
-        renderers = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        renderers = [_TRACEBACKS, structlog.processors.JSONRenderer()]
 
     structlog.configure(
         processors=[*shared, *renderers],

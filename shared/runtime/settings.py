@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     kafka_fetch_wait_ms: int = Field(default=10, ge=0, le=60_000)
     kafka_idempotence: bool = True
     database_url: str = Field(
-        default_factory=lambda data: embedded_database_url(data["data_dir"], data["postgres_port"])
+        default_factory=lambda data: embedded_database_url(data["data_dir"], data["postgres_port"]), repr=False
     )
 
     shards: int = Field(default=4, ge=1, le=1024)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import httpx
 import pytest
@@ -123,6 +124,26 @@ def test_logs_are_json_lines_that_name_the_service(logged: io.StringIO) -> None:
     assert (ours["event"], ours["shard"], ours["service"], ours["level"]) == ("shard taken", 3, "balance", "info")
     assert (theirs["event"], theirs["service"], theirs["level"]) == ("says something", "balance", "warning")
     assert ours["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_stack_trace_shows_no_local_variables(log_format: Literal["json", "console"], logged: io.StringIO) -> None:
+    configure_logging(Settings(log_format=log_format), "balance", logged)
+    password = "".join(("se", "cret"))
+
+    def fail(_password: str) -> None:
+        raise ValueError("it failed")
+
+    try:
+        fail(password)
+    except ValueError:
+        structlog.get_logger().exception("the service failed")
+    assert "it failed" in logged.getvalue()
+    assert password not in logged.getvalue()
+
+
+def test_settings_do_not_show_the_databases_password() -> None:
+    assert "secret" not in repr(Settings(database_url="postgresql://ledger:secret@db/ledger"))
 
 
 def test_what_a_library_says_over_and_over_is_logged_once_in_a_while(logged: io.StringIO) -> None:

@@ -1,0 +1,171 @@
+"""The embedded servers, and what the runtime makes of them."""
+
+import asyncio
+import signal
+from pathlib import Path
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
+from shared.runtime.kafka import (
+    DELIVERY_SIGNALS,
+    SPEND_EVENTS,
+    TOPICS,
+    TopicsDoNotFitError,
+    cluster_id,
+    create_producer,
+    end_offsets,
+    ensure_topics,
+    murmur2_partition,
+)
+from shared.runtime.migrate import ROLES
+from shared.runtime.postgres import connect, create_pool
+from shared.runtime.settings import Settings
+from tests.servers import free_ports
+
+
+async def test_topics_are_made_with_a_partition_for_each_shard_and_only_once(settings: Settings) -> None:
+    await ensure_topics(settings)
+    await ensure_topics(settings)
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await consumer.start()
+    try:
+        assert await consumer.topics() >= set(TOPICS)
+        assert all(len(consumer.partitions_for_topic(topic) or ()) == settings.shards for topic in TOPICS)
+    finally:
+        await consumer.stop()
+
+
+async def test_topics_with_another_number_of_partitions_are_refused(settings: Settings) -> None:
+    await ensure_topics(settings)
+    with pytest.raises(TopicsDoNotFitError, match="has 4 partitions, and DRAWDOWN_SHARDS is 5"):
+        await ensure_topics(settings.model_copy(update={"shards": 5}))
+
+
+async def test_a_new_broker_is_another_cluster(tmp_path: Path, kafka: EmbeddedKafka) -> None:
+    first = await cluster_id(kafka.url)
+    await kafka.stop()
+    again = EmbeddedKafka(tmp_path, kafka.port)
+    await again.start()
+    try:
+        assert await cluster_id(again.url) != first == kafka.cluster_id
+    finally:
+        await again.stop()
+
+
+async def test_a_producer_puts_a_key_where_the_java_client_would(settings: Settings) -> None:
+    await ensure_topics(settings)
+    producer = await create_producer(settings)
+    try:
+        for key in (b"bc-1", b"northwind", "bücher".encode()):
+            sent = await producer.send_and_wait(SPEND_EVENTS, b"{}", key=key)
+            assert sent.partition == murmur2_partition(key, settings.shards)
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.parametrize("records", [0, 1, 50])
+async def test_the_end_of_a_partition_is_after_its_last_record(records: int, settings: Settings) -> None:
+    await ensure_topics(settings)
+    producer = await create_producer(settings, linger_ms=50)
+    partition = TopicPartition(DELIVERY_SIGNALS, 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, fetch_max_wait_ms=10)
+    await consumer.start()
+    try:
+        for _ in range(records):
+            await producer.send(DELIVERY_SIGNALS, b"{}", key=b"k", partition=0)
+        await producer.flush()
+        consumer.assign([partition])
+        assert await end_offsets(consumer) == {partition: records}
+    finally:
+        await consumer.stop()
+        await producer.stop()
+
+
+async def test_a_broker_that_comes_late_is_waited_for(tmp_path: Path, kafka: EmbeddedKafka) -> None:
+    await kafka.stop()
+    late = EmbeddedKafka(tmp_path, kafka.port)
+    waiting = asyncio.create_task(cluster_id(late.url))
+    await asyncio.sleep(0.5)
+    assert not waiting.done()
+    await late.start()
+    try:
+        assert await waiting == late.cluster_id
+    finally:
+        await late.stop()
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_pool_acts_as_its_role_in_utc(role: str, settings: Settings) -> None:
+    pool = await create_pool(settings, role, application_name="a test")
+    async with pool:
+        for _ in range(3):  # The role survives the pool's reset.
+            row = await pool.fetchrow("SELECT current_user, current_setting('timezone'), application_name "
+                                      "FROM pg_stat_activity WHERE pid = pg_backend_pid()")  # fmt: skip
+            assert tuple(row) == (role, "UTC", "a test")
+
+
+async def test_a_role_cannot_change_the_ledger(settings: Settings) -> None:
+    for role in ROLES:
+        connection = await connect(settings, role, "a test")
+        try:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute("DELETE FROM ledger.entries")
+        finally:
+            await connection.close()
+
+
+async def test_postgresql_asks_for_its_password(postgres: EmbeddedPostgres) -> None:
+    without = f"postgresql://drawdown@127.0.0.1:{postgres.port}/postgres"
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(without, password="guessed")
+
+
+async def test_postgresql_commits_durably(postgres: EmbeddedPostgres) -> None:
+    connection = await asyncpg.connect(postgres.url)
+    try:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes", "data_checksums"):
+            assert await connection.fetchval("SELECT current_setting($1)", setting) == "on"
+    finally:
+        await connection.close()
+
+
+async def test_postgresql_recovers_from_a_crash(reachable_path: Path) -> None:
+    server = EmbeddedPostgres(reachable_path, free_ports(1))
+    await server.start()
+    connection = await asyncpg.connect(server.url)
+    await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    assert server.child is not None
+    server.child.send(signal.SIGKILL)
+    assert await server.child.wait(10)
+    connection.terminate()
+
+    again = EmbeddedPostgres(reachable_path, server.port)
+    await again.start()
+    try:
+        connection = await asyncpg.connect(again.url)
+        assert await connection.fetchval("SELECT answer FROM kept") == 42
+        await connection.close()
+    finally:
+        await again.stop()
+
+
+async def test_a_server_that_a_dead_supervisor_left_is_ended_first(reachable_path: Path) -> None:
+    left = EmbeddedPostgres(reachable_path, free_ports(1))
+    await left.start()
+    again = EmbeddedPostgres(reachable_path, left.port)
+    await again.start()
+    try:
+        assert left.child is not None
+        assert left.child.exit_code() == 0
+        assert again.child is not None
+        assert again.child.exit_code() is None
+    finally:
+        await again.stop()
+
+
+async def test_a_taken_port_is_named_with_its_setting(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to another"):
+        await EmbeddedKafka(tmp_path, kafka.port).start()
