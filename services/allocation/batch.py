@@ -217,12 +217,10 @@ class Decider:
             metrics.EVENTS.labels(self._shard, outcome).inc(count)
         metrics.ENTRIES.labels(self._shard).inc(len(write.rows))
         for entry in self._rules.entries:
-            if entry[1] is None:
-                line = entry[0]
-                if line.kind == "pause":
-                    metrics.PAUSES.labels(line.cause).inc()
-                elif line.kind == "resume":
-                    metrics.RESUMES.labels(line.cause).inc()
+            line = entry[0]
+            if entry[1] is None and line.cause is not None:
+                write.changes_delivery = True
+                (metrics.PAUSES if line.kind == "pause" else metrics.RESUMES).labels(line.cause).inc()
 
 
 def as_raw(record: Any, topic: str, partition: int) -> Raw:

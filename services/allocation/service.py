@@ -11,6 +11,7 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -20,14 +21,14 @@ import structlog
 from services.allocation import state
 from services.allocation.kafka import open_consumer
 from services.allocation.outcomes import publish_outcomes
-from services.allocation.worker import Worker
-from shared.ledger.lease import Lease, LeaseLostError, announce, claim, owned, release, withdraw
+from services.allocation.worker import OffsetsDoNotFitError, Worker
+from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stale_owners, owned, release, withdraw
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
 from shared.runtime.health import serve_health
 from shared.runtime.kafka import cluster_id, create_producer
-from shared.runtime.postgres import connect
+from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import Settings
 
 log = structlog.get_logger()
@@ -35,6 +36,10 @@ log = structlog.get_logger()
 ROLE = "drawdown_allocation"
 HEARTBEAT_SECONDS = 0.25
 STOP_SECONDS = 8.0
+WATCH_SECONDS = 10.0
+MOST_FRUITLESS_TRIES = 5
+# Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
+LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -51,7 +56,16 @@ async def run(settings: Settings) -> None:
     """Write shards until cancelled. Raises what must end the process."""
     # The state lives as long as the process and batches hold no cycles: looking for garbage more often is a waste.
     gc.set_threshold(100_000, 50, 100)
-    await Allocation(settings).run()
+    tries = 0
+    while True:
+        allocation = Allocation(settings)
+        try:
+            await allocation.run()
+        except LOST as error:
+            tries = 0 if allocation.has_written else tries + 1
+            if tries >= MOST_FRUITLESS_TRIES:
+                raise
+            log.warning("the database was lost: starting again", error=f"{type(error).__name__}: {error}")
 
 
 class Allocation:
@@ -66,7 +80,9 @@ class Allocation:
         self._tasks: dict[int, asyncio.Task[Lease]] = {}
         self._shards: set[int] = set()
         self._outcomes_written = asyncio.Event()
+        self._has_written = False
         self._incarnation = ""
+        self._next_watch = monotonic() + WATCH_SECONDS
 
     async def run(self) -> None:
         """Take part until cancelled; then give up the shards in good order."""
@@ -90,6 +106,11 @@ class Allocation:
                 publisher.cancel()
                 await self._give_up_all(keeper)
 
+    @property
+    def has_written(self) -> bool:
+        """Did it ever get as far as owning a shard?"""
+        return self._has_written
+
     def _readiness(self) -> tuple[bool, str]:
         return bool(self._workers), f"shards {sorted(self._workers)}"
 
@@ -99,7 +120,7 @@ class Allocation:
             worker.wake()
 
     async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
-        connection = await connect(self._settings, ROLE, f"drawdown allocation {what}")
+        connection = await connect(self._settings, ROLE, f"drawdown allocation {what} {self._owner[-8:]}")
         stack.push_async_callback(connection.close, timeout=5)
         if plain:
             await plain_types(connection)
@@ -127,15 +148,28 @@ class Allocation:
                 if mine.get(shard) != worker.lease.epoch:
                     self._tasks[shard].cancel()
             fair = -(-self._settings.shards // max(1, alive))
+            await self._watch_kafka()
             if len(self._workers) > fair:
                 self._workers[max(self._workers)].stop()
             elif len(self._tasks) < fair:
+                await end_stale_owners(keeper)
                 for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
                     self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
             await asyncio.wait({publisher, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
             if publisher.done():
                 await publisher
             await self._reap(keeper)
+
+    async def _watch_kafka(self) -> None:
+        """Now and then: is it still the cluster, and are they still the topics, whose offsets the ledger holds?"""
+        if monotonic() < self._next_watch:
+            return
+        self._next_watch = monotonic() + WATCH_SECONDS
+        cluster = await cluster_id(self._settings.kafka_bootstrap_servers)
+        if cluster != self._incarnation:
+            raise OffsetsDoNotFitError(f"Kafka cluster {self._incarnation!r} has become {cluster!r}: start again")
+        for worker in list(self._workers.values()):
+            await worker.check_offsets()
 
     async def _write(self, lease: Lease) -> Lease:
         """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""
@@ -158,6 +192,7 @@ class Allocation:
             )
             self._workers[lease.shard] = worker
             self._shards.add(lease.shard)
+            self._has_written = True
             try:
                 await worker.run()
             finally:

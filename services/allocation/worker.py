@@ -78,6 +78,16 @@ class Worker:
         self._stopping = True
         self._wake.set()
 
+    async def check_offsets(self) -> None:
+        """Raises OffsetsDoNotFitError where a topic ends before what was read of it: it was made anew."""
+        ends = await self._consumer.end_offsets(list(self._next))
+        for partition, end in ends.items():
+            if end < self._next[partition]:
+                raise OffsetsDoNotFitError(
+                    f"{partition.topic}-{partition.partition} ends at {end}, {self._next[partition]} comes next: the"
+                    " topic was made anew; 'drawdown offsets adopt' starts from its beginning"
+                )
+
     async def run(self) -> None:
         """Write until stopped. Raises what went wrong; then memory may be ahead of the ledger and must be dropped."""
         fetch: asyncio.Task[Any] | None = None

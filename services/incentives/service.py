@@ -14,7 +14,7 @@ async def fold(connection: asyncpg.Connection, entries: Range) -> int:
     return entries.last
 
 
-FOLLOWER = Follower("incentives", fold)
+FOLLOWER = Follower("incentives", fold, rest_seconds=0.25)
 
 
 async def run(settings: Settings) -> None:

@@ -12,7 +12,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from services.signals.messages import signal, signal_key
-from shared.ledger.follow import Follower, Range, follow, follower_connection
+from shared.ledger.follow import DELIVERY_CHANNEL, Follower, Range, follow, follower_connection
 from shared.runtime.kafka import DELIVERY_SIGNALS, cluster_id, create_producer, ensure_topics
 from shared.runtime.settings import Settings
 
@@ -89,7 +89,7 @@ def follower(producer: AIOKafkaProducer) -> Follower:
         await publish(producer, changes)
         return reached
 
-    return Follower(NAME, fold)
+    return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL)
 
 
 async def publish(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> None:

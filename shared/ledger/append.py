@@ -12,7 +12,6 @@ import asyncpg
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
 from shared.ledger.lease import Lease, LeaseLostError
 from shared.ledger.merkle import leaf_hash
-from shared.ledger.times import to_datetime
 
 OUTCOME_COLUMNS = (
     "shard",
@@ -43,6 +42,7 @@ QUARANTINE_COLUMNS = (
     "business_center_id",
     "recorded_at",
 )
+LEASE_LOST = "DD001"
 FORWARDED_COLUMNS = ("shard", "topic", "partition", "offset", "key", "raw", "headers")
 
 
@@ -63,6 +63,7 @@ class BatchWrite:
     forwarded: list[tuple[Any, ...]] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
     accounts: list[tuple[str, str]] = field(default_factory=list)
+    changes_delivery: bool = False
     snapshot: tuple[int, int, bytes] | None = None
 
 
@@ -73,70 +74,90 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
     """
     if write.rows:
         lease.tree.append([leaf_hash(row) for row in write.rows])
-    async with connection.transaction():
-        await _move_lease(connection, lease, write)
+    try:
+        await connection.execute("BEGIN;" + _move_lease(lease, write))
         if write.rows:
-            await _append_entries(connection, lease, write)
-        if write.accounts:
-            await connection.executemany(
-                "INSERT INTO ledger.ad_accounts (ad_account_id, shard, business_center_id) VALUES ($1, $2, $3)",
-                [(account, lease.shard, center) for account, center in write.accounts],
-            )
+            await _copy(connection, lease, write)
         await _append_rest(connection, lease, write)
+        await connection.execute((_close_batch(lease, write) if write.rows else "") + "COMMIT")
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == LEASE_LOST:
+            raise LeaseLostError(str(error)) from error
+        raise
+    finally:
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
     _follow(lease, write)
 
 
-async def _move_lease(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
-    moved = await connection.fetchval(
-        """
-        UPDATE ledger.shards SET position = $4, ledger_time = $5, frontier = $6, spend_offset = $7, command_offset = $8,
-            outcome_sequence = $9, quarantine_sequence = $10, incarnation = $11, renewed_at = clock_timestamp()
-        WHERE shard = $1 AND epoch = $2 AND position = $3 AND spend_offset = $12 AND command_offset = $13
-        RETURNING true
-        """,
+def _move_lease(lease: Lease, write: BatchWrite) -> str:
+    """As text, not as a prepared statement: one round trip with BEGIN, and small batches are many."""
+    return _call(
+        "move_lease",
         lease.shard,
         lease.epoch,
         lease.position,
+        lease.spend_offset,
+        lease.command_offset,
         lease.position + len(write.rows),
-        to_datetime(write.recorded_at),
+        write.recorded_at,
         lease.tree.frontier(),
         write.spend_offset,
         write.command_offset,
         lease.outcome_sequence + len(write.outcomes),
         lease.quarantine_sequence + len(write.quarantined),
         lease.incarnation,
-        lease.spend_offset,
-        lease.command_offset,
     )
-    if not moved:
-        raise LeaseLostError(f"shard {lease.shard} is owned by another process: epoch {lease.epoch} has passed")
 
 
-async def _append_entries(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
-    await connection.copy_to_table(
-        f"entries_{lease.shard}",
-        schema_name="ledger",
-        columns=FIELDS,
-        source=memoryview(b"".join((COPY_HEADER, *write.rows, COPY_TRAILER))),  # bytes would be taken for a path
-        format="binary",
-    )
-    await connection.execute(
-        "INSERT INTO ledger.batches VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+def _close_batch(lease: Lease, write: BatchWrite) -> str:
+    return _call(
+        "close_batch",
         lease.shard,
         lease.position + 1,
         lease.position + len(write.rows),
-        to_datetime(write.recorded_at),
+        write.recorded_at,
         write.policy_version,
         lease.tree.root(),
         lease.epoch,
         write.spend_offset,
         write.command_offset,
+        write.changes_delivery,
     )
-    await connection.execute("SELECT pg_notify('ledger', $1)", str(lease.shard))
+
+
+def _call(function: str, shard: int, *values: int | bytes | str | bool | None) -> str:
+    return f"SELECT ledger.{function}({shard}::smallint, {', '.join(map(_literal, values))});"
+
+
+def _literal(value: int | bytes | str | bool | None) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)
+
+
+async def _copy(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
+    rows = b"".join((COPY_HEADER, *write.rows, COPY_TRAILER))
+    await connection.copy_to_table(
+        f"entries_{lease.shard}",
+        schema_name="ledger",
+        columns=FIELDS,
+        source=memoryview(rows),  # bytes would be taken for a path
+        format="binary",
+    )
 
 
 async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
     shard = lease.shard
+    if write.accounts:
+        await connection.executemany(
+            "INSERT INTO ledger.ad_accounts (ad_account_id, shard, business_center_id) VALUES ($1, $2, $3)",
+            [(account, shard, center) for account, center in write.accounts],
+        )
     if write.outcomes:
         rows = [(shard, lease.outcome_sequence + n, *rest) for n, rest in enumerate(write.outcomes, 1)]
         await connection.copy_records_to_table("outcomes", schema_name="ledger", columns=OUTCOME_COLUMNS, records=rows)

@@ -25,6 +25,7 @@ __all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_conne
 
 ROLE = "drawdown_follower"
 LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
+DELIVERY_CHANNEL = "delivery"  # The same, for batches with pauses or resumes only.
 POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
 MOST_CONNECTIONS = 4  # Shards beyond that take turns.
 MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
@@ -89,12 +90,16 @@ class Follower:
 
     `longest_range` bounds a step, in entries: the longer, the more often-touched rows are written once instead
     of many times while catching up. `channel`: notified with the shard after each step, in the same commit.
+    `wakes_on`: the channel that says there is something to fold. `rest_seconds`: the pause after a step that has
+    caught up; what comes meanwhile is folded together, which on a busy ledger costs a fraction.
     """
 
     name: str
     fold: Fold
     longest_range: int = 65_536
     channel: str | None = None
+    wakes_on: str = LEDGER_CHANNEL
+    rest_seconds: float = 0.0
 
 
 def read_sql(package: str, name: str) -> str:
@@ -225,17 +230,22 @@ class _Following:
             shard = int(str(payload))
             bells[shard % len(bells)].ring(shard)
 
-        await listener.add_listener(LEDGER_CHANNEL, ring)
+        await listener.add_listener(self._follower.wakes_on, ring)
 
     async def _work(self, connection: asyncpg.Connection, bell: _Bell) -> None:
         """Fold what there is in the bell's shards, again and again."""
         while True:
+            folded = behind = 0
             for shard in await bell.due():
                 progress = await advance(connection, self._follower, shard)
-                if progress.folded:
-                    self._fruitless = 0
+                folded += progress.folded
+                behind += progress.behind
                 if progress.behind:
                     bell.ring(shard)
+            if folded:
+                self._fruitless = 0
+                if not behind:
+                    await asyncio.sleep(self._follower.rest_seconds)
 
 
 async def _loss_of(listener: asyncpg.Connection) -> None:

@@ -98,6 +98,16 @@ async def claim(connection: asyncpg.Connection, owner: str, most: int) -> list[L
     return [_lease_of(row) for row in rows]
 
 
+async def end_stale_owners(connection: asyncpg.Connection) -> None:
+    """End the database sessions of owners that do not renew: a stopped process may hold a shard's locks."""
+    await connection.execute(
+        "SELECT ledger.end_sessions(owner) FROM"
+        " (SELECT DISTINCT owner FROM ledger.shards WHERE owner IS NOT NULL"
+        "  AND renewed_at < clock_timestamp() - make_interval(secs => $1)) AS stale",
+        LEASE_SECONDS,
+    )
+
+
 async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
     """The shards of this owner with their epochs."""
     rows = await connection.fetch("SELECT shard, epoch FROM ledger.shards WHERE owner = $1", owner)

@@ -172,6 +172,52 @@ CREATE TABLE ledger.checkpoints (
     PRIMARY KEY (follower, shard)
 );
 
+-- The moment of a number of microseconds since the Unix epoch.
+CREATE FUNCTION ledger.moment(us bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE
+    RETURN timestamptz '1970-01-01Z' + us * interval '1 microsecond';
+
+-- The fence: the first statement of a batch. Whoever lost the shard finds another epoch and writes nothing.
+CREATE FUNCTION ledger.move_lease(
+    its_shard smallint, its_epoch bigint, from_position bigint, from_spend_offset bigint, from_command_offset bigint,
+    to_position bigint, to_time bigint, to_frontier bytea, to_spend_offset bigint, to_command_offset bigint,
+    to_outcome_sequence bigint, to_quarantine_sequence bigint, to_incarnation text
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE ledger.shards SET position = to_position, ledger_time = ledger.moment(to_time), frontier = to_frontier,
+        spend_offset = to_spend_offset, command_offset = to_command_offset, outcome_sequence = to_outcome_sequence,
+        quarantine_sequence = to_quarantine_sequence, incarnation = to_incarnation, renewed_at = clock_timestamp()
+    WHERE shard = its_shard AND epoch = its_epoch AND position = from_position
+        AND spend_offset = from_spend_offset AND command_offset = from_command_offset;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'shard % is owned by another process: epoch % has passed', its_shard, its_epoch
+            USING ERRCODE = 'DD001';
+    END IF;
+END $$;
+
+-- The last statement of a batch with entries: its row, and who is to be woken once it is committed.
+CREATE FUNCTION ledger.close_batch(
+    its_shard smallint, first_position bigint, last_position bigint, its_time bigint, policy_version text, root bytea,
+    epoch bigint, spend_offset bigint, command_offset bigint, changes_delivery boolean
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO ledger.batches VALUES (its_shard, first_position, last_position, ledger.moment(its_time), policy_version,
+        root, epoch, spend_offset, command_offset);
+    PERFORM pg_notify('ledger', its_shard::text);
+    IF changes_delivery THEN
+        PERFORM pg_notify('delivery', its_shard::text);
+    END IF;
+END $$;
+
+-- Ends what is left of an owner that does not renew: a stopped process may hold locks in an open transaction.
+-- Runs as the schema's owner, for the sessions belong to whoever logged in.
+CREATE FUNCTION ledger.end_sessions(owner text) RETURNS bigint LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS $$
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND application_name LIKE 'drawdown allocation %' AND right(application_name, 8) = right(owner, 8)
+$$;
+REVOKE EXECUTE ON FUNCTION ledger.end_sessions FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION ledger.end_sessions TO drawdown_allocation;
+
 -- Partitions of the entries, one a shard. Positions have no gap; a source is in the ledger once.
 CREATE FUNCTION ledger.create_shards(shards integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
