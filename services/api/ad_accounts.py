@@ -1,6 +1,7 @@
 """Ad accounts: balance, budget, delivery and spend, from the balance read model."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -12,8 +13,10 @@ from services.api.business_centers import spend_answer
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.errors import not_found
+from services.api.history import ad_account_facts_at, ad_account_spend_at, budget_at, causes_at, pockets_at
 from services.api.models import AdAccount, AdAccounts, AfterId, Limit, PathId, money
 from services.api.openapi import READ_PROBLEMS
+from services.api.past import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.policies import read_policies
 from shared.runtime.clock import Clock
 
@@ -52,8 +55,14 @@ async def list_ad_accounts(
     response_model=AdAccount,
     summary="Balance, budget, delivery and spend of an ad account",
 )
-async def get_ad_account(ad_account_id: PathId, context: Api) -> dict[str, Any]:
-    """One ad account, its budget's period by the account's calendar and now."""
+async def get_ad_account(ad_account_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+    """One ad account, now or as the ledger stood `at` a past ledger time.
+
+    The budget's period and the changes of the day are those of that time, by the account's calendar. Of the past,
+    `as_of` names the last batch recorded by then. In the future: 400; before the account was opened: 404.
+    """
+    if at is not None:
+        return await read_at(context, at, find_ad_account, ad_account_id, _ad_account_at)
     async with context.snapshot() as connection:
         checkpoints = await checkpoints_of(connection, ad_account_id)
         found = await read_ad_accounts(connection, [ad_account_id], checkpoints, context.clock)
@@ -94,24 +103,59 @@ async def read_ad_accounts(
     pockets = await _pockets(connection, rows)
     spend = await _spend(connection, ids)
     policies = await read_policies(connection, sorted({row["shard"] for row in rows}))
-    answers = {}
-    for row in rows:
-        id_ = row["ad_account_id"]
-        answers[id_] = {
-            **{name: row[name] for name in ("ad_account_id", "business_center_id", "billing", "buying_type")},
-            **{name: row[name] for name in ("time_zone", "automatic_allocation")},
-            "balance": _balance(pockets[id_], policies[row["shard"]]["ad_account"]),
-            "budget": {
-                **budget_answer(row, todays[id_], spent.get(id_, int(row["custom_spent"]))),
-                **changes_answer(row["day"], row["changes_today"], todays[id_]),
-            },
-            "delivery": {"delivering": not row["causes"], "causes": row["causes"]},
-            "spend": spend_answer(spend.get(id_)),
-        }
-    return answers
+    return {
+        (id_ := row["ad_account_id"]): ad_account_answer(
+            row,
+            todays[id_],
+            spent.get(id_, int(row["custom_spent"])),
+            balance_answer(pockets[id_], policies[row["shard"]]),
+            spend.get(id_),
+        )
+        for row in rows
+    }
 
 
-def _balance(pockets: dict[str, int], drawable: list[str]) -> dict[str, str]:
+def ad_account_answer(
+    row: Mapping[str, Any],
+    today: Today,
+    spent_in_period: int,
+    balance: dict[str, str],
+    spend: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """An ad account as it is answered. `row`: what it is, its budget's setting and its causes."""
+    names = ("ad_account_id", "business_center_id", "billing", "buying_type", "time_zone", "automatic_allocation")
+    return {
+        **{name: row[name] for name in names},
+        "balance": balance,
+        "budget": {
+            **budget_answer(row, today, spent_in_period),
+            **changes_answer(row["day"], row["changes_today"], today),
+        },
+        "delivery": {"delivering": not row["causes"], "causes": row["causes"]},
+        "spend": spend_answer(spend),
+    }
+
+
+async def _ad_account_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
+    today = Today.at(entity.time_zone, moment.at_us)
+    facts = await facts_since_closing(connection, entity, moment)
+    budget, moved = await budget_at(connection, entity, moment, facts)
+    pockets, _ = await pockets_at(connection, entity, moment, moved)
+    period = today.period(budget["mode"] or "unlimited")
+    spend, spent_in_period = await ad_account_spend_at(connection, entity, moment, moved, period)
+    row = {
+        **await ad_account_facts_at(connection, entity, moment),
+        **budget,
+        "causes": await causes_at(connection, entity, "", moment, facts),
+    }
+    spent = budget["spent"] if period is None else spent_in_period
+    answer = ad_account_answer(row, today, spent, balance_answer(pockets, moment.policy), spend)
+    return {**answer, "as_of": moment.as_of()}
+
+
+def balance_answer(pockets: Mapping[str, int], policy: Mapping[str, Any]) -> dict[str, str]:
+    """The balance as it is answered; what is available is in the pockets that the policy names."""
+    drawable = policy["ad_account"]
     amounts = {pocket: money(pockets.get(pocket, 0)) for pocket in POCKETS}
     return {**amounts, "available": money(sum(pockets.get(pocket, 0) for pocket in drawable))}
 

@@ -15,11 +15,26 @@ from services.api import (
     operations,
     pacing,
     quarantine,
+    series,
+    spend_detail,
 )
 from services.api.context import Context
 from shared.contracts.commands import FINANCE_COMMAND
 
-ROUTES = (commands, business_centers, ad_accounts, campaigns, ledger, deals, pacing, quarantine, operations, asyncapi)
+ROUTES = (
+    commands,
+    business_centers,
+    ad_accounts,
+    campaigns,
+    series,
+    ledger,
+    deals,
+    pacing,
+    spend_detail,
+    quarantine,
+    operations,
+    asyncapi,
+)
 
 
 def create_app(context: Context) -> FastAPI:

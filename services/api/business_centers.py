@@ -1,6 +1,7 @@
 """Business Centers: balance, automatic allocation and spend, from the balance read model."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
@@ -9,8 +10,10 @@ from fastapi import APIRouter
 from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.errors import not_found
+from services.api.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
 from services.api.openapi import READ_PROBLEMS
+from services.api.past import At, Entity, Moment, find_business_center, money_since_closing, read_at
 from services.api.policies import read_policies
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
@@ -41,8 +44,13 @@ async def list_business_centers(context: Api, limit: Limit = 100, after: AfterId
     response_model=BusinessCenter,
     summary="Balance, automatic allocation and spend of a Business Center",
 )
-async def get_business_center(business_center_id: PathId, context: Api) -> dict[str, Any]:
-    """One Business Center."""
+async def get_business_center(business_center_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+    """One Business Center, now or as the ledger stood `at` a past ledger time.
+
+    Of the past, `as_of` names the last batch recorded by then. In the future: 400; before it was opened: 404.
+    """
+    if at is not None:
+        return await read_at(context, at, find_business_center, business_center_id, _business_center_at)
     async with context.snapshot() as connection:
         found = await read_business_centers(connection, [business_center_id])
         if not found:
@@ -75,7 +83,7 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
             "shard": row["shard"],
             "currency": row["currency"],
             "time_zone": row["time_zone"],
-            "balance": _balance(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
+            "balance": balance_answer(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
             "automatic_allocation": _allocation(row, left_out[id_]),
             "spend": spend_answer(spend.get(id_)),
         }
@@ -83,7 +91,20 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
     }
 
 
-def spend_answer(row: asyncpg.Record | None) -> dict[str, str]:
+async def _business_center_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
+    row, left_out = await business_center_facts_at(connection, entity, moment)
+    moved = await money_since_closing(connection, entity, moment)
+    pockets, credit_limit = await pockets_at(connection, entity, moment, moved)
+    return {
+        **{name: row[name] for name in ("business_center_id", "currency", "time_zone")},
+        "balance": balance_answer(pockets, credit_limit, moment.policy),
+        "automatic_allocation": _allocation(row, left_out),
+        "spend": spend_answer(await business_center_spend_at(connection, entity, moment, moved)),
+        "as_of": moment.as_of(),
+    }
+
+
+def spend_answer(row: Mapping[str, Any] | None) -> dict[str, str]:
     """Figures of spend from sums of `billed` and `overdelivered`; all zero without a row."""
     billed, overdelivered = (int(row["billed"]), int(row["overdelivered"])) if row else (0, 0)
     return {
@@ -93,7 +114,7 @@ def spend_answer(row: asyncpg.Record | None) -> dict[str, str]:
     }
 
 
-def _balance(pockets: dict[str, int], credit_limit: int, policy: dict[str, Any]) -> dict[str, Any]:
+def balance_answer(pockets: Mapping[str, int], credit_limit: int, policy: Mapping[str, Any]) -> dict[str, Any]:
     """What is drawable is above zero in the pockets that the policy names (domain page, section 3.5)."""
     drawable = sum(max(0, pockets.get(pocket, 0)) for pocket in policy["business_center"])
     credit_available = pockets.get("credit_line", 0)

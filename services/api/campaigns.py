@@ -1,5 +1,6 @@
 """Campaigns: budget, delivery and spend, from the balance read model."""
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -11,8 +12,10 @@ from services.api.budgets import Today, budget_answer
 from services.api.business_centers import spend_answer
 from services.api.context import Api
 from services.api.errors import not_found
+from services.api.history import campaign_at
 from services.api.models import Campaign, PathId
 from services.api.openapi import READ_PROBLEMS
+from services.api.past import At, Entity, Moment, find_ad_account, read_at
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 
@@ -22,8 +25,16 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
     response_model=Campaign,
     summary="Budget, delivery and spend of a campaign",
 )
-async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api) -> dict[str, Any]:
-    """One campaign; it exists from its first spend or budget on."""
+async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+    """One campaign, now or as the ledger stood `at` a past ledger time; it exists from its first spend or budget on."""
+
+    async def past(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
+        today = Today.at(entity.time_zone, moment.at_us)
+        row, spend = await campaign_at(connection, entity, campaign_id, moment, today)
+        return {**_answer(ad_account_id, campaign_id, row, today, spend), "as_of": moment.as_of()}
+
+    if at is not None:
+        return await read_at(context, at, find_ad_account, ad_account_id, past)
     async with context.snapshot() as connection:
         checkpoints = await checkpoints_of(connection, ad_account_id)
         row = await _campaign(connection, ad_account_id, campaign_id)
@@ -31,6 +42,13 @@ async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api)
             raise not_found("campaign")
         today = Today.at(row["time_zone"], checkpoints.now_us(context.clock))
         spend = await _spend(connection, ad_account_id, campaign_id, today.period("daily"))
+    return {**_answer(ad_account_id, campaign_id, row, today, spend), "as_of": checkpoints.as_of()}
+
+
+def _answer(
+    ad_account_id: str, campaign_id: str, row: Mapping[str, Any], today: Today, spend: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A campaign as it is answered, but for its `as_of`."""
     return {
         "ad_account_id": ad_account_id,
         "campaign_id": campaign_id,
@@ -42,7 +60,6 @@ async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api)
             "ad_account_causes": row["ad_account_causes"],
         },
         "spend": spend_answer(spend),
-        "as_of": checkpoints.as_of(),
     }
 
 

@@ -18,10 +18,10 @@ from services.api.context import Api
 from services.api.errors import invalid
 from services.api.models import Entries, Limit, money, time
 from services.api.openapi import READ_PROBLEMS
+from services.api.past import BLOCK_POSITIONS
 from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN, format_time
 from shared.runtime.kafka import murmur2_partition
 
-BLOCK_POSITIONS = 65_536
 # So many blocks a request: then the page ends early, and `next` goes on.
 BLOCKS_AT_MOST = 64
 _LAST_POSITION = 2**63 - 1

@@ -7,18 +7,28 @@ from shared.runtime.settings import Settings
 
 _FACTS = read_sql(__package__, "facts.sql")
 _MONEY = read_sql(__package__, "money.sql")
+_CLOSING = read_sql(__package__, "closing.sql")
+
+# The books of a shard are closed at the last position below each multiple of this. Who reads the past folds fewer
+# entries than this; fewer still would cost the fold more rows.
+CLOSING_POSITIONS = 524_288
 
 
 async def fold(connection: asyncpg.Connection, entries: Range) -> int:
-    """Fold a range as sets; how the ledger is cut into ranges changes no row."""
-    await connection.execute(_FACTS, *entries)
-    await connection.execute(_MONEY, *entries)
-    return entries.last
+    """Fold a range as sets, up to the next closing at most; how the ledger is cut into ranges changes no row."""
+    closed_before = entries.first // CLOSING_POSITIONS * CLOSING_POSITIONS
+    closing = closed_before + CLOSING_POSITIONS - 1
+    reached = entries._replace(last=min(entries.last, closing))
+    await connection.execute(_FACTS, *reached)
+    await connection.execute(_MONEY, *reached)
+    if reached.last == closing:
+        await connection.execute(_CLOSING, entries.shard, closed_before, closing)
+    return reached.last
 
 
 # The API waits on the channel for the checkpoint that a read needs. Most of a fold's cost is rows written, a few
 # for each entity that a range touches: long ranges make catching up cheaper.
-FOLLOWER = Follower("balance", fold, longest_range=131_072, channel="balance")
+FOLLOWER = Follower("balance", fold, longest_range=131_072, channel="balance", rest_seconds=0.05)
 
 
 async def run(settings: Settings) -> None:
