@@ -173,6 +173,17 @@ async def test_the_ledger_of_these_tests_holds_every_kind_of_entry(original: str
     assert {row[0] for row in await fetch(original, "SELECT DISTINCT kind FROM ledger.entries")} == EVERY_KIND
 
 
+async def test_an_account_refused_because_another_shard_has_it_was_among_them(original: str) -> None:
+    """Such a refusal cannot be decided from the shard alone."""
+    elsewhere = await fetch(
+        original,
+        "SELECT o.content ->> 'ad_account_id' FROM ledger.outcomes o JOIN ledger.ad_accounts a"
+        " ON a.ad_account_id = o.content ->> 'ad_account_id' AND a.shard <> o.shard"
+        " WHERE o.type = 'open_ad_account' AND o.code = 'already_exists'",
+    )
+    assert elsewhere
+
+
 async def test_verify_passes_with_the_same_roots(original: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(database_url=original)
     assert await replay(settings, as_json=True) == 0
