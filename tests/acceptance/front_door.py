@@ -102,11 +102,16 @@ class FrontDoor:
         sent = await self._producer.send_and_wait(topic, value, key, partition, headers=headers)
         return Place(sent.partition, sent.offset)
 
-    async def publish_soon(self, event: Record) -> Awaitable[Any]:
+    async def publish_soon(self, event: Record) -> Awaitable[Place]:
         """Hands a spend to the producer; awaiting the result waits for the broker."""
         key = event["business_center_id"].encode()
-        sent: Awaitable[Any] = await self._producer.send(SPENDS, json.dumps(event).encode(), key)
-        return sent
+        sent = await self._producer.send(SPENDS, json.dumps(event).encode(), key)
+
+        async def place() -> Place:
+            record = await sent
+            return Place(record.partition, record.offset)
+
+        return place()
 
     async def _listen(self) -> None:
         async for record in self._consumer:
@@ -207,10 +212,39 @@ class FrontDoor:
         """Reads `/v1/{path}`, whatever it answers."""
         return await self._client.get(f"/v1/{path}", params=parameters)
 
-    async def put(self, path: str, content: Record) -> None:
-        """Registers something."""
-        answer = await self._client.put(f"/v1/{path}", json=content)
+    async def register_deal(self, deal_id: str, ad_account_ids: list[str], currency: str = "USD") -> None:
+        """Registers a deal that covers the accounts for years."""
+        deal = {
+            "client": "acme",
+            "ad_account_ids": ad_account_ids,
+            "starts_on": "2025-01-01",
+            "ends_on": "2028-12-31",
+            "time_zone": "UTC",
+            "currency": currency,
+            "method": "whole_spend",
+            "slabs": [{"from": "1000", "rate": "0.03"}],
+        }
+        answer = await self._client.put(f"/v1/deals/{deal_id}", json=deal)
         assert answer.status_code in (200, 201), answer.text
+
+    async def cash_spend(self, deal_id: str) -> str:
+        """The cash spend of a deal, once its figures cover all that the ledger has now."""
+        heads = [entry async for entry in self._heads()]
+
+        async def ask() -> str | None:
+            pacing = await self.get(f"deals/{deal_id}/pacing")
+            read = {each["shard"]: each["position"] for each in pacing["as_of"]["shards"]}
+            covered = all(read[shard] >= position for shard, position in heads if shard in read)
+            return str(pacing["cash_spend"]) if covered else None
+
+        return await until(f"the pacing of {deal_id}", ask)
+
+    async def _heads(self) -> AsyncIterator[tuple[int, int]]:
+        """How far the balance read model has got, of each shard that has a fence."""
+        for fence in list(self._fences.values()):
+            as_of = (await self.get(f"business-centers/{fence['business_center_id']}"))["as_of"]
+            for each in as_of["shards"]:
+                yield each["shard"], each["position"]
 
     async def entries(self, source_event_id: str) -> list[Record]:
         """The ledger's entries with one source."""
@@ -221,12 +255,14 @@ class FrontDoor:
         return [entry async for entry in self.pages("ledger", business_center_id=business_center_id)]
 
     async def quarantine(self) -> dict[Place, Record]:
-        """What is quarantined, by where it lay in `spend.events`; `raw` as bytes."""
-        return {
-            Place(entry["partition"], entry["offset"]): {**entry, "raw": _bytes(entry["raw"])}
-            async for entry in self.pages("quarantine")
-            if entry["topic"] == SPENDS
-        }
+        """What is quarantined, by where it lay in `spend.events`; `raw` as bytes. Nothing is there twice."""
+        found: dict[Place, Record] = {}
+        async for entry in self.pages("quarantine"):
+            place = Place(entry["partition"], entry["offset"])
+            if entry["topic"] == SPENDS:
+                assert place not in found, f"quarantined twice: {entry}"
+                found[place] = {**entry, "raw": _bytes(entry["raw"])}
+        return found
 
     async def pages(self, path: str, **parameters: Any) -> AsyncIterator[Record]:
         """All entries of a list that comes in pages."""

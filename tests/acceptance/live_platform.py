@@ -1,7 +1,6 @@
 """A running system behind the platform's front door, and a clock that several scenarios share."""
 
 import asyncio
-from uuid import uuid4
 
 from tests.acceptance.clocks import live_to_see, shown_us
 from tests.acceptance.front_door import FrontDoor, until
@@ -108,20 +107,7 @@ class LivePlatform:
         return await until(f"the signals of {key} at {written}", ask)
 
     async def follow_cash_spend(self, ad_account_id: str, currency: str) -> None:
-        terms = {"starts_on": "2027-01-01", "ends_on": "2027-12-31", "time_zone": "UTC", "method": "whole_spend"}
-        slabs = [{"from": "1000", "rate": "0.03"}]
-        deal = {"client": "acme", "ad_account_ids": [ad_account_id], "currency": currency, "slabs": slabs, **terms}
-        self._deal = f"deal-{uuid4()}"
-        await self._door.put(f"deals/{self._deal}", deal)
+        await self._door.register_deal(f"deal-{ad_account_id}", [ad_account_id], currency)
 
     async def cash_spend(self, ad_account_id: str) -> str:
-        """The deal's figure, once it covers all that the Business Center's shows."""
-        account = await self._door.get(f"ad-accounts/{ad_account_id}")
-        wanted = {each["shard"]: each["position"] for each in account["as_of"]["shards"]}
-
-        async def ask() -> Record | None:
-            pacing = await self._door.get(f"deals/{self._deal}/pacing")
-            read = {each["shard"]: each["position"] for each in pacing["as_of"]["shards"]}
-            return pacing if all(read.get(shard, 0) >= position for shard, position in wanted.items()) else None
-
-        return str((await until("the pacing of the deal", ask))["cash_spend"])
+        return await self._door.cash_spend(f"deal-{ad_account_id}")

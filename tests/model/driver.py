@@ -31,7 +31,14 @@ class Driver:
             await self._command(work.message)
 
     async def _publish(self, event: Record) -> None:
-        place = await self.door.publish(event)
+        self._expect(event, await self.door.publish(event))
+
+    async def publish_all(self, events: list[Record]) -> None:
+        """Publishes events without waiting for each: they are decided in this order all the same."""
+        for event in events:
+            self._expect(event, await self.door.publish(event))
+
+    def _expect(self, event: Record, place: Place) -> None:
         self._undecided.add(place.partition)
         fate = self.model.event(event, max(self.model.now, self.door.now_us()))
         if fate == "charged":
@@ -43,6 +50,10 @@ class Driver:
         if shard in self._undecided:
             await self.door.fence(shard)
             self._undecided.discard(shard)
+        await self.command(command)
+
+    async def command(self, command: Record) -> None:
+        """Sends a command to a Business Center that nothing undecided concerns."""
         outcome = await self.door.command(command)
         decided_at = max(self.model.now, instant(outcome["recorded_at"]))
         expected = self.model.command(command, decided_at)

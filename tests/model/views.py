@@ -42,7 +42,7 @@ def business_center(center: BusinessCenter) -> View:
         "automatic_allocation": {
             "enabled": center.enabled_at is not None,
             "enabled_at": None if center.enabled_at is None else rfc3339(center.enabled_at),
-            "left_out": [{"ad_account_id": name, "reason": reason} for name, reason in center.left_out.items()],
+            "left_out": [{"ad_account_id": name, "reason": reason} for name, reason in sorted(center.left_out.items())],
         },
         "spend": _spend(account.figures for account in center.accounts.values()),
     }

@@ -105,7 +105,7 @@ class Workload:
             self._planned = self._random.choice((self._many_changes, self._short_lived_voucher))(now_us)
         if self._random.random() < 0.3:
             return Work("command", self._any_command(now_us))
-        return Work("event", self._any_event(now_us))
+        return Work("event", self.next_event(now_us))
 
     # Things that chance alone would hardly bring
 
@@ -308,7 +308,8 @@ class Workload:
 
     # Events
 
-    def _any_event(self, now_us: int) -> Message:
+    def next_event(self, now_us: int) -> Message:
+        """The next spend or reversal: new, repeated or spoiled."""
         choice = self._random.random()
         if choice < 0.72 or not self._spends:
             event = self._spend(now_us)
