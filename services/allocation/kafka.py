@@ -64,12 +64,13 @@ async def _seek(consumer: AIOKafkaConsumer, lease: Lease) -> None:
     }
     consumer.assign(list(offsets))
     first = await consumer.beginning_offsets(list(offsets))
-    last = await consumer.end_offsets(list(offsets))
     for partition, offset in offsets.items():
-        if not first[partition] <= offset <= last[partition]:
+        if offset < first[partition]:
             raise OffsetsDoNotFitError(
-                f"{partition.topic}-{partition.partition} holds offsets {first[partition]} to {last[partition]},"
-                f" the ledger needs {offset} next: the topic was made anew or its retention is too short;"
-                " 'drawdown offsets adopt' starts from its beginning"
+                f"{partition.topic}-{partition.partition} begins at offset {first[partition]}, the ledger needs"
+                f" {offset} next: its retention is too short, and what lay between is gone;"
+                " 'drawdown offsets adopt' goes on from its beginning"
             )
+        # An offset behind the end is refused by the broker at the first fetch. Its end is not asked for: the
+        # embedded broker counts only up to the start of its last batch.
         consumer.seek(partition, offset)

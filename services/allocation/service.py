@@ -161,15 +161,13 @@ class Allocation:
             await self._reap(keeper)
 
     async def _watch_kafka(self) -> None:
-        """Now and then: is it still the cluster, and are they still the topics, whose offsets the ledger holds?"""
+        """Now and then: is it still the cluster whose offsets the ledger holds?"""
         if monotonic() < self._next_watch:
             return
         self._next_watch = monotonic() + WATCH_SECONDS
         cluster = await cluster_id(self._settings.kafka_bootstrap_servers)
         if cluster != self._incarnation:
             raise OffsetsDoNotFitError(f"Kafka cluster {self._incarnation!r} has become {cluster!r}: start again")
-        for worker in list(self._workers.values()):
-            await worker.check_offsets()
 
     async def _write(self, lease: Lease) -> Lease:
         """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""

@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import metrics, state
 from services.allocation.batch import Decider, as_raw, decode, is_command, look_up
@@ -78,16 +79,6 @@ class Worker:
         self._stopping = True
         self._wake.set()
 
-    async def check_offsets(self) -> None:
-        """Raises OffsetsDoNotFitError where a topic ends before what was read of it: it was made anew."""
-        ends = await self._consumer.end_offsets(list(self._next))
-        for partition, end in ends.items():
-            if end < self._next[partition]:
-                raise OffsetsDoNotFitError(
-                    f"{partition.topic}-{partition.partition} ends at {end}, {self._next[partition]} comes next: the"
-                    " topic was made anew; 'drawdown offsets adopt' starts from its beginning"
-                )
-
     async def run(self) -> None:
         """Write until stopped. Raises what went wrong; then memory may be ahead of the ledger and must be dropped."""
         fetch: asyncio.Task[Any] | None = None
@@ -114,9 +105,15 @@ class Worker:
             await _cancel(fetch, woken, self._commit)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
-        records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
-            timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=MOST_RECORDS
-        )
+        try:
+            records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
+                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=MOST_RECORDS
+            )
+        except OffsetOutOfRangeError as error:
+            raise OffsetsDoNotFitError(
+                f"shard {self.lease.shard}: Kafka does not have the offsets that come next ({error}): the topic was"
+                " made anew; 'drawdown offsets adopt' starts from its beginning"
+            ) from error
         return records
 
     def _patience(self) -> float:
