@@ -1,0 +1,224 @@
+"""Nonsense on `spend.events`: each record lands in quarantine with its reason and its bytes; the rest goes on."""
+
+import json
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.acceptance.front_door import FrontDoor, Place, until
+from tests.acceptance.platform import Record
+from tests.model.forms import rfc3339
+from tests.model.shards import shard_of
+from tests.servers import RunningSystem
+
+CENTER, ACCOUNT = "sane", "sane-account"
+KIB = 1024
+
+
+@dataclass
+class Desk:
+    """A Business Center with an account, on a running system that others use too."""
+
+    door: FrontDoor
+
+    def spend(self, **changes: Any) -> Record:
+        """A good spend of 1, but for the changes. What is `...` is left out."""
+        spend = {
+            "type": "spend",
+            "event_id": str(uuid4()),
+            "business_center_id": CENTER,
+            "ad_account_id": ACCOUNT,
+            "campaign_id": "spring",
+            "amount": "1",
+            "currency": "USD",
+            "occurred_at": rfc3339(self.door.now_us()),
+            **changes,
+        }
+        return {name: value for name, value in spend.items() if value is not ...}
+
+    async def send(self, value: bytes | None, key: bytes | None = CENTER.encode()) -> Place:
+        """Publishes bytes to the shard of the Business Center."""
+        return await self.door.publish_raw(value, key, shard_of(CENTER, self.door.shards))
+
+    async def quarantined(self, place: Place) -> Record:
+        """The quarantined record that lay there; it has to be there once the next spend is charged."""
+        await self.door.fence(place.partition)
+        found = await self.door.quarantine()
+        assert place in found, "not quarantined"
+        return found[place]
+
+    async def cash_debits(self, event_id: str) -> int:
+        """How often a spend was charged."""
+        return len([each for each in await self.door.entries(event_id) if each["kind"] == "cash_debit"])
+
+
+@pytest.fixture(scope="module")
+async def desk(system: RunningSystem) -> AsyncIterator[Desk]:
+    async with FrontDoor(system) as door:
+        await door.accepted(CENTER, "open_business_center", currency="USD", time_zone="UTC")
+        account = {"ad_account_id": ACCOUNT, "time_zone": "UTC", "buying_type": "auction", "billing": "prepay"}
+        await door.accepted(CENTER, "open_ad_account", **account)
+        await door.accepted(CENTER, "deposit_cash", ad_account_id=ACCOUNT, amount="100000")
+        yield Desk(door)
+
+
+MALFORMED: dict[str, bytes | None] = {
+    "no value": None,
+    "nothing": b"",
+    "broken JSON": b'{"type": "spend"',
+    "two documents": b"{} {}",
+    "invalid UTF-8": b'{"type": "spend", "campaign_id": "\xff\xfe"}',
+    "NUL characters": b"\x00\x00\x00\x00",
+    "a NUL within": b'{"type": "spend", "campaign_id": "a\x00b"}',
+    "gzip": b"\x1f\x8b\x08\x00",
+    "deep nesting": b"[" * 30_000,
+    "a lone surrogate": b'{"type": "spend", "campaign_id": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("value", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_what_is_no_json_is_malformed(desk: Desk, value: bytes | None) -> None:
+    place = await desk.send(value)
+    record = await desk.quarantined(place)
+    assert (record["reason"], record["raw"]) == ("malformed", value)
+
+
+async def test_a_record_without_a_key_goes_by_its_content(desk: Desk) -> None:
+    spend = desk.spend()
+    place = await desk.send(json.dumps(spend).encode(), key=None)
+    await desk.door.fence(place.partition)
+    assert await desk.cash_debits(spend["event_id"]) == 1
+
+
+INVALID: dict[str, Record] = {
+    "an unknown type": {"type": "refund"},
+    "no type": {"type": ...},
+    "no amount": {"amount": ...},
+    "an exponent": {"amount": "1e3"},
+    "NaN": {"amount": "NaN"},
+    "infinity": {"amount": "Infinity"},
+    "Arabic digits": {"amount": "٣"},
+    "full-width digits": {"amount": "３.５"},
+    "a JSON number": {"amount": 1},
+    "a JSON fraction": {"amount": 1.5},
+    "true": {"amount": True},
+    "thirteen digits": {"amount": "1234567890123"},
+    "seven decimals": {"amount": "0.0000001"},
+    "zero": {"amount": "0"},
+    "zero with decimals": {"amount": "0.000000"},
+    "a minus": {"amount": "-1"},
+    "a plus": {"amount": "+1"},
+    "a leading zero": {"amount": "01"},
+    "a bare point": {"amount": "1."},
+    "a space": {"amount": " 1"},
+    "a newline at the end": {"amount": "1\n"},
+    "a naive time": {"occurred_at": "2027-03-10T12:00:00"},
+    "no such day": {"occurred_at": "2027-02-30T12:00:00Z"},
+    "no such hour": {"occurred_at": "2027-03-10T25:00:00Z"},
+    "the year 0": {"occurred_at": "0000-01-01T00:00:00Z"},
+    "a date": {"occurred_at": "2027-03-10"},
+    "seconds since 1970": {"occurred_at": 1_800_000_000},
+    "words": {"occurred_at": "yesterday"},
+    "no UUID": {"event_id": "42"},
+    "a UUID and a newline": {"event_id": "0193d0a0-0000-7000-8000-000000000001\n"},
+    "an id with a space": {"campaign_id": "spring sale"},
+    "an id of 65": {"campaign_id": "c" * 65},
+    "an empty id": {"campaign_id": ""},
+    "a NUL in an id": {"ad_account_id": "a\u0000b"},
+    "null": {"ad_account_id": None},
+    "a small currency": {"currency": "usd"},
+}
+
+
+@pytest.mark.parametrize("changes", INVALID.values(), ids=INVALID.keys())
+async def test_what_fails_a_check_is_invalid(desk: Desk, changes: Record) -> None:
+    value = json.dumps(desk.spend(**changes)).encode()
+    record = await desk.quarantined(await desk.send(value))
+    assert (record["reason"], record["raw"]) == ("invalid", value)
+
+
+@pytest.mark.parametrize("document", ["[]", "null", "17", '"spend"', "{}", '[{"type": "spend"}]'])
+async def test_what_is_no_event_is_quarantined(desk: Desk, document: str) -> None:
+    record = await desk.quarantined(await desk.send(document.encode()))
+    assert record["reason"] in ("invalid", "malformed")
+    assert record["raw"] == document.encode()
+
+
+async def test_unknown_fields_are_ignored_whatever_they_hold(desk: Desk) -> None:
+    spend = desk.spend(note="\U0001f600 \u0000", nested={"deep": [1, 2, {"er": None}]})
+    place = await desk.send(json.dumps(spend).encode())
+    await desk.door.fence(place.partition)
+    assert await desk.cash_debits(spend["event_id"]) == 1
+
+
+ELSEWHERE: dict[str, tuple[Record, str]] = {
+    "an unknown Business Center": ({"business_center_id": "sane-not"}, "unknown_business_center"),
+    "an unknown account": ({"ad_account_id": "nobody"}, "unknown_ad_account"),
+    "another currency": ({"currency": "EUR"}, "currency_mismatch"),
+    "the year 1": ({"occurred_at": "0001-01-01T00:00:00Z"}, "too_old"),
+    "the year 9999": ({"occurred_at": "9999-12-31T23:59:59Z"}, "too_far_ahead"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), ELSEWHERE.values(), ids=ELSEWHERE.keys())
+async def test_what_is_well_formed_and_wrong_says_why(desk: Desk, changes: Record, reason: str) -> None:
+    value = json.dumps(desk.spend(**changes)).encode()
+    place = await desk.door.publish_raw(value, partition=shard_of(CENTER, desk.door.shards))
+    record = await until("it is quarantined", lambda: _find(desk, place))
+    assert (record["reason"], record["raw"]) == (reason, value)
+
+
+async def _find(desk: Desk, place: Place) -> Record | None:
+    return (await desk.door.quarantine()).get(place)
+
+
+@pytest.mark.parametrize("size", [64 * KIB + 1, 300 * KIB, 1000 * KIB])
+async def test_a_large_record_is_kept_whole(desk: Desk, size: int) -> None:
+    spend = json.dumps(desk.spend(note="")).encode()
+    value = spend[:-2] + b"x" * (size - len(spend)) + b'"}'
+    assert len(value) == size
+    record = await desk.quarantined(await desk.send(value))
+    assert (record["reason"], record["raw"]) == ("too_large", value)
+
+
+async def test_a_record_of_64_kib_is_charged(desk: Desk) -> None:
+    spend = desk.spend(note="")
+    spend["note"] = "x" * (64 * KIB - len(json.dumps(spend).encode()))
+    place = await desk.send(json.dumps(spend).encode())
+    await desk.door.fence(place.partition)
+    assert await desk.cash_debits(spend["event_id"]) == 1
+
+
+@pytest.mark.parametrize("hash_name", ["crc32", "fixed", "every partition"])
+async def test_a_record_on_a_wrong_partition_is_charged_once_in_its_own_shard(desk: Desk, hash_name: str) -> None:
+    door, spend = desk.door, desk.spend()
+    own = shard_of(CENTER, door.shards)
+    partitions = {
+        "crc32": [zlib.crc32(CENTER.encode()) % door.shards],
+        "fixed": [(own + 1) % door.shards],
+        "every partition": list(range(door.shards)),
+    }[hash_name]
+    for partition in partitions:
+        await door.publish(spend, partition)
+    await door.fence(*partitions)
+
+    async def charged() -> list[Record] | None:
+        return await door.entries(spend["event_id"]) or None
+
+    entries = await until("it is charged", charged)
+    await door.fence(own)
+    assert await door.entries(spend["event_id"]) == entries
+    assert {(entry["kind"], entry["shard"]) for entry in entries} == {("cash_debit", own)}
+
+
+async def test_a_good_spend_between_bad_ones_is_charged(desk: Desk) -> None:
+    good = [desk.spend() for _ in range(5)]
+    for spend in good:
+        await desk.send(b"{")
+        await desk.send(json.dumps(spend).encode())
+    await desk.door.fence(shard_of(CENTER, desk.door.shards))
+    assert [await desk.cash_debits(spend["event_id"]) for spend in good] == [1] * 5
