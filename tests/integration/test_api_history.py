@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -173,44 +173,46 @@ async def test_what_was_answered_live_is_answered_about_that_time_ever_after(
     await assert_series(past, written)
 
 
+def days(first: str, last: str) -> dict[str, Any]:
+    """The days of a series, as its parameters."""
+    return {"from": first, "to": last}
+
+
 async def assert_series(past: Past, entries: list[Entry]) -> None:
     """Every day of the series is the balance at its last instant, and the spend of that day in the ledger."""
-    for path, zone, mine in [
-        ("/v1/ad-accounts/acct-1", TOKYO, lambda entry: entry.ad_account_id == "acct-1"),
-        ("/v1/business-centers/bc-1", UTC, lambda entry: entry.business_center_id == "bc-1"),
-    ]:
-        series = await past.api.get(f"{path}/series", **{"from": "2026-11-01", "to": "2027-03-01"})
-        first, today = NOON.astimezone(zone).date(), past.now.moment.astimezone(zone).date()
-        first = min(entry.recorded_at for entry in entries if mine(entry)).astimezone(zone).date()
+    cases: list[tuple[str, tzinfo, list[Entry]]] = [
+        ("/v1/ad-accounts/acct-1", TOKYO, [entry for entry in entries if entry.ad_account_id == "acct-1"]),
+        ("/v1/business-centers/bc-1", UTC, [entry for entry in entries if entry.business_center_id == "bc-1"]),
+    ]
+    for path, zone, mine in cases:
+        series = await past.api.get(f"{path}/series", **days("2026-11-01", "2027-03-01"))
+        first, today = (moment.astimezone(zone).date() for moment in (mine[0].recorded_at, past.now.moment))
         assert [row["day"] for row in series["days"]] == [
             (first + timedelta(days=number)).isoformat() for number in range((today - first).days + 1)
         ]
-        spend = spend_by_day(entry for entry in entries if mine(entry))
+        spend = spend_by_day(mine)
         for row in series["days"]:
-            assert row["spend"] == spend[row["day"]]
+            assert row["spend"] == figures(*spend[row["day"]])
             tomorrow = datetime.combine(date.fromisoformat(row["day"]) + timedelta(days=1), datetime.min.time(), zone)
             end = min(tomorrow - timedelta(microseconds=1), past.now.moment)
             then = await past.api.get(path, at=end.astimezone(UTC).isoformat())
             assert row["balance"] == then["balance"], (path, row["day"])
 
 
-def spend_by_day(entries: Iterator[Entry]) -> dict[str, dict[str, str]]:
+def spend_by_day(entries: list[Entry]) -> dict[str, list[int]]:
+    """Billed and overdelivered in micros by the spend's day."""
     sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for entry in entries:
         if entry.day and entry.amount is not None:
             overdelivered = entry.kind == "overdelivery" or (entry.kind == "reversal" and entry.pocket is None)
             sums[entry.day.isoformat()][overdelivered] += entry.amount if overdelivered else -entry.amount
+    return sums
 
-    def shown(day: str) -> dict[str, str]:
-        billed, overdelivered = sums[day]
-        figures = {"gross": billed + overdelivered, "billed": billed, "overdelivered": overdelivered}
-        return {name: decimal(figure) for name, figure in figures.items()}
 
-    class Shown(dict[str, dict[str, str]]):
-        def __missing__(self, day: str) -> dict[str, str]:
-            return shown(day)
-
-    return Shown()
+def figures(billed: int, overdelivered: int) -> dict[str, str]:
+    """As they are answered."""
+    amounts = {"gross": billed + overdelivered, "billed": billed, "overdelivered": overdelivered}
+    return {name: decimal(amount) for name, amount in amounts.items()}
 
 
 def decimal(micros_: int) -> str:
@@ -282,7 +284,7 @@ async def test_a_read_model_that_is_behind_is_waited_for(opened: Past, monkeypat
         ({"from": "2025-01-01", "to": "2026-02-05"}, "400"),
     ],
 )
-async def test_a_series_that_is_none_is_400(opened: Past, query: dict[str, str], named: str) -> None:
+async def test_a_series_that_is_none_is_400(opened: Past, query: dict[str, Any], named: str) -> None:
     for path in ("/v1/ad-accounts/acct-1", "/v1/business-centers/bc-1"):
         answer = await opened.api.get(f"{path}/series", 400, **query)
         assert named in answer["message"]
@@ -290,7 +292,7 @@ async def test_a_series_that_is_none_is_400(opened: Past, query: dict[str, str],
 
 async def test_a_series_has_up_to_400_days_and_only_those_there_are(opened: Past) -> None:
     path = "/v1/ad-accounts/acct-1/series"
-    answer = await opened.api.get(path, **{"from": "2025-11-21", "to": "2026-12-25"})
+    answer = await opened.api.get(path, **days("2025-11-21", "2026-12-25"))
     assert [row["day"] for row in answer["days"]] == ["2026-11-21"]
-    assert (await opened.api.get(path, **{"from": "2026-01-01", "to": "2026-01-02"}))["days"] == []
-    await opened.api.get("/v1/ad-accounts/nobody/series", 404, **{"from": "2026-01-01", "to": "2026-01-02"})
+    assert (await opened.api.get(path, **days("2026-01-01", "2026-01-02")))["days"] == []
+    await opened.api.get("/v1/ad-accounts/nobody/series", 404, **days("2026-01-01", "2026-01-02"))
