@@ -1,9 +1,8 @@
 """Kafka: the topics, which partition a key belongs to, and a producer that loses nothing."""
 
-import asyncio
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from aiokafka.partitioner import murmur2
@@ -19,7 +18,6 @@ __all__ = [
     "TOPICS",
     "cluster_id",
     "create_producer",
-    "end_offsets",
     "ensure_topics",
     "murmur2_partition",
     "with_retries",
@@ -33,8 +31,6 @@ TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
 
 _TOPIC_CONFIGS: dict[str, dict[str, str]] = {DELIVERY_SIGNALS: {"cleanup.policy": "compact"}}
 _REPLICAS = 3  # or as many as there are brokers
-_FETCH_SECONDS = 30.0
-_FETCH_POLL_MS = 50
 _AWAY = (KafkaError, OSError, TimeoutError)
 
 
@@ -81,26 +77,6 @@ async def ensure_topics(settings: Settings) -> None:
                 f"topic {topic['topic']} has {partitions} partitions, and DRAWDOWN_SHARDS is {settings.shards}: "
                 "they must be the same, and a ledger keeps the number it began with"
             )
-
-
-async def end_offsets(consumer: AIOKafkaConsumer) -> dict[TopicPartition, int]:
-    """The offset after the last record of each partition that a consumer is assigned, as its fetches tell it.
-
-    The embedded broker (Tansu) answers `AIOKafkaConsumer.end_offsets` with the second offset of the last batch; only
-    its fetches know the end. The consumer's positions are others afterwards: seek.
-
-    Raises:
-        TimeoutError: the broker does not answer within 30 s.
-
-    """
-    partitions = list(consumer.assignment())
-    reported: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-    for partition, offset in reported.items():
-        consumer.seek(partition, offset)
-    async with asyncio.timeout(_FETCH_SECONDS):
-        while any(consumer.highwater(partition) is None for partition in partitions):
-            await consumer.getmany(timeout_ms=_FETCH_POLL_MS)
-    return {partition: max(reported[partition], consumer.highwater(partition)) for partition in partitions}
 
 
 async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProducer:

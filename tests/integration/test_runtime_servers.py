@@ -6,17 +6,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
 from shared.runtime.kafka import (
-    DELIVERY_SIGNALS,
     SPEND_EVENTS,
     TOPICS,
     TopicsDoNotFitError,
     cluster_id,
     create_producer,
-    end_offsets,
     ensure_topics,
     murmur2_partition,
 )
@@ -63,24 +61,6 @@ async def test_a_producer_puts_a_key_where_the_java_client_would(settings: Setti
             sent = await producer.send_and_wait(SPEND_EVENTS, b"{}", key=key)
             assert sent.partition == murmur2_partition(key, settings.shards)
     finally:
-        await producer.stop()
-
-
-@pytest.mark.parametrize("records", [0, 1, 50])
-async def test_the_end_of_a_partition_is_after_its_last_record(records: int, settings: Settings) -> None:
-    await ensure_topics(settings)
-    producer = await create_producer(settings, linger_ms=50)
-    partition = TopicPartition(DELIVERY_SIGNALS, 0)
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, fetch_max_wait_ms=10)
-    await consumer.start()
-    try:
-        for _ in range(records):
-            await producer.send(DELIVERY_SIGNALS, b"{}", key=b"k", partition=0)
-        await producer.flush()
-        consumer.assign([partition])
-        assert await end_offsets(consumer) == {partition: records}
-    finally:
-        await consumer.stop()
         await producer.stop()
 
 
