@@ -9,6 +9,7 @@ from services.api import (
     campaigns,
     commands,
     deals,
+    documentation,
     errors,
     ledger,
     openapi,
@@ -34,6 +35,7 @@ ROUTES = (
     quarantine,
     operations,
     asyncapi,
+    documentation,
 )
 
 
@@ -44,6 +46,7 @@ def create_app(context: Context) -> FastAPI:
         version="1",
         summary="Who pays for an ad, and when it must stop",
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.context = context

@@ -71,6 +71,41 @@ class AdAccountSeries(_SeriesFields):
     days: list[AdAccountDay]
 
 
+_SPEND = {"gross": "70.000000", "billed": "65.000000", "overdelivered": "5.000000"}
+_AS_OF = {"recorded_at": "2026-11-21T12:00:00.000000Z", "shards": [{"shard": 0, "position": 4711}]}
+_CREDIT_LINE = {"limit": "100.000000", "used": "20.000000", "available": "80.000000"}
+_POCKETS = {"cash": "30.000000", "voucher": "0.000000", "ad_credit": "0.000000"}
+_BUSINESS_CENTER_EXAMPLE = {
+    "business_center_id": "bc-1",
+    "time_zone": "Asia/Tokyo",
+    "days": [
+        {
+            "day": "2026-11-20",
+            "balance": {**_POCKETS, "credit_line": _CREDIT_LINE, "available": "110.000000"},
+            "spend": _SPEND,
+        }
+    ],
+    "as_of": _AS_OF,
+}
+_AD_ACCOUNT_EXAMPLE = {
+    "ad_account_id": "acct-1",
+    "business_center_id": "bc-1",
+    "time_zone": "Asia/Tokyo",
+    "days": [
+        {
+            "day": "2026-11-20",
+            "balance": {**_POCKETS, "credit": "0.000000", "available": "30.000000"},
+            "spend": _SPEND,
+        }
+    ],
+    "as_of": _AS_OF,
+}
+
+
+def _example(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"example": value}}}}
+
+
 @dataclass(frozen=True, slots=True)
 class _Days:
     """The days of a series, and the instants in µs at which they end."""
@@ -83,6 +118,7 @@ class _Days:
     "/v1/business-centers/{business_center_id}/series",
     response_model=BusinessCenterSeries,
     summary="A Business Center day by day: closing balance and spend",
+    responses=_example(_BUSINESS_CENTER_EXAMPLE),
 )
 async def get_business_center_series(business_center_id: PathId, context: Api, from_: From, to: To) -> dict[str, Any]:
     """One row a day of the Business Center's time zone.
@@ -108,6 +144,7 @@ async def get_business_center_series(business_center_id: PathId, context: Api, f
     "/v1/ad-accounts/{ad_account_id}/series",
     response_model=AdAccountSeries,
     summary="An ad account day by day: closing balance and spend",
+    responses=_example(_AD_ACCOUNT_EXAMPLE),
 )
 async def get_ad_account_series(ad_account_id: PathId, context: Api, from_: From, to: To) -> dict[str, Any]:
     """One row a day of the ad account's time zone.
