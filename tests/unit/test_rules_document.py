@@ -1,0 +1,35 @@
+"""docs/rules.md names rooms and tests that exist, and leaves no room of the rules out."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/rules.md").read_text("utf-8")
+ROWS = [line.split("|")[1:-1] for line in TEXT.splitlines() if line.startswith("| ")][1:]
+
+
+def defined_in(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return names
+
+
+def test_every_room_exists() -> None:
+    for _, rooms, _ in ROWS:
+        for module, *path in [room.split(".") for room in re.findall(r"`([^`]+)`", rooms)]:
+            assert set(path) <= defined_in(ROOT / f"shared/rules/{module}.py"), (module, path)
+
+
+def test_every_test_exists() -> None:
+    for path, _, name in [named.partition("::") for named in re.findall(r"`(tests/[^`]+)`", TEXT)]:
+        assert (ROOT / path).exists(), path
+        assert not name or name in defined_in(ROOT / path), (path, name)
+
+
+def test_every_module_of_the_rules_is_a_room() -> None:
+    named = {room.split(".")[0] for _, rooms, _ in ROWS for room in re.findall(r"`([^`]+)`", rooms)}
+    modules = {path.stem for path in (ROOT / "shared/rules").glob("*.py")} - {"__init__", "entries"}
+    assert modules == named
