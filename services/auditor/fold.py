@@ -287,6 +287,20 @@ class Fold:
             "balance.business_center_days": {key: tuple(cell) for key, cell in centers.items()},
         }
 
+    def budget(self, account: str) -> tuple[Any, ...] | None:
+        """Mode, amount, day, changes of that day; of a custom budget its start (position, time) and its count."""
+        kept = self._facts["balance.budgets"].get((account,))
+        return None if kept is None else (*kept[:4], *self._custom.get(account, (None, None, None)))
+
+    def campaign_budget(self, campaign: tuple[str, str]) -> tuple[Any, ...]:
+        """Mode and amount of a campaign's budget."""
+        return self._facts["balance.campaigns"][campaign][:2]
+
+    def causes(self, entity: tuple[str, str]) -> tuple[str, ...]:
+        """The set of causes of an ad account ('' for the campaign) or campaign that ever had one."""
+        causes: tuple[str, ...] = self._facts["balance.pauses"][entity][0]
+        return causes
+
     def billed(self) -> dict[str, int]:
         """What was billed of each Business Center's spend, net of reversals, in micros."""
         sums: defaultdict[str, int] = defaultdict(int)

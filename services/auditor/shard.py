@@ -8,6 +8,7 @@ from services.auditor import sums
 from services.auditor.anchors import Anchors
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
+from services.auditor.history import History, closings_of
 from services.auditor.outcomes import Outcome, Outcomes
 from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
@@ -41,7 +42,11 @@ class ShardAudit(Redecider):
         self._outcomes = outcomes
         self._anchors = anchors
         cuts = {name: head.checkpoints.get(name, (0, None))[0] for name in FOLLOWERS}
-        self._cuts = sorted((position, name) for name, position in cuts.items())
+        closings = closings_of(head.shard, standing.rows["balance.closings"], cuts["balance"])
+        self._history = History(head.shard, closings)
+        self._cuts = sorted(
+            [*((position, name) for name, position in cuts.items()), *((position, "history") for position in closings)]
+        )
         self._next_refusal = _NEVER
 
     async def check(self, progress: Callable[[int], None]) -> None:
@@ -92,22 +97,31 @@ class ShardAudit(Redecider):
         self.batches += 1
         begin = batch.first
         for position in sorted({cut for cut, _ in self._cuts if batch.first <= cut <= batch.last}):
-            self.fold.add(stored[begin - batch.first : position - batch.first + 1])
+            self._fold(stored[begin - batch.first : position - batch.first + 1])
             begin = position + 1
             self._compare_at(position, batch.recorded_at)
-        self.fold.add(stored[begin - batch.first :])
+        self._fold(stored[begin - batch.first :])
         for item in stored:
             _, _, _, source, part, day, _ = item.entry
             if day is None and part == 0 and source is not None:
                 self._outcomes.match(item, _last_of(stored, item.position - batch.first))
         self._anchors.check(self.shard, self.tree)
 
+    def _fold(self, stored: list[StoredEntry]) -> None:
+        """Entries between two cuts."""
+        self.fold.add(stored)
+        if stored and stored[-1].position <= self._history.last:
+            self._history.add(stored)
+
     def _compare_at(self, position: int, recorded_at: int | None) -> None:
         for name in [name for cut, name in self._cuts if cut == position]:
-            told = self._head.checkpoints.get(name, (0, None))[1]
             as_of = f"as of shard {self.shard}, position {position}"
-            expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")
-            rows = self.fold.rows(name)
+            if name == "history":
+                rows = self._history.close(position, self.fold)
+            else:
+                told = self._head.checkpoints.get(name, (0, None))[1]
+                expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")
+                rows = self.fold.rows(name)
             for table in TABLES:
                 if table.follower == name:
                     self.rows += compare(table, rows.get(table.name, {}), self._standing.rows[table.name], as_of)

@@ -11,18 +11,22 @@ from typing import Any
 import asyncpg
 
 from services.auditor.difference import DifferenceError
+from shared.contracts.fields import format_time
 from shared.rules.calendar import date_text
 from shared.rules.money import format_micros
 
 Rows = dict[tuple[Any, ...], tuple[Any, ...]]
 
-_AMOUNTS = frozenset({"amount", "spent", "remaining", "billed", "overdelivered"})
-_TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket"})
+_AMOUNTS = frozenset({"amount", "spent", "remaining", "limit_change", "billed", "overdelivered"})
+_TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket", "quarter"})
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of a read model, the follower that writes it, its key and its other columns."""
+    """A table of a read model, its key and its other columns.
+
+    `follower`: whose checkpoint it is compared at, or "history", which is compared at each closing of the books.
+    """
 
     name: str
     follower: str
@@ -56,6 +60,44 @@ TABLES = (
     Table("balance.ad_account_days", "balance", ("ad_account_id", "day"), ("billed", "overdelivered")),
     Table("balance.campaign_days", "balance", ("ad_account_id", "campaign_id", "day"), ("billed", "overdelivered")),
     Table("balance.entry_blocks", "balance", ("business_center_id", "ad_account_id", "shard", "block")),
+    Table("balance.closings", "history", ("shard", "position")),
+    Table(
+        "balance.pocket_movements",
+        "history",
+        ("shard", "closing", "business_center_id", "ad_account_id", "pocket", "quarter"),
+        ("amount", "limit_change"),
+    ),
+    Table(
+        "balance.business_center_spend",
+        "history",
+        ("shard", "closing", "business_center_id"),
+        ("billed", "overdelivered"),
+    ),
+    Table(
+        "balance.ad_account_spend",
+        "history",
+        ("shard", "closing", "ad_account_id", "day"),
+        ("billed", "overdelivered"),
+    ),
+    Table(
+        "balance.campaign_spend",
+        "history",
+        ("shard", "closing", "ad_account_id", "campaign_id", "day"),
+        ("billed", "overdelivered"),
+    ),
+    Table(
+        "balance.budget_closings",
+        "history",
+        ("shard", "closing", "ad_account_id"),
+        ("mode", "amount", "day", "changes_today", "start_position", "started_at", "spent"),
+    ),
+    Table(
+        "balance.campaign_budget_closings",
+        "history",
+        ("shard", "closing", "ad_account_id", "campaign_id"),
+        ("mode", "amount"),
+    ),
+    Table("balance.pause_closings", "history", ("shard", "closing", "ad_account_id", "campaign_id"), ("causes",)),
     Table("incentives.cash_spend", "incentives", ("ad_account_id", "bucket"), ("amount",)),
     Table("signals.latest", "signals", ("shard", "ad_account_id", "campaign_id"), ("position",)),
 )
@@ -115,6 +157,8 @@ def _said(columns: tuple[str, ...], values: tuple[Any, ...]) -> Iterator[str]:
         if column in _AMOUNTS and value is not None:
             exact = Decimal(value)
             shown = format_micros(int(exact)) if exact == int(exact) else f"{exact} micros"
+        elif column in _TIMES and value is not None:
+            shown = format_time(value)
         elif column == "day":
             shown = date_text(value)
         yield f"{column} {shown}"

@@ -10,6 +10,7 @@ import asyncpg
 
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
+from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
 from shared.ledger.append import BatchWrite, append
@@ -22,6 +23,7 @@ from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from tests.model.shards import shard_of
 from tests.model.workload import Work, Workload
 
+CLOSING_POSITIONS = 64
 START_US = 1_795_000_000_000_000
 SHARDS = 4
 
@@ -117,8 +119,9 @@ def bulk_ledger_works(accounts: int = 40) -> list[Work]:
 
 
 async def fold(url: str, *followers: Follower, steps: int = 100) -> None:
-    """Let the followers of the read models fold, at most so many ranges a shard."""
+    """Let the followers of the read models fold, at most so many ranges a shard. The books are closed often."""
     connection = await asyncpg.connect(url)
+    usual, balance.CLOSING_POSITIONS = balance.CLOSING_POSITIONS, CLOSING_POSITIONS
     try:
         for follower in followers or (BALANCE, INCENTIVES):
             for shard in range(SHARDS):
@@ -129,4 +132,5 @@ async def fold(url: str, *followers: Follower, steps: int = 100) -> None:
                     if not (await advance(connection, follower, shard)).behind:
                         break
     finally:
+        balance.CLOSING_POSITIONS = usual
         await connection.close()

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from services.auditor.cli import replay, verify
+from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
 from shared.ledger.decoding import copy_entries, split_rows
@@ -479,6 +480,13 @@ READ_MODELS = {
     "balance.ad_account_days": "overdelivered = overdelivered + 1",
     "balance.campaign_days": "day = day + 1000",
     "balance.entry_blocks": "block = block + 1",
+    "balance.pocket_movements": "limit_change = limit_change + 1",
+    "balance.business_center_spend": "billed = billed + 1",
+    "balance.ad_account_spend": "overdelivered = overdelivered + 1",
+    "balance.campaign_spend": "day = day + 1000",
+    "balance.budget_closings": "changes_today = changes_today + 1",
+    "balance.campaign_budget_closings": "mode = 'another'",
+    "balance.pause_closings": "causes = array_append(causes, 'boredom')",
     "incentives.cash_spend": "amount = amount + 1",
 }
 
@@ -540,6 +548,28 @@ async def test_a_row_too_many_in_a_read_model_is_found(
         await connection.execute(f"INSERT INTO {table} VALUES {row}")
         found = await difference(shared_copy, capsys)
     assert re.match(rf"{re.escape(table)} .*, the ledger gives no such row$", found)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM balance.closings WHERE position = (SELECT min(position) FROM balance.closings)",
+        "UPDATE balance.closings SET position = position + 1 WHERE shard = 0",
+        "INSERT INTO balance.closings VALUES (0, 5)",
+    ],
+)
+async def test_closings_that_were_moved_are_found_by_what_they_close(
+    shared_copy: str, capsys: pytest.CaptureFixture[str], statement: str
+) -> None:
+    async with restored(shared_copy, "balance.closings") as connection:
+        await connection.execute(statement)
+        await difference(shared_copy, capsys)
+
+
+async def test_every_table_of_the_balance_follower_is_compared(original: str) -> None:
+    tables = await fetch(original, "SELECT 'balance.' || tablename FROM pg_tables WHERE schemaname = 'balance'")
+    assert {row[0] for row in tables} <= {table.name for table in TABLES}
+    assert {table.name for table in TABLES} - {"signals.latest", "balance.closings"} == set(READ_MODELS)
 
 
 async def test_put_right_again_the_read_models_pass(shared_copy: str, capsys: pytest.CaptureFixture[str]) -> None:

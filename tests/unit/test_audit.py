@@ -13,6 +13,7 @@ from services.auditor import report, sums
 from services.auditor.anchors import read_anchors
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
+from services.auditor.history import closings_of
 from services.auditor.outcomes import Outcome, Outcomes
 from services.auditor.tables import TABLES, Rows, compare, no_more
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
@@ -155,6 +156,22 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
 def test_answers_that_contradict_each_other_are_a_difference(second: Outcome, said: str) -> None:
     with pytest.raises(DifferenceError, match=said):
         Outcomes(0, [outcome(1, 5), second])
+
+
+# ---- The past ---------------------------------------------------------------------------------------------------
+
+
+def test_the_books_are_closed_often_enough_and_never_ahead() -> None:
+    held: Rows = {(0, 500_000): (), (0, 900_000): (), (1, 7): ()}
+    assert closings_of(0, held, 1_200_000) == [500_000, 900_000]
+    assert closings_of(1, held, 7) == [7]
+    assert closings_of(2, held, 400_000) == []
+    with pytest.raises(DifferenceError, match="was closed at 900000, the checkpoint is at 899999"):
+        closings_of(0, held, 899_999)
+    with pytest.raises(DifferenceError, match="was not closed between the positions 900000 and 1500000"):
+        closings_of(0, held, 1_500_000)
+    with pytest.raises(DifferenceError, match="was not closed between the positions 0 and 600000"):
+        closings_of(2, held, 600_000)
 
 
 # ---- Rows -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""The past as the balance follower keeps it: what moved between two closings of the books, and what held at each.
+
+Folded from nothing like the rest, up to the last closing. Where the books are closed is the follower's choice: its own
+rows say so, and no more than `MOST_BETWEEN` positions may lie between two closings, or behind the last.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from services.auditor.difference import expect
+from services.auditor.fold import QUARTER_US, Fold
+from services.auditor.tables import Rows
+from shared.ledger.decoding import StoredEntry
+from shared.rules.entries import Line
+
+MOST_BETWEEN = 524_288
+_BUDGET_KINDS = frozenset({"budget_set", "budget_synced", "budget_reset"})
+
+
+def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
+    """The positions at which the books of a shard were closed. Raises DifferenceError where they cannot be that."""
+    positions = sorted(position for its_shard, position in held if its_shard == shard)
+    for before, position in zip([0, *positions], [*positions, checkpoint], strict=True):
+        expect(
+            position <= checkpoint,
+            f"balance.closings: shard {shard} was closed at {position}, the checkpoint is at {checkpoint}",
+        )
+        expect(
+            position - before <= MOST_BETWEEN,
+            f"balance.closings: shard {shard} was not closed between the positions {before} and {position}",
+        )
+    return positions
+
+
+class History:
+    """What happened since the last closing."""
+
+    def __init__(self, shard: int, closings: list[int]) -> None:
+        self.last = closings[-1] if closings else 0
+        self._shard = shard
+        self._clear()
+
+    def _clear(self) -> None:
+        self._moved: defaultdict[tuple[Line, int], int] = defaultdict(int)
+        self._spent: defaultdict[tuple[Line, int], int] = defaultdict(int)
+        self._budgets: set[str] = set()
+        self._campaigns: set[tuple[str, str]] = set()
+        self._entities: set[tuple[str, str]] = set()
+
+    def add(self, stored: Iterable[StoredEntry]) -> None:
+        """Note entries, in the order of their positions."""
+        moved, spent = self._moved, self._spent
+        for item in stored:
+            line, amount, _, _, _, day, _ = item.entry
+            if amount is None:
+                self._note(line)
+                continue
+            moved[line, item.recorded_at // QUARTER_US * QUARTER_US] += amount
+            if day is not None:
+                spent[line, day] += amount
+
+    def _note(self, line: Line) -> None:
+        account, campaign = line.ad_account_id or "", line.campaign_id or ""
+        if line.kind in _BUDGET_KINDS:
+            self._budgets.add(account)
+        elif line.kind == "campaign_budget_set":
+            self._campaigns.add((account, campaign))
+        elif line.kind in ("pause", "resume"):
+            self._entities.add((account, campaign))
+
+    def close(self, position: int, fold: Fold) -> dict[str, Rows]:
+        """The rows of the closing at this position, up to which everything was folded; the next begins."""
+        key = (self._shard, position)
+        rows: dict[str, Rows] = {"balance.closings": {key: ()}, "balance.pocket_movements": self._movements(key)}
+        rows.update(self._spend(key))
+        accounts = self._budgets | {line.ad_account_id or "" for line, _ in self._spent}
+        rows["balance.budget_closings"] = {
+            (*key, account): budget for account in accounts if (budget := fold.budget(account)) is not None
+        }
+        rows["balance.campaign_budget_closings"] = {
+            (*key, *campaign): fold.campaign_budget(campaign) for campaign in self._campaigns
+        }
+        rows["balance.pause_closings"] = {(*key, *entity): (fold.causes(entity),) for entity in self._entities}
+        self._clear()
+        return rows
+
+    def _movements(self, key: tuple[int, int]) -> Rows:
+        sums: defaultdict[tuple[str, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
+        for (line, quarter), amount in self._moved.items():
+            if line.pocket is not None:
+                holder = (line.ad_account_id or "") if line.holder == "ad_account" else ""
+                cell = sums[line.business_center_id, holder, line.pocket, quarter]
+                cell[0] += amount
+                if line.kind == "credit_limit_change":
+                    cell[1] += amount
+        return {(*key, *pocket): tuple(cell) for pocket, cell in sums.items()}
+
+    def _spend(self, key: tuple[int, int]) -> dict[str, Rows]:
+        campaigns: defaultdict[tuple[str | int, ...], list[int]] = defaultdict(lambda: [0, 0])
+        accounts: defaultdict[tuple[str | int, ...], list[int]] = defaultdict(lambda: [0, 0])
+        centers: defaultdict[tuple[str | int, ...], list[int]] = defaultdict(lambda: [0, 0])
+        for (line, day), amount in self._spent.items():
+            account, campaign = line.ad_account_id or "", line.campaign_id or ""
+            overdelivery = line.pocket is None and line.kind != "forfeit"
+            center = (line.business_center_id,)
+            for cell in (campaigns[account, campaign, day], accounts[account, day], centers[center]):
+                cell[overdelivery] += amount if overdelivery else -amount
+        named = (("campaign", campaigns), ("ad_account", accounts), ("business_center", centers))
+        return {
+            f"balance.{name}_spend": {(*key, *entity): tuple(cell) for entity, cell in sums.items()}
+            for name, sums in named
+        }
