@@ -22,7 +22,8 @@ ENTRIES_PER_OBJECT = 10
 
 async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, deduplication_days: int) -> Shard:
     """The state at the lease's position. Raises ReplayDiffersError where the ledger is not what the rules decide."""
-    rules, tree = Shard(policy, deduplication_days), CompactRange()
+    # What was charged was young enough then, whatever the window was.
+    rules, tree = Shard(policy, deduplication_days=None), CompactRange()
     kept = await connection.fetchrow(
         "SELECT state FROM ledger.snapshots WHERE shard = $1 AND format = $2 AND position <= $3",
         lease.shard,
@@ -35,6 +36,7 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
     await Redecider(connection, rules, lease.shard, tree).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
         raise ValueError(f"shard {lease.shard}: the lease is at {lease.position}, the ledger ends at {tree.size}")
+    rules.set_window(deduplication_days)
     log.info("shard loaded", shard=lease.shard, snapshot=start, position=lease.position, epoch=lease.epoch)
     return rules
 

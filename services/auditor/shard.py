@@ -18,9 +18,6 @@ from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
 from shared.rules.shard import Shard
 
-# The window is a setting, not a part of the ledger: it may have been changed since. So the age of an event is not
-# judged, beyond the longest window that can be set.
-LONGEST_WINDOW_DAYS = 3660
 _NEVER = 2**63
 
 
@@ -30,9 +27,8 @@ class ShardAudit(Redecider):
     def __init__(
         self, connection: asyncpg.Connection, head: Head, standing: Standing, outcomes: Outcomes, anchors: Anchors
     ) -> None:
-        super().__init__(
-            connection, Shard(deduplication_days=LONGEST_WINDOW_DAYS, keep_all_days=True), head.shard, CompactRange()
-        )
+        # The window is a setting, not a part of the ledger: it may have been changed since, so no age is judged.
+        super().__init__(connection, Shard(deduplication_days=None), head.shard, CompactRange())
         elsewhere = {account for account, (shard, _) in standing.accounts.items() if shard != head.shard}
         self.rules.accounts_elsewhere = elsewhere
         self.fold = Fold(head.shard)

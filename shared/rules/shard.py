@@ -54,10 +54,10 @@ class Shard:
     """The state of one shard, and the decisions on it.
 
     `deduplication_days` is the age in days beyond which an event is too old; budgets remember the days of that window.
-    `keep_all_days`: they remember every day, as a replay must that does not know what the window was.
+    None: no event is, and every day is remembered, as a replay must that does not know what the window was.
     """
 
-    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, keep_all_days: bool = False) -> None:
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7) -> None:
         self.policy = policy
         self.position = 0
         self.now = -(2**62)
@@ -66,9 +66,7 @@ class Shard:
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self.zones: dict[str, Zone] = {}
-        self._window = deduplication_days * DAY_US
-        self._keep_days = deduplication_days + 2
-        self._most_days = 2**62 if keep_all_days else self._keep_days + 4
+        self.set_window(deduplication_days)
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
         self._spends: dict[bytes, ChargedSpend] = {}
@@ -78,6 +76,13 @@ class Shard:
     def entries(self) -> list[Entry]:
         """What the present batch appends, in order, from `position + 1` on."""
         return self.batch.entries
+
+    def set_window(self, deduplication_days: int | None) -> None:
+        """From now on an event is too old beyond this age; None: never."""
+        days = 2**40 if deduplication_days is None else deduplication_days
+        self._window = days * DAY_US
+        self._keep_days = days + 2
+        self._most_days = days + 6
 
     # ---- A batch ----------------------------------------------------------------------------------------------
 

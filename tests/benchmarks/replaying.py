@@ -28,8 +28,7 @@ async def replay_entries_per_second(bench: Bench) -> float:
 
 
 async def _replay(shard: int, entries: int) -> dict[str, float]:
-    settings = load_settings()
-    connection = await connect(settings, "drawdown_auditor", "bench replay")
+    connection = await connect(load_settings(), "drawdown_auditor", "bench replay")
     try:
         await plain_types(connection)
         last = await connection.fetchval(
@@ -38,7 +37,7 @@ async def _replay(shard: int, entries: int) -> dict[str, float]:
             shard,
             entries,
         )
-        rules = Shard(deduplication_days=settings.deduplication_days)
+        rules = Shard(deduplication_days=None)
         redecider = Redecider(connection, rules, shard, CompactRange())
         started = time.perf_counter()
         await redecider.run(0, last)
