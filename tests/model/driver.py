@@ -35,8 +35,9 @@ class Driver:
 
     async def publish_all(self, events: list[Record]) -> None:
         """Publishes events without waiting for each: they are decided in this order all the same."""
-        for event in events:
-            self._expect(event, await self.door.publish(event))
+        sent = [await self.door.publish_soon(event) for event in events]
+        for event, place in zip(events, sent, strict=True):
+            self._expect(event, await place)
 
     def _expect(self, event: Record, place: Place) -> None:
         self._undecided.add(place.partition)

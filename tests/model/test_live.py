@@ -10,12 +10,12 @@ from tests.model.test_model import START_US
 from tests.model.workload import Workload
 from tests.servers import running_system
 
-WORK_A_DAY = 400
+WORK_A_DAY = 250
 # Noon in London, evening in Tokyo and Kathmandu, morning in New York: no day turns while a day's work is done.
 DAYS = 3
 
 
-@pytest.mark.parametrize("seed", [3, 4, 5, 6])
+@pytest.mark.parametrize("seed", [4, 6])
 async def test_the_system_does_what_the_model_says(seed: int) -> None:
     async with running_system(clock_offset_seconds=offset_to(START_US)) as system, FrontDoor(system) as door:
         workload, driver = Workload(seed, prefix=f"m{seed}-"), Driver(door)
