@@ -84,7 +84,7 @@ def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
     for each in parameters:
         schema = each.get("schema", {})
         examples = _examples(schema)
-        what = escape(each.get("description", ""))
+        what = _inline(each.get("description", ""))
         what += f" Example: <code>{escape(str(examples[0]))}</code>" if examples else ""
         required = " (required)" if each.get("required") else ""
         yield f"<tr><td><code>{escape(each['name'])}</code>{required}</td><td>{escape(each['in'])}</td>"
@@ -111,7 +111,7 @@ def _schemas(document: dict[str, Any]) -> Iterator[str]:
         for field, of in schema.get("properties", {}).items():
             absent = "" if field in schema.get("required", []) else " (may be absent)"
             yield f"<tr><td><code>{escape(field)}</code>{absent}</td><td>{_type(of)}</td>"
-            yield f"<td>{escape(of.get('description', ''))}</td></tr>"
+            yield f"<td>{_inline(of.get('description', ''))}</td></tr>"
         yield "</table></article>"
 
 
@@ -145,12 +145,14 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """Paragraphs of a docstring; `code` is code."""
-    paragraphs = []
-    for paragraph in text.split("\n\n"):
-        pieces = escape(paragraph).split("`")
-        paragraphs.append("".join(f"<code>{each}</code>" if n % 2 else each for n, each in enumerate(pieces)))
-    return "".join(f"<p>{each}</p>" for each in paragraphs if each.strip())
+    """Paragraphs of a docstring."""
+    return "".join(f"<p>{_inline(each)}</p>" for each in text.split("\n\n") if each.strip())
+
+
+def _inline(text: str) -> str:
+    """A line of text; `code` is code."""
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{each}</code>" if number % 2 else each for number, each in enumerate(pieces))
 
 
 def _anchor(operation: dict[str, Any]) -> str:

@@ -195,9 +195,12 @@ async def money_since_closing(
                    ELSE position END, false) AS counted,
                sum(amount) AS amount
         FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
-        JOIN ledger.entries e ON e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
-        WHERE amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
-          AND ($6::text IS NULL OR campaign_id = $6)
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
+              AND ($6::text IS NULL OR e.campaign_id = $6)
+            OFFSET 0  -- Span by span, by position: nothing else may be scanned.
+        ) AS entries
         GROUP BY 1, 2, 3, 4, 5, 6
         """,
         moment.shard,
@@ -218,9 +221,12 @@ async def facts_since_closing(
         """
         SELECT position, kind, campaign_id, details
         FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
-        JOIN ledger.entries e ON e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
-        WHERE amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
-          AND kind IN ('budget_set', 'budget_synced', 'budget_reset', 'campaign_budget_set', 'pause', 'resume')
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
+              AND kind IN ('budget_set', 'budget_synced', 'budget_reset', 'campaign_budget_set', 'pause', 'resume')
+            OFFSET 0
+        ) AS entries
         ORDER BY position
         """,
         moment.shard,

@@ -239,10 +239,13 @@ async def _movements(
         SELECT width_bucket(e.recorded_at, $5::timestamptz[]), e.pocket, sum(e.amount),
                coalesce(sum(e.amount) FILTER (WHERE e.kind = 'credit_limit_change'), 0)
         FROM unnest($6::bigint[], $7::bigint[]) AS spans (first, last)
-        JOIN ledger.entries e ON e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
-        WHERE e.pocket IS NOT NULL AND e.business_center_id = $3
-          AND CASE $4 WHEN '' THEN e.holder = 'business_center'
-              ELSE e.holder = 'ad_account' AND e.ad_account_id = $4 END
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.pocket IS NOT NULL AND e.business_center_id = $3
+              AND CASE $4 WHEN '' THEN e.holder = 'business_center'
+                  ELSE e.holder = 'ad_account' AND e.ad_account_id = $4 END
+            OFFSET 0
+        ) AS e
         GROUP BY 1, 2
         """,
         entity.shard,
