@@ -19,7 +19,7 @@ async def adopt(settings: Settings) -> None:
     try:
         await connection.execute(
             "UPDATE ledger.shards SET incarnation = $1, spend_offset = 0, command_offset = 0, epoch = epoch + 1,"
-            " owner = NULL, owner_pid = NULL, owner_started = NULL",
+            " owner = NULL, owner_pid = NULL",
             cluster,
         )
     finally:

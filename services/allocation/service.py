@@ -154,11 +154,19 @@ class Allocation:
             elif len(self._tasks) < fair:
                 await end_stale_owners(keeper)
                 for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
-                    self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
+                    await self._start(lease)
             await asyncio.wait({publisher, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
             if publisher.done():
                 await publisher
             await self._reap(keeper)
+
+    async def _start(self, lease: Lease) -> None:
+        """Begin to write a shard; a task that lost it before has to end first."""
+        before = self._tasks.pop(lease.shard, None)
+        if before is not None:
+            before.cancel()
+            await asyncio.wait({before})
+        self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
         """Now and then: is it still the cluster whose offsets the ledger holds?"""

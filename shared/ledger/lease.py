@@ -60,7 +60,9 @@ async def announce(connection: asyncpg.Connection, owner: str) -> int:
     )
     await connection.execute("UPDATE ledger.shards SET renewed_at = clock_timestamp() WHERE owner = $1", owner)
     alive = await connection.fetchval(
-        "SELECT count(*) FROM ledger.allocators WHERE renewed_at > clock_timestamp() - make_interval(secs => $1)",
+        "SELECT count(*) FROM ledger.allocators WHERE renewed_at > clock_timestamp() - make_interval(secs => $1)"
+        " AND EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'drawdown allocation lease %'"
+        "             AND right(application_name, 8) = right(owner, 8))",
         LEASE_SECONDS,
     )
     return int(alive)
@@ -76,18 +78,19 @@ async def withdraw(connection: asyncpg.Connection, owner: str) -> None:
 async def claim(connection: asyncpg.Connection, owner: str, most: int) -> list[Lease]:
     """Take at most so many shards that nobody owns, or whose owner is dead; each gets a new epoch.
 
-    The connection's session stands for the owner: it must stay open as long as the owner lives.
+    The connection's session stands for the owner: it must stay open as long as the owner lives, under an application
+    name that ends with the last eight characters of the owner's.
     """
     rows = await connection.fetch(
         """
         UPDATE ledger.shards SET epoch = epoch + 1, owner = $1, owner_pid = pg_backend_pid(),
-            owner_started = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
             renewed_at = clock_timestamp()
         WHERE shard IN (
             SELECT shard FROM ledger.shards s
-            WHERE owner IS NULL OR renewed_at < clock_timestamp() - make_interval(secs => $2)
+            WHERE owner IS NULL OR owner <> $1 AND (
+                renewed_at < clock_timestamp() - make_interval(secs => $2)
                 OR NOT EXISTS (SELECT FROM pg_stat_activity a
-                               WHERE a.pid = s.owner_pid AND a.backend_start = s.owner_started)
+                               WHERE a.pid = s.owner_pid AND right(a.application_name, 8) = right(s.owner, 8)))
             ORDER BY shard LIMIT $3 FOR UPDATE SKIP LOCKED)
         RETURNING *
         """,
@@ -117,7 +120,7 @@ async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
 async def release(connection: asyncpg.Connection, lease: Lease) -> None:
     """Give the shard up, for others to take at once."""
     await connection.execute(
-        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL, owner_started = NULL WHERE shard = $1 AND epoch = $2",
+        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL WHERE shard = $1 AND epoch = $2",
         lease.shard,
         lease.epoch,
     )

@@ -124,7 +124,6 @@ CREATE TABLE ledger.shards (
     epoch bigint NOT NULL DEFAULT 0,
     owner text,
     owner_pid integer,                      -- the owner's database session: once it is gone, so is the owner
-    owner_started timestamptz,
     renewed_at timestamptz,
     position bigint NOT NULL DEFAULT 0,
     ledger_time timestamptz NOT NULL DEFAULT '1970-01-01Z',
