@@ -17,11 +17,6 @@ spend AS MATERIALIZED (
     FROM money WHERE day IS NOT NULL
     GROUP BY 1, 2, 3, 4
 ),
-facts AS MATERIALIZED (
-    SELECT position, kind, ad_account_id, campaign_id, details
-    FROM ledger.entries
-    WHERE shard = $1 AND position BETWEEN $2 AND $3 AND amount IS NULL AND ad_account_id IS NOT NULL
-),
 pocket_movements AS (
     INSERT INTO balance.pocket_movements
         (shard, closing, business_center_id, ad_account_id, pocket, quarter, amount, limit_change)
@@ -51,22 +46,25 @@ budgets AS (
     FROM (
         SELECT ad_account_id FROM ad_account_spend
         UNION
-        SELECT ad_account_id FROM facts WHERE kind IN ('budget_set', 'budget_synced', 'budget_reset')
+        SELECT ad_account_id FROM balance.budgets JOIN balance.ad_accounts USING (ad_account_id)
+        WHERE shard = $1 AND position BETWEEN $2 AND $3
     ) AS touched
     JOIN balance.budgets b USING (ad_account_id)
     LEFT JOIN balance.custom_budgets c USING (ad_account_id)
 ),
 campaign_budgets AS (
     INSERT INTO balance.campaign_budget_closings (shard, closing, ad_account_id, campaign_id, mode, amount)
-    SELECT DISTINCT ON (ad_account_id, campaign_id)
-        $1, $3, ad_account_id, campaign_id, details ->> 'mode', (details ->> 'amount')::numeric
-    FROM facts WHERE kind = 'campaign_budget_set' ORDER BY ad_account_id, campaign_id, position DESC
+    SELECT $1, $3, ad_account_id, campaign_id, mode, amount
+    FROM balance.campaigns JOIN balance.ad_accounts USING (ad_account_id)
+    WHERE shard = $1 AND position BETWEEN $2 AND $3 AND position > 0
 ),
 pauses AS (
     INSERT INTO balance.pause_closings (shard, closing, ad_account_id, campaign_id, causes)
     SELECT DISTINCT ON (ad_account_id, COALESCE(campaign_id, ''))
         $1, $3, ad_account_id, COALESCE(campaign_id, ''),
         ARRAY(SELECT json_array_elements_text(details -> 'causes'))
-    FROM facts WHERE kind IN ('pause', 'resume') ORDER BY ad_account_id, COALESCE(campaign_id, ''), position DESC
+    FROM ledger.entries
+    WHERE shard = $1 AND position BETWEEN $2 AND $3 AND kind IN ('pause', 'resume')
+    ORDER BY ad_account_id, COALESCE(campaign_id, ''), position DESC
 )
 INSERT INTO balance.closings (shard, position) VALUES ($1, $3)

@@ -27,8 +27,8 @@ async def fold(connection: asyncpg.Connection, entries: Range) -> int:
 
 
 # The API waits on the channel for the checkpoint that a read needs. Most of a fold's cost is rows written, a few
-# for each entity that a range touches: long ranges make catching up cheaper.
-FOLLOWER = Follower("balance", fold, longest_range=131_072, channel="balance", rest_seconds=0.05)
+# for each entity that a range touches: long ranges make catching up cheaper. The longest lead from closing to closing.
+FOLLOWER = Follower("balance", fold, longest_range=CLOSING_POSITIONS, channel="balance", rest_seconds=0.05)
 
 
 async def run(settings: Settings) -> None:

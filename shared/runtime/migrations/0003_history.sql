@@ -94,6 +94,10 @@ CREATE TABLE balance.pause_closings (
     PRIMARY KEY (shard, closing, ad_account_id, campaign_id)
 );
 
+-- A closing asks which budgets were set since the one before. Few ever are.
+CREATE INDEX budgets_by_position ON balance.budgets (position);
+CREATE INDEX campaigns_by_position ON balance.campaigns (position) WHERE position > 0;
+
 -- Which position a time corresponds to. Ledger time never goes back within a shard.
 CREATE INDEX batches_by_time ON ledger.batches (shard, recorded_at, last_position);
 
