@@ -63,6 +63,7 @@ def test_a_fetch_ends_before_a_gap(batches: list[tuple[int, int]], offset: int, 
 
 def test_a_gap_that_stays_stops_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka, "GAP_SECONDS", -1.0)
+    monkeypatch.setattr(kafka, "_gaps", {})
     assert read(Fetched((4, 9)), 3) == []
     with pytest.raises(OffsetsDoNotFitError, match="3 comes next"):
         read(Fetched((4, 9)), 3)
