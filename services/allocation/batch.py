@@ -122,7 +122,7 @@ class Decider:
             self._decide_events(decoded.events[start : start + SLICE_RECORDS], write, counts)
             await asyncio.sleep(0)
         await self._encode(write)
-        self._count(counts, write)
+        self._count(len(decoded.events), counts, write)
 
     def _decide_events(
         self, slice_: list[tuple[Any, Event | Fault]], write: BatchWrite, counts: dict[str, int]
@@ -137,7 +137,8 @@ class Decider:
                 assert isinstance(event, Fault)
                 self._quarantine(self._as_raw(record), event, business_center_of(record.value), write)
                 outcome = "quarantined"
-            counts[outcome] = counts.get(outcome, 0) + 1
+            if outcome is not CHARGED:
+                counts[outcome] = counts.get(outcome, 0) + 1
 
     def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite) -> str:
         """What cannot be charged here goes to its own shard or to quarantine."""
@@ -212,7 +213,8 @@ class Decider:
             )
             await asyncio.sleep(0)
 
-    def _count(self, counts: dict[str, int], write: BatchWrite) -> None:
+    def _count(self, events: int, counts: dict[str, int], write: BatchWrite) -> None:
+        counts[CHARGED] = events - sum(counts.values())
         for outcome, count in counts.items():
             metrics.EVENTS.labels(self._shard, outcome).inc(count)
         metrics.ENTRIES.labels(self._shard).inc(len(write.rows))

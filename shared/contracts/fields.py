@@ -23,7 +23,6 @@ Time = Annotated[str, Field(pattern=TIME_PATTERN, max_length=64)]
 Currency = Annotated[str, Field(pattern=CURRENCY_PATTERN)]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _LONG_FRACTION = re.compile(r"(\.[0-9]{6})[0-9]+")
 
 
@@ -34,7 +33,10 @@ def parse_time(text: str) -> int:
     """
     if len(text) > 26:
         text = _LONG_FRACTION.sub(r"\1", text)
-    return (datetime.fromisoformat(text.upper()) - _EPOCH) // _MICROSECOND
+    if text[-1] == "z":
+        text = text.upper()
+    since = datetime.fromisoformat(text) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def format_time(microseconds: int) -> str:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from time import monotonic
 from typing import NamedTuple
 
 import asyncpg
@@ -27,9 +28,12 @@ ROLE = "drawdown_follower"
 LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
 DELIVERY_CHANNEL = "delivery"  # The same, for batches with pauses or resumes only.
 POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
-MOST_CONNECTIONS = 4  # Shards beyond that take turns.
+# Shards beyond that take turns. One at a time catches up with less work than several: while it folds one shard the
+# others' ranges grow, and a row that a range touches often is written once. It also leaves the writer its cores.
+MOST_CONNECTIONS = 1
 MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
 CLOSE_TIMEOUT_SECONDS = 5.0
+LONGEST_REST_SECONDS = 2.0
 
 # A fold touches the rows that its range names, however large the tables are: always by index. Plans are made
 # once and do not depend on statistics that a table had when it was empty. What a follower commits can be made
@@ -90,8 +94,9 @@ class Follower:
 
     `longest_range` bounds a step, in entries: the longer, the more often-touched rows are written once instead
     of many times while catching up. `channel`: notified with the shard after each step, in the same commit.
-    `wakes_on`: the channel that says there is something to fold. `rest_seconds`: the pause after a step that has
-    caught up; what comes meanwhile is folded together, which on a busy ledger costs a fraction.
+    `wakes_on`: the channel that says there is something to fold. `rest_seconds`: the least pause after folding; on a
+    busy ledger it is twice the time that folding took, so that ranges grow, each entry costs less, and the writer has
+    the machine. No pause while there is a whole range to catch up, nor where it is 0.
     """
 
     name: str
@@ -235,17 +240,22 @@ class _Following:
     async def _work(self, connection: asyncpg.Connection, bell: _Bell) -> None:
         """Fold what there is in the bell's shards, again and again."""
         while True:
-            folded = behind = 0
-            for shard in await bell.due():
+            due, started = await bell.due(), monotonic()
+            folded = most_behind = 0
+            for shard in due:
                 progress = await advance(connection, self._follower, shard)
                 folded += progress.folded
-                behind += progress.behind
+                most_behind = max(most_behind, progress.behind)
                 if progress.behind:
                     bell.ring(shard)
             if folded:
                 self._fruitless = 0
-                if not behind:
-                    await asyncio.sleep(self._follower.rest_seconds)
+                if most_behind < self._follower.longest_range:
+                    await asyncio.sleep(self._rest(monotonic() - started))
+
+    def _rest(self, folding_seconds: float) -> float:
+        least = self._follower.rest_seconds
+        return max(least, min(LONGEST_REST_SECONDS, 2 * folding_seconds)) if least else 0.0
 
 
 async def _loss_of(listener: asyncpg.Connection) -> None:

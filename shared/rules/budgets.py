@@ -16,17 +16,21 @@ LIFETIME = "lifetime"
 class Budget:
     """The present setting, those of past days, and what was billed.
 
-    `days` and `months` (by their first day) count by the spend's own day. `counted` is what the custom budget has
-    counted since its start, or all that the campaign ever spent. `started_position` is the ledger position at which
-    the custom budget began: it counted the spends after it.
+    What was billed counts by the spend's own day: `day_spent` and `month_spent` are those of `day`, the day counted
+    last; other days are in `days`, other months (by their first day) in `months`. Plain numbers, because every spend
+    counts here twice. `counted` is what the custom budget has counted since its start, or all that the campaign ever
+    spent. `started_position` is the ledger position at which the custom budget began: it counted the spends after it.
     """
 
     __slots__ = (
         "amount",
         "counted",
+        "day",
+        "day_spent",
         "days",
         "history",
         "mode",
+        "month_spent",
         "months",
         "started_at",
         "started_day",
@@ -37,6 +41,9 @@ class Budget:
         self.mode = UNLIMITED
         self.amount: int | None = None
         self.history: list[tuple[int, str, int | None]] = []
+        self.day = 1
+        self.day_spent = 0
+        self.month_spent = 0
         self.days: dict[int, int] = {}
         self.months: dict[int, int] = {}
         self.counted = 0
@@ -82,10 +89,25 @@ class Budget:
     def spent(self, mode: str, day: int) -> int:
         """What was billed in the period of that day in the given mode."""
         if mode == DAILY:
-            return self.days.get(day, 0)
+            return self.day_spent if day == self.day else self.days.get(day, 0)
         if mode == MONTHLY:
-            return self.months.get(month_start(day), 0)
+            month = month_start(day)
+            return self.month_spent if month == month_start(self.day) else self.months.get(month, 0)
         return self.counted
+
+    def count(self, day: int, billed: int) -> None:
+        """What was billed (or, below zero, taken back) of a spend of that day."""
+        if day != self.day:
+            self._turn_to(day)
+        self.day_spent += billed
+        self.month_spent += billed
+
+    def _turn_to(self, day: int) -> None:
+        self.days[self.day] = self.day_spent
+        self.months[month_start(self.day)] = self.month_spent
+        self.day = day
+        self.day_spent = self.days.pop(day, 0)
+        self.month_spent = self.months.pop(month_start(day), 0)
 
     def period(self, day: int, today: int) -> int:
         """The first day of the period that counts a spend of that day."""
@@ -107,19 +129,17 @@ class Budget:
 
 
 def count_for_account(budget: Budget, day: int, billed: int, charged_at: int) -> None:
-    """Count what was billed (or, below zero, taken back) for an account's budget.
+    """Count for an account's budget.
 
     `charged_at` is the position of the spend: a custom budget counts the spends that arrived after its start, so a
     reversal shrinks the budgets that counted the spend and no others (section 4.5).
     """
-    budget.days[day] = budget.days.get(day, 0) + billed
-    month = month_start(day)
-    budget.months[month] = budget.months.get(month, 0) + billed
+    budget.count(day, billed)
     if budget.mode == CUSTOM and charged_at > budget.started_position:
         budget.counted += billed
 
 
 def count_for_campaign(budget: Budget, day: int, billed: int) -> None:
     """Count for a campaign's budget: its days, and all that it ever spent."""
-    budget.days[day] = budget.days.get(day, 0) + billed
+    budget.count(day, billed)
     budget.counted += billed

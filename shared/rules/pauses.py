@@ -38,7 +38,7 @@ def account_causes(account: AdAccount, policy: Policy) -> int:
         causes = AD_ACCOUNT_BUDGET
     if account.participates:
         return causes | BUSINESS_CENTER_BALANCE if account.business_center.empty else causes
-    return causes | AD_ACCOUNT_BALANCE if account.available(policy.ad_account) == 0 else causes
+    return causes | AD_ACCOUNT_BALANCE if account.is_empty(policy.ad_account) else causes
 
 
 def campaign_causes(campaign: Campaign, policy: Policy) -> int:
@@ -58,7 +58,7 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
     account = campaign.account
     if account.participates:
         center = account.business_center
-        if (center.available(policy.business_center) == 0) != center.empty:
+        if center.is_empty(policy.business_center) != center.empty:
             return False
     elif account.vouchers.tied:
         return False
@@ -71,7 +71,7 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
 
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
     """After the BC's balance changed: pause or resume every participating account if it fell to, or left, zero."""
-    empty = business_center.available(policy.business_center) == 0
+    empty = business_center.is_empty(policy.business_center)
     if empty == business_center.empty:
         return
     business_center.empty = empty

@@ -25,6 +25,7 @@ CHARGED: Final = "charged"
 DUPLICATE: Final = "duplicate"
 DAY_US: Final = 86_400_000_000
 _EXPIRY, _TURN_OVER = 0, 1
+_IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
 
 
 class Batch:
@@ -66,6 +67,8 @@ class Shard:
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self.zones: dict[str, Zone] = {}
+        # A spend's ids lead to its campaign in one step, once it has been charged for.
+        self._campaigns: dict[tuple[str, str, str], Campaign] = {}
         self.set_window(deduplication_days)
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
@@ -136,12 +139,11 @@ class Shard:
         The order of the checks is that of the contracts page.
         """
         event_id, center_id, account_id, campaign_id, amount, currency, occurred_at, reverses, _ = event
-        center = self.business_centers.get(center_id)
-        if center is None:
-            return "unknown_business_center", f"there is no Business Center {center_id}"
-        account = center.accounts.get(account_id)
+        campaign = self._campaigns.get((center_id, account_id, campaign_id))
+        account = self._account(center_id, account_id) if campaign is None else campaign.account
         if account is None:
-            return "unknown_ad_account", f"the Business Center {center_id} has no ad account {account_id}"
+            return self._unknown(center_id, account_id)
+        center = account.business_center
         if currency != center.currency:
             return "currency_mismatch", f"the Business Center's currency is {center.currency}"
         if occurred_at < self.now - self._window:
@@ -152,17 +154,28 @@ class Shard:
         same = events.get(event_id) or self._previous.events.get(event_id) or self._known.get(event_id)
         if same is not None:
             if same == event:
-                return DUPLICATE, ""
+                return _IS_DUPLICATE
             return "content_conflict", "another event with this id is in the ledger"
         if reverses is not None:
             return self._reverse(event, account)
-        campaign = account.campaigns.get(campaign_id) or self.campaign(account, campaign_id)
+        if campaign is None:
+            campaign = self.campaign(account, campaign_id)
+            self._campaigns[center.id, account.id, campaign.id] = campaign
         entries = self.batch.entries
         position = self.position + len(entries) + 1
         part = waterfall.charge(entries, self.policy, campaign, event_id, amount, occurred_at, position)
         events[event_id] = event
         self._settle(campaign, event_id, occurred_at, part)
-        return CHARGED, ""
+        return _IS_CHARGED
+
+    def _account(self, center_id: str, account_id: str) -> AdAccount | None:
+        center = self.business_centers.get(center_id)
+        return None if center is None else center.accounts.get(account_id)
+
+    def _unknown(self, center_id: str, account_id: str) -> tuple[str, str]:
+        if center_id not in self.business_centers:
+            return "unknown_business_center", f"there is no Business Center {center_id}"
+        return "unknown_ad_account", f"the Business Center {center_id} has no ad account {account_id}"
 
     def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
         """Write the pauses of a spend or reversal, where something that can pause has changed."""
@@ -194,7 +207,7 @@ class Shard:
         corrections.reverse(step, spend, campaign, amount, reason, reverses)
         self.batch.events[event_id] = event
         self._settle(campaign, event_id, occurred_at, step.part)
-        return CHARGED, ""
+        return _IS_CHARGED
 
     def _find_spend(self, event_id: bytes) -> ChargedSpend | None:
         """The spend with what is left of it: from this batch, the one before, or the ledger."""

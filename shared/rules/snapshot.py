@@ -11,7 +11,8 @@ from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-FORMAT = 1
+FORMAT = 2
+_UNUSED = Budget()
 
 
 def dump(shard: Shard) -> dict[str, Any]:
@@ -125,12 +126,15 @@ def _load_grant(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None
 
 
 def _dump_budget(budget: Budget) -> list[Any] | None:
-    if not budget.history and not budget.days and not budget.counted:
+    if not budget.history and budget.day == _UNUSED.day:
         return None
     return [
         budget.mode,
         budget.amount,
         budget.history,
+        budget.day,
+        budget.day_spent,
+        budget.month_spent,
         list(budget.days.items()),
         list(budget.months.items()),
         budget.counted,
@@ -143,7 +147,9 @@ def _dump_budget(budget: Budget) -> list[Any] | None:
 def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
     if dumped is None:
         return
-    budget.mode, budget.amount, history, days, months, *counting = dumped
+    budget.mode, budget.amount, history, budget.day, budget.day_spent, budget.month_spent, days, months, *counting = (
+        dumped
+    )
     budget.counted, budget.started_at, budget.started_day, budget.started_position = counting
     budget.history = [(day, mode, amount) for day, mode, amount in history]
     budget.days = dict(days)

@@ -142,17 +142,17 @@ class AdAccount:
 
     def available(self, pockets: tuple[str, ...]) -> int:
         """What the account's own pockets of the policy hold, tied vouchers included."""
-        total = 0
+        return sum(self.holds(pocket) for pocket in pockets)
+
+    def is_empty(self, pockets: tuple[str, ...]) -> bool:
+        """Do the account's own pockets of the policy hold nothing? Asked after every spend: the first ends it."""
         for pocket in pockets:
             if pocket == "cash":
-                total += self.cash
-            elif pocket == "credit":
-                total += self.credit
-            elif pocket == "voucher":
-                total += self.vouchers.total
-            else:
-                total += self.ad_credits.total
-        return total
+                if self.cash:
+                    return False
+            elif self.holds(pocket):
+                return False
+        return True
 
     def holds(self, pocket: str) -> int:
         """What one of the account's own pockets holds."""
@@ -203,16 +203,26 @@ class BusinessCenter:
         return self.credit_limit - self.credit_used
 
     def available(self, pockets: tuple[str, ...]) -> int:
-        """What can be drawn from the pockets of the policy (domain page, section 3.5). Asked after every draw."""
-        total = 0
+        """What can be drawn from the pockets of the policy (domain page, section 3.5)."""
+        return sum(self.holds(pocket) for pocket in pockets)
+
+    def is_empty(self, pockets: tuple[str, ...]) -> bool:
+        """Can nothing be drawn from the pockets of the policy? Asked after every spend: the first that can ends it."""
         for pocket in pockets:
             if pocket == "cash":
-                total += self.cash
-            elif pocket == "voucher":
-                total += self.vouchers.total
-            else:
-                total += max(0, self.credit_limit - self.credit_used)
-        return total
+                if self.cash:
+                    return False
+            elif self.holds(pocket):
+                return False
+        return True
+
+    def holds(self, pocket: str) -> int:
+        """What can be drawn from one pocket."""
+        if pocket == "cash":
+            return self.cash
+        if pocket == "voucher":
+            return self.vouchers.total
+        return max(0, self.credit_limit - self.credit_used)
 
 
 def pocket_of(business_center: BusinessCenter, holding: Holding) -> GrantPocket:
