@@ -72,9 +72,7 @@ async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> A
         await plain_types(connection)
         policies = list(policies)
         for policy in policies:
-            await connection.execute(
-                "INSERT INTO ledger.policies VALUES ($1, $2)", policy.version, policy.content()
-            )
+            await connection.execute("INSERT INTO ledger.policies VALUES ($1, $2)", policy.version, policy.content())
         yield LedgerWriter(connection, await claim(connection, "test", SHARDS), policies[0])
     finally:
         await connection.close()

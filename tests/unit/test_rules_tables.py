@@ -225,9 +225,7 @@ def budget_of(*settings: tuple[int, str, int | None], spent: dict[int, int] | No
     for day, mode, amount in settings:
         budget.set(day, mode, amount)
     for day, amount in (spent or {}).items():
-        budget.days[day] = amount
-        month = month_start(day)
-        budget.months[month] = budget.months.get(month, 0) + amount
+        budget.count(day, amount)
     return budget
 
 
@@ -262,8 +260,8 @@ def test_what_no_spend_can_belong_to_is_forgotten() -> None:
         (TODAY - 40, "daily", 1), (TODAY - 30, "daily", 2), (TODAY - 2, "daily", 3), spent={TODAY - 40: 1}
     )
     budget.forget_before(TODAY - 9)
-    assert budget.days == {}
-    assert budget.months == {}
+    assert TODAY - 40 not in budget.days
+    assert month_start(TODAY - 40) not in budget.months
     assert budget.room(TODAY - 9, TODAY) == 2
     assert budget.room(TODAY - 2, TODAY) == 3
 
