@@ -54,6 +54,7 @@ class FrontDoor:
         self.shards = system.settings.shards
         self.signals: defaultdict[str, list[Record]] = defaultdict(list)
         self._fences: dict[int, Record] = {}
+        self._run = uuid4().hex[:8]
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -142,7 +143,7 @@ class FrontDoor:
         return self._fences[partition]
 
     async def _build_fence(self, partition: int) -> Record:
-        names = (f"fence-{number}" for number in itertools.count())
+        names = (f"fence-{self._run}-{number}" for number in itertools.count())
         center = next(name for name in names if shard_of(name, self.shards) == partition)
         await self.accepted(center, "open_business_center", currency="USD", time_zone="UTC")
         account = {"ad_account_id": center, "billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}

@@ -311,7 +311,7 @@ class Workload:
     def next_event(self, now_us: int) -> Message:
         """The next spend or reversal: new, repeated or spoiled."""
         choice = self._random.random()
-        if choice < 0.72 or not self._spends:
+        if choice < 0.72 or not self._spends or not self._events:
             event = self._spend(now_us)
         elif choice < 0.88:
             event = self._reversal(now_us)
