@@ -89,7 +89,7 @@ def follower(producer: AIOKafkaProducer) -> Follower:
         await publish(producer, changes)
         return reached
 
-    return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL)
+    return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4)
 
 
 async def publish(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> None:

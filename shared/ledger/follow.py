@@ -28,9 +28,6 @@ ROLE = "drawdown_follower"
 LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
 DELIVERY_CHANNEL = "delivery"  # The same, for batches with pauses or resumes only.
 POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
-# Shards beyond that take turns. One at a time catches up with less work than several: while it folds one shard the
-# others' ranges grow, and a row that a range touches often is written once. It also leaves the writer its cores.
-MOST_CONNECTIONS = 1
 MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
 CLOSE_TIMEOUT_SECONDS = 5.0
 LONGEST_REST_SECONDS = 2.0
@@ -96,7 +93,9 @@ class Follower:
     of many times while catching up. `channel`: notified with the shard after each step, in the same commit.
     `wakes_on`: the channel that says there is something to fold. `rest_seconds`: the least pause after folding; on a
     busy ledger it is twice the time that folding took, so that ranges grow, each entry costs less, and the writer has
-    the machine. No pause while there is a whole range to catch up, nor where it is 0.
+    the machine. No pause while there is a whole range to catch up, nor where it is 0. `connections`: so many shards
+    are folded at a time, the others take turns. One at a time catches up with less work than several: while it folds
+    one shard the others' ranges grow.
     """
 
     name: str
@@ -105,6 +104,7 @@ class Follower:
     channel: str | None = None
     wakes_on: str = LEDGER_CHANNEL
     rest_seconds: float = 0.0
+    connections: int = 1
 
 
 def read_sql(package: str, name: str) -> str:
@@ -213,7 +213,7 @@ class _Following:
     async def _session(self) -> None:
         """Listen and fold until a connection is lost or a fold fails."""
         numbers = range(self._settings.shards)
-        workers = min(MOST_CONNECTIONS, len(numbers))
+        workers = min(self._follower.connections, len(numbers))
         bells = [_Bell(numbers[worker::workers]) for worker in range(workers)]
         async with contextlib.AsyncExitStack() as stack:
             listener, *connections = [
