@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import NoReturn
@@ -12,7 +13,7 @@ import uvloop
 
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
-from shared.runtime.settings import Settings, load_settings
+from shared.runtime.settings import BadSettingError, Settings, load_settings
 
 SERVICES = ("allocation", "balance", "incentives", "signals", "api")
 
@@ -29,6 +30,9 @@ def serve(name: str) -> NoReturn:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(service, settings))
+    except BadSettingError as error:
+        print(f"drawdown: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except Exception:
         log.exception("the service failed")
         raise SystemExit(1) from None

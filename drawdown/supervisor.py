@@ -19,6 +19,7 @@ from drawdown.front_door import FrontDoor
 from drawdown.screen import Observer, Screen
 from drawdown.system import System
 from drawdown.traffic import CAST, Traffic
+from services.allocation.service import read_policy
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
 from shared.runtime.processes import start_guardian
@@ -52,8 +53,10 @@ async def supervise(settings: Settings, options: Options) -> int:
         EmbeddedServerError: a server or service does not start.
         AlreadyRunningError: another run has the data directory.
         UnreadableFileError: the file of spend holds none.
+        BadSettingError: the policy file holds no policy.
 
     """
+    read_policy(settings.policy_file)
     with _only_run(settings.data_dir) as lock, _log(settings.data_dir).open("a", buffering=1) as log:
         start_guardian(keep_open=(lock,))
         configure_logging(settings, "supervisor", log)

@@ -29,7 +29,7 @@ from shared.runtime.clock import Clock
 from shared.runtime.health import serve_health
 from shared.runtime.kafka import cluster_id, create_producer
 from shared.runtime.postgres import AWAY, connect
-from shared.runtime.settings import Settings
+from shared.runtime.settings import BadSettingError, Settings
 
 log = structlog.get_logger()
 
@@ -43,13 +43,13 @@ LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
 
 def read_policy(path: Path | None) -> Policy:
-    """The waterfall policy of a JSON file, or the built-in one. Raises ValueError for a file that holds none."""
+    """The waterfall policy of a JSON file, or the built-in one. Raises BadSettingError for a file that holds none."""
     if path is None:
         return STANDARD
     try:
         return policy_of(json.loads(path.read_bytes()))
     except ValueError as error:
-        raise ValueError(f"DRAWDOWN_POLICY_FILE {path}: {error}") from error
+        raise BadSettingError(f"DRAWDOWN_POLICY_FILE: {path} holds no policy: {error}") from error
 
 
 async def run(settings: Settings) -> None:
@@ -135,8 +135,8 @@ class Allocation:
         )
         kept = await connection.fetchval("SELECT content FROM ledger.policies WHERE version = $1", content["version"])
         if kept != content:
-            raise ValueError(
-                f"the ledger knows another policy {self._policy.version!r}: a changed policy needs a new version"
+            raise BadSettingError(
+                f"DRAWDOWN_POLICY_FILE: the ledger knows another policy {self._policy.version!r}: a changed policy needs a new version"
             )
 
     async def _keep_shards(self, keeper: asyncpg.Connection, publisher: asyncio.Task[None]) -> None:

@@ -18,6 +18,10 @@ POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105
 _SECRETS = frozenset({"database_url"})
 
 
+class BadSettingError(ValueError):
+    """A setting that has a good form and cannot be used. The message names it and is all that a person is shown."""
+
+
 class Settings(BaseSettings):
     """What a process can be told. Each field is the variable `DRAWDOWN_` + its name in capitals.
 
