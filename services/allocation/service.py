@@ -136,7 +136,8 @@ class Allocation:
         kept = await connection.fetchval("SELECT content FROM ledger.policies WHERE version = $1", content["version"])
         if kept != content:
             raise BadSettingError(
-                f"DRAWDOWN_POLICY_FILE: the ledger knows another policy {self._policy.version!r}: a changed policy needs a new version"
+                f"DRAWDOWN_POLICY_FILE: the ledger knows another policy {self._policy.version!r}:"
+                " a changed policy needs a new version"
             )
 
     async def _keep_shards(self, keeper: asyncpg.Connection, publisher: asyncio.Task[None]) -> None:
