@@ -11,7 +11,6 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -82,7 +81,6 @@ class Allocation:
         self._outcomes_written = asyncio.Event()
         self._has_written = False
         self._incarnation = ""
-        self._next_watch = monotonic() + WATCH_SECONDS
 
     async def run(self) -> None:
         """Take part until cancelled; then give up the shards in good order."""
@@ -97,13 +95,15 @@ class Allocation:
             stack.push_async_callback(producer.stop)
             publishing = await self._connect(stack, "outcomes", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
-            publisher = asyncio.create_task(
-                publish_outcomes(publishing, producer, self._shards, self._outcomes_written)
-            )
+            aides = {
+                asyncio.create_task(publish_outcomes(publishing, producer, self._shards, self._outcomes_written)),
+                asyncio.create_task(self._watch_kafka()),
+            }
             try:
-                await self._keep_shards(keeper, publisher)
+                await self._keep_shards(keeper, aides)
             finally:
-                publisher.cancel()
+                for aide in aides:
+                    aide.cancel()
                 await self._give_up_all(keeper)
 
     @property
@@ -140,8 +140,8 @@ class Allocation:
                 " a changed policy needs a new version"
             )
 
-    async def _keep_shards(self, keeper: asyncpg.Connection, publisher: asyncio.Task[None]) -> None:
-        """Renew the leases, take free shards, give up those that are others' due."""
+    async def _keep_shards(self, keeper: asyncpg.Connection, aides: set[asyncio.Task[None]]) -> None:
+        """Renew the leases, take free shards, give up those that are others' due. Raises what ends an aide."""
         while True:
             alive = await announce(keeper, self._owner)
             mine = await owned(keeper, self._owner)
@@ -149,16 +149,16 @@ class Allocation:
                 if mine.get(shard) != worker.lease.epoch:
                     self._tasks[shard].cancel()
             fair = -(-self._settings.shards // max(1, alive))
-            await self._watch_kafka()
             if len(self._workers) > fair:
                 self._workers[max(self._workers)].stop()
             elif len(self._tasks) < fair:
                 await end_stale_owners(keeper)
                 for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
                     await self._start(lease)
-            await asyncio.wait({publisher, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
-            if publisher.done():
-                await publisher
+            await asyncio.wait({*aides, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
+            for aide in aides:
+                if aide.done():
+                    await aide
             await self._reap(keeper)
 
     async def _start(self, lease: Lease) -> None:
@@ -170,13 +170,12 @@ class Allocation:
         self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
-        """Now and then: is it still the cluster whose offsets the ledger holds?"""
-        if monotonic() < self._next_watch:
-            return
-        self._next_watch = monotonic() + WATCH_SECONDS
-        cluster = await cluster_id(self._settings.kafka_bootstrap_servers)
-        if cluster != self._incarnation:
-            raise OffsetsDoNotFitError(f"Kafka cluster {self._incarnation!r} has become {cluster!r}: start again")
+        """Look now and then whether it is still the cluster whose offsets the ledger holds."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            cluster = await cluster_id(self._settings.kafka_bootstrap_servers)
+            if cluster != self._incarnation:
+                raise OffsetsDoNotFitError(f"Kafka cluster {self._incarnation!r} has become {cluster!r}: start again")
 
     async def _write(self, lease: Lease) -> Lease:
         """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""
