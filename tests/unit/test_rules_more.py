@@ -1,15 +1,17 @@
 """What each command writes, and what happens at the very edge of a rule: to the micro, to the microsecond."""
 
 import json
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from shared.rules import snapshot
+from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry
+from shared.rules.incentives import divide_half_even
 from shared.rules.money import LARGEST_BALANCE
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
 from shared.rules.refusal import Refused, require_room
@@ -473,6 +475,39 @@ def test_a_campaign_pauses_at_its_own_budget_and_its_account_does_not() -> None:
     assert campaign.causes == 0
 
 
+def test_a_campaign_with_a_voucher_of_its_own_delivers_though_another_is_tied_to_others() -> None:
+    book = Book()
+    for name, campaign in (("v", "c"), ("w", "other")):
+        book.do("grant_voucher", voucher_id=name, amount=5, ad_account_id="a", campaign_ids=[campaign])
+    book.spend(1, "c")
+    assert book.rules.accounts["a"].campaigns["c"].causes == 0
+    assert book.spend(5, "c") == [("v", -4), ("ad_account_balance", 1)]
+    assert book.rules.accounts["a"].campaigns["c"].causes == 1
+
+
+def test_a_transfer_that_empties_the_business_center_pauses_its_participants() -> None:
+    book = Book()
+    book.open("p", billing="prepay")
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    book.do("deposit_cash", amount=5)
+    transfer: dict[str, Any] = {"ad_account_id": "p", "pocket": "cash", "amount": 5}
+    book.do("transfer_balance", direction="to_ad_account", **transfer)
+    assert book.causes == ["business_center_balance"]
+    book.do("transfer_balance", direction="to_business_center", **transfer)
+    assert book.causes == []
+
+
+def test_a_new_policy_holds_for_accounts_and_for_the_spends_after_it() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=5, ad_account_id="a")
+    book.rules.begin(NOON, Policy("no-cash", ad_account=("voucher",)))
+    assert [(line.kind, line.cause) for line, *_ in book.rules.entries] == [("pause", "ad_account_balance")]
+    assert book.spend(2) == [("ad_account_balance", 2)]
+    book.rules.begin(NOON, STANDARD)
+    assert book.spend(2) == [("cash", -2)]
+
+
 # ---- Reversals and expiry -------------------------------------------------------------------------------------------
 
 
@@ -613,6 +648,18 @@ def test_a_shared_voucher_that_expires_pauses_the_participants() -> None:
     assert book.causes == ["business_center_balance"]
 
 
+def test_a_custom_budget_is_not_shrunk_by_the_reversal_of_a_spend_from_before_it() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=100, ad_account_id="a")
+    charge(book, 1, 8)
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=10)
+    charge(book, 2, 6)
+    reverse(book, 1, 8)
+    assert book.rules.accounts["a"].budget.counted == 6
+    reverse(book, 2, 5)
+    assert book.rules.accounts["a"].budget.counted == 1
+
+
 def test_a_part_taken_back_before_is_the_overdelivered_one_then_the_last_drawn() -> None:
     parts = [
         Part("ad_account", "voucher", "v", None, 5),
@@ -703,9 +750,28 @@ def test_a_shard_forgets_the_days_that_no_spend_can_belong_to() -> None:
     for number in range(40):
         book.later(NOON + number * DAY_US)
         book.spend(1, at=NOON + number * DAY_US)
-    for budget in (account.budget, account.campaigns["c"].budget):
-        assert 9 <= len(budget.days) <= 14
-        assert set(range(TODAY + 39 - 7, TODAY + 39)) <= set(budget.days)
+        for budget in (account.budget, account.campaigns["c"].budget):
+            assert len(budget.days) <= 14
+            assert set(range(TODAY + max(0, number - 8), TODAY + number)) <= set(budget.days)
+
+
+def test_the_only_setting_is_never_forgotten() -> None:
+    budget = budget_of((TODAY - 40, "daily", 5))
+    budget.forget_before(TODAY - 9)
+    assert budget.history == [(TODAY - 40, "daily", 5)]
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "begins"),
+    [
+        # Half past eleven became half past twelve: the day begins at half past twelve.
+        ("America/Toronto", date(1919, 3, 31), "1919-03-31T04:30:00+00:00"),
+        # A minute after midnight it was 23:01 again: the first midnight counts.
+        ("America/St_Johns", date(2010, 11, 7), "2010-11-07T02:30:00+00:00"),
+    ],
+)
+def test_days_of_clocks_that_jump_around_midnight(zone: str, day: date, begins: str) -> None:
+    assert Zone(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
 
 
 # ---- Policies and snapshots -----------------------------------------------------------------------------------------
@@ -752,3 +818,19 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
         assert rules.event(event)[0] == "charged"
         found.append([movement(entry) for entry in rules.entries[before:]])
     assert found[0] == found[1]
+
+
+def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
+    book = Book()
+    book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
+    book.spend(1, "c")
+    again = Shard()
+    snapshot.load(again, snapshot.dump(book.rules))
+    book.rules = again
+    assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 1
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 0
+
+
+def test_halves_go_to_the_even_neighbour() -> None:
+    assert [divide_half_even(number, 2) for number in range(-5, 10, 2)] == [-2, -2, 0, 0, 2, 2, 4, 4]
