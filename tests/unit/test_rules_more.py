@@ -234,6 +234,14 @@ def test_setting_a_campaigns_budget_writes_the_campaign_its_mode_and_amount() ->
     assert details(entry) == {"command": {"type": "set_campaign_budget"}, "mode": "lifetime", "amount": 9}
 
 
+def test_an_account_set_to_unlimited_gets_a_synced_budget_and_one_with_a_finite_budget_does_not() -> None:
+    for mode, amount in (("unlimited", None), ("daily", 5), ("monthly", 5), ("custom", 5)):
+        book = Book()
+        book.do("set_budget", ad_account_id="a", mode=mode, amount=amount)
+        kinds = [entry[0].kind for entry in written(book, "enable_automatic_allocation")]
+        assert ("budget_synced" in kinds) == (mode == "unlimited")
+
+
 # ---- Refusals at the edge -------------------------------------------------------------------------------------------
 
 
@@ -559,6 +567,17 @@ def test_a_spend_of_the_batch_before_is_reversed_at_its_own_position() -> None:
         assert details(book.rules.entries[before])["spend_position"] == position
     assert reverse(book, 2, 1) == "reversal_exceeds_spend"
     assert reverse(book, 1, 5) == "reversal_exceeds_spend"
+    book.later(NOON)
+    assert reverse(book, 2, 1) == "reversal_exceeds_spend"
+
+
+def test_a_reversal_that_no_balance_could_hold_is_invalid() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    charge(book, 1, 4)
+    book.rules.accounts["a"].cash = LARGEST_BALANCE - 3
+    assert reverse(book, 1, 4) == "invalid"
+    assert reverse(book, 1, 3) == "charged"
 
 
 def test_a_reversal_can_not_be_reversed() -> None:
@@ -685,6 +704,12 @@ def test_the_next_timer_is_the_earliest_expiry_or_turn_over() -> None:
     assert book.rules.next_due() == NOON + 12 * HOUR
     book.later(NOON + 12 * HOUR)
     assert book.rules.next_due() == NOON + 36 * HOUR
+
+
+def test_a_batch_that_names_no_policy_keeps_the_one_before() -> None:
+    book = Book()
+    book.rules.begin(NOON)
+    assert (book.rules.policy, book.rules.entries) == (STANDARD, [])
 
 
 def test_time_never_goes_back() -> None:
