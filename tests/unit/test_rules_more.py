@@ -10,7 +10,7 @@ import pytest
 from shared.rules import snapshot
 from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
-from shared.rules.entries import Entry
+from shared.rules.entries import Entry, canonical_json
 from shared.rules.incentives import divide_half_even
 from shared.rules.money import LARGEST_BALANCE
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
@@ -859,3 +859,51 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
 
 def test_halves_go_to_the_even_neighbour() -> None:
     assert [divide_half_even(number, 2) for number in range(-5, 10, 2)] == [-2, -2, 0, 0, 2, 2, 4, 4]
+
+
+def test_what_an_account_brings_keeps_it_delivering() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=5, ad_account_id="a")
+    book.do("enable_automatic_allocation")
+    assert book.causes == []
+
+
+def test_an_account_that_gives_back_its_last_micro_pauses() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    fields: dict[str, Any] = {"ad_account_id": "a", "direction": "to_business_center", "pocket": "cash", "amount": 1}
+    assert moved(book, "transfer_balance", **fields) == [
+        ("transfer_out", "a", "ad_account", "cash", None, -1),
+        ("transfer_in", "a", "business_center", "cash", None, 1),
+    ]
+    assert book.causes == ["ad_account_balance"]
+
+
+def test_a_budget_of_all_times_and_an_untouched_month_hold_a_late_spend() -> None:
+    assert budget_of((TODAY - 3, "daily", 10), (TODAY, "lifetime", 7)).room(TODAY - 1, TODAY) == 7
+    assert budget_of((TODAY - 60, "monthly", 600), spent={TODAY: 99}).room(TODAY - 40, TODAY) == 600
+
+
+def test_a_reset_budget_counts_the_very_next_spend_and_not_the_one_before() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=100, ad_account_id="a")
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=30)
+    charge(book, 1, 8)
+    book.do("reset_budget", ad_account_id="a")
+    charge(book, 2, 3)
+    assert book.rules.accounts["a"].budget.counted == 3
+    reverse(book, 1, 8)
+    assert book.rules.accounts["a"].budget.counted == 3
+
+
+def test_a_reversal_that_comes_twice_is_a_duplicate() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=9, ad_account_id="a")
+    charge(book, 1, 8)
+    event = book.event(2, reverses=UUID(int=1).bytes)
+    assert [book.rules.event(event)[0] for _ in range(2)] == ["charged", "duplicate"]
+
+
+def test_a_day_has_24_hours_and_json_one_form() -> None:
+    assert DAY_US == 24 * HOUR
+    assert canonical_json({"b": [1, 2], "a": "é"}) == '{"a":"\\u00e9","b":[1,2]}'
