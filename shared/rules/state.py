@@ -202,12 +202,8 @@ class BusinessCenter:
         """`limit − used`: below zero where the limit was cut, above the limit where the customer has overpaid."""
         return self.credit_limit - self.credit_used
 
-    def available(self, pockets: tuple[str, ...]) -> int:
-        """What can be drawn from the pockets of the policy (domain page, section 3.5)."""
-        return sum(self.holds(pocket) for pocket in pockets)
-
     def is_empty(self, pockets: tuple[str, ...]) -> bool:
-        """Can nothing be drawn from the pockets of the policy? Asked after every spend: the first that can ends it."""
+        """Can nothing be drawn from the policy's pockets (section 3.5)? Asked after every spend: the first ends it."""
         for pocket in pockets:
             if pocket == "cash":
                 if self.cash:
