@@ -75,10 +75,13 @@ bench: $(INSTALLED_DEV)
 bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
-up:
+deploy/compose.yaml:
+	@echo 'drawdown: this version has no containers yet; make run runs everything on this machine' >&2; exit 1
+
+up: deploy/compose.yaml
 	$(COMPOSE) up --build --detach --wait
 
-down:
+down: deploy/compose.yaml
 	$(COMPOSE) down
 
 # Started by root, the embedded PostgreSQL may live outside the data directory; a link leads there.
