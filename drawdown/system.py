@@ -17,7 +17,7 @@ from shared.runtime.kafka import ensure_topics
 from shared.runtime.migrate import migrate
 from shared.runtime.processes import Child, spawn
 from shared.runtime.retries import with_retries
-from shared.runtime.settings import PREFIX, Settings
+from shared.runtime.settings import PREFIX, Settings, is_loopback
 
 READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -34,6 +34,11 @@ def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that give a child process exactly these settings."""
     values = settings.model_dump(mode="json", exclude_none=True)
     return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def _api_authentication(settings: Settings) -> str:
+    """What was asked for; else no tokens, but only where nobody outside this machine can ask."""
+    return settings.api_authentication or ("off" if is_loopback(settings.http_host) else "tokens")
 
 
 def port_of(settings: Settings, service: str) -> int:
@@ -124,7 +129,9 @@ class System:
         data_dir = settings.data_dir.absolute()
         self.postgres = EmbeddedPostgres(data_dir, settings.postgres_port) if settings.database_is_embedded else None
         self.kafka = EmbeddedKafka(data_dir, settings.kafka_port) if settings.kafka_is_embedded else None
-        self.settings = settings.model_copy(update={"data_dir": data_dir})
+        self.settings = settings.model_copy(
+            update={"data_dir": data_dir, "api_authentication": _api_authentication(settings)}
+        )
         self.services: dict[str, Service] = {}
         self._names = services
         self._environment = dict(environment or {})

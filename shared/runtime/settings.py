@@ -2,9 +2,10 @@
 
 import os
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, FilePath, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,17 +16,40 @@ DATABASE_USER = "drawdown"
 # The name of the file within the data directory.
 POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105
 
-_SECRETS = frozenset({"database_url"})
+_SECRETS = frozenset({"database_url", "kafka_password", "api_token"})
 
 
 class BadSettingError(ValueError):
     """A setting that has a good form and cannot be used. The message names it and is all that a person is shown."""
 
 
+KafkaSecurity = Literal["sasl_ssl", "ssl", "sasl_plaintext", "plaintext"]
+DatabaseTls = Literal["verify-full", "off"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to that host never leaves this machine."""
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _kafka_security(data: dict[str, Any]) -> KafkaSecurity:
+    servers = str(data["kafka_bootstrap_servers"]).split(",")
+    on_this_machine = all(is_loopback(server.strip().rpartition(":")[0]) for server in servers)
+    return "plaintext" if on_this_machine else "sasl_ssl"
+
+
+def _database_tls(data: dict[str, Any]) -> DatabaseTls:
+    return "off" if is_loopback(urlsplit(data["database_url"]).hostname or "localhost") else "verify-full"
+
+
 class Settings(BaseSettings):
     """What a process can be told. Each field is the variable `DRAWDOWN_` + its name in capitals.
 
-    Without `kafka_bootstrap_servers` and `database_url` the embedded servers are meant.
+    Without `kafka_bootstrap_servers` and `database_url` the embedded servers are meant. Security is on unless a setting
+    says otherwise; a server at a loopback address needs none of it, for no network lies between.
     """
 
     model_config = SettingsConfigDict(
@@ -46,6 +70,27 @@ class Settings(BaseSettings):
         default_factory=lambda data: embedded_database_url(data["data_dir"], data["postgres_port"]), repr=False
     )
 
+    kafka_security: KafkaSecurity = Field(default_factory=_kafka_security)
+    kafka_ca_file: FilePath | None = None
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256"] = "SCRAM-SHA-512"
+    kafka_username: str | None = None
+    kafka_password: str | None = Field(default=None, repr=False)
+    kafka_password_file: FilePath | None = None
+
+    database_tls: DatabaseTls = Field(default_factory=_database_tls)
+    database_ca_file: FilePath | None = None
+    database_password_file: FilePath | None = None
+
+    # None: tokens, but not for an API at a loopback address of a machine with an embedded database.
+    api_authentication: Literal["tokens", "off"] | None = None
+    api_keys_file: FilePath | None = None
+    api_jwks_url: str | None = None
+    api_issuer: str | None = None
+    api_audience: str = "drawdown"
+    # What the command line shows the API.
+    api_token: str | None = Field(default=None, repr=False)
+    api_token_file: FilePath | None = None
+
     shards: int = Field(default=4, ge=1, le=1024)
     deduplication_days: int = Field(default=7, ge=1, le=3660)
     policy_file: FilePath | None = None
@@ -63,6 +108,13 @@ class Settings(BaseSettings):
     def kafka_is_embedded(self) -> bool:
         """Whether nobody named a broker."""
         return "kafka_bootstrap_servers" not in self.model_fields_set
+
+    @property
+    def api_wants_tokens(self) -> bool:
+        """Whether the API answers only to bearer tokens."""
+        if self.api_authentication is None:
+            return not (self.database_is_embedded and is_loopback(self.http_host))
+        return self.api_authentication == "tokens"
 
     @property
     def http_client_host(self) -> str:
