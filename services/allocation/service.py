@@ -85,7 +85,7 @@ class Allocation:
     async def run(self) -> None:
         """Take part until cancelled; then give up the shards in good order."""
         async with AsyncExitStack() as stack:
-            server = await serve_health(self._settings.health_port, self._readiness)
+            server = await serve_health(self._settings.health_port, self._readiness, self._settings.health_host)
             if server is not None:
                 stack.callback(server.close)
             keeper = await self._connect(stack, "lease")

@@ -153,7 +153,7 @@ async def follow(settings: Settings, follower: Follower) -> None:
     A lost database is waited for, with bounds. Any other error is raised at once: no entry is ever skipped.
     """
     following = _Following(settings, follower)
-    server = await serve_health(settings.health_port, following.readiness)
+    server = await serve_health(settings.health_port, following.readiness, settings.health_host)
     try:
         await following.run()
     finally:

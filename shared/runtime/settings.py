@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     http_port: int = Field(default=8080, ge=1, le=65535)
     kafka_port: int = Field(default=9092, ge=1, le=65535)
     postgres_port: int = Field(default=5433, ge=1, le=65535)
+    health_host: str = "127.0.0.1"
     health_port: int | None = Field(default=None, ge=0, le=65535)
 
     kafka_bootstrap_servers: str = Field(default_factory=lambda data: f"127.0.0.1:{data['kafka_port']}")
