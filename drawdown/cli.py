@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from drawdown.quarantine import RequestRefusedError, list_records, replay_records
 from drawdown.serving import serve
 from drawdown.spend_files import UnreadableFileError
+from shared.contracts.commands import Role
 from shared.runtime.embedded import EmbeddedServerError
 from shared.runtime.kafka import TopicsDoNotFitError
 from shared.runtime.logging import configure_logging
@@ -33,10 +34,12 @@ audit = typer.Typer(help="Prove that the ledger is whole and that its figures fo
 quarantine = typer.Typer(help="Events that could not be allocated.", no_args_is_help=True)
 spend = typer.Typer(help="Files of ad spend.", no_args_is_help=True)
 offsets = typer.Typer(help="What the ledger knows of Kafka's offsets.", no_args_is_help=True)
+token = typer.Typer(help="Bearer tokens, where no identity provider issues them.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(spend, name="spend")
 app.add_typer(offsets, name="offsets")
+app.add_typer(token, name="token")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Since = Annotated[
@@ -182,16 +185,43 @@ def offsets_adopt() -> None:
     _run(adopt(_settings("offsets")))
 
 
+@token.command("new-key")
+def token_new_key(directory: Annotated[Path, typer.Argument(file_okay=False, help="Where to write them.")]) -> None:
+    """Make a signing key (signing-key.pem, secret) and the key set for DRAWDOWN_API_KEYS_FILE (keys.json)."""
+    from drawdown.tokens import new_key
+
+    _run(lambda: new_key(directory))
+
+
+@token.command("issue")
+def token_issue(
+    signing_key: Annotated[Path, typer.Option("--key", exists=True, dir_okay=False, help="The signing-key.pem.")],
+    subject: Annotated[str, typer.Option(help="Who asks: the actor's id in the ledger.")],
+    role: Annotated[Role, typer.Option(help="What they may do.")],
+    business_centers: Annotated[
+        list[str], typer.Option("--business-center", help="One they may see; repeat it; '*' is all.")
+    ],
+    minutes: Annotated[int, typer.Option(min=1, help="How long it is good for.")] = 60,
+) -> None:
+    """Print a token, signed with a key that `new-key` made."""
+    from drawdown.tokens import issue
+
+    def print_token() -> None:
+        print(issue(load_settings(), signing_key, subject, role, business_centers, minutes=minutes))
+
+    _run(print_token)
+
+
 def _settings(name: str) -> Settings:
     settings = load_settings()
     configure_logging(settings, name)
     return settings
 
 
-def _run(command: Coroutine[Any, Any, int | None]) -> None:
+def _run(command: Coroutine[Any, Any, int | None] | Callable[[], None]) -> None:
     """Run a command and end the process with its result; an expected error is one line."""
     try:
-        code = asyncio.run(command)
+        code = command() if callable(command) else asyncio.run(command)
     except BrokenPipeError:  # Whoever read our output has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
