@@ -49,11 +49,14 @@ $(INSTALLED_DEV): requirements-dev.lock $(INSTALLED)
 
 # For maintainers; needs uv.
 lock:
-	uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --group build --group embedded --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --quiet --constraint requirements.lock \
 		--output-file requirements-dev.lock
+	uv pip compile pyproject.toml --group build --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --quiet --constraint requirements.lock \
+		--output-file deploy/requirements.lock
 
 run: $(INSTALLED)
 	@exec $(BIN)/drawdown run $(if $(SPEND),--spend '$(SPEND)') $(if $(KEEP_TIMES),--keep-times) \
@@ -75,14 +78,12 @@ bench: $(INSTALLED_DEV)
 bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
-deploy/compose.yaml:
-	@echo 'drawdown: this version has no containers yet; make run runs everything on this machine' >&2; exit 1
+up:
+	$(COMPOSE) $(if $(filter off,$(TRAFFIC)),,--profile traffic) up --build --detach --wait
 
-up: deploy/compose.yaml
-	$(COMPOSE) up --build --detach --wait
-
-down: deploy/compose.yaml
-	$(COMPOSE) down
+# Every profile, so that nothing of it stays. The volumes do: the next `make up` goes on from the same ledger.
+down:
+	$(COMPOSE) --profile '*' down --remove-orphans
 
 # Started by root, the embedded PostgreSQL may live outside the data directory; a link leads there.
 clean:

@@ -13,7 +13,7 @@ import typer
 from aiokafka.errors import KafkaError
 
 from drawdown.quarantine import RequestRefusedError, list_records, replay_records
-from drawdown.serving import serve
+from drawdown.serving import run_until_signalled, serve
 from drawdown.spend_files import UnreadableFileError
 from shared.contracts.commands import Role
 from shared.runtime.embedded import EmbeddedServerError
@@ -47,6 +47,8 @@ Since = Annotated[
     typer.Option(exists=True, dir_okay=False, help="An earlier --json report or manifest: its roots must still hold."),
 ]
 KeepTimes = Annotated[bool, typer.Option("--keep-times", help="Do not shift the times so that the last is now.")]
+
+Rate = Annotated[int, typer.Option(min=1, max=100_000, help="Spends a second from the generator.")]
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def api() -> None:
 @app.command()
 def run(
     traffic: Annotated[Literal["on", "off"], typer.Option(help="Whether the generator publishes ad spend.")] = "on",
-    rate: Annotated[int, typer.Option(min=1, max=100_000, help="Spends a second from the generator.")] = 500,
+    rate: Rate = 500,
     spend: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Ad spend from a file.")] = None,
     keep_times: KeepTimes = False,
 ) -> None:
@@ -96,6 +98,14 @@ def run(
 
     options = Options(traffic=traffic == "on", rate=rate, spend=spend, keep_times=keep_times)
     _run(supervise(load_settings(), options))
+
+
+@app.command()
+def traffic(rate: Rate = 500) -> None:
+    """Send generated ad spend to a running system."""
+    from drawdown.generating import generate
+
+    run_until_signalled("traffic", partial(generate, rate=rate))
 
 
 @app.command()

@@ -21,11 +21,15 @@ Service = Callable[[Settings], Awaitable[None]]
 
 
 def serve(name: str) -> NoReturn:
+    """Run the service of that name and end the process, as `run_until_signalled` does."""
+    run_until_signalled(name, import_module(f"services.{name}.service").run)
+
+
+def run_until_signalled(name: str, service: Service) -> NoReturn:
     """Run a service and end the process: 0 when it was asked to end (SIGTERM, SIGINT), 1 when it failed."""
     settings = load_settings()
     configure_logging(settings, name)
     Clock(settings).announce()
-    service: Service = import_module(f"services.{name}.service").run
     log = structlog.get_logger()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
