@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, FilePath, ValidationError, field_validator
+from pydantic import DirectoryPath, Field, FilePath, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "DRAWDOWN_"
@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     database_tls: DatabaseTls = Field(default_factory=_database_tls)
     database_ca_file: FilePath | None = None
     database_password_file: FilePath | None = None
+    # One file a role, its name the role's: `drawdown migrate` lets each service log in with that password.
+    role_passwords_dir: DirectoryPath | None = None
 
     # None: tokens, but not for an API at a loopback address of a machine with an embedded database.
     api_authentication: Literal["tokens", "off"] | None = None
