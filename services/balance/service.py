@@ -3,6 +3,7 @@
 import asyncpg
 
 from shared.ledger.follow import Follower, Range, follow, read_sql
+from shared.runtime.health import serving_health
 from shared.runtime.settings import Settings
 
 _FACTS = read_sql(__package__, "facts.sql")
@@ -33,4 +34,5 @@ FOLLOWER = Follower("balance", fold, longest_range=CLOSING_POSITIONS, channel="b
 
 async def run(settings: Settings) -> None:
     """Follow until cancelled; raises what a fold raises."""
-    await follow(settings, FOLLOWER)
+    async with serving_health(settings) as health:
+        await follow(settings, FOLLOWER, health)

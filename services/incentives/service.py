@@ -3,6 +3,7 @@
 import asyncpg
 
 from shared.ledger.follow import Follower, Range, follow, read_sql
+from shared.runtime.health import serving_health
 from shared.runtime.settings import Settings
 
 _CASH_SPEND = read_sql(__package__, "fold.sql")
@@ -19,4 +20,5 @@ FOLLOWER = Follower("incentives", fold, rest_seconds=0.25)
 
 async def run(settings: Settings) -> None:
     """Follow until cancelled; raises what a fold raises."""
-    await follow(settings, FOLLOWER)
+    async with serving_health(settings) as health:
+        await follow(settings, FOLLOWER, health)

@@ -13,12 +13,18 @@ from aiokafka import AIOKafkaProducer
 
 from services.signals.messages import signal, signal_key
 from shared.ledger.follow import DELIVERY_CHANNEL, Follower, Range, follow, follower_connection
-from shared.runtime.kafka import DELIVERY_SIGNALS, cluster_id, create_producer, ensure_topics
+from shared.runtime.contact import keep_in_touch_with_broker
+from shared.runtime.health import Health, serving_health
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
+from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
+from shared.runtime.stopping import farewell, first_to_end
 
 NAME = "signals"
 MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked
-WATCH_SECONDS = 10.0  # between two looks at which cluster the broker is
+STOP_SECONDS = 4.0  # for what is under way, at the end: longer than a follower needs
 
 _CHANGES = """
     SELECT shard, position, kind, business_center_id, ad_account_id, campaign_id, cause, details, source_event_id,
@@ -48,33 +54,37 @@ _TELL = """
 """
 
 
-class ClusterChangedError(Exception):
-    """The broker is another cluster than before: what it was told is gone. A new start tells it anew."""
+class ClusterChangedError(CannotGoOnError):
+    """The topic is another than before: what it was told is gone. A new start tells it anew."""
 
 
 async def run(settings: Settings) -> None:
     """Follow until cancelled; a broker that never saw the present state is told it first.
 
     Raises:
-        ClusterChangedError: the broker was replaced meanwhile.
+        ClusterChangedError: the broker or the topic was replaced meanwhile.
         aiokafka.errors.KafkaError: a signal was not acknowledged in time.
 
     """
-    await ensure_topics(settings)
-    cluster = await cluster_id(settings.kafka_bootstrap_servers)
-    producer = await create_producer(settings)
-    try:
-        await tell_present_state(settings, producer, cluster)
-        watching = asyncio.create_task(_watch(settings, cluster))
-        following = asyncio.create_task(follow(settings, follower(producer)))
+    async with serving_health(settings) as health:
+        broker = health.contact("the broker")
+        await ensure_topics(settings)
+        cluster = await incarnation(settings, DELIVERY_SIGNALS)
+        producer = await create_producer(settings)
         try:
-            await asyncio.gather(following, watching)
+            await first_to_end(
+                keep_in_touch_with_broker(broker, producer),
+                _watch(settings, cluster),
+                _tell_and_follow(settings, producer, cluster, health),
+                seconds=STOP_SECONDS,
+            )
         finally:
-            following.cancel()
-            watching.cancel()
-            await asyncio.gather(following, watching, return_exceptions=True)
-    finally:
-        await producer.stop()
+            await farewell(producer.stop())
+
+
+async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
+    await tell_present_state(settings, producer, cluster)
+    await follow(settings, follower(producer), health)
 
 
 def follower(producer: AIOKafkaProducer) -> Follower:
@@ -130,8 +140,5 @@ async def _tell_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer
 
 
 async def _watch(settings: Settings, cluster: str) -> None:
-    while True:
-        await asyncio.sleep(WATCH_SECONDS)
-        now = await cluster_id(settings.kafka_bootstrap_servers)
-        if now != cluster:
-            raise ClusterChangedError(f"the broker was cluster {cluster} and is {now}")
+    now = await wait_for_another_incarnation(settings, cluster, DELIVERY_SIGNALS)
+    raise ClusterChangedError(f"Kafka was {cluster!r} and is {now!r}: start again, and it is told the present state")

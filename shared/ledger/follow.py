@@ -18,19 +18,22 @@ import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge
 
-from shared.runtime.health import serve_health
+from shared.runtime.contact import keep_in_touch
+from shared.runtime.health import Health
 from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import Settings
+from shared.runtime.stopping import first_to_end
 
 __all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_connection", "read_sql"]
 
-ROLE = "drawdown_follower"
 LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
 DELIVERY_CHANNEL = "delivery"  # The same, for batches with pauses or resumes only.
 POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
 MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
-CLOSE_TIMEOUT_SECONDS = 5.0
 LONGEST_REST_SECONDS = 2.0
+STOP_SECONDS = 2.0  # for the steps under way, at the end of a session
+# Without a finished step: not ready. The longest fold of a follower that catches up takes some seconds.
+STALE_SECONDS = 15.0
 
 # A fold touches the rows that its range names, however large the tables are: always by index. Plans are made
 # once and do not depend on statistics that a table had when it was empty. What a follower commits can be made
@@ -137,28 +140,21 @@ async def advance(connection: asyncpg.Connection, follower: Follower, shard: int
 
 @contextlib.asynccontextmanager
 async def follower_connection(settings: Settings, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection set up for folding; waits for a database that is away like `connect`."""
-    connection = await connect(settings, ROLE, name)
+    """A connection set up for the fold of that follower, as its role; waits for a database that is away like `connect`."""
+    connection = await connect(settings, f"drawdown_{name}", name)
     try:
         await connection.execute(_SESSION)
         yield connection
     finally:
-        with contextlib.suppress(*_LOST):
-            await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
+        connection.terminate()  # Nothing is half done: a transaction that was open is undone, whoever answers.
 
 
-async def follow(settings: Settings, follower: Follower) -> None:
-    """Follow all shards until cancelled, answering health and metrics at `settings.health_port`.
+async def follow(settings: Settings, follower: Follower, health: Health) -> None:
+    """Follow all shards until cancelled, and say how that goes.
 
     A lost database is waited for, with bounds. Any other error is raised at once: no entry is ever skipped.
     """
-    following = _Following(settings, follower)
-    server = await serve_health(settings.health_port, following.readiness, settings.health_host)
-    try:
-        await following.run()
-    finally:
-        if server:
-            server.close()
+    await _Following(settings, follower, health).run()
 
 
 class _Bell:
@@ -166,6 +162,9 @@ class _Bell:
 
     def __init__(self, shards: Iterable[int]) -> None:
         self.shards = tuple(shards)
+        self.behind = dict.fromkeys(self.shards, 0)
+        self.unseen = set(self.shards)
+        self.stepped_at = monotonic()
         self._due = set(self.shards)
         self._rung = asyncio.Event()
         self._rung.set()
@@ -173,6 +172,14 @@ class _Bell:
     def ring(self, shard: int) -> None:
         self._due.add(shard)
         self._rung.set()
+
+    def stepped(self, shard: int, progress: Progress) -> None:
+        """A step in this shard has been committed."""
+        self.behind[shard] = progress.behind
+        self.unseen.discard(shard)
+        self.stepped_at = monotonic()
+        if progress.behind:
+            self.ring(shard)
 
     async def due(self) -> list[int]:
         try:
@@ -188,15 +195,26 @@ class _Bell:
 class _Following:
     """One process's run of a follower: sessions, each as long as the database stays."""
 
-    def __init__(self, settings: Settings, follower: Follower) -> None:
+    def __init__(self, settings: Settings, follower: Follower, health: Health) -> None:
         self._settings = settings
         self._follower = follower
         self._log = structlog.get_logger().bind(follower=follower.name)
-        self._connected = False
+        self._database = health.contact("the database")
+        self._bells: list[_Bell] = []
         self._fruitless = 0
+        health.work = self._readiness
 
-    def readiness(self) -> tuple[bool, str]:
-        return self._connected, "following" if self._connected else "waiting for the database"
+    def _readiness(self) -> tuple[bool, str]:
+        if not self._bells:
+            return False, "connecting to the database"
+        unseen = sorted(shard for bell in self._bells for shard in bell.unseen)
+        silence = monotonic() - min(bell.stepped_at for bell in self._bells)
+        if silence > STALE_SECONDS:
+            return False, f"no step along the ledger has ended for {silence:.0f} s"
+        if unseen:
+            return False, f"has not yet looked at the shards {unseen}"
+        behind = sum(sum(bell.behind.values()) for bell in self._bells)
+        return True, f"following, {behind} entries behind" if behind else "following"
 
     async def run(self) -> None:
         while True:
@@ -207,8 +225,6 @@ class _Following:
                 if self._fruitless >= MOST_FRUITLESS_SESSIONS:
                     raise
                 self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")
-            finally:
-                self._connected = False
 
     async def _session(self) -> None:
         """Listen and fold until a connection is lost or a fold fails."""
@@ -223,11 +239,12 @@ class _Following:
             for shard in numbers:
                 await listener.execute(_BEGIN_CHECKPOINT, self._follower.name, shard)
             await self._listen(listener, bells)
-            self._connected = True
+            self._bells = bells
             self._log.info("following", shards=len(numbers))
-            await _first_to_end(
-                _loss_of(listener),
+            await first_to_end(
+                keep_in_touch(self._database, lambda: listener.execute("SELECT 1")),
                 *(self._work(connection, bell) for connection, bell in zip(connections, bells, strict=True)),
+                seconds=STOP_SECONDS,
             )
 
     async def _listen(self, listener: asyncpg.Connection, bells: list[_Bell]) -> None:
@@ -246,8 +263,7 @@ class _Following:
                 progress = await advance(connection, self._follower, shard)
                 folded += progress.folded
                 most_behind = max(most_behind, progress.behind)
-                if progress.behind:
-                    bell.ring(shard)
+                bell.stepped(shard, progress)
             if folded:
                 self._fruitless = 0
                 if most_behind < self._follower.longest_range:
@@ -256,22 +272,3 @@ class _Following:
     def _rest(self, folding_seconds: float) -> float:
         least = self._follower.rest_seconds
         return max(least, min(LONGEST_REST_SECONDS, 2 * folding_seconds)) if least else 0.0
-
-
-async def _loss_of(listener: asyncpg.Connection) -> None:
-    """Wait for the end of the listening connection, and raise it: a deaf follower would only poll."""
-    lost = asyncio.Event()
-    listener.add_termination_listener(lambda _connection: lost.set())
-    await lost.wait()
-    raise asyncpg.ConnectionDoesNotExistError("the listening connection was closed")
-
-
-async def _first_to_end(*awaitables: Awaitable[None]) -> None:
-    """Run all until the first raises; cancel the others, then raise it."""
-    tasks = [asyncio.ensure_future(each) for each in awaitables]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,11 +1,18 @@
-"""Health and metrics of a service that serves no HTTP otherwise: /healthz, /readyz, /metrics."""
+"""Health and metrics: what a service says of itself, and a server for those that serve no HTTP otherwise.
+
+/readyz asks nobody: it tells what the service's own work saw last. So it answers at once, whatever hangs.
+"""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+from shared.runtime.contact import Contact
+from shared.runtime.settings import Settings
 
 # (ready, why not or what is so)
 Readiness = Callable[[], tuple[bool, str]]
@@ -13,6 +20,37 @@ Readiness = Callable[[], tuple[bool, str]]
 _REQUEST_LIMIT_BYTES = 8192
 _REQUEST_TIMEOUT_SECONDS = 5.0
 _REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+class Health:
+    """What a process says of itself: not ready before its work says that it is, nor while a server is away."""
+
+    def __init__(self) -> None:
+        self.work: Readiness = lambda: (False, "starting")
+        self._contacts: list[Contact] = []
+
+    def contact(self, server: str) -> Contact:
+        """Say from now on when this server, named as a person would, is away."""
+        contact = Contact(server)
+        self._contacts.append(contact)
+        return contact
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether it is ready, and a sentence about it."""
+        problems = [contact.problem for contact in self._contacts if contact.problem]
+        return (False, "; ".join(problems)) if problems else self.work()
+
+
+@contextlib.asynccontextmanager
+async def serving_health(settings: Settings) -> AsyncIterator[Health]:
+    """Serve the health of this process at the port that the settings name, from its start to its end."""
+    health = Health()
+    server = await serve_health(settings.health_port, health.readiness, settings.health_host)
+    try:
+        yield health
+    finally:
+        if server is not None:
+            server.close()
 
 
 async def serve_health(port: int | None, ready: Readiness, host: str = "127.0.0.1") -> asyncio.Server | None:

@@ -13,8 +13,11 @@ from services.balance.service import FOLLOWER as BALANCE
 from services.signals import service as signals
 from services.signals.messages import signal, signal_key
 from shared.ledger.follow import Follower, Progress, Range, advance, follow, follower_connection
-from shared.runtime.kafka import DELIVERY_SIGNALS, cluster_id, create_producer, ensure_topics
+from shared.runtime.health import Health
+from shared.runtime.incarnation import incarnation
+from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
 from tests.integration.followers_ledger import Ledger, allow_erasing
 
 BEGIN = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, 0)"
@@ -57,7 +60,7 @@ def database(database_url: str) -> Settings:
 
 @pytest.fixture
 async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
-    async with follower_connection(database, "test") as connection:
+    async with follower_connection(database, "balance") as connection:
         yield connection
 
 
@@ -110,7 +113,7 @@ async def test_two_processes_of_one_follower_take_turns(admin: asyncpg.Connectio
     await admin.execute(BEGIN, "balance")
 
     async def work() -> None:
-        async with follower_connection(database, "test") as connection:
+        async with follower_connection(database, "balance") as connection:
             while (await advance(connection, follower, 0)).behind:
                 pass
 
@@ -125,7 +128,7 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
     monkeypatch.setattr("shared.ledger.follow.POLL_SECONDS", 3600)
     folded: asyncio.Queue[object] = asyncio.Queue()
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
-    following = asyncio.create_task(follow(database, BALANCE))
+    following = asyncio.create_task(follow(database, BALANCE, Health()))
     try:
         for position in (1, 2, 3):  # The first may be found at the start, the others only by listening.
             ledger = Ledger(first=position)
@@ -141,7 +144,7 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
 async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, database: Settings) -> None:
     folded: asyncio.Queue[object] = asyncio.Queue()
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
-    following = asyncio.create_task(follow(database, BALANCE))
+    following = asyncio.create_task(follow(database, BALANCE, Health()))
     try:
         await deposits(3).write(admin)
         await asyncio.wait_for(folded.get(), PATIENCE_SECONDS)
@@ -165,7 +168,7 @@ async def test_an_error_in_a_fold_ends_the_follower(admin: asyncpg.Connection, d
 
     await deposits(1).write(admin)
     with pytest.raises(ValueError, match="no such kind"):
-        await asyncio.wait_for(follow(database, Follower("test", fold)), PATIENCE_SECONDS)
+        await asyncio.wait_for(follow(database, Follower("test", fold), Health()), PATIENCE_SECONDS)
 
 
 async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[str, Any]]]:
@@ -246,7 +249,7 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
     await ensure_topics(settings)
     producer = await create_producer(settings)
     try:
-        cluster = await cluster_id(settings.kafka_bootstrap_servers)
+        cluster = await incarnation(settings, DELIVERY_SIGNALS)
         await signals.tell_present_state(settings, producer, cluster)
         await signals.tell_present_state(settings, producer, cluster)
     finally:

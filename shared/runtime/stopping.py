@@ -1,0 +1,31 @@
+"""Ending in order and in time, whichever server is away at that moment."""
+
+import asyncio
+from collections.abc import Awaitable
+
+import structlog
+
+FAREWELL_SECONDS = 1.0
+
+
+async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
+    """Run all until the first raises; cancel the others and wait for them, but no longer; then raise it.
+
+    Who is late waits for a server that does not answer, and ends when its connection is closed.
+    """
+    tasks = [asyncio.ensure_future(each) for each in awaitables]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=seconds)
+
+
+async def farewell(closing: Awaitable[object], seconds: float = FAREWELL_SECONDS) -> None:
+    """Close something in good order if that is soon done: who ends waits for no server that is away."""
+    try:
+        async with asyncio.timeout(seconds):
+            await closing
+    except Exception as error:
+        structlog.get_logger().warning("left without a farewell", error=f"{type(error).__name__}: {error}")
