@@ -17,13 +17,13 @@ from drawdown.serving import run_until_signalled, serve
 from drawdown.spend_files import UnreadableFileError
 from shared.contracts.commands import Role
 from shared.runtime.embedded import EmbeddedServerError
-from shared.runtime.kafka import TopicsDoNotFitError
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
 
 # What ends a command with one line instead of a stack trace.
 _EXPECTED = (
-    *(EmbeddedServerError, TopicsDoNotFitError, UnreadableFileError, RequestRefusedError),
+    *(EmbeddedServerError, CannotGoOnError, UnreadableFileError, RequestRefusedError),
     *(ValueError, OSError, asyncpg.PostgresError, KafkaError, httpx.HTTPError),
 )
 

@@ -5,11 +5,12 @@ import json
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
 
-from shared.runtime.kafka import DELIVERY_SIGNALS, with_retries
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client
 from shared.runtime.settings import Settings
 
 _REMEMBERED = 200
@@ -61,23 +62,13 @@ class Deliveries:
 
     async def follow(self, settings: Settings) -> None:
         """Take every signal from the topic's beginning on, until cancelled."""
-
-        async def attempt() -> AIOKafkaConsumer:
-            consumer = AIOKafkaConsumer(
-                DELIVERY_SIGNALS,
-                bootstrap_servers=settings.kafka_bootstrap_servers,
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
-                fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
-            )
-            try:
-                await consumer.start()
-            except BaseException:
-                await consumer.stop()
-                raise
-            return consumer
-
-        consumer = await with_retries(attempt, what="delivery.signals", errors=(OSError,))
+        consumer = await start_client(
+            settings,
+            partial(AIOKafkaConsumer, DELIVERY_SIGNALS),
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
+        )
         try:
             async for record in consumer:
                 if record.key is not None and record.value is not None:

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from shared.runtime.clock import Clock
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import BadSettingError, Settings, load_settings
 
@@ -37,6 +38,9 @@ def run_until_signalled(name: str, service: Service) -> NoReturn:
     except BadSettingError as error:
         print(f"drawdown: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except CannotGoOnError as error:
+        log.error(str(error))
+        raise SystemExit(1) from None
     except Exception:
         log.exception("the service failed")
         raise SystemExit(1) from None

@@ -13,11 +13,11 @@ import httpx
 from drawdown.serving import SERVICES
 from shared.runtime import postgres
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
-from shared.runtime.kafka import ensure_topics
 from shared.runtime.migrate import migrate
 from shared.runtime.processes import Child, spawn
 from shared.runtime.retries import with_retries
 from shared.runtime.settings import PREFIX, Settings, is_loopback
+from shared.runtime.topics import ensure_topics
 
 READY_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -50,7 +50,7 @@ async def prepare(settings: Settings) -> None:
     """Bring the database to this version's schema and create the topics that are missing; wait for both servers.
 
     Raises:
-        TopicsDoNotFitError: a topic has another number of partitions than there are shards.
+        TopicsDoNotFitError: a topic is not as the ledger needs it.
         ValueError: the ledger has another number of shards.
 
     """

@@ -9,7 +9,8 @@ from aiokafka.consumer import fetcher
 from services.allocation import metrics
 from services.allocation.worker import OffsetsDoNotFitError
 from shared.ledger.lease import Lease
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.incarnation import is_same_incarnation
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client
 from shared.runtime.settings import Settings
 
 GAP_SECONDS: Final = 30.0
@@ -95,15 +96,15 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
     There is no consumer group: who reads what follows from the leases, and PostgreSQL keeps the offsets.
     Raises OffsetsDoNotFitError where the topics are others than those whose offsets the ledger holds.
     """
-    if lease.incarnation is None:
-        lease.incarnation = incarnation
-    if lease.incarnation != incarnation:
+    if lease.incarnation is not None and not is_same_incarnation(lease.incarnation, incarnation):
         raise OffsetsDoNotFitError(
-            f"shard {lease.shard} has consumed Kafka cluster {lease.incarnation!r}, this is {incarnation!r}:"
-            " if the old one is gone for good, 'drawdown offsets adopt' starts with the new one from its beginning"
+            f"shard {lease.shard} has consumed Kafka {lease.incarnation!r}, this is {incarnation!r}:"
+            " if the old topics are gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+    lease.incarnation = incarnation
+    consumer = await start_client(
+        settings,
+        AIOKafkaConsumer,
         enable_auto_commit=False,
         auto_offset_reset="none",
         key_deserializer=parsed,
@@ -113,7 +114,6 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
         fetch_max_bytes=4 * 1024 * 1024,
         client_id=f"drawdown-allocation-{lease.shard}",
     )
-    await consumer.start()
     try:
         await _seek(consumer, lease)
     except BaseException:

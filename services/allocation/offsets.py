@@ -2,7 +2,8 @@
 
 import structlog
 
-from shared.runtime.kafka import cluster_id
+from shared.runtime.incarnation import incarnation
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.postgres import connect
 from shared.runtime.settings import Settings
 
@@ -14,14 +15,14 @@ async def adopt(settings: Settings) -> None:
 
     A running owner is fenced: its next batch finds another epoch and is refused.
     """
-    cluster = await cluster_id(settings.kafka_bootstrap_servers)
+    present = await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS)
     connection = await connect(settings, "drawdown_allocation", "drawdown offsets adopt")
     try:
         await connection.execute(
             "UPDATE ledger.shards SET incarnation = $1, spend_offset = 0, command_offset = 0, epoch = epoch + 1,"
             " owner = NULL, owner_pid = NULL",
-            cluster,
+            present,
         )
     finally:
         await connection.close()
-    log.info("offsets begin anew", cluster=cluster)
+    log.info("offsets begin anew", incarnation=present)

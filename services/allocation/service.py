@@ -26,17 +26,19 @@ from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
 from shared.runtime.health import serve_health
-from shared.runtime.kafka import cluster_id, create_producer
+from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import BadSettingError, Settings
+from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
 
 ROLE = "drawdown_allocation"
 HEARTBEAT_SECONDS = 0.25
 STOP_SECONDS = 8.0
-WATCH_SECONDS = 10.0
 MOST_FRUITLESS_TRIES = 5
+CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
 LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
@@ -90,7 +92,8 @@ class Allocation:
                 stack.callback(server.close)
             keeper = await self._connect(stack, "lease")
             await self._record_policy(keeper)
-            self._incarnation = await cluster_id(self._settings.kafka_bootstrap_servers)
+            await ensure_topics(self._settings)
+            self._incarnation = await incarnation(self._settings, *CONSUMED)
             producer = await create_producer(self._settings, linger_ms=0)
             stack.push_async_callback(producer.stop)
             publishing = await self._connect(stack, "outcomes", plain=False)
@@ -170,12 +173,16 @@ class Allocation:
         self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
-        """Look now and then whether it is still the cluster whose offsets the ledger holds."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            cluster = await cluster_id(self._settings.kafka_bootstrap_servers)
-            if cluster != self._incarnation:
-                raise OffsetsDoNotFitError(f"Kafka cluster {self._incarnation!r} has become {cluster!r}: start again")
+        """End the process when the topics are not those any more whose offsets the ledger holds.
+
+        Until that is noticed a worker may go on in a new topic that is long enough already. Nothing is lost by it:
+        what it charges is in the ledger under its event id, and whoever adopts the new topic reads it from offset 0.
+        """
+        now = await wait_for_another_incarnation(self._settings, self._incarnation, *CONSUMED)
+        raise OffsetsDoNotFitError(
+            f"Kafka {self._incarnation!r}, whose offsets the ledger holds, has become {now!r}: if the old topics are"
+            " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
+        )
 
     async def _write(self, lease: Lease) -> Lease:
         """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""

@@ -24,6 +24,7 @@ from shared.ledger.lease import Lease
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.runtime.clock import Clock
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 
 log = structlog.get_logger()
@@ -32,7 +33,7 @@ MOST_RECORDS = 5_000
 LONGEST_WAIT_SECONDS = 1.0
 
 
-class OffsetsDoNotFitError(Exception):
+class OffsetsDoNotFitError(CannotGoOnError):
     """The topic does not hold the records that come next: some would be skipped. The message says what to do."""
 
 

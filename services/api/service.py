@@ -15,9 +15,10 @@ from services.api.app import create_app
 from services.api.context import Context
 from services.api.waiting import ROLE, Watcher
 from shared.runtime.clock import Clock
-from shared.runtime.kafka import create_producer, ensure_topics
+from shared.runtime.kafka import create_producer
 from shared.runtime.postgres import create_pool
 from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
 
 GRACE_SECONDS = 12  # Longer than a command may take.
 # A command that the broker does not take soon is refused; it must not be delivered much later.

@@ -14,13 +14,13 @@ from aiokafka import AIOKafkaProducer
 from services.signals.messages import signal, signal_key
 from shared.ledger.follow import DELIVERY_CHANNEL, Follower, Range, follow, follower_connection
 from shared.runtime.contact import keep_in_touch_with_broker
-from shared.runtime.health import Health, serving_health
 from shared.runtime.errors import CannotGoOnError
+from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
-from shared.runtime.topics import ensure_topics
 from shared.runtime.stopping import farewell, first_to_end
+from shared.runtime.topics import ensure_topics
 
 NAME = "signals"
 MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked

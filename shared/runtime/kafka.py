@@ -1,25 +1,32 @@
-"""Kafka: the topics, which partition a key belongs to, and a producer that loses nothing."""
+"""Kafka: the topics, which partition a key belongs to, and clients that are let in and lose nothing."""
 
-from typing import Any
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import collect_hosts, create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
 from aiokafka.partitioner import murmur2
+from aiokafka.protocol.metadata import MetadataRequest
 
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.retries import with_retries
-from shared.runtime.settings import Settings
+from shared.runtime.settings import BadSettingError, Settings
 
 __all__ = [
+    "AWAY",
     "DELIVERY_SIGNALS",
     "FINANCE_COMMANDS",
     "FINANCE_OUTCOMES",
     "SPEND_EVENTS",
     "TOPICS",
-    "cluster_id",
+    "connection_arguments",
     "create_producer",
-    "ensure_topics",
     "murmur2_partition",
+    "start_client",
+    "until_kafka_answers",
     "with_retries",
 ]
 
@@ -29,13 +36,11 @@ FINANCE_OUTCOMES = "finance.outcomes"
 DELIVERY_SIGNALS = "delivery.signals"
 TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
 
-_TOPIC_CONFIGS: dict[str, dict[str, str]] = {DELIVERY_SIGNALS: {"cleanup.policy": "compact"}}
-_REPLICAS = 3  # or as many as there are brokers
-_AWAY = (KafkaError, OSError, TimeoutError)
+AWAY = (KafkaError, OSError, TimeoutError)
+_PROBE_TIMEOUT_MS = 5_000
 
-
-class TopicsDoNotFitError(Exception):
-    """A topic is there and has another number of partitions than the ledger has shards."""
+Client = TypeVar("Client", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
+T = TypeVar("T")
 
 
 def murmur2_partition(key: bytes, partitions: int) -> int:
@@ -44,94 +49,147 @@ def murmur2_partition(key: bytes, partitions: int) -> int:
     return positive % partitions
 
 
-async def cluster_id(bootstrap_servers: str) -> str:
-    """The id of the cluster: offsets mean nothing without it. Waits for a broker that is away."""
-    admin = await _admin(bootstrap_servers)
-    try:
-        cluster = await admin.describe_cluster()
-    finally:
-        await admin.close()
-    return str(cluster["cluster_id"])
+def connection_arguments(settings: Settings) -> dict[str, Any]:
+    """How every client finds the cluster, makes sure that it is the right one, and says who it is.
 
-
-async def ensure_topics(settings: Settings) -> None:
-    """Create the topics that are missing, each with a partition for every shard.
-
-    Raises:
-        TopicsDoNotFitError: a topic has another number of partitions.
-
+    Raises BadSettingError where a name, a password or a file with certificates is missing or cannot be used.
     """
-    admin = await _admin(settings.kafka_bootstrap_servers)
-    try:
-        present = set(await admin.list_topics())
-        missing = [topic for topic in TOPICS if topic not in present]
-        if missing:
-            await _create(admin, missing, settings.shards)
-        described = await admin.describe_topics(list(TOPICS))
-    finally:
-        await admin.close()
-    for topic in described:
-        partitions = len(topic["partitions"])
-        if partitions != settings.shards:
-            raise TopicsDoNotFitError(
-                f"topic {topic['topic']} has {partitions} partitions, and DRAWDOWN_SHARDS is {settings.shards}: "
-                "they must be the same, and a ledger keeps the number it began with"
-            )
+    arguments: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "security_protocol": settings.kafka_security.upper(),
+    }
+    if settings.kafka_security in ("ssl", "sasl_ssl"):
+        arguments["ssl_context"] = _ssl_context(settings)
+    if settings.kafka_security in ("sasl_plaintext", "sasl_ssl"):
+        arguments["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        arguments["sasl_plain_username"] = _username(settings)
+        arguments["sasl_plain_password"] = _password(settings)
+    return arguments
 
 
 async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProducer:
-    """Start a producer that is acknowledged by all replicas, and idempotent where the broker can be.
+    """Start a producer that is acknowledged by all replicas in sync, and idempotent where the broker can be.
 
-    The embedded broker cannot; `kafka_idempotence` says it of others.
+    The embedded broker cannot; `kafka_idempotence` says it of others. Raises like `start_client`.
 
     Args:
-        settings: where the broker is; one that is away is waited for (60 s).
+        settings: where the broker is and how it is reached.
         overrides: any argument of `AIOKafkaProducer`.
 
     """
     arguments: dict[str, Any] = {
-        "bootstrap_servers": settings.kafka_bootstrap_servers,
         "acks": "all",
         "enable_idempotence": settings.kafka_idempotence and not settings.kafka_is_embedded,
         **overrides,
     }
+    return await start_client(settings, AIOKafkaProducer, **arguments)
 
-    async def attempt() -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(**arguments)
+
+async def start_client(settings: Settings, make: Callable[..., Client], **arguments: Any) -> Client:
+    """Make a client that is connected as the settings say, and start it; one that is away is waited for (60 s).
+
+    Args:
+        settings: where the broker is and how it is reached.
+        make: `AIOKafkaProducer`, `AIOKafkaConsumer` or `AIOKafkaAdminClient`.
+        arguments: of `make`, beside those of the connection.
+
+    Raises:
+        BadSettingError: the cluster does not let us in, or is not the one whose certificates we trust.
+        CannotGoOnError: no server has answered in that time.
+
+    """
+    arguments = {**connection_arguments(settings), **arguments}
+
+    async def attempt() -> Client:
+        client = make(**arguments)
         try:
-            await producer.start()
+            await client.start()
         except BaseException:
-            await producer.stop()
+            await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
             raise
-        return producer
+        return client
 
-    return await with_retries(attempt, what=_where(settings.kafka_bootstrap_servers), errors=_AWAY)
+    return await until_kafka_answers(settings, attempt)
 
 
-async def _admin(bootstrap_servers: str) -> AIOKafkaAdminClient:
-    async def attempt() -> AIOKafkaAdminClient:
-        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+async def until_kafka_answers(settings: Settings, action: Callable[[], Awaitable[T]]) -> T:
+    """Try until no server is away any more, for 60 s. Raises like `start_client`."""
+
+    async def attempt() -> T:
         try:
-            await admin.start()
-        except BaseException:
-            await admin.close()
+            return await action()
+        except KafkaConnectionError:  # All that the clients say, whatever the reason was.
+            await _find_the_reason(settings)
             raise
-        return admin
 
-    return await with_retries(attempt, what=_where(bootstrap_servers), errors=_AWAY)
-
-
-async def _create(admin: AIOKafkaAdminClient, topics: list[str], partitions: int) -> None:
-    cluster = await admin.describe_cluster()
-    replicas = min(_REPLICAS, len(cluster["brokers"]))
-    response = await admin.create_topics(
-        [NewTopic(topic, partitions, replicas, topic_configs=_TOPIC_CONFIGS.get(topic)) for topic in topics]
-    )
-    for topic, code, *_ in response.topic_errors:
-        error = for_code(code)
-        if code and error is not TopicAlreadyExistsError:  # Another process may have been quicker.
-            raise error(f"topic {topic}")
+    where = f"Kafka at {settings.kafka_bootstrap_servers}"
+    try:
+        return await with_retries(attempt, what=where, errors=AWAY)
+    except AWAY as error:
+        raise CannotGoOnError(f"{where} does not answer: {str(error) or type(error).__name__}") from error
 
 
-def _where(bootstrap_servers: str) -> str:
-    return f"Kafka at {bootstrap_servers}"
+async def _find_the_reason(settings: Settings) -> None:
+    """Raise what a server says to somebody who asks just once; return where one answers or none is there."""
+    arguments = connection_arguments(settings)
+    for host, port, _ in collect_hosts(arguments.pop("bootstrap_servers")):
+        server = f"Kafka at {host}:{port}"
+        try:
+            connection = await create_conn(host, port, request_timeout_ms=_PROBE_TIMEOUT_MS, **arguments)
+            try:
+                await connection.send(MetadataRequest([]))
+            finally:
+                connection.close()
+        except ssl.SSLCertVerificationError as error:
+            raise BadSettingError(
+                f"DRAWDOWN_KAFKA_CA_FILE: the certificate of {server} is not to be trusted: {error.verify_message}"
+            ) from error
+        except SaslAuthenticationFailed as error:
+            raise BadSettingError(
+                f"DRAWDOWN_KAFKA_USERNAME: {server} knows no {settings.kafka_username!r} with this password"
+            ) from error
+        except UnsupportedSaslMechanismError as error:
+            raise BadSettingError(f"DRAWDOWN_KAFKA_SASL_MECHANISM: {server} offers another: {error}") from error
+        except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, KafkaConnectionError) as error:
+            # Not conclusive, as a broker that is being stopped does the same: said while we wait, and at the end.
+            raise KafkaConnectionError(
+                f"{host}:{port} accepts the connection and ends it: is DRAWDOWN_KAFKA_SECURITY, "
+                f"{settings.kafka_security}, what its listener wants?"
+            ) from error
+        except AWAY:
+            continue
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    """Trusts the authorities of the file, or those of this machine, and no name but the one we asked for."""
+    try:
+        return ssl.create_default_context(cafile=settings.kafka_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise BadSettingError(
+            f"DRAWDOWN_KAFKA_CA_FILE: {settings.kafka_ca_file} holds no certificates in PEM form: {error}"
+        ) from error
+
+
+def _username(settings: Settings) -> str:
+    if not settings.kafka_username:
+        raise BadSettingError(
+            f"DRAWDOWN_KAFKA_USERNAME: needed, for DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
+        )
+    return settings.kafka_username
+
+
+def _password(settings: Settings) -> str:
+    """That of the file, read anew at each connection, or that of the setting."""
+    if settings.kafka_password_file is not None:
+        try:
+            password = settings.kafka_password_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSettingError(f"DRAWDOWN_KAFKA_PASSWORD_FILE: cannot be read: {error}") from error
+    else:
+        password = settings.kafka_password or ""
+    if not password:
+        raise BadSettingError(
+            "DRAWDOWN_KAFKA_PASSWORD_FILE: needed (or DRAWDOWN_KAFKA_PASSWORD), "
+            f"for DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
+        )
+    return password

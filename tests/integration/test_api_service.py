@@ -13,9 +13,10 @@ from aiokafka import AIOKafkaConsumer
 from drawdown import quarantine
 from services.api.service import run
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
-from shared.runtime.kafka import FINANCE_COMMANDS, ensure_topics
+from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
 from tests.integration.api import Api, command, running_api
 from tests.servers import embedded_settings, free_ports
 

@@ -13,8 +13,10 @@ from services.allocation.kafka import WithoutGaps, open_consumer
 from services.allocation.worker import OffsetsDoNotFitError
 from shared.ledger.lease import Lease
 from shared.ledger.merkle import CompactRange
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, cluster_id, ensure_topics
+from shared.runtime.incarnation import incarnation
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
 
 RECORDS = 40_000
 PRODUCERS = 4
@@ -97,7 +99,7 @@ async def publish(settings: Settings, topic: str, records: int) -> None:
 
 async def test_no_record_is_left_out_when_producers_race(settings: Settings) -> None:
     await ensure_topics(settings)
-    consumer = await open_consumer(settings, lease(1), await cluster_id(settings.kafka_bootstrap_servers))
+    consumer = await open_consumer(settings, lease(1), await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS))
     publishing = asyncio.create_task(publish(settings, SPEND_EVENTS, RECORDS))
     offsets: list[int] = []
     values: set[bytes] = set()
@@ -117,7 +119,7 @@ async def test_it_goes_on_from_the_offsets_of_the_lease(settings: Settings) -> N
     await publish(settings, SPEND_EVENTS, 20)
     await publish(settings, FINANCE_COMMANDS, 5)
     owned = lease(1, spend_offset=12, command_offset=4)
-    consumer = await open_consumer(settings, owned, await cluster_id(settings.kafka_bootstrap_servers))
+    consumer = await open_consumer(settings, owned, await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS))
     found: dict[str, int] = {}
     async with asyncio.timeout(20):
         while len(found) < 2:

@@ -9,18 +9,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
-from shared.runtime.kafka import (
-    SPEND_EVENTS,
-    TOPICS,
-    TopicsDoNotFitError,
-    cluster_id,
-    create_producer,
-    ensure_topics,
-    murmur2_partition,
-)
+from shared.runtime.incarnation import incarnation
+from shared.runtime.kafka import SPEND_EVENTS, TOPICS, create_producer, murmur2_partition
 from shared.runtime.migrate import ROLES
 from shared.runtime.postgres import connect, create_pool
 from shared.runtime.settings import Settings
+from shared.runtime.topics import TopicsDoNotFitError, ensure_topics
 from tests.servers import free_ports
 
 
@@ -42,13 +36,13 @@ async def test_topics_with_another_number_of_partitions_are_refused(settings: Se
         await ensure_topics(settings.model_copy(update={"shards": 5}))
 
 
-async def test_a_new_broker_is_another_cluster(tmp_path: Path, kafka: EmbeddedKafka) -> None:
-    first = await cluster_id(kafka.url)
+async def test_a_new_broker_is_another_cluster(settings: Settings, tmp_path: Path, kafka: EmbeddedKafka) -> None:
+    first = await incarnation(settings)
     await kafka.stop()
     again = EmbeddedKafka(tmp_path, kafka.port)
     await again.start()
     try:
-        assert await cluster_id(again.url) != first == kafka.cluster_id
+        assert await incarnation(settings) != first == kafka.cluster_id
     finally:
         await again.stop()
 
@@ -64,10 +58,12 @@ async def test_a_producer_puts_a_key_where_the_java_client_would(settings: Setti
         await producer.stop()
 
 
-async def test_a_broker_that_comes_late_is_waited_for(tmp_path: Path, kafka: EmbeddedKafka) -> None:
+async def test_a_broker_that_comes_late_is_waited_for(
+    settings: Settings, tmp_path: Path, kafka: EmbeddedKafka
+) -> None:
     await kafka.stop()
     late = EmbeddedKafka(tmp_path, kafka.port)
-    waiting = asyncio.create_task(cluster_id(late.url))
+    waiting = asyncio.create_task(incarnation(settings))
     await asyncio.sleep(0.5)
     assert not waiting.done()
     await late.start()
