@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,6 +194,26 @@ def offsets_adopt() -> None:
     from services.allocation.offsets import adopt
 
     _run(adopt(_settings("offsets")))
+
+
+@app.command()
+def credentials(
+    directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="That only its owner may enter.")],
+) -> None:
+    """Make the passwords, certificates and keys that a deployment of containers has not got yet."""
+    from drawdown.credentials import make_credentials
+
+    _run(lambda: make_credentials(load_settings(), directory))
+
+
+@app.command("kafka-access")
+def kafka_access(
+    passwords: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A file for each user.")],
+) -> None:
+    """Give the users of Kafka their passwords and rights, on a listener where everything is allowed."""
+    from drawdown.kafka_access import allow
+
+    _run(allow(_settings("kafka-access"), passwords))
 
 
 @token.command("new-key")
