@@ -11,11 +11,9 @@ from pathlib import Path
 import httpx
 
 from drawdown.serving import SERVICES
-from shared.runtime import postgres
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
 from shared.runtime.migrate import migrate
 from shared.runtime.processes import Child, spawn
-from shared.runtime.retries import with_retries
 from shared.runtime.settings import PREFIX, Settings, is_loopback
 from shared.runtime.topics import ensure_topics
 
@@ -54,9 +52,7 @@ async def prepare(settings: Settings) -> None:
         ValueError: the ledger has another number of shards.
 
     """
-    await with_retries(
-        lambda: migrate(settings.database_url, settings.shards), what="the database to migrate", errors=postgres.AWAY
-    )
+    await migrate(settings)
     await ensure_topics(settings)
 
 

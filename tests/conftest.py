@@ -53,7 +53,7 @@ async def empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
 @pytest.fixture
 async def database_url(empty_database_url: str) -> str:
     """A new database with the schema and 4 shards."""
-    await migrate(empty_database_url, 4)
+    await migrate(Settings(database_url=empty_database_url))
     return empty_database_url
 
 

@@ -220,23 +220,7 @@ async def _replay(context: Context, connection: asyncpg.Connection, rows: list[a
     shards = [row["shard"] for row in rows]
     sequences = [row["sequence"] for row in rows]
     await connection.execute(
-        """
-        INSERT INTO ledger.forwarded (shard, topic, partition, "offset", key, raw, headers)
-        SELECT target, topic, partition, "offset", key, raw, headers
-        FROM ledger.quarantine
-        JOIN unnest($1::smallint[], $2::bigint[], $3::smallint[]) AS wanted (shard, sequence, target)
-        USING (shard, sequence) ORDER BY shard, sequence
-        """,
-        shards,
-        sequences,
-        targets,
-    )
-    await connection.execute(
-        "INSERT INTO ledger.quarantine_replays (shard, sequence, replayed_at) "
-        "SELECT shard, sequence, $3 FROM unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence)",
-        shards,
-        sequences,
-        context.clock.now(),
+        "SELECT ledger.replay_quarantined($1, $2, $3, $4)", shards, sequences, targets, context.clock.now()
     )
     for shard in sorted(set(targets)):
         await connection.execute("SELECT pg_notify('forwarded', $1)", str(shard))

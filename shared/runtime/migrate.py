@@ -1,57 +1,139 @@
 """Brings a database to the schema that this version of the code knows.
 
-Numbered SQL files, each applied once and in order, by one process under a lock.
+Numbered SQL files, each applied once and in order, by one process under a lock, all in one transaction.
 """
 
-from importlib.resources import files
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import asyncpg
+import structlog
 
-ROLES = ("drawdown_allocation", "drawdown_follower", "drawdown_api", "drawdown_auditor")
+from shared.runtime.postgres import AWAY, connection_options, refusals_explained, where
+from shared.runtime.retries import with_retries
+from shared.runtime.roles import allow_logins, make_roles
+from shared.runtime.schema import known_migrations, refuse_others
+from shared.runtime.settings import Settings
+
+APPLICATION_NAME = "drawdown migrate"
+# While a migration waits for a table, everybody who comes later waits behind it: better to give up and say for whom.
+LOCK_TIMEOUT_SECONDS = 15.0
+LOOK_SECONDS = 1.0
 _LOCK = 0x44524157  # any constant that all migrating processes share
 
+_BLOCKING = """
+    SELECT pid, usename AS login, application_name AS application, state,
+        date_trunc('second', clock_timestamp() - coalesce(xact_start, backend_start))::text AS since,
+        left(query, 200) AS query
+    FROM pg_stat_activity WHERE pid = ANY(pg_blocking_pids($1)) ORDER BY pid
+"""
 
-def _migrations() -> list[tuple[str, str]]:
-    folder = files("shared.runtime") / "migrations"
-    return sorted((file.name, file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".sql"))
+
+class MigrationError(ValueError):
+    """The database cannot be migrated as things are. The message says what to do."""
 
 
-async def migrate(database_url: str, shards: int) -> list[str]:
-    """Apply what is missing and make the shards; answer the names of the migrations applied.
+async def migrate(settings: Settings) -> list[str]:
+    """Apply what is missing and make the roles and shards; answer the names of the migrations applied.
 
-    Raises asyncpg.PostgresError when a statement fails; its migration is then rolled back whole.
-    Raises ValueError when the ledger has other shards than asked for.
+    A database that is away is waited for (60 s). Another process that migrates is waited for.
+
+    Raises:
+        asyncpg.PostgresError: a statement failed; nothing was applied.
+        MigrationError: a session holds what a migration needs, or the ledger has other shards than asked for.
+        BadSettingError: the server refuses us; the database has had migrations that this version does not know.
+
     """
-    connection = await asyncpg.connect(database_url)
+    connection = await with_retries(lambda: _connect(settings), what=where(settings), errors=AWAY)
     try:
-        async with connection.transaction():
+        async with _blockers_told(settings, connection) as blockers, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-            return await _migrate(connection, shards)
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+            try:
+                return await _migrate(connection, settings)
+            except asyncpg.LockNotAvailableError as error:
+                raise MigrationError(
+                    f"the migration gave up after {LOCK_TIMEOUT_SECONDS:.0f} s, nothing was changed: another session"
+                    f" holds what it needs ({'; '.join(sorted(blockers)) or 'gone by now'}): end it and migrate again"
+                ) from error
     finally:
         await connection.close()
 
 
-async def _migrate(connection: asyncpg.Connection, shards: int) -> list[str]:
-    for role in ROLES:
-        if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role):
-            await connection.execute(f"CREATE ROLE {role} NOLOGIN")
-        await connection.execute(f"GRANT {role} TO current_user")
+async def _connect(settings: Settings) -> asyncpg.Connection:
+    with refusals_explained(settings):
+        return await asyncpg.connect(
+            **connection_options(settings), server_settings={"application_name": APPLICATION_NAME, "timezone": "UTC"}
+        )
+
+
+async def _migrate(connection: asyncpg.Connection, settings: Settings) -> list[str]:
+    await make_roles(connection)
+    done = await _recorded(connection)
+    refuse_others(done)
+    applied = []
+    for migration in known_migrations():
+        if migration.name not in done:
+            await connection.execute(migration.statements)
+            await connection.execute(
+                "INSERT INTO public.migrations (name, sha256) VALUES ($1, $2)", migration.name, migration.sha256
+            )
+            applied.append(migration.name)
+    await _make_shards(connection, settings.shards)
+    if settings.role_passwords_dir is not None:
+        await allow_logins(connection, settings.role_passwords_dir)
+    return applied
+
+
+async def _recorded(connection: asyncpg.Connection) -> dict[str, str | None]:
+    """The migrations that the database has had, with the hashes of their texts.
+
+    Those from before hashes were kept are taken to be the ones of this version.
+    """
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS public.migrations (name text PRIMARY KEY, applied_at timestamptz DEFAULT now())"
     )
-    await connection.execute(f"GRANT SELECT ON public.migrations TO {', '.join(ROLES)}")
-    done = {row["name"] for row in await connection.fetch("SELECT name FROM public.migrations")}
-    applied = []
-    for name, statements in _migrations():
-        if name not in done:
-            await connection.execute(statements)
-            await connection.execute("INSERT INTO public.migrations (name) VALUES ($1)", name)
-            applied.append(name)
+    known_column = "SELECT true FROM pg_attribute WHERE attrelid = 'public.migrations'::regclass AND attname = 'sha256'"
+    if not await connection.fetchval(known_column):
+        await connection.execute("ALTER TABLE public.migrations ADD COLUMN sha256 text")
+        for migration in known_migrations():
+            await connection.execute(
+                "UPDATE public.migrations SET sha256 = $2 WHERE name = $1", migration.name, migration.sha256
+            )
+    return {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM public.migrations")}
+
+
+async def _make_shards(connection: asyncpg.Connection, shards: int) -> None:
     existing = await connection.fetchval("SELECT count(*) FROM ledger.shards")
     if existing not in (0, shards):
-        raise ValueError(
+        raise MigrationError(
             f"this ledger has {existing} shards, DRAWDOWN_SHARDS says {shards}: the number of shards is fixed "
             f"when a ledger begins, set DRAWDOWN_SHARDS={existing}"
         )
     await connection.execute("SELECT ledger.create_shards($1)", shards)
-    return applied
+
+
+@contextlib.asynccontextmanager
+async def _blockers_told(settings: Settings, migrating: asyncpg.Connection) -> AsyncIterator[set[str]]:
+    """Say in the log which sessions the connection waits for, and collect them, for a line each."""
+    watching = await _connect(settings)
+    blockers: set[str] = set()
+    task = asyncio.create_task(_watch(watching, migrating.get_server_pid(), blockers))
+    try:
+        yield blockers
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        watching.terminate()
+
+
+async def _watch(watching: asyncpg.Connection, pid: int, blockers: set[str]) -> None:
+    log = structlog.get_logger()
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        for row in await watching.fetch(_BLOCKING, pid):
+            told = f"session {row['pid']} of {row['login']}, {row['application'] or 'nameless'}"
+            if told not in blockers:
+                blockers.add(told)
+                log.warning("the migration waits for another session", **dict(row))

@@ -87,7 +87,7 @@ async def running_api(server_url: str, directory: Path, **overrides: Any) -> Asy
     await broker.start()
     try:
         async with fresh_database(server_url) as url:
-            await migrate(url, SHARDS)
+            await migrate(Settings(database_url=url, shards=SHARDS))
             settings = embedded_settings(
                 directory,
                 database_url=url,

@@ -99,7 +99,7 @@ async def past(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFact
         patch.setattr(Clock, "now_us", lambda _: now.us())
         async with (
             running_api(postgres.url, tmp_path_factory.mktemp("api")) as api,
-            follower_connection(api.settings, "test") as follower,
+            follower_connection(api.settings, "balance") as follower,
         ):
             await allow_erasing(api.database)
             for version, pockets in POLICIES.items():

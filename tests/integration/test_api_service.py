@@ -114,7 +114,7 @@ async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again
     tmp_path.chmod(0o755)
     database = EmbeddedPostgres(tmp_path, free_ports(1))
     await database.start()
-    await migrate(database.url, 4)
+    await migrate(Settings(database_url=database.url))
     settings = embedded_settings(
         tmp_path, database_url=database.url, kafka_bootstrap_servers=kafka.url, kafka_idempotence=False
     )

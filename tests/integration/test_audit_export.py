@@ -29,7 +29,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "auditing.md"
 async def settings(postgres: EmbeddedPostgres) -> AsyncIterator[Settings]:
     """Settings of a database with a ledger."""
     async with fresh_database(postgres.url) as url:
-        await migrate(url, 4)
+        await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=8, steps=90)
         yield Settings(database_url=url)
 

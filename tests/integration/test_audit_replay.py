@@ -48,7 +48,7 @@ NEXT_BATCH = """
 async def original(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     """A database with a folded ledger that nobody touched."""
     async with fresh_database(postgres.url) as url:
-        await migrate(url, 4)
+        await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=5, steps=700)
         await fold(url)
         yield url
@@ -206,7 +206,7 @@ async def test_followers_that_are_behind_are_compared_where_they_are(
     postgres: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with fresh_database(postgres.url) as url:
-        await migrate(url, 4)
+        await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=3, steps=60)
         for follower, length in ((BALANCE, 31), (INCENTIVES, 7)):
             await fold(url, Follower(follower.name, follower.fold, longest_range=length), steps=2)

@@ -64,6 +64,12 @@ async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
         yield connection
 
 
+@pytest.fixture
+async def publishing(database: Settings) -> AsyncIterator[asyncpg.Connection]:
+    async with follower_connection(database, "signals") as connection:
+        yield connection
+
+
 async def cash(admin: asyncpg.Connection) -> int:
     return int(await admin.fetchval("SELECT COALESCE(sum(amount), 0) FROM balance.pockets"))
 
@@ -77,10 +83,10 @@ async def test_a_range_is_bounded_and_moves_the_checkpoint(
         seen.append(entries)
         return entries.last
 
-    follower = Follower("test", fold, longest_range=4)
+    follower = Follower("balance", fold, longest_range=4)
     ledger = deposits(10)
     await ledger.write(admin)
-    await admin.execute(BEGIN, "test")
+    await admin.execute(BEGIN, "balance")
 
     steps = [await advance(connection, follower, 0) for _ in range(4)]
 
@@ -168,7 +174,7 @@ async def test_an_error_in_a_fold_ends_the_follower(admin: asyncpg.Connection, d
 
     await deposits(1).write(admin)
     with pytest.raises(ValueError, match="no such kind"):
-        await asyncio.wait_for(follow(database, Follower("test", fold), Health()), PATIENCE_SECONDS)
+        await asyncio.wait_for(follow(database, Follower("balance", fold), Health()), PATIENCE_SECONDS)
 
 
 async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[str, Any]]]:
@@ -189,7 +195,7 @@ async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[st
 
 
 async def test_each_pause_and_resume_is_published_once_in_order(
-    admin: asyncpg.Connection, connection: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    admin: asyncpg.Connection, publishing: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "MOST_SIGNALS", 2)
     both = ["ad_account_budget", "business_center_balance"]
@@ -207,9 +213,9 @@ async def test_each_pause_and_resume_is_published_once_in_order(
     producer = await create_producer(settings)
     try:
         follower = signals.follower(producer)
-        while (await advance(connection, follower, 0)).behind:
+        while (await advance(publishing, follower, 0)).behind:
             pass
-        assert (await advance(connection, follower, 0)).folded == 0
+        assert (await advance(publishing, follower, 0)).folded == 0
     finally:
         await producer.stop()
 
@@ -230,7 +236,7 @@ async def test_each_pause_and_resume_is_published_once_in_order(
 
 
 async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entity(
-    admin: asyncpg.Connection, connection: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    admin: asyncpg.Connection, publishing: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "MOST_SIGNALS", 2)
     await pauses(
@@ -243,7 +249,7 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
     await admin.execute(BEGIN, "signals")
     # Published to a broker that is gone by now.
     gone = _Forgetful()
-    while (await advance(connection, signals.follower(gone), 0)).behind:
+    while (await advance(publishing, signals.follower(gone), 0)).behind:
         pass
     assert gone.sent == 5
     await ensure_topics(settings)
@@ -279,7 +285,7 @@ class _Forgetful:
 
 
 async def test_a_signal_that_is_not_acknowledged_keeps_the_checkpoint(
-    admin: asyncpg.Connection, connection: asyncpg.Connection
+    admin: asyncpg.Connection, publishing: asyncpg.Connection
 ) -> None:
     class Refusing:
         async def send(self, _topic: str, _value: bytes, key: bytes) -> asyncio.Future[None]:
@@ -291,7 +297,7 @@ async def test_a_signal_that_is_not_acknowledged_keeps_the_checkpoint(
     await admin.execute(BEGIN, "signals")
 
     with pytest.raises(ConnectionError, match="no broker"):
-        await advance(connection, signals.follower(Refusing()), 0)
+        await advance(publishing, signals.follower(Refusing()), 0)
 
     assert await admin.fetchval(CHECKPOINT, "signals") == 0
     assert await admin.fetchval("SELECT count(*) FROM signals.latest") == 0

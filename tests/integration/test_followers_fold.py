@@ -55,6 +55,8 @@ MOVES = (
 )
 CAUSES = ("ad_account_balance", "ad_account_budget", "business_center_balance")
 BEYOND_64_BITS = 2**62
+Followers = tuple[asyncpg.Connection, asyncpg.Connection]
+
 
 accounts = st.sampled_from(("acct-1", "acct-1", "acct-2", "acct-3"))
 campaigns = st.sampled_from(CAMPAIGNS)
@@ -182,7 +184,7 @@ class Writer:
 @pytest.fixture(scope="module")
 async def url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
     async with fresh_database(postgres.url) as url:
-        await migrate(url, 1)
+        await migrate(Settings(database_url=url, shards=1))
         yield url
 
 
@@ -195,16 +197,21 @@ async def admin(url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @pytest.fixture(scope="module")
-async def follower(url: str) -> AsyncIterator[asyncpg.Connection]:
-    async with follower_connection(Settings(database_url=url), "test") as connection:
-        yield connection
+async def followers(url: str) -> AsyncIterator[Followers]:
+    settings = Settings(database_url=url)
+    async with (
+        follower_connection(settings, "balance") as balance,
+        follower_connection(settings, "incentives") as incentives,
+    ):
+        yield balance, incentives
 
 
-async def fold(connection: asyncpg.Connection, ranges: list[Range]) -> None:
+async def fold(followers: Followers, ranges: list[Range]) -> None:
+    balance, incentives = followers
     for entries in ranges:
-        async with connection.transaction():
-            assert await fold_balance(connection, entries) == entries.last
-            assert await fold_incentives(connection, entries) == entries.last
+        async with balance.transaction(), incentives.transaction():
+            assert await fold_balance(balance, entries) == entries.last
+            assert await fold_incentives(incentives, entries) == entries.last
 
 
 @settings(
@@ -220,7 +227,7 @@ async def fold(connection: asyncpg.Connection, ranges: list[Range]) -> None:
     first=st.sampled_from((1, 65_536 - 20)),
 )
 async def test_the_read_models_are_those_of_a_plain_fold_however_the_ledger_is_cut(
-    admin: asyncpg.Connection, follower: asyncpg.Connection, taken: list[Any], lengths: list[int], first: int
+    admin: asyncpg.Connection, followers: Followers, taken: list[Any], lengths: list[int], first: int
 ) -> None:
     ledger = Ledger(first=first)
     writer = Writer(ledger)
@@ -229,16 +236,16 @@ async def test_the_read_models_are_those_of_a_plain_fold_however_the_ledger_is_c
     await erase(admin)
     await ledger.write(admin)
 
-    await fold(follower, ledger.ranges([]))
+    await fold(followers, ledger.ranges([]))
     at_once = await read_models(admin)
     assert await read_rows(admin) == plain_fold(ledger.entries)
 
     await erase_read_models(admin)
-    await fold(follower, ledger.ranges(lengths))
+    await fold(followers, ledger.ranges(lengths))
     assert await read_models(admin) == at_once
 
 
-async def test_a_sum_may_outgrow_64_bits(admin: asyncpg.Connection, follower: asyncpg.Connection) -> None:
+async def test_a_sum_may_outgrow_64_bits(admin: asyncpg.Connection, followers: Followers) -> None:
     ledger = Ledger()
     writer = Writer(ledger)
     for _ in range(5):
@@ -246,12 +253,12 @@ async def test_a_sum_may_outgrow_64_bits(admin: asyncpg.Connection, follower: as
     await erase(admin)
     await ledger.write(admin)
 
-    await fold(follower, ledger.ranges([]))
+    await fold(followers, ledger.ranges([]))
 
     assert await admin.fetchval("SELECT billed FROM balance.ad_account_days") == 5 * BEYOND_64_BITS
 
 
-async def test_an_account_opened_twice_stops_the_fold(admin: asyncpg.Connection, follower: asyncpg.Connection) -> None:
+async def test_an_account_opened_twice_stops_the_fold(admin: asyncpg.Connection, followers: Followers) -> None:
     ledger = Ledger()
     Writer(ledger)
     Writer(ledger)
@@ -259,4 +266,4 @@ async def test_an_account_opened_twice_stops_the_fold(admin: asyncpg.Connection,
     await ledger.write(admin)
 
     with pytest.raises(asyncpg.UniqueViolationError):
-        await fold(follower, ledger.ranges([]))
+        await fold(followers, ledger.ranges([]))

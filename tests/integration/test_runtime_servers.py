@@ -11,8 +11,8 @@ from aiokafka import AIOKafkaConsumer
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import SPEND_EVENTS, TOPICS, create_producer, murmur2_partition
-from shared.runtime.migrate import ROLES
 from shared.runtime.postgres import connect, create_pool
+from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 from shared.runtime.topics import TopicsDoNotFitError, ensure_topics
 from tests.servers import free_ports
@@ -73,7 +73,7 @@ async def test_a_broker_that_comes_late_is_waited_for(
         await late.stop()
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", SERVICE_ROLES)
 async def test_a_pool_acts_as_its_role_in_utc(role: str, settings: Settings) -> None:
     pool = await create_pool(settings, role, application_name="a test")
     async with pool:
@@ -84,7 +84,7 @@ async def test_a_pool_acts_as_its_role_in_utc(role: str, settings: Settings) -> 
 
 
 async def test_a_role_cannot_change_the_ledger(settings: Settings) -> None:
-    for role in ROLES:
+    for role in SERVICE_ROLES:
         connection = await connect(settings, role, "a test")
         try:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
