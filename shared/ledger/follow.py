@@ -140,7 +140,7 @@ async def advance(connection: asyncpg.Connection, follower: Follower, shard: int
 
 @contextlib.asynccontextmanager
 async def follower_connection(settings: Settings, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection set up for the fold of that follower, as its role; waits for a database that is away like `connect`."""
+    """A connection set up for folding, under the follower's role; waits for a database that is away like `connect`."""
     connection = await connect(settings, f"drawdown_{name}", name)
     try:
         await connection.execute(_SESSION)
