@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     api_jwks_url: str | None = None
     api_issuer: str | None = None
     api_audience: str = "drawdown"
+    # Requests a second of one subject, or of one address where there are no tokens; twice as many at once.
+    http_rate: int = Field(default=1000, ge=1, le=1_000_000)
     # What the command line shows the API.
     api_token: str | None = Field(default=None, repr=False)
     api_token_file: FilePath | None = None
@@ -129,6 +131,11 @@ class Settings(BaseSettings):
     def _is_postgresql(cls, value: str) -> str:
         if not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("should begin with postgresql://")
+        parts = urlsplit(value)
+        if not parts.hostname or "," in parts.netloc:
+            raise ValueError("should name one host")
+        if parts.query:  # It could name another host, or turn off what the settings turn on.
+            raise ValueError("should end with the database's name: DRAWDOWN_DATABASE_TLS says how it is secured")
         return value
 
     @field_validator("kafka_bootstrap_servers")

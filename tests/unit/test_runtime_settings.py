@@ -80,3 +80,30 @@ def test_a_bad_database_url_is_not_shown(monkeypatch: pytest.MonkeyPatch, capsys
     error = capsys.readouterr().err
     assert error.startswith("drawdown: DRAWDOWN_DATABASE_URL: should begin with postgresql://")
     assert "secret" not in error
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://ledger@db/ledger?sslmode=disable", "should end with the database's name: DRAWDOWN_DATABASE_TLS"),
+        ("postgresql://localhost/ledger?host=db.example", "should end with the database's name: DRAWDOWN_DATABASE_TLS"),
+        ("postgresql:///ledger", "should name one host"),
+        ("postgresql://localhost:5432,db.example:5432/ledger", "should name one host"),
+    ],
+)
+def test_a_database_url_says_where_and_nothing_that_weakens_how(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRAWDOWN_DATABASE_URL", url)
+    with pytest.raises(SystemExit):
+        load_settings()
+    assert capsys.readouterr().err.startswith(f"drawdown: DRAWDOWN_DATABASE_URL: {problem}")
+
+
+@pytest.mark.parametrize(
+    ("host", "tls"),
+    [("127.0.0.1", "off"), ("localhost", "off"), ("[::1]", "off"), ("db", "verify-full"), ("10.0.0.7", "verify-full")],
+)
+def test_a_database_elsewhere_is_reached_over_tls_unless_a_setting_says_otherwise(host: str, tls: str) -> None:
+    assert Settings(database_url=f"postgresql://ledger@{host}/ledger").database_tls == tls
+    assert Settings(database_url=f"postgresql://ledger@{host}/ledger", database_tls="off").database_tls == "off"
