@@ -1,0 +1,131 @@
+"""`kill -9` at every step of every service's write path, under load.
+
+Each service's process is started to die at a step of its own, and started again when it has: several services are
+being killed at any time. A step that is not reached in time is given up for a kill at that moment.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from tests.chaos.machine import KILLED, Machine, cancel, service_of
+from tests.chaos.steps import STEPS, Step
+from tests.chaos.victim import index_of
+
+ANY_MOMENT = "any moment"
+PATIENCE_SECONDS = 10.0
+READY_SECONDS = 20.0
+_EVERY_SO_MANY = 12  # one kill of so many comes at any moment
+_POLL_SECONDS = 0.02
+
+Planned = tuple[Step | None, int]
+
+
+@dataclass
+class Tally:
+    """How often each step has killed its process, and which other ends there were."""
+
+    wanted: int
+    kills: Counter[tuple[str, str]] = field(default_factory=Counter)
+    missed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    other_ends: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Kills so far."""
+        return self.kills.total()
+
+
+class Killer:
+    """Kills the services of a machine until so many kills are done."""
+
+    def __init__(self, machine: Machine, seed: int, tally: Tally, say: Callable[[str], None]) -> None:
+        self._machine = machine
+        self._tally = tally
+        self._say = say
+        self._random = random.Random(seed)
+        self._plans = {name: self._plan(service_of(name)) for name in machine.names}
+
+    def _plan(self, service: str) -> Iterator[Planned]:
+        """Every step of a service as often as every other, in an order and at passages that the seed decides."""
+        steps = [step for step in STEPS if step.service == service]
+        while True:
+            self._random.shuffle(steps)
+            for number, step in enumerate(steps):
+                yield step, self._random.randint(1, step.most)
+                if number % _EVERY_SO_MANY == 0:
+                    yield None, 1
+
+    async def kill_until(self, count: int) -> None:
+        """Go on until the tally has reached `count`; all services run then, none of them to die."""
+        async with asyncio.TaskGroup() as tasks:
+            for name in self._machine.names:
+                tasks.create_task(self._torment(name, count))
+
+    async def _torment(self, name: str, count: int) -> None:
+        while self._tally.count < count:
+            step, passage = next(self._plans[name])
+            await self._one(name, step, passage)
+        self._machine.start(name)
+
+    async def _one(self, name: str, step: Step | None, passage: int) -> None:
+        running = self._machine.start(name, step=None if step is None else index_of(step), passage=passage)
+        ending = asyncio.ensure_future(running.ended())
+        try:
+            if step is None:
+                await asyncio.wait({ending}, timeout=self._random.uniform(0, 3))
+            elif step.at_stop:
+                await self._ask_to_end(name, ending)
+            else:
+                await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
+            reached = ending.done()
+            if not reached:
+                running.process.kill()
+            self._count(name, step, await ending, reached)
+        finally:
+            await cancel([ending])  # type: ignore[list-item]
+            running.process.kill()
+
+    async def _ask_to_end(self, name: str, ending: "asyncio.Future[int]") -> None:
+        """Let it write for a while, then ask it to end: it dies on the way."""
+        give_up_at = time.monotonic() + READY_SECONDS
+        while not ending.done() and time.monotonic() < give_up_at:
+            if await self._machine.is_ready(name):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.wait({ending}, timeout=self._random.uniform(0, 1))
+        process = self._machine.running[name].process
+        if not ending.done() and process.pid is not None:
+            os.kill(process.pid, signal.SIGTERM)
+        await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
+
+    def _count(self, name: str, step: Step | None, code: int, reached: bool) -> None:
+        service = service_of(name)
+        if code != KILLED:
+            self._tally.other_ends.append(f"{name}: exit {code}, to die at {step.name if step else ANY_MOMENT!r}")
+            self._say(f"  {self._tally.other_ends[-1]}; see {self._machine.logs / name}.log")
+            return
+        if step is not None and reached:
+            self._tally.kills[service, step.name] += 1
+            return
+        if step is not None:
+            self._tally.missed[service, step.name] += 1
+        self._tally.kills[service, ANY_MOMENT] += 1
+
+
+def never_reached(tally: Tally) -> list[str]:
+    """The steps at which no process has died."""
+    return [f"{step.service}: {step.name}" for step in STEPS if not tally.kills[step.service, step.name]]
+
+
+def table(tally: Tally) -> Iterator[tuple[str, str, int]]:
+    """Service, step and kills, in the order of the write paths."""
+    for service, steps in itertools.groupby(STEPS, key=lambda step: step.service):
+        names = dict.fromkeys([*(step.name for step in steps), ANY_MOMENT])
+        yield from ((service, name, tally.kills[service, name]) for name in names)

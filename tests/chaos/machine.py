@@ -1,0 +1,157 @@
+"""The machine under test: real servers, and services as processes that are started again whenever they end."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import httpx
+
+from drawdown.system import environment_of
+from shared.runtime.settings import Settings
+from tests.chaos.checker import Findings, judge
+from tests.chaos.load import Load
+from tests.chaos.observed import backlog, observe
+from tests.chaos.victim import PRELOAD, Victim, run
+from tests.servers import free_ports
+
+NAMES = ("allocation", "allocation-2", "balance", "incentives", "signals", "api")
+KILLED = -9
+SETTLE_SECONDS = 90.0
+_POLL_SECONDS = 0.05
+_processes = multiprocessing.get_context("forkserver")
+
+
+def service_of(name: str) -> str:
+    """`allocation-2` is a second process of allocation."""
+    return name.partition("-")[0]
+
+
+@dataclass
+class Running:
+    """A process of a service."""
+
+    process: "multiprocessing.process.BaseProcess"
+    port: int
+
+    async def ended(self) -> int:
+        """Wait for its end; its exit code, or minus the signal that ended it."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        sentinel = self.process.sentinel
+        loop.add_reader(sentinel, done.set)
+        try:
+            await done.wait()
+        finally:
+            loop.remove_reader(sentinel)
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+
+class Machine:
+    """The services of one system. Each name's process is started by whoever looks after it."""
+
+    def __init__(self, settings: Settings, directory: Path, names: tuple[str, ...] = NAMES) -> None:
+        self.settings = settings
+        self.names = names
+        self.logs = directory
+        self.running: dict[str, Running] = {}
+        self.ends: Counter[tuple[str, int]] = Counter()  # how often each process ended, and how
+        self.clock_file: Path | None = None
+        self._ports = {name: free_ports(1) for name in names if name != "api"}
+        _processes.set_forkserver_preload(["drawdown.serving", *PRELOAD])
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://127.0.0.1:{self.settings.http_port}"
+
+    def start(self, name: str, *, step: int | None = None, passage: int = 1) -> Running:
+        """Start a process, to die at a step or not."""
+        environment = environment_of(self.settings)
+        if name != "api":
+            environment["DRAWDOWN_HEALTH_PORT"] = str(self._ports[name])
+        victim = Victim(service_of(name), environment, self.logs / f"{name}.log", step, passage, self.clock_file)
+        process = _processes.Process(target=run, args=(victim,), daemon=True)
+        process.start()
+        self.running[name] = Running(process, self._ports.get(name, self.settings.http_port))
+        return self.running[name]
+
+    async def keep(self, name: str, on_end: Callable[[int], None] = lambda _code: None) -> None:
+        """Start a process and start it again whenever it ends, as a supervisor does, until cancelled."""
+        while True:
+            running = self.start(name)
+            try:
+                code = await running.ended()
+            except asyncio.CancelledError:
+                running.process.kill()
+                raise
+            self.ends[name, code] += 1
+            on_end(code)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """All services, kept running; gone at the end."""
+        tasks = [asyncio.create_task(self.keep(name)) for name in self.names]
+        try:
+            yield
+        finally:
+            await cancel(tasks)
+
+    async def is_ready(self, name: str) -> bool:
+        """Whether it says that it is."""
+        port = self._ports.get(name, self.settings.http_port)
+        async with httpx.AsyncClient(trust_env=False, timeout=2) as client:
+            try:
+                return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+    async def all_ready(self, seconds: float = 60.0) -> float:
+        """Wait until every service is ready; how long it took."""
+        began = time.monotonic()
+        while waiting := [name for name in self.names if not await self.is_ready(name)]:
+            assert time.monotonic() - began < seconds, f"not ready after {seconds:.0f} s: {waiting}; see {self.logs}"
+            await asyncio.sleep(_POLL_SECONDS)
+        return time.monotonic() - began
+
+    def others(self) -> dict[tuple[str, int], int]:
+        """Ends that nobody ordered: neither killed nor asked."""
+        return {end: times for end, times in self.ends.items() if end[1] not in (KILLED, 0)}
+
+
+async def check(
+    load: Load, database_url: str, bootstrap_servers: str, api: httpx.AsyncClient, seconds: float = SETTLE_SECONDS
+) -> Findings:
+    """Let the load pause, wait until nothing is under way, and compare. The load stays paused."""
+    await load.pause()
+    database = await asyncpg.connect(database_url)
+    try:
+        give_up_at = time.monotonic() + seconds
+        while waiting := await backlog(database, load.ends):
+            if time.monotonic() > give_up_at:
+                return Findings(wrong=[f"still under way after {seconds:.0f} s: {each}" for each in waiting])
+            await asyncio.sleep(_POLL_SECONDS)
+        return judge(load.journal, await observe(database, bootstrap_servers, api, load.journal))
+    finally:
+        await database.close()
+
+
+async def cancel(tasks: "list[asyncio.Task[None]]") -> None:
+    """Cancel tasks and wait for their ends."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def with_servers(settings: Settings, bootstrap_servers: str, database_url: str) -> Settings:
+    """The same settings with other servers."""
+    return settings.model_copy(
+        update={"kafka_bootstrap_servers": bootstrap_servers, "database_url": database_url, "api_authentication": "off"}
+    )

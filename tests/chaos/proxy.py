@@ -1,0 +1,93 @@
+"""A TCP proxy between the services and a server, with which the network can fail."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Self
+
+_CHUNK_BYTES = 65_536
+
+
+class Proxy:
+    """Passes bytes on, both ways, until it is told to hurt.
+
+    `delay_seconds` holds each chunk back, `bytes_per_second` (0: no limit) makes the line narrow, and a closed gate
+    (`partition`) lets nothing through in either direction while the connections stay open.
+    """
+
+    def __init__(self, port: int, upstream_port: int) -> None:
+        self.port = port
+        self.upstream_port = upstream_port
+        self.delay_seconds = 0.0
+        self.bytes_per_second = 0
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def partition(self) -> None:
+        """From now on nothing arrives, and nobody is told."""
+        self._gate.clear()
+
+    def heal(self) -> None:
+        """What was held back arrives, and all that follows."""
+        self.delay_seconds, self.bytes_per_second = 0.0, 0
+        self._gate.set()
+
+    def reset(self) -> None:
+        """Cut every connection off, as a router does that forgot them: RST, both ways."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            await self._connect(reader, writer)
+        writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._gate.wait()
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+        writers = {writer, upstream_writer}
+        self._writers |= writers
+        try:
+            await _first_to_end(self._pass_on(reader, upstream_writer), self._pass_on(upstream_reader, writer))
+        finally:
+            self._writers -= writers
+            upstream_writer.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(_CHUNK_BYTES):
+            if self.delay_seconds:
+                await asyncio.sleep(self.delay_seconds)
+            if self.bytes_per_second:
+                await asyncio.sleep(len(chunk) / self.bytes_per_second)
+            await self._gate.wait()
+            writer.write(chunk)
+            await writer.drain()
+        await self._gate.wait()
+
+
+async def _first_to_end(*directions: Coroutine[Any, Any, None]) -> None:
+    """Until one side closes; its last bytes have been passed on then."""
+    tasks = [asyncio.create_task(each) for each in directions]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

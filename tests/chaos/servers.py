@@ -1,0 +1,94 @@
+"""Apache Kafka and PostgreSQL in containers, each behind a proxy or not, and what can be done to them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from testcontainers.community.postgres import PostgresContainer
+from testcontainers.core.container import DockerContainer
+
+from drawdown.system import prepare
+from shared.runtime.settings import Settings
+from tests.chaos.machine import with_servers
+from tests.chaos.proxy import Proxy
+from tests.containers import POSTGRES_IMAGE, KafkaContainer
+from tests.servers import embedded_settings, free_ports, reachable_directory
+
+_POSTGRES_PORT = 5432
+SHARDS = 4
+
+
+@dataclass
+class Servers:
+    """Both servers. The services reach them through proxies; who checks reaches PostgreSQL without."""
+
+    kafka: DockerContainer
+    postgres: DockerContainer
+    kafka_proxy: Proxy
+    postgres_proxy: Proxy
+    database_url: str
+    settings: Settings
+    directory: Path
+
+    async def kill(self, server: DockerContainer) -> None:
+        """`kill -9` of all its processes."""
+        await asyncio.to_thread(server.get_wrapped_container().kill, "SIGKILL")
+
+    async def start(self, server: DockerContainer) -> None:
+        """Start it again, with the data it has left."""
+        await asyncio.to_thread(server.get_wrapped_container().start)
+
+    async def run_in(self, server: DockerContainer, *command: str) -> str:
+        """Run a command in its container; raises AssertionError where it fails."""
+        done = await asyncio.to_thread(server.get_wrapped_container().exec_run, list(command), user="root")
+        output: str = done.output.decode(errors="replace")
+        assert done.exit_code == 0, f"{command}: {output}"
+        return output
+
+
+@contextlib.asynccontextmanager
+async def servers(*, proxied: bool = True, volume: str | None = None) -> AsyncIterator[Servers]:
+    """Both servers, with schema and topics, removed at the end.
+
+    Args:
+        proxied: whether the services go through proxies.
+        volume: the Docker volume that holds PostgreSQL's data; none: one of its own.
+
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        directory = stack.enter_context(reachable_directory())
+        kafka, kafka_proxy = _kafka(proxied)
+        postgres, postgres_proxy = _postgres(volume)
+        for container in (kafka, postgres):
+            stack.callback(container.stop)
+        await asyncio.gather(*(asyncio.to_thread(container.start) for container in (kafka, postgres)))
+        await stack.enter_async_context(kafka_proxy)
+        await stack.enter_async_context(postgres_proxy)
+        url = f"postgresql://{postgres.username}:{postgres.password}@127.0.0.1:%d/{postgres.dbname}"
+        through = url % (postgres_proxy.port if proxied else postgres_proxy.upstream_port)
+        broker = f"127.0.0.1:{kafka_proxy.port if proxied else kafka_proxy.upstream_port}"
+        settings = with_servers(embedded_settings(directory, shards=SHARDS), broker, through)
+        await prepare(settings)
+        yield Servers(
+            kafka, postgres, kafka_proxy, postgres_proxy, url % postgres_proxy.upstream_port, settings, directory
+        )
+
+
+def _kafka(proxied: bool) -> tuple[KafkaContainer, Proxy]:
+    container = KafkaContainer()
+    proxy = Proxy(free_ports(1), container.port)
+    if proxied:
+        container.with_envs(KAFKA_ADVERTISED_LISTENERS=f"CLIENT://127.0.0.1:{proxy.port},BROKER://localhost:9093")
+    return container, proxy
+
+
+def _postgres(volume: str | None) -> tuple[PostgresContainer, Proxy]:
+    container = PostgresContainer(POSTGRES_IMAGE, driver=None)
+    port = free_ports(1)
+    container.with_bind_ports(_POSTGRES_PORT, port)
+    if volume is not None:
+        container.with_volume_mapping(volume, "/var/lib/postgresql", "rw")
+        container.with_command(["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"])
+    return container, Proxy(free_ports(1), port)

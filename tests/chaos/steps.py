@@ -1,0 +1,181 @@
+"""The steps of every write path, by the names they have in the code, and how a process is made to die at one.
+
+The product has no fail points. A step is wrapped in the process that is to die there, before its service starts; a name
+that no longer exists ends that process at once.
+"""
+
+import asyncio
+import inspect
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import count
+from typing import Any, Final, Literal
+
+Arguments = Callable[..., bool]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place in the code where a process can die.
+
+    `target` is `module:name`. `only` says, of the call's arguments, which calls are this step. `most`: the process dies
+    at one of so many first passages. `at_stop`: it is passed only by a process that was asked to end.
+    """
+
+    service: str
+    name: str
+    target: str
+    when: Literal["before", "during", "after", "amid"] = "before"
+    only: Arguments | None = None
+    most: int = 30
+    at_stop: bool = False
+
+
+def _says(text: str) -> Arguments:
+    """Calls whose statement contains the text; the connection is the first argument."""
+    return lambda _connection, statement, *_arguments, **_options: text in statement
+
+
+def _of(name: str) -> Arguments:
+    """Calls that name this table or topic first."""
+    return lambda _self, called, *_arguments, **_options: called == name
+
+
+_EXECUTE = "asyncpg:Connection.execute"
+_COPY_RECORDS = "asyncpg:Connection.copy_records_to_table"
+_SEND = "aiokafka:AIOKafkaProducer.send"
+_WORKER = "services.allocation.worker:"
+_SERVICE = "services.allocation.service:"
+_APPEND = "shared.ledger.append:"
+_FOLLOW = "shared.ledger.follow:"
+_COMMANDS = "services.api.commands:"
+
+_ALLOCATION: Final = (
+    Step("allocation", "lease taken", _SERVICE + "Allocation._start", most=1),
+    Step("allocation", "consumer open", _SERVICE + "open_consumer", "after", most=2),
+    Step("allocation", "state loaded", "services.allocation.state:load", "after", most=2),
+    Step("allocation", "fetched", _WORKER + "Worker._fetch", "after"),
+    Step("allocation", "decoded", _WORKER + "decode", "after"),
+    Step("allocation", "looked up", _WORKER + "look_up", "after"),
+    Step("allocation", "decided", _WORKER + "Decider.decide", "after"),
+    Step("allocation", "before BEGIN", _APPEND + "_move_lease"),
+    Step("allocation", "in the middle of BEGIN", _EXECUTE, "during", _says("ledger.move_lease")),
+    Step("allocation", "lease moved", _EXECUTE, "after", _says("ledger.move_lease")),
+    Step("allocation", "in the middle of COPY", "asyncpg:Connection.copy_to_table", "amid"),
+    Step("allocation", "entries copied", _APPEND + "_copy", "after"),
+    Step("allocation", "outcomes copied", _COPY_RECORDS, "after", _of("outcomes"), most=5),
+    Step("allocation", "quarantine copied", _COPY_RECORDS, "after", _of("quarantine"), most=3),
+    Step("allocation", "record forwarded", _COPY_RECORDS, "after", _of("forwarded"), most=5),
+    Step("allocation", "forwarded record taken", _EXECUTE, "after", _says("DELETE FROM ledger.forwarded"), most=5),
+    Step("allocation", "before COMMIT", _APPEND + "_close_batch"),
+    Step("allocation", "in the middle of COMMIT", _EXECUTE, "during", _says("COMMIT")),
+    Step("allocation", "committed, memory not yet", _APPEND + "_follow"),
+    Step("allocation", "batch over", _WORKER + "append", "after"),
+    Step("allocation", "outcome to be sent", _SEND, "before", _of("finance.outcomes"), most=5),
+    Step("allocation", "outcome sent", _SEND, "after", _of("finance.outcomes"), most=5),
+    Step("allocation", "outcomes acknowledged", _EXECUTE, "before", _says("INSERT INTO ledger.checkpoints"), most=5),
+    Step("allocation", "outcomes checkpointed", _EXECUTE, "after", _says("INSERT INTO ledger.checkpoints"), most=5),
+    Step("allocation", "snapshot due", "services.allocation.state:dump", most=1, at_stop=True),
+    Step("allocation", "snapshot written", _EXECUTE, "after", _says("INTO ledger.snapshots"), most=1, at_stop=True),
+    Step("allocation", "before release", _SERVICE + "release", most=2, at_stop=True),
+    Step("allocation", "released", _SERVICE + "release", "after", most=2, at_stop=True),
+    Step("allocation", "before withdrawal", _SERVICE + "withdraw", most=1, at_stop=True),
+)
+
+
+def _follower(service: str) -> tuple[Step, ...]:
+    moves = _says("UPDATE ledger.checkpoints SET position")
+    return (
+        Step(service, "before the checkpoint is taken", _FOLLOW + "advance"),
+        Step(service, "checkpoint taken", "asyncpg:Connection.fetchrow", "after", _says("FOR UPDATE OF c")),
+        Step(service, "folded", _EXECUTE, "before", moves, most=15),
+        Step(service, "checkpoint moved, not committed", _EXECUTE, "after", moves, most=15),
+        Step(service, "committed", _FOLLOW + "advance", "after"),
+    )
+
+
+_SIGNALS: Final = (
+    Step("signals", "remembered, not published", "services.signals.service:publish", most=5),
+    Step("signals", "a signal to be sent", _SEND, "before", _of("delivery.signals"), most=10),
+    Step("signals", "a signal sent", _SEND, "after", _of("delivery.signals"), most=10),
+    Step("signals", "published, no checkpoint", "services.signals.service:publish", "after", most=5),
+)
+
+_API: Final = (
+    Step("api", "command not published", _COMMANDS + "_publish", most=5),
+    Step("api", "command being published", _SEND, "after", _of("finance.commands"), most=5),
+    Step("api", "command published", _COMMANDS + "_publish", "after", most=5),
+    Step("api", "outcome known", _COMMANDS + "_outcome_row", "after", most=5),
+    Step("api", "before the answer", _COMMANDS + "_outcome", most=5),
+)
+
+STEPS: Final = (
+    *_ALLOCATION,
+    *_follower("balance"),
+    *_follower("incentives"),
+    *_follower("signals"),
+    *_SIGNALS,
+    *_API,
+)
+
+
+def find(target: str) -> tuple[Any, str]:
+    """The object that holds a target, and the target's name in it.
+
+    Raises ImportError or AttributeError where the code has no such name.
+    """
+    module, _, path = target.partition(":")
+    *holders, name = path.split(".")
+    holder = import_module(module)
+    for each in holders:
+        holder = getattr(holder, each)
+    getattr(holder, name)
+    return holder, name
+
+
+def arm(step: Step, passage: int) -> None:
+    """Let this process die at the so-manieth passage of a step (1: the first)."""
+    holder, name = find(step.target)
+    original = getattr(holder, name)
+    passages = count(1)
+
+    def is_due(*arguments: Any, **options: Any) -> bool:
+        return (step.only is None or step.only(*arguments, **options)) and next(passages) == passage
+
+    async def awaited(*arguments: Any, **options: Any) -> Any:
+        due = is_due(*arguments, **options)
+        if due and step.when == "before":
+            die()
+        if due and step.when == "during":
+            asyncio.get_running_loop().call_later(0.0005, die)
+        if due and step.when == "amid":
+            options["source"] = _half(options["source"])
+        result = await original(*arguments, **options)
+        if due and step.when == "after":
+            die()
+        return result
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        due = is_due(*arguments, **options)
+        if due and step.when == "before":
+            die()
+        return original(*arguments, **options)
+
+    if not inspect.iscoroutinefunction(original):
+        assert step.when == "before", step
+    setattr(holder, name, awaited if inspect.iscoroutinefunction(original) else called)
+
+
+async def _half(rows: memoryview) -> AsyncIterator[bytes]:
+    """The first half of what is copied, on its way to the server; then the end."""
+    yield bytes(rows[: len(rows) // 2])
+    await asyncio.sleep(0.005)
+    die()
+
+
+def die() -> None:
+    """As if the machine had lost its power."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,78 @@
+"""A service in a process that can be made to die at a step, and whose clock can be moved while it runs.
+
+Processes are forked from a server that has imported the services: a start then costs what the service itself does
+(connecting, taking shards, loading their state), not a second of imports. Nothing else is shared.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos.steps import STEPS, Step, arm, find
+
+# Snapshots of a shard's state are written each so many entries instead of 100,000, so that runs of minutes have some.
+ENTRIES_BETWEEN_SNAPSHOTS = 3_000
+PRELOAD = [f"services.{name}.service" for name in ("allocation", "balance", "incentives", "signals", "api")]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """One process to be: which service, with which environment, and where it is to die."""
+
+    service: str
+    environment: dict[str, str]
+    log: Path
+    step: int | None = None  # an index of STEPS: a Step holds functions, which do not travel
+    passage: int = 1
+    clock_file: Path | None = None
+    imports: list[str] = field(default_factory=lambda: ["drawdown.serving", *PRELOAD])
+
+
+def run(victim: Victim) -> None:
+    """The process's whole life."""
+    _end_with_parent()
+    output = os.open(victim.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.update(victim.environment)
+    random.seed()
+    from drawdown.serving import serve
+    from services.allocation import state
+
+    state.FEWEST_ENTRIES_BETWEEN = ENTRIES_BETWEEN_SNAPSHOTS
+    for each in STEPS:
+        find(each.target)
+    if victim.step is not None:
+        arm(STEPS[victim.step], victim.passage)
+    if victim.clock_file is not None:
+        _move_clock(victim.clock_file)
+    serve(victim.service)
+
+
+def index_of(step: Step) -> int:
+    """How a Victim names a step."""
+    return STEPS.index(step)
+
+
+def _end_with_parent() -> None:
+    """The kernel kills this process when the server that forked it ends: none outlives the harness."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def _move_clock(file: Path) -> None:
+    """Add what the file says, in µs, to every reading of the clock."""
+    from shared.runtime.clock import Clock
+
+    true_us: Callable[[Clock], int] = Clock.now_us
+
+    def now_us(self: Clock) -> int:
+        return true_us(self) + int(file.read_text())
+
+    Clock.now_us = now_us  # type: ignore[method-assign]
