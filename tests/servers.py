@@ -41,6 +41,7 @@ def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
         "http_port": free_ports(len(SERVICES)),
         "kafka_port": free_ports(1),
         "postgres_port": free_ports(1),
+        "api_authentication": "off",
         **overrides,
     }
     return Settings(**values)

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 from fastapi import APIRouter
 
+from services.api.access import AnyRole
 from services.api.budgets import Today, budget_answer, changes_answer
 from services.api.business_centers import spend_answer
 from services.api.checkpoints import Checkpoints, read_checkpoints
@@ -18,6 +19,7 @@ from services.api.models import AdAccount, AdAccounts, AfterId, Limit, PathId, m
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.policies import read_policies
+from services.api.tokens import Caller
 from shared.runtime.clock import Clock
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
@@ -31,14 +33,14 @@ POCKETS = ("voucher", "ad_credit", "cash", "credit")
     summary="List a Business Center's ad accounts",
 )
 async def list_ad_accounts(
-    business_center_id: PathId, context: Api, limit: Limit = 100, after: AfterId = None
+    business_center_id: PathId, context: Api, caller: AnyRole, limit: Limit = 100, after: AfterId = None
 ) -> dict[str, Any]:
     """A page of a Business Center's ad accounts, by id."""
     async with context.snapshot() as connection:
         shard = await connection.fetchval(
             "SELECT shard FROM balance.business_centers WHERE business_center_id = $1", business_center_id
         )
-        if shard is None:
+        if shard is None or not caller.sees(business_center_id):
             raise not_found("Business Center")
         ids = await _ids_after(connection, business_center_id, after or "", limit + 1)
         checkpoints = await read_checkpoints(connection, "balance", [shard])
@@ -55,26 +57,28 @@ async def list_ad_accounts(
     response_model=AdAccount,
     summary="Balance, budget, delivery and spend of an ad account",
 )
-async def get_ad_account(ad_account_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, at: At = None) -> dict[str, Any]:
     """One ad account, now or as the ledger stood `at` a past ledger time.
 
     The budget's period and the changes of the day are those of that time, by the account's calendar. Of the past,
     `as_of` names the last batch recorded by then. In the future: 400; before the account was opened: 404.
     """
     if at is not None:
-        return await read_at(context, at, find_ad_account, ad_account_id, _ad_account_at)
+        return await read_at(context, caller, at, find_ad_account, ad_account_id, _ad_account_at)
     async with context.snapshot() as connection:
-        checkpoints = await checkpoints_of(connection, ad_account_id)
+        checkpoints = await checkpoints_of(connection, caller, ad_account_id)
         found = await read_ad_accounts(connection, [ad_account_id], checkpoints, context.clock)
     return {**found[ad_account_id], "as_of": checkpoints.as_of()}
 
 
-async def checkpoints_of(connection: asyncpg.Connection, ad_account_id: str) -> Checkpoints:
+async def checkpoints_of(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Checkpoints:
     """How far the account's shard has been read. Raises ApiError (404) for an account that is not there."""
-    shard = await connection.fetchval("SELECT shard FROM balance.ad_accounts WHERE ad_account_id = $1", ad_account_id)
-    if shard is None:
+    row = await connection.fetchrow(
+        "SELECT shard, business_center_id FROM balance.ad_accounts WHERE ad_account_id = $1", ad_account_id
+    )
+    if row is None or not caller.sees(row["business_center_id"]):
         raise not_found("ad account")
-    return await read_checkpoints(connection, "balance", [shard])
+    return await read_checkpoints(connection, "balance", [row["shard"]])
 
 
 async def read_ad_accounts(

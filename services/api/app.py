@@ -1,8 +1,9 @@
 """The application: every route, its errors, its metrics and its description."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from services.api import (
+    access,
     ad_accounts,
     asyncapi,
     business_centers,
@@ -22,7 +23,8 @@ from services.api import (
 from services.api.context import Context
 from shared.contracts.commands import FINANCE_COMMAND
 
-ROUTES = (
+# What holds somebody's data: asked with a token, unless the settings say otherwise.
+PROTECTED = (
     commands,
     business_centers,
     ad_accounts,
@@ -33,10 +35,8 @@ ROUTES = (
     pacing,
     spend_detail,
     quarantine,
-    operations,
-    asyncapi,
-    documentation,
 )
+OPEN = (operations, asyncapi, documentation)
 
 
 def create_app(context: Context) -> FastAPI:
@@ -46,12 +46,16 @@ def create_app(context: Context) -> FastAPI:
         version="1",
         summary="Who pays for an ad, and when it must stop",
         redirect_slashes=False,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     app.state.context = context
-    for module in ROUTES:
-        app.include_router(module.router)
+    for module in PROTECTED:
+        dependencies = [Depends(access.identify)]
+        app.include_router(module.router, dependencies=dependencies, responses=openapi.ACCESS_PROBLEMS)
+    for module in OPEN:
+        app.include_router(module.router, dependencies=[Depends(access.count_open)])
     errors.install(app)
     app.add_middleware(operations.CountRequests)
     openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST])

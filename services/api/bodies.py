@@ -1,44 +1,65 @@
 """Bodies: read as bytes, checked by one prepared adapter, described in OpenAPI."""
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from services.api.errors import ApiError, invalid, sentence
 
 T = TypeVar("T")
 
 BODY_LIMIT_BYTES = 65_536
+BODY_TIMEOUT_SECONDS = 8.0
 COMPONENTS = "#/components/schemas/{model}"
 
 
-async def read_body(request: Request, adapter: TypeAdapter[T], *, tagged: bool = False) -> T:
+async def read_body(
+    request: Request, adapter: TypeAdapter[T], *, tagged: bool = False, known: Mapping[str, Any] | None = None
+) -> T:
     """The body as what the adapter makes of its JSON, whatever the content type says.
 
     Args:
         request: whose body.
         adapter: strict about JSON's types.
         tagged: the adapter's errors begin with the tag of a union, which is no field.
+        known: fields that are known better than the body can say: they take the place of its own.
 
     Raises:
-        ApiError: 400, with a sentence that names the first field that is wrong; 413 for a body above 64 KiB.
+        ApiError: 400, with a sentence that names the first field that is wrong; 408 for one that takes longer than
+            eight seconds, 413 for one above 64 KiB.
 
     """
+    text = _with(await _read(request), known) if known else await _read(request)
     try:
-        return adapter.validate_json(await _read(request), strict=True)
+        return adapter.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         location = first["loc"][1:] if tagged else first["loc"]
         raise invalid(sentence(first, location)) from None
 
 
+def _with(text: bytes, known: Mapping[str, Any]) -> bytes:
+    try:
+        value = from_json(text)
+    except ValueError:
+        return text  # The adapter says what is wrong with it.
+    return to_json({**value, **known}) if isinstance(value, dict) else text
+
+
 async def _read(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_LIMIT_BYTES:
-            raise ApiError(413, "too_large", f"the body should be at most {BODY_LIMIT_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_LIMIT_BYTES:
+                    raise ApiError(413, "too_large", f"the body should be at most {BODY_LIMIT_BYTES} bytes")
+    except TimeoutError:
+        raise ApiError(408, "timeout", f"the body should be here within {BODY_TIMEOUT_SECONDS:.0f} seconds") from None
     return bytes(body)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 from fastapi import APIRouter
 
+from services.api.access import FinanceReader
 from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.errors import not_found
@@ -20,14 +21,17 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 
 
 @router.get("/v1/business-centers", response_model=BusinessCenters, summary="List Business Centers")
-async def list_business_centers(context: Api, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
-    """A page of Business Centers, by id."""
+async def list_business_centers(
+    context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None
+) -> dict[str, Any]:
+    """A page of the caller's Business Centers, by id."""
     async with context.snapshot() as connection:
         rows = await connection.fetch(
             "SELECT business_center_id FROM balance.business_centers WHERE business_center_id > $1 "
-            "ORDER BY business_center_id LIMIT $2",
+            "AND ($3::text[] IS NULL OR business_center_id = ANY($3)) ORDER BY business_center_id LIMIT $2",
             after or "",
             limit + 1,
+            caller.scope,
         )
         ids = [row["business_center_id"] for row in rows]
         found = await read_business_centers(connection, ids[:limit])
@@ -44,16 +48,18 @@ async def list_business_centers(context: Api, limit: Limit = 100, after: AfterId
     response_model=BusinessCenter,
     summary="Balance, automatic allocation and spend of a Business Center",
 )
-async def get_business_center(business_center_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+async def get_business_center(
+    business_center_id: PathId, context: Api, caller: FinanceReader, at: At = None
+) -> dict[str, Any]:
     """One Business Center, now or as the ledger stood `at` a past ledger time.
 
     Of the past, `as_of` names the last batch recorded by then. In the future: 400; before it was opened: 404.
     """
     if at is not None:
-        return await read_at(context, at, find_business_center, business_center_id, _business_center_at)
+        return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
     async with context.snapshot() as connection:
         found = await read_business_centers(connection, [business_center_id])
-        if not found:
+        if not found or not caller.sees(business_center_id):
             raise not_found("Business Center")
         answer = found[business_center_id]
         checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])

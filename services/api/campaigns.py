@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 from fastapi import APIRouter
 
+from services.api.access import AnyRole
 from services.api.ad_accounts import checkpoints_of
 from services.api.budgets import Today, budget_answer
 from services.api.business_centers import spend_answer
@@ -25,7 +26,9 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
     response_model=Campaign,
     summary="Budget, delivery and spend of a campaign",
 )
-async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api, at: At = None) -> dict[str, Any]:
+async def get_campaign(
+    ad_account_id: PathId, campaign_id: PathId, context: Api, caller: AnyRole, at: At = None
+) -> dict[str, Any]:
     """One campaign, now or as the ledger stood `at` a past ledger time; it exists from its first spend or budget on."""
 
     async def past(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
@@ -34,9 +37,9 @@ async def get_campaign(ad_account_id: PathId, campaign_id: PathId, context: Api,
         return {**_answer(ad_account_id, campaign_id, row, today, spend), "as_of": moment.as_of()}
 
     if at is not None:
-        return await read_at(context, at, find_ad_account, ad_account_id, past)
+        return await read_at(context, caller, at, find_ad_account, ad_account_id, past)
     async with context.snapshot() as connection:
-        checkpoints = await checkpoints_of(connection, ad_account_id)
+        checkpoints = await checkpoints_of(connection, caller, ad_account_id)
         row = await _campaign(connection, ad_account_id, campaign_id)
         if row is None:
             raise not_found("campaign")

@@ -10,9 +10,10 @@ import asyncpg
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from services.api.access import ANYBODY, AnyRole
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api, Context
-from services.api.errors import ApiError, invalid, unavailable
+from services.api.errors import ApiError, invalid, permission_denied, unavailable
 from services.api.models import Outcome, Problem, time
 from shared.contracts.commands import FINANCE_COMMAND, Command, command_content, same_content
 from shared.contracts.fields import parse_time
@@ -46,13 +47,19 @@ router = APIRouter(tags=["commands"])
         504: {"model": Problem, "description": "Not decided in time: ask again with the same command_id"},
     },
 )
-async def post_command(request: Request, context: Api) -> JSONResponse:
+async def post_command(request: Request, context: Api, caller: AnyRole) -> JSONResponse:
     """Answer with the command's outcome once it is in the ledger; reads that follow see its effect.
+
+    The actor is whom the token names; what the body says of it is not looked at, and may be left out. Only where no
+    tokens are asked for is it the body's.
 
     The same `command_id` with the same content may be sent any number of times: it is applied once, and the
     first outcome is answered again.
     """
-    content = _content(await read_body(request, FINANCE_COMMAND, tagged=True))
+    known = {} if caller is ANYBODY else {"actor": caller.actor()}
+    content = _content(await read_body(request, FINANCE_COMMAND, tagged=True, known=known))
+    if not caller.sees(content["business_center_id"]):
+        raise permission_denied("this Business Center is not yours")
     row = await _decide(context, content)
     return JSONResponse(_outcome(row), 200 if row["status"] == "accepted" else 422)
 

@@ -10,6 +10,7 @@ import asyncpg
 from aiokafka import AIOKafkaProducer
 from fastapi import Depends, Request
 
+from services.api.access import Access
 from services.api.waiting import Watcher
 from shared.runtime.clock import Clock
 
@@ -19,8 +20,9 @@ READ_TIMEOUT_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The connections and the clock of this process."""
+    """The connections and the clock of this process, and whom it answers."""
 
+    access: Access
     pool: asyncpg.Pool
     producer: AIOKafkaProducer
     watcher: Watcher

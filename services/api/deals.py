@@ -11,11 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api
-from services.api.errors import ApiError, not_found
+from services.api.errors import ApiError, not_found, permission_denied
 from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, time
 from services.api.openapi import READ_PROBLEMS
+from services.api.tokens import Caller
 from shared.contracts.fields import Amount, Currency, Identifier
 from shared.rules.calendar import is_zone
 from shared.rules.incentives import Method, format_rate, parse_rate
@@ -112,6 +114,11 @@ class Deals(BaseModel):
     next: str | None
 
 
+# With the caller's scope as $1: are all ad accounts of the deal theirs?
+_IS_VISIBLE = """($1::text[] IS NULL OR NOT EXISTS (
+    SELECT FROM unnest(deals.ad_account_ids) AS of_deal (ad_account_id)
+    LEFT JOIN balance.ad_accounts a USING (ad_account_id) WHERE (a.business_center_id = ANY($1)) IS NOT TRUE))"""
+
 DEAL_TERMS: TypeAdapter[DealTerms] = TypeAdapter(DealTerms)
 _EXAMPLE = {
     "client": "Acme",
@@ -135,21 +142,26 @@ _EXAMPLE = {
         422: {"model": Problem, "description": "Unknown ad accounts, or of another currency"},
     },
 )
-async def put_deal(deal_id: PathId, request: Request, context: Api) -> JSONResponse:
-    """Register a deal (201), or replace and so re-rate it (200)."""
+async def put_deal(deal_id: PathId, request: Request, context: Api, caller: FinanceWriter) -> JSONResponse:
+    """Register a deal (201), or replace and so re-rate it (200). Its ad accounts are all the caller's."""
     terms = await read_body(request, DEAL_TERMS)
     async with context.transaction() as connection:
-        await _check_accounts(connection, terms)
-        row = await _store(connection, deal_id, terms, context)
+        await _check_accounts(connection, caller, terms)
+        row = await _store(connection, caller, deal_id, terms, context)
+        if row is None:
+            raise permission_denied("the deal of this id has ad accounts that are not yours")
     return JSONResponse(_deal(row), 201 if row["is_new"] else 200)
 
 
 @router.get("/v1/deals", response_model=Deals, summary="List deals")
-async def list_deals(context: Api, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
-    """A page of deals, by id."""
+async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
+    """A page of the deals of which all ad accounts are the caller's, by id."""
     async with context.snapshot() as connection:
         rows = await connection.fetch(
-            "SELECT * FROM incentives.deals WHERE id > $1 ORDER BY id LIMIT $2", after or "", limit + 1
+            f"SELECT * FROM incentives.deals WHERE {_IS_VISIBLE} AND id > $2 ORDER BY id LIMIT $3",  # noqa: S608
+            caller.scope,
+            after or "",
+            limit + 1,
         )
     return {
         "deals": [_deal(row) for row in rows[:limit]],
@@ -158,29 +170,34 @@ async def list_deals(context: Api, limit: Limit = 100, after: AfterId = None) ->
 
 
 @router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored")
-async def get_deal(deal_id: PathId, context: Api) -> dict[str, Any]:
+async def get_deal(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
     """One deal."""
     async with context.snapshot() as connection:
-        return _deal(await read_deal(connection, deal_id))
+        return _deal(await read_deal(connection, caller, deal_id))
 
 
-async def read_deal(connection: asyncpg.Connection, deal_id: str) -> asyncpg.Record:
-    """The deal's row. Raises ApiError (404) when there is none."""
-    row = await connection.fetchrow("SELECT * FROM incentives.deals WHERE id = $1", deal_id)
+async def read_deal(connection: asyncpg.Connection, caller: Caller, deal_id: str) -> asyncpg.Record:
+    """The deal's row. Raises ApiError (404) when there is none, or it is not the caller's."""
+    row = await connection.fetchrow(
+        f"SELECT * FROM incentives.deals WHERE {_IS_VISIBLE} AND id = $2",  # noqa: S608
+        caller.scope,
+        deal_id,
+    )
     if row is None:
         raise not_found("deal")
     return row
 
 
-async def _check_accounts(connection: asyncpg.Connection, terms: DealTerms) -> None:
+async def _check_accounts(connection: asyncpg.Connection, caller: Caller, terms: DealTerms) -> None:
     """Raises ApiError (422): an account that is not there, or one whose Business Center has another currency."""
     rows = await connection.fetch(
         """
         SELECT a.ad_account_id, b.currency
         FROM balance.ad_accounts a JOIN balance.business_centers b USING (business_center_id)
-        WHERE a.ad_account_id = ANY($1)
+        WHERE a.ad_account_id = ANY($1) AND ($2::text[] IS NULL OR business_center_id = ANY($2))
         """,
         terms.ad_account_ids,
+        caller.scope,
     )
     currencies = {row["ad_account_id"]: row["currency"] for row in rows}
     for ad_account_id in terms.ad_account_ids:
@@ -192,18 +209,23 @@ async def _check_accounts(connection: asyncpg.Connection, terms: DealTerms) -> N
             raise ApiError(422, "currency_mismatch", message)
 
 
-async def _store(connection: asyncpg.Connection, deal_id: str, terms: DealTerms, context: Api) -> asyncpg.Record:
+async def _store(
+    connection: asyncpg.Connection, caller: Caller, deal_id: str, terms: DealTerms, context: Api
+) -> asyncpg.Record | None:
+    """The deal's row, or None: there is a deal of this id, and it is not the caller's."""
     return await connection.fetchrow(
-        """
+        f"""
         INSERT INTO incentives.deals (id, client, ad_account_ids, starts_on, ends_on, time_zone, currency, method,
                                       slabs, registered_at, updated_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
+        VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
         ON CONFLICT (id) DO UPDATE SET
             client = excluded.client, ad_account_ids = excluded.ad_account_ids, starts_on = excluded.starts_on,
             ends_on = excluded.ends_on, time_zone = excluded.time_zone, currency = excluded.currency,
             method = excluded.method, slabs = excluded.slabs, updated_at = excluded.updated_at
+            WHERE {_IS_VISIBLE}
         RETURNING *, xmax = 0 AS is_new
-        """,
+        """,  # noqa: S608
+        caller.scope,
         deal_id,
         terms.client,
         list(dict.fromkeys(terms.ad_account_ids)),

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,6 +25,12 @@ summary { cursor: pointer }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
+@router.get("/openapi.json")
+def openapi(request: Request) -> JSONResponse:
+    """OpenAPI 3.1."""
+    return JSONResponse(request.app.openapi())
+
+
 @router.get("/docs")
 def docs(request: Request) -> HTMLResponse:
     """Every call with its parameters, bodies, answers and examples, from `/openapi.json`."""
@@ -40,6 +46,8 @@ def render(document: dict[str, Any]) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f"<body><h1>{title}</h1><p>{escape(document['info'].get('summary', ''))}. "
         '<a href="/openapi.json">OpenAPI</a> · <a href="/asyncapi.json">AsyncAPI: the Kafka topics</a></p>'
+        "<p>Calls below <code>/v1</code> want a token (<code>Authorization: Bearer …</code>) unless that is off. "
+        "What a token may not see is answered as what is not there.</p>"
         f"{body}</body></html>"
     )
 

@@ -38,9 +38,9 @@ _STATUSES = {
 class ApiError(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.headers = status, code, message, headers
 
 
 def not_found(what: str) -> ApiError:
@@ -51,6 +51,11 @@ def not_found(what: str) -> ApiError:
 def invalid(message: str) -> ApiError:
     """400: what was sent is not what this call takes."""
     return ApiError(400, "invalid", message)
+
+
+def permission_denied(message: str) -> ApiError:
+    """403: whoever asks may not."""
+    return ApiError(403, "permission_denied", message)
 
 
 def unavailable(what: str) -> ApiError:
@@ -97,7 +102,7 @@ def _answer(status: int, code: str, message: str, headers: Mapping[str, str] | N
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _answer(error.status, error.code, error.message)
+    return _answer(error.status, error.code, error.message, error.headers)
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

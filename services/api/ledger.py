@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 from fastapi import APIRouter, Query
 
+from services.api.access import FinanceReader
 from services.api.context import Api
 from services.api.errors import invalid
 from services.api.models import Entries, Limit, money, time
@@ -40,11 +41,12 @@ router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is looked for. None: anything."""
+    """What is looked for. None: anything. `scope`: the Business Centers of who asks."""
 
     business_center_id: str | None
     ad_account_id: str | None
     source: UUID | None
+    scope: list[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,20 @@ class Cursor:
 @router.get("/v1/ledger", response_model=Entries, summary="Entries of the ledger")
 async def get_ledger(
     context: Api,
+    caller: FinanceReader,
     business_center_id: Filter = None,
     ad_account_id: Filter = None,
     source_event_id: Source = None,
     after: After = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
-    """Entries by shard and position. A page may be shorter than `limit`: `next` says whether there is more."""
+    """Entries of the caller's Business Centers, by shard and position.
+
+    A page may be shorter than `limit`: `next` says whether there is more.
+    """
     cursor = _parse_cursor(after)
-    search = Search(business_center_id, ad_account_id, UUID(source_event_id) if source_event_id else None)
+    source = UUID(source_event_id) if source_event_id else None
+    search = Search(business_center_id, ad_account_id, source, caller.scope)
     async with context.snapshot() as connection:
         spans = await _spans(connection, search, context.shards)
         clipped = [part for span in spans if (part := cursor.clip(span))]
@@ -128,7 +135,8 @@ async def _search_span(connection: asyncpg.Connection, search: Search, span: Spa
           AND ($4::text IS NULL OR business_center_id = $4)
           AND ($5::text IS NULL OR ad_account_id = $5)
           AND ($6::uuid IS NULL OR source_event_id = $6)
-        ORDER BY position LIMIT $7
+          AND ($7::text[] IS NULL OR business_center_id = ANY($7))
+        ORDER BY position LIMIT $8
         """,
         span.shard,
         span.first,
@@ -136,6 +144,7 @@ async def _search_span(connection: asyncpg.Connection, search: Search, span: Spa
         search.business_center_id,
         search.ad_account_id,
         search.source,
+        search.scope,
         limit,
     )
     return rows
@@ -156,6 +165,8 @@ async def _spans(connection: asyncpg.Connection, search: Search, shards: int) ->
         if account is None:
             return []
         return await _spans_of_entity(connection, account["shard"], account["business_center_id"], search.ad_account_id)
+    if search.scope is not None:
+        return await _spans_of_scope(connection, search.scope, shards)
     rows = await connection.fetch("SELECT shard, position FROM ledger.shards ORDER BY shard")
     return [Span(row["shard"], 1, row["position"]) for row in rows]
 
@@ -186,6 +197,15 @@ async def _spans_of_entity(
     return spans
 
 
+async def _spans_of_scope(connection: asyncpg.Connection, scope: list[str], shards: int) -> list[Span]:
+    """The blocks of each of these Business Centers; several of a shard may share some."""
+    spans: set[Span] = set()
+    for business_center_id in scope:
+        shard = murmur2_partition(business_center_id.encode(), shards)
+        spans.update(await _spans_of_entity(connection, shard, business_center_id, ""))
+    return _in_order(spans)
+
+
 async def _spans_of_source(connection: asyncpg.Connection, source: UUID) -> list[Span]:
     """The entries that a command or event caused: they stand together, in its shard."""
     commands = await connection.fetch(
@@ -204,6 +224,10 @@ async def _spans_of_source(connection: asyncpg.Connection, source: UUID) -> list
         source,
     )
     spans = {Span(row["shard"], row["first_position"], row["position"]) for row in [*commands, *events]}
+    return _in_order(spans)
+
+
+def _in_order(spans: set[Span]) -> list[Span]:
     return sorted(spans, key=lambda span: (span.shard, span.first))
 
 

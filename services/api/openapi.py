@@ -11,8 +11,16 @@ from services.api.models import Problem
 
 READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A bad parameter"},
-    404: {"model": Problem, "description": "There is no such thing"},
+    404: {"model": Problem, "description": "There is no such thing, or it is not yours"},
     503: {"model": Problem, "description": "The database is away: ask again"},
+}
+
+
+# Of every call that wants a token.
+ACCESS_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "No token, or one that is no good"},
+    403: {"model": Problem, "description": "The token does not allow it"},
+    429: {"model": Problem, "description": "Too many requests: ask again after `Retry-After` seconds"},
 }
 
 

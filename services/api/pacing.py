@@ -8,6 +8,7 @@ import asyncpg
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from services.api.access import FinanceReader
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.deals import read_deal
@@ -77,10 +78,10 @@ class Pacing(BaseModel):
 
 
 @router.get("/v1/deals/{deal_id}/pacing", response_model=Pacing, summary="How far a deal has got")
-async def get_pacing(deal_id: PathId, context: Api) -> dict[str, Any]:
+async def get_pacing(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
     """Cash spend so far, the tier and rate it reached, what that unlocks line by line, and the forecast."""
     async with context.snapshot() as connection:
-        deal = await read_deal(connection, deal_id)
+        deal = await read_deal(connection, caller, deal_id)
         checkpoints = await _checkpoints(connection, deal["ad_account_ids"])
         days = zone(deal["time_zone"])
         period = Period(deal["starts_on"].toordinal(), deal["ends_on"].toordinal())

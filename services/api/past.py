@@ -20,6 +20,7 @@ from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.errors import invalid, not_found, unavailable
 from services.api.models import microseconds, time
 from services.api.policies import DEFAULT_POLICY
+from services.api.tokens import Caller
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
 
@@ -73,35 +74,35 @@ class Moment:
         }
 
 
-async def find_business_center(connection: asyncpg.Connection, business_center_id: str) -> Entity:
+async def find_business_center(connection: asyncpg.Connection, caller: Caller, business_center_id: str) -> Entity:
     """Raises ApiError (404) for a Business Center that is not there."""
     row = await connection.fetchrow(
         "SELECT business_center_id, '' AS ad_account_id, shard, time_zone, opened_at FROM balance.business_centers "
         "WHERE business_center_id = $1",
         business_center_id,
     )
-    if row is None:
+    if row is None or not caller.sees(business_center_id):
         raise not_found("Business Center")
     return Entity(**row)
 
 
-async def find_ad_account(connection: asyncpg.Connection, ad_account_id: str) -> Entity:
+async def find_ad_account(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Entity:
     """Raises ApiError (404) for an ad account that is not there."""
     row = await connection.fetchrow(
         "SELECT business_center_id, ad_account_id, shard, time_zone, opened_at FROM balance.ad_accounts "
         "WHERE ad_account_id = $1",
         ad_account_id,
     )
-    if row is None:
+    if row is None or not caller.sees(row["business_center_id"]):
         raise not_found("ad account")
     return Entity(**row)
 
 
-Find = Callable[[asyncpg.Connection, str], Awaitable[Entity]]
+Find = Callable[[asyncpg.Connection, Caller, str], Awaitable[Entity]]
 Read = Callable[[asyncpg.Connection, Entity, Moment], Awaitable[T]]
 
 
-async def read_at(context: Context, at: str, find: Find, id_: str, read: Read[T]) -> T:
+async def read_at(context: Context, caller: Caller, at: str, find: Find, id_: str, read: Read[T]) -> T:
     """What `read` finds at that time, in one snapshot of the database.
 
     Waits until the balance read model has got to the moment's position: its index of blocks must be complete.
@@ -116,7 +117,7 @@ async def read_at(context: Context, at: str, find: Find, id_: str, read: Read[T]
         async with asyncio.timeout(READ_TIMEOUT_SECONDS):
             while True:
                 async with context.snapshot() as connection:
-                    entity = await find(connection, id_)
+                    entity = await find(connection, caller, id_)
                     folded = await _folded(connection, context, entity, at_us)
                     moment = await _moment(connection, entity.shard, at_us)
                     if moment.position <= folded:

@@ -8,11 +8,13 @@ import asyncpg
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api, Context
 from services.api.errors import invalid, not_found
 from services.api.models import Instant, Limit, time
 from services.api.openapi import READ_PROBLEMS
+from services.api.tokens import Caller
 from shared.runtime.kafka import murmur2_partition
 
 Reason = Literal[
@@ -86,16 +88,20 @@ REPLAY_REQUEST: TypeAdapter[ReplayRequest] = TypeAdapter(ReplayRequest)
 @router.get("/v1/quarantine", response_model=QuarantinedRecords, summary="List quarantined records")
 async def list_quarantine(
     context: Api,
+    caller: FinanceReader,
     reason: Annotated[Reason | None, Query()] = None,
     after: Annotated[str | None, Query(description="The `next` of the page before")] = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
-    """Records by shard and sequence. A page may be shorter than `limit`: `next` says whether there is more."""
+    """Records by shard and sequence: those that name one of the caller's Business Centers, or all to who has all.
+
+    A page may be shorter than `limit`: `next` says whether there is more.
+    """
     start = _parse_id(after or "0-0")
     if start is None:
         raise invalid("after should be the `next` of another page")
     async with context.snapshot() as connection:
-        rows = await _page(connection, start, reason, limit + 1)
+        rows = await _page(connection, caller, start, reason, limit + 1)
     page = rows[: _fitting(rows[:limit])]
     return {
         "entries": [_answer(row) for row in page],
@@ -110,22 +116,22 @@ async def list_quarantine(
     summary="Send several records back",
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
-async def replay_several(request: Request, context: Api) -> dict[str, int]:
+async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, int]:
     """Send records back to their shard: these ids, or all of a reason that were not replayed yet."""
     wanted = await read_body(request, REPLAY_REQUEST)
     async with context.transaction() as connection:
         if wanted.ids is not None:
-            return await _replay(context, connection, await _by_ids(connection, wanted.ids))
-        return await _replay(context, connection, await _by_reason(connection, wanted.reason))
+            return await _replay(context, connection, await _by_ids(connection, caller, wanted.ids))
+        return await _replay(context, connection, await _by_reason(connection, caller, wanted.reason))
 
 
 @router.post(
     "/v1/quarantine/{record_id}/replay", status_code=202, response_model=Replayed, summary="Send one record back"
 )
-async def replay_one(record_id: str, context: Api) -> dict[str, int]:
+async def replay_one(record_id: str, context: Api, caller: FinanceWriter) -> dict[str, int]:
     """Send a record back to its shard, as it came."""
     async with context.transaction() as connection:
-        return await _replay(context, connection, await _by_ids(connection, [record_id]))
+        return await _replay(context, connection, await _by_ids(connection, caller, [record_id]))
 
 
 def _parse_id(text: str) -> tuple[int, int] | None:
@@ -141,7 +147,7 @@ def _id(row: asyncpg.Record) -> str:
 
 
 async def _page(
-    connection: asyncpg.Connection, start: tuple[int, int], reason: str | None, limit: int
+    connection: asyncpg.Connection, caller: Caller, start: tuple[int, int], reason: str | None, limit: int
 ) -> list[asyncpg.Record]:
     """Rows beyond `start`; `bytes` is the running total of raw bytes, and rows beyond a page's worth have no raw."""
     rows: list[asyncpg.Record] = await connection.fetch(
@@ -149,6 +155,7 @@ async def _page(
         WITH page AS (
             SELECT * FROM ledger.quarantine
             WHERE (shard, sequence) > ($1, $2) AND ($3::text IS NULL OR reason = $3)
+              AND ($6::text[] IS NULL OR business_center_id = ANY($6))
             ORDER BY shard, sequence LIMIT $4
         ), sized AS (
             SELECT shard, sequence, sum(coalesce(octet_length(raw), 0)) OVER (ORDER BY shard, sequence) AS bytes
@@ -164,6 +171,7 @@ async def _page(
         reason,
         limit,
         PAGE_BYTES,
+        caller.scope,
     )
     return rows
 
@@ -185,8 +193,8 @@ def _answer(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
-async def _by_ids(connection: asyncpg.Connection, ids: list[str]) -> list[asyncpg.Record]:
-    """The rows of these ids. Raises ApiError (404) when one is unknown: then nothing is replayed."""
+async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: list[str]) -> list[asyncpg.Record]:
+    """The rows of these ids. Raises ApiError (404) when one is unknown, or not the caller's: then none is replayed."""
     parsed = [_parse_id(id_) for id_ in dict.fromkeys(ids)]
     known = [id_ for id_ in parsed if id_ is not None]
     rows: list[asyncpg.Record] = await connection.fetch(
@@ -197,19 +205,21 @@ async def _by_ids(connection: asyncpg.Connection, ids: list[str]) -> list[asyncp
         [shard for shard, _ in known],
         [sequence for _, sequence in known],
     )
-    if len(rows) < len(set(parsed)):
+    if len(rows) < len(set(parsed)) or not all(caller.sees(row["business_center_id"]) for row in rows):
         raise not_found("quarantined record" if len(ids) == 1 else "quarantined record as one of these ids")
     return rows
 
 
-async def _by_reason(connection: asyncpg.Connection, reason: str | None) -> list[asyncpg.Record]:
+async def _by_reason(connection: asyncpg.Connection, caller: Caller, reason: str | None) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record] = await connection.fetch(
         """
         SELECT shard, sequence, business_center_id FROM ledger.quarantine q
         WHERE reason = $1 AND NOT EXISTS (
             SELECT FROM ledger.quarantine_replays r WHERE r.shard = q.shard AND r.sequence = q.sequence)
+          AND ($2::text[] IS NULL OR business_center_id = ANY($2))
         """,
         reason,
+        caller.scope,
     )
     return rows
 

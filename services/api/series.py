@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from services.api import ad_accounts, business_centers
+from services.api.access import FinanceReader
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.deals import Day
@@ -120,7 +121,9 @@ class _Days:
     summary="A Business Center day by day: closing balance and spend",
     responses=_example(_BUSINESS_CENTER_EXAMPLE),
 )
-async def get_business_center_series(business_center_id: PathId, context: Api, from_: From, to: To) -> dict[str, Any]:
+async def get_business_center_series(
+    business_center_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
+) -> dict[str, Any]:
     """One row a day of the Business Center's time zone.
 
     `balance` is the closing balance: what had been recorded by the day's end. `spend` goes by the spend's own day
@@ -129,7 +132,7 @@ async def get_business_center_series(business_center_id: PathId, context: Api, f
     """
     days = _parse_days(from_, to)
     async with context.snapshot() as connection:
-        entity = await find_business_center(connection, business_center_id)
+        entity = await find_business_center(connection, caller, business_center_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _business_center_balance)
     return {
@@ -146,7 +149,9 @@ async def get_business_center_series(business_center_id: PathId, context: Api, f
     summary="An ad account day by day: closing balance and spend",
     responses=_example(_AD_ACCOUNT_EXAMPLE),
 )
-async def get_ad_account_series(ad_account_id: PathId, context: Api, from_: From, to: To) -> dict[str, Any]:
+async def get_ad_account_series(
+    ad_account_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
+) -> dict[str, Any]:
     """One row a day of the ad account's time zone.
 
     `balance` is the closing balance: what had been recorded by the day's end. `spend` goes by the spend's own day
@@ -155,7 +160,7 @@ async def get_ad_account_series(ad_account_id: PathId, context: Api, from_: From
     """
     days = _parse_days(from_, to)
     async with context.snapshot() as connection:
-        entity = await find_ad_account(connection, ad_account_id)
+        entity = await find_ad_account(connection, caller, ad_account_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _ad_account_balance)
     return {

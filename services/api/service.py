@@ -11,6 +11,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.api.access import Access
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.waiting import ROLE, Watcher
@@ -41,13 +42,14 @@ async def run(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[Context]:
     """The connections of this process, closed at the end."""
+    access = Access(settings)
     await ensure_topics(settings)
     async with contextlib.AsyncExitStack() as stack:
         pool = await create_pool(settings, ROLE, application_name="drawdown api", min_size=2, max_size=8)
         stack.push_async_callback(_close, pool)
         producer = await create_producer(settings, request_timeout_ms=PRODUCER_TIMEOUT_MS)
         stack.push_async_callback(producer.stop)
-        yield Context(pool, producer, Watcher(settings, pool), Clock(settings), settings.shards)
+        yield Context(access, pool, producer, Watcher(settings, pool), Clock(settings), settings.shards)
 
 
 async def _serve(settings: Settings, context: Context) -> None:

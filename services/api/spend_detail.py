@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from services.api.access import FinanceReader
 from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.deals import Day, read_deal
@@ -115,6 +116,7 @@ async def get_spend_detail(
     deal_id: PathId,
     request: Request,
     context: Api,
+    caller: FinanceReader,
     from_: From = None,
     to: To = None,
     after: After = None,
@@ -130,7 +132,7 @@ async def get_spend_detail(
     as_csv = format == "csv" or (format is None and _prefers_csv(request.headers.get("accept", "")))
     page = _parse_page(after, limit, as_csv=as_csv)
     async with context.snapshot() as connection:
-        deal = await read_deal(connection, deal_id)
+        deal = await read_deal(connection, caller, deal_id)
         shards = await connection.fetch(
             "SELECT DISTINCT shard FROM balance.ad_accounts WHERE ad_account_id = ANY($1)", deal["ad_account_ids"]
         )

@@ -7,14 +7,18 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from services.api.access import Access
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.documentation import render
+from shared.runtime.settings import Settings
 
 
 @pytest.fixture
 def app() -> Any:
-    return create_app(cast("Context", None))  # The page asks no server.
+    asks_no_server = cast("Any", None)
+    access = Access(Settings(api_authentication="off"))
+    return create_app(Context(access, asks_no_server, asks_no_server, asks_no_server, asks_no_server, shards=4))
 
 
 @pytest.fixture
