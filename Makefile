@@ -4,13 +4,22 @@
 #   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: its times as they are)
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
-#   make up | down                the same system in containers
+#   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
+#   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
 
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR := $(or $(DRAWDOWN_DATA_DIR),.drawdown)
-COMPOSE := docker compose --file deploy/compose.yaml
+
+# SECURITY=off and POSTGRES_TLS=on: see the files. Secrets belong to whoever runs make.
+COMPOSE := docker compose --file deploy/compose.yaml \
+	$(if $(filter off,$(SECURITY)),--file deploy/compose.security-off.yaml) \
+	$(if $(filter on,$(POSTGRES_TLS)),--file deploy/compose.postgres-tls.yaml) \
+	$(if $(filter off,$(TRAFFIC)),,--profile traffic)
+HTTP_PORT := $(or $(DRAWDOWN_HTTP_PORT),8080)
+KAFKA_PORT := $(or $(DRAWDOWN_KAFKA_PORT),9092)
+export DRAWDOWN_USER := $(shell id -u):$(shell id -g)
 
 # The first Python that is new enough; PYTHON=… overrides.
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
@@ -25,7 +34,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test lint bench bench-memory up down clean
+.PHONY: help install install-dev lock run test lint bench bench-memory up down logs token clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,11 +88,26 @@ bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
 up:
-	$(COMPOSE) $(if $(filter off,$(TRAFFIC)),,--profile traffic) up --build --detach --wait
+	@mkdir -p deploy/secrets && chmod 700 deploy/secrets
+	@$(COMPOSE) build
+	@$(COMPOSE) run --rm credentials
+	@$(COMPOSE) up --detach --wait --remove-orphans
+	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: Kafka has no TLS and asks nobody who they are, nor does the API'
+	@echo 'API     http://localhost:$(HTTP_PORT)/docs, with a token from: make token'
+	@echo 'Kafka   localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords in deploy/secrets/kafka, deploy/secrets/tls/ca.pem'
+	@echo 'spend   make logs shows it flow, and the first pause'
+	@echo 'end     make down keeps the ledger; the next make up goes on from it'
 
-# Every profile, so that nothing of it stays. The volumes do: the next `make up` goes on from the same ledger.
+logs:
+	@$(COMPOSE) logs --no-log-prefix --tail 20 --follow $(or $(SERVICE),traffic)
+
+# The volumes stay: the next `make up` goes on from the same ledger.
 down:
-	$(COMPOSE) --profile '*' down --remove-orphans
+	@$(COMPOSE) --profile '*' down --remove-orphans
+
+# A bearer token for the API of `make up`, good for an hour: make token SUBJECT=ann ROLE=finance_manager BC=acme
+token:
+	@$(COMPOSE) run --rm token --subject '$(or $(SUBJECT),admin)' --role '$(or $(ROLE),admin)' --business-center '$(or $(BC),*)'
 
 # Started by root, the embedded PostgreSQL may live outside the data directory; a link leads there.
 clean:
