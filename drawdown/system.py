@@ -49,7 +49,7 @@ async def prepare(settings: Settings) -> None:
 
     Raises:
         TopicsDoNotFitError: a topic is not as the ledger needs it.
-        ValueError: the ledger has another number of shards.
+        CannotGoOnError: the ledger has another number of shards, or somebody holds what a migration needs.
 
     """
     await migrate(settings)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import structlog
 
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import AWAY, connection_options, refusals_explained, where
 from shared.runtime.retries import with_retries
 from shared.runtime.roles import allow_logins, make_roles
@@ -30,10 +31,6 @@ _BLOCKING = """
 """
 
 
-class MigrationError(ValueError):
-    """The database cannot be migrated as things are. The message says what to do."""
-
-
 async def migrate(settings: Settings) -> list[str]:
     """Apply what is missing and make the roles and shards; answer the names of the migrations applied.
 
@@ -41,7 +38,7 @@ async def migrate(settings: Settings) -> list[str]:
 
     Raises:
         asyncpg.PostgresError: a statement failed; nothing was applied.
-        MigrationError: a session holds what a migration needs, or the ledger has other shards than asked for.
+        CannotGoOnError: a session holds what a migration needs, or the ledger has other shards than asked for.
         BadSettingError: the server refuses us; the database has had migrations that this version does not know.
 
     """
@@ -53,7 +50,7 @@ async def migrate(settings: Settings) -> list[str]:
             try:
                 return await _migrate(connection, settings)
             except asyncpg.LockNotAvailableError as error:
-                raise MigrationError(
+                raise CannotGoOnError(
                     f"the migration gave up after {LOCK_TIMEOUT_SECONDS:.0f} s, nothing was changed: another session"
                     f" holds what it needs ({'; '.join(sorted(blockers)) or 'gone by now'}): end it and migrate again"
                 ) from error
@@ -107,7 +104,7 @@ async def _recorded(connection: asyncpg.Connection) -> dict[str, str | None]:
 async def _make_shards(connection: asyncpg.Connection, shards: int) -> None:
     existing = await connection.fetchval("SELECT count(*) FROM ledger.shards")
     if existing not in (0, shards):
-        raise MigrationError(
+        raise CannotGoOnError(
             f"this ledger has {existing} shards, DRAWDOWN_SHARDS says {shards}: the number of shards is fixed "
             f"when a ledger begins, set DRAWDOWN_SHARDS={existing}"
         )

@@ -27,6 +27,15 @@ GRANT SELECT, INSERT, DELETE ON ledger.forwarded TO drawdown_allocation;
 GRANT SELECT, INSERT, UPDATE ON ledger.snapshots, ledger.checkpoints TO drawdown_allocation;
 GRANT EXECUTE ON FUNCTION ledger.moment, ledger.move_lease, ledger.close_batch TO drawdown_allocation;
 
+-- Ends what is left of an owner that does not renew, as before, but only sessions of the same login: to call a session
+-- by the writer's name is open to everybody.
+CREATE OR REPLACE FUNCTION ledger.end_sessions(owner text) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = session_user AND pid <> pg_backend_pid()
+        AND application_name LIKE 'drawdown allocation %' AND right(application_name, 8) = right(owner, 8)
+$$;
+
 -- What every follower may: read the entries and move its checkpoint. Each is a member, and may write its own read model.
 GRANT USAGE ON SCHEMA ledger TO drawdown_follower;
 GRANT SELECT ON ledger.entries, ledger.shards TO drawdown_follower;
