@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from shared.runtime.settings import Settings
 
 _TIMEOUT_SECONDS = 30.0
 _COMMAND_ATTEMPTS = 10
@@ -35,12 +37,29 @@ class Figures:
         return dict(sums)
 
 
+class ApiToken(httpx.Auth):
+    """Shows the API the token that the settings name, if any; a file is read each time, for tokens are replaced."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """Add the token to a request. Raises OSError: its file is gone."""
+        token, file = self._settings.api_token, self._settings.api_token_file
+        if token is None and file is not None:
+            token = file.read_text().strip()
+        if token is not None:
+            request.headers["Authorization"] = f"Bearer {token}"
+        yield request
+
+
 class FrontDoor:
     """A client of the API and of the services' metrics."""
 
-    def __init__(self, urls: Mapping[str, str]) -> None:
-        """Take the URLs of the services by name; `api` is the API's."""
+    def __init__(self, urls: Mapping[str, str], token: httpx.Auth | None = None) -> None:
+        """Take the URLs of the services by name, `api` is the API's, and what the API is shown."""
         self._urls = dict(urls)
+        self._token = token or httpx.Auth()  # Which shows nothing.
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False)
 
     async def __aenter__(self) -> Self:
@@ -63,8 +82,9 @@ class FrontDoor:
         """
         for attempt in range(1, _COMMAND_ATTEMPTS + 1):
             try:
-                response = await self._client.post(f"{self._urls['api']}/v1/commands", json=dict(command))
-                if response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                url = f"{self._urls['api']}/v1/commands"
+                response = await self._client.post(url, json=dict(command), auth=self._token)
+                if not (response.is_server_error or response.status_code == httpx.codes.TOO_MANY_REQUESTS):
                     return dict(response.json())
                 response.raise_for_status()
             except httpx.HTTPError:
@@ -76,7 +96,7 @@ class FrontDoor:
     async def read(self, path: str) -> dict[str, Any] | None:
         """GET a path of the API; None when there is no such thing, or no answer just now."""
         try:
-            response = await self._client.get(f"{self._urls['api']}{path}")
+            response = await self._client.get(f"{self._urls['api']}{path}", auth=self._token)
         except httpx.HTTPError:
             return None
         return dict(response.json()) if response.status_code == httpx.codes.OK else None

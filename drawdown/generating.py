@@ -6,7 +6,7 @@ import time
 import structlog
 
 from drawdown.deliveries import Deliveries
-from drawdown.front_door import FrontDoor
+from drawdown.front_door import ApiToken, FrontDoor
 from drawdown.traffic import Traffic
 from shared.runtime.health import serve_health
 from shared.runtime.settings import Settings
@@ -29,7 +29,7 @@ async def generate(settings: Settings, *, rate: int) -> None:
     deliveries = Deliveries()
     say = structlog.get_logger().info
     url = f"http://{settings.http_client_host}:{settings.http_port}"
-    async with FrontDoor({"api": url}) as door, asyncio.TaskGroup() as tasks:
+    async with FrontDoor({"api": url}, ApiToken(settings)) as door, asyncio.TaskGroup() as tasks:
         traffic = Traffic(settings, door, deliveries, rate=rate, say=say)
         await serve_health(
             settings.health_port, lambda: (traffic.sent > 0, f"{traffic.sent} sent"), settings.health_host

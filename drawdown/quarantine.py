@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from drawdown.front_door import ApiToken
 from shared.runtime.settings import Settings
 
 _PAGE = 1000
@@ -54,7 +55,7 @@ async def replay_records(settings: Settings, ids: list[str], reason: str | None)
 
 def _client(settings: Settings) -> httpx.AsyncClient:
     url = f"http://{settings.http_client_host}:{settings.http_port}"
-    return httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+    return httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS, trust_env=False, auth=ApiToken(settings))
 
 
 def _answer(response: httpx.Response) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def run_until_signalled(name: str, service: Service) -> NoReturn:
     configure_logging(settings, name)
     Clock(settings).announce()
     log = structlog.get_logger()
+    for what in switched_off(settings):
+        log.warning("SECURITY IS OFF", what=what)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_signalled(service, settings))
@@ -57,6 +59,19 @@ def run_until_signalled(name: str, service: Service) -> NoReturn:
         raise SystemExit(1) from None
     log.info("the service has ended")
     raise SystemExit(0)
+
+
+def switched_off(settings: Settings) -> list[str]:
+    """What of security is off, a line each."""
+    lines = []
+    if not settings.api_wants_tokens:
+        lines.append("the API answers everybody, without tokens (DRAWDOWN_API_AUTHENTICATION)")
+    if settings.kafka_security != "sasl_ssl":
+        lacks = {"ssl": "passwords", "sasl_plaintext": "TLS", "plaintext": "TLS and passwords"}
+        lines.append(f"Kafka without {lacks[settings.kafka_security]} (DRAWDOWN_KAFKA_SECURITY)")
+    if settings.database_tls == "off":
+        lines.append("PostgreSQL without TLS (DRAWDOWN_DATABASE_TLS)")
+    return lines
 
 
 async def _until_signalled(service: Service, settings: Settings) -> None:

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from drawdown import spend_sending
 from drawdown.deliveries import Deliveries
-from drawdown.front_door import FrontDoor
+from drawdown.front_door import ApiToken, FrontDoor
 from drawdown.screen import Observer, Screen
+from drawdown.serving import switched_off
 from drawdown.system import System
 from drawdown.traffic import CAST, Traffic
 from services.allocation.service import read_policy
+from services.api.access import Access
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
 from shared.runtime.processes import start_guardian
@@ -53,7 +55,7 @@ async def supervise(settings: Settings, options: Options) -> int:
         EmbeddedServerError: a server or service does not start.
         AlreadyRunningError: another run has the data directory.
         UnreadableFileError: the file of spend holds none.
-        BadSettingError: the policy file holds no policy.
+        BadSettingError: the policy file holds no policy, or there are no keys for the tokens that are wanted.
 
     """
     read_policy(settings.policy_file)
@@ -71,6 +73,7 @@ class _Run:
         self._deliveries = Deliveries()
         self._screen = Screen(self._deliveries, on_gone=lambda: self._ask(signal.SIGHUP))
         self._system = System(settings, say=self._screen.say)
+        Access(self._system.settings)
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
 
@@ -113,12 +116,14 @@ class _Run:
         if settings.clock_offset_seconds:
             now = Clock(settings).now().isoformat(timespec="seconds")
             self._screen.say(f"THE CLOCK IS MOVED by {settings.clock_offset_seconds} s: it is {now} here")
+        for what in switched_off(settings):
+            self._screen.say(f"SECURITY IS OFF: {what}")
         await self._system.start()
         self._screen.where = _where(self._system)
 
     async def _go_on(self) -> None:
         urls = {name: service.url for name, service in self._system.services.items()}
-        async with FrontDoor(urls) as door:
+        async with FrontDoor(urls, ApiToken(self._system.settings)) as door:
             observer = Observer(door, self._deliveries)
             watching = asyncio.create_task(self._system.watch())
             background = [
@@ -201,7 +206,7 @@ def _where(system: System) -> list[str]:
     return [
         f"API {system.url}   docs {system.url}/docs   OpenAPI {system.url}/openapi.json   metrics {system.url}/metrics",
         f"Kafka {settings.kafka_bootstrap_servers}   PostgreSQL {_without_password(settings.database_url)}",
-        "This machine only: no TLS, and the API asks nobody who they are. Ctrl-C drains and stops.",
+        "Ctrl-C drains and stops.",
     ]
 
 
