@@ -9,6 +9,7 @@ PAUSES = Counter("drawdown_pauses", "Pause causes added", ["cause"])
 RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
 QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
 LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"])
+LAG_SECONDS = Gauge("drawdown_lag_seconds", "How long the oldest record not yet decided has waited here", ["shard"])
 GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
 BATCH_RECORDS = Histogram(

@@ -11,6 +11,7 @@ import os
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -19,24 +20,30 @@ import structlog
 
 from services.allocation import state
 from services.allocation.kafka import open_consumer
+from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.outcomes import publish_outcomes
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stale_owners, owned, release, withdraw
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
-from shared.runtime.health import serve_health
+from shared.runtime.contact import LOST_SECONDS, keep_in_touch_with_broker
+from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import BadSettingError, Settings
+from shared.runtime.stopping import farewell
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
 
 ROLE = "drawdown_allocation"
 HEARTBEAT_SECONDS = 0.25
-STOP_SECONDS = 8.0
+# Of the ten seconds that a process has to end: for batches under way and the release of their shards, then for the
+# tasks whose connections were closed.
+FINISH_SECONDS = 6.0
+CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
 CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
@@ -57,23 +64,35 @@ async def run(settings: Settings) -> None:
     """Write shards until cancelled. Raises what must end the process."""
     # The state lives as long as the process, and batches hold no cycles. Looking for some cost 5 % of `make bench`.
     gc.set_threshold(1_000_000, 50, 100)
-    tries = 0
-    while True:
-        allocation = Allocation(settings)
-        try:
-            await allocation.run()
-        except LOST as error:
-            tries = 0 if allocation.has_written else tries + 1
-            if tries >= MOST_FRUITLESS_TRIES:
-                raise
-            log.warning("the database was lost: starting again", error=f"{type(error).__name__}: {error}")
+    async with serving_health(settings) as health:
+        tries = 0
+        while True:
+            allocation = Allocation(settings, health)
+            try:
+                await allocation.run()
+            except LOST as error:
+                if _is_asked_to_end():
+                    raise asyncio.CancelledError from error
+                tries = 0 if allocation.has_written else tries + 1
+                if tries >= MOST_FRUITLESS_TRIES:
+                    raise
+                log.warning("the database was lost: starting again", error=f"{type(error).__name__}: {error}")
+
+
+def _is_asked_to_end() -> bool:
+    """Whether a cancellation came, even if an error of the database has taken its place meanwhile."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Allocation:
     """One allocation process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
+        self._database = health.contact("the database")
+        self._broker = health.contact("the broker")
+        health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
         self._clock = Clock(settings)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -83,24 +102,27 @@ class Allocation:
         self._outcomes_written = asyncio.Event()
         self._has_written = False
         self._incarnation = ""
+        self._lags: dict[int, ShardLag] = {}
+        self._connections: set[asyncpg.Connection] = set()
+        # How many shards nobody else is due to write; unknown before the first heartbeat.
+        self._due: int | None = None
 
     async def run(self) -> None:
         """Take part until cancelled; then give up the shards in good order."""
         async with AsyncExitStack() as stack:
-            server = await serve_health(self._settings.health_port, self._readiness, self._settings.health_host)
-            if server is not None:
-                stack.callback(server.close)
             keeper = await self._connect(stack, "lease")
             await self._record_policy(keeper)
             await ensure_topics(self._settings)
             self._incarnation = await incarnation(self._settings, *CONSUMED)
             producer = await create_producer(self._settings, linger_ms=0)
-            stack.push_async_callback(producer.stop)
+            stack.push_async_callback(lambda: farewell(producer.stop()))
             publishing = await self._connect(stack, "outcomes", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
             aides = {
                 asyncio.create_task(publish_outcomes(publishing, producer, self._shards, self._outcomes_written)),
                 asyncio.create_task(self._watch_kafka()),
+                asyncio.create_task(watch_lag(self._workers, self._lags)),
+                asyncio.create_task(keep_in_touch_with_broker(self._broker, producer)),
             }
             try:
                 await self._keep_shards(keeper, aides)
@@ -115,7 +137,20 @@ class Allocation:
         return self._has_written
 
     def _readiness(self) -> tuple[bool, str]:
-        return bool(self._workers), f"shards {sorted(self._workers)}"
+        if self._due is None:
+            return False, "has not yet taken part in sharing out the shards"
+        loading = sorted(self._tasks.keys() - self._workers.keys())
+        if loading:
+            return False, f"loading the shards {loading}"
+        stuck = sorted(shard for shard, lag in self._lags.items() if lag.is_stuck(monotonic()))
+        if stuck:
+            return False, f"records wait and none is decided in the shards {stuck}"
+        if len(self._workers) < self._due:
+            return False, f"waiting for {self._due - len(self._workers)} shards whose last owner has not let go yet"
+        if not self._workers:
+            return True, "standing by: other processes write every shard"
+        waiting = sum(lag.records for lag in self._lags.values())
+        return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait"
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
         worker = self._workers.get(int(shard))
@@ -124,12 +159,17 @@ class Allocation:
 
     async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
         connection = await connect(self._settings, ROLE, f"drawdown allocation {what} {self._owner[-8:]}")
-        stack.push_async_callback(connection.close, timeout=5)
+        self._connections.add(connection)
+        stack.push_async_callback(self._close, connection)
         if plain:
             await plain_types(connection)
             # Look-ups by id must use their index from the first batch on, before statistics know the tables.
             await connection.execute("SET enable_seqscan = off; SET jit = off")
         return connection
+
+    async def _close(self, connection: asyncpg.Connection) -> None:
+        self._connections.discard(connection)
+        await farewell(connection.close())
 
     async def _record_policy(self, connection: asyncpg.Connection) -> None:
         content = self._policy.content()
@@ -146,12 +186,15 @@ class Allocation:
     async def _keep_shards(self, keeper: asyncpg.Connection, aides: set[asyncio.Task[None]]) -> None:
         """Renew the leases, take free shards, give up those that are others' due. Raises what ends an aide."""
         while True:
-            alive = await announce(keeper, self._owner)
-            mine = await owned(keeper, self._owner)
+            async with asyncio.timeout(LOST_SECONDS):
+                alive = await announce(keeper, self._owner)
+                mine = await owned(keeper, self._owner)
+            self._database.answered()
             for shard, worker in self._workers.items():
                 if mine.get(shard) != worker.lease.epoch:
                     self._tasks[shard].cancel()
             fair = -(-self._settings.shards // max(1, alive))
+            self._due = max(0, self._settings.shards - fair * (alive - 1))
             if len(self._workers) > fair:
                 self._workers[max(self._workers)].stop()
             elif len(self._tasks) < fair:
@@ -190,7 +233,7 @@ class Allocation:
             reading = await self._connect(stack, f"reads {lease.shard}")
             writing = await self._connect(stack, f"writes {lease.shard}")
             consumer = await open_consumer(self._settings, lease, self._incarnation)
-            stack.push_async_callback(consumer.stop)
+            stack.push_async_callback(lambda: farewell(consumer.stop()))
             rules = await state.load(reading, lease, self._policy, self._settings.deduplication_days)
             gc.freeze()
             worker = Worker(
@@ -226,17 +269,37 @@ class Allocation:
                 log.warning("shard lost", shard=shard, error=str(lost))
 
     async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
-        """Finish what is under way, release the shards and be counted no more."""
+        """Finish what is under way, release the shards and be counted no more; cut off what a server holds up."""
         for shard, task in self._tasks.items():
             worker = self._workers.get(shard)
             if worker is not None:
                 worker.stop()
             else:
                 task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=STOP_SECONDS)
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                await self._release_all(keeper)
+        except TimeoutError:
+            log.warning("shards not given up in order: their batches are undone", shards=sorted(self._tasks))
+            await self._cut_off()
+
+    async def _release_all(self, keeper: asyncpg.Connection) -> None:
+        """Release each shard as soon as its worker has ended. Raises what ended one badly, once all are released."""
+        failure: Exception | None = None
+        while self._tasks:
+            await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await self._reap(keeper)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        await withdraw(keeper, self._owner)
+
+    async def _cut_off(self) -> None:
+        for connection in self._connections:
+            connection.terminate()
         for task in self._tasks.values():
             task.cancel()
-        if not keeper.is_closed():
-            await self._reap(keeper)
-            await withdraw(keeper, self._owner)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=CUT_OFF_SECONDS)

@@ -75,6 +75,13 @@ class Worker:
         """Records wait in the table of forwarded ones."""
         self._wake.set()
 
+    async def ends(self) -> tuple[int, ...]:
+        """Where the topics of spends and of commands end now, as far as the broker counts."""
+        partitions = (self._spends, self._commands)
+        ends = await self._consumer.end_offsets(partitions)
+        # The embedded broker counts up to the start of its last batch; a fetch may know better.
+        return tuple(max(ends[partition], self._consumer.highwater(partition) or 0) for partition in partitions)
+
     def stop(self) -> None:
         """Finish what is under way, keep the state, and end."""
         self._stopping = True

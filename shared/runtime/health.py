@@ -27,17 +27,15 @@ class Health:
 
     def __init__(self) -> None:
         self.work: Readiness = lambda: (False, "starting")
-        self._contacts: list[Contact] = []
+        self._contacts: dict[str, Contact] = {}
 
     def contact(self, server: str) -> Contact:
         """Say from now on when this server, named as a person would, is away."""
-        contact = Contact(server)
-        self._contacts.append(contact)
-        return contact
+        return self._contacts.setdefault(server, Contact(server))
 
     def readiness(self) -> tuple[bool, str]:
         """Whether it is ready, and a sentence about it."""
-        problems = [contact.problem for contact in self._contacts if contact.problem]
+        problems = [contact.problem for contact in self._contacts.values() if contact.problem]
         return (False, "; ".join(problems)) if problems else self.work()
 
 
