@@ -19,6 +19,7 @@ COMPOSE := docker compose --file deploy/compose.yaml \
 	$(if $(filter off,$(TRAFFIC)),,--profile traffic)
 HTTP_PORT := $(or $(DRAWDOWN_HTTP_PORT),8080)
 KAFKA_PORT := $(or $(DRAWDOWN_KAFKA_PORT),9092)
+export DRAWDOWN_SECRETS_DIR := $(abspath $(or $(DRAWDOWN_SECRETS_DIR),deploy/secrets))
 export DRAWDOWN_USER := $(shell id -u):$(shell id -g)
 
 # The first Python that is new enough; PYTHON=… overrides.
@@ -88,13 +89,13 @@ bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
 up:
-	@mkdir -p deploy/secrets && chmod 700 deploy/secrets
+	@mkdir -p '$(DRAWDOWN_SECRETS_DIR)' && chmod 700 '$(DRAWDOWN_SECRETS_DIR)'
 	@$(COMPOSE) build
 	@$(COMPOSE) run --rm credentials
 	@$(COMPOSE) up --detach --wait --remove-orphans
 	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: Kafka has no TLS and asks nobody who they are, nor does the API'
 	@echo 'API     http://localhost:$(HTTP_PORT)/docs, with a token from: make token'
-	@echo 'Kafka   localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords in deploy/secrets/kafka, deploy/secrets/tls/ca.pem'
+	@echo 'Kafka   localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
 	@echo 'spend   make logs shows it flow, and the first pause'
 	@echo 'end     make down keeps the ledger; the next make up goes on from it'
 

@@ -23,20 +23,18 @@ async def generate(settings: Settings, *, rate: int) -> None:
     Raises:
         OSError: the health port is taken.
         httpx.HTTPError: the API does not answer.
-        KafkaError: the broker does not take what is sent.
+        BadSettingError, CannotGoOnError: the broker does not let us in, or does not answer.
 
     """
     deliveries = Deliveries()
     say = structlog.get_logger().info
     url = f"http://{settings.http_client_host}:{settings.http_port}"
-    async with FrontDoor({"api": url}, ApiToken(settings)) as door, asyncio.TaskGroup() as tasks:
+    async with FrontDoor({"api": url}, ApiToken(settings)) as door:
         traffic = Traffic(settings, door, deliveries, rate=rate, say=say)
         await serve_health(
             settings.health_port, lambda: (traffic.sent > 0, f"{traffic.sent} sent"), settings.health_host
         )
-        tasks.create_task(traffic.run())
-        tasks.create_task(deliveries.follow(settings))
-        tasks.create_task(_report(traffic, deliveries))
+        await asyncio.gather(traffic.run(), deliveries.follow(settings), _report(traffic, deliveries))
 
 
 async def _report(traffic: Traffic, deliveries: Deliveries) -> None:
