@@ -2,18 +2,17 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import structlog
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from services.api.access import Access
 from services.api.app import create_app
 from services.api.context import Context
+from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol
 from services.api.waiting import ROLE, Watcher
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import create_producer
@@ -24,6 +23,8 @@ from shared.runtime.topics import ensure_topics
 GRACE_SECONDS = 12  # Longer than a command may take.
 # A command that the broker does not take soon is refused; it must not be delivered much later.
 PRODUCER_TIMEOUT_MS = 5000
+# Beyond what a request waits for: for statements whose cancellation never got through.
+STATEMENT_TIMEOUT_SECONDS = 20
 
 
 async def run(settings: Settings) -> None:
@@ -45,7 +46,14 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
     access = Access(settings)
     await ensure_topics(settings)
     async with contextlib.AsyncExitStack() as stack:
-        pool = await create_pool(settings, ROLE, application_name="drawdown api", min_size=2, max_size=8)
+        pool = await create_pool(
+            settings,
+            ROLE,
+            application_name="drawdown api",
+            min_size=2,
+            max_size=8,
+            statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
+        )
         stack.push_async_callback(_close, pool)
         producer = await create_producer(settings, request_timeout_ms=PRODUCER_TIMEOUT_MS)
         stack.push_async_callback(producer.stop)
@@ -57,8 +65,13 @@ async def _serve(settings: Settings, context: Context) -> None:
         create_app(context),
         log_config=None,
         access_log=False,
-        http=_Protocol,
+        http=BoundedProtocol,
+        h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
+        ws="none",
         lifespan="off",
+        # The rate goes by the address that connects, not by the one that a header claims.
+        proxy_headers=False,
+        server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = _Server(config)
@@ -79,13 +92,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class _Protocol(H11Protocol):
-    """Answers what is not HTTP as every other error is answered."""
-
-    def send_400_response(self, msg: str) -> None:
-        super().send_400_response(json.dumps({"code": "invalid", "message": msg}))
 
 
 def _listening(host: str, port: int) -> socket.socket:

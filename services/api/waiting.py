@@ -25,8 +25,14 @@ POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
 
 # What asyncpg raises when the database is away for now, or went away in between: an internal error it is when
-# the server's farewell arrives just as a statement is sent.
-DATABASE_AWAY = (*AWAY, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresConnectionError)
+# the server's farewell arrives just as a statement is sent. One that it gave up took too long.
+DATABASE_AWAY = (
+    *AWAY,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.QueryCanceledError,
+)
 
 
 @dataclass(eq=False, slots=True)

@@ -26,7 +26,13 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 async def create_pool(
-    settings: Settings, role: str, *, application_name: str, min_size: int = 1, max_size: int = 8
+    settings: Settings,
+    role: str,
+    *,
+    application_name: str,
+    min_size: int = 1,
+    max_size: int = 8,
+    statement_timeout_seconds: int = 0,
 ) -> asyncpg.Pool:
     """Open a pool whose connections act as `role`, in UTC, on a database of the schema that this version knows.
 
@@ -38,6 +44,7 @@ async def create_pool(
         application_name: as `pg_stat_activity` shows it.
         min_size: connections opened at once.
         max_size: connections at most.
+        statement_timeout_seconds: after which the server gives a statement up; 0: it may take as long as it needs.
 
     Raises:
         BadSettingError: the server refuses us, or is not to be trusted; the schema is another.
@@ -51,7 +58,10 @@ async def create_pool(
                 min_size=min_size,
                 max_size=max_size,
                 init=require_known_schema,
-                server_settings=_server_settings(role, application_name),
+                server_settings={
+                    **_server_settings(role, application_name),
+                    "statement_timeout": f"{statement_timeout_seconds}s",
+                },
             )
 
     return await with_retries(attempt, what=where(settings), errors=AWAY)
