@@ -1,4 +1,7 @@
-"""Fixtures: a PostgreSQL and a whole system for the session, a database and a broker for a test."""
+"""Fixtures: a PostgreSQL and a whole system for the session, a database and a broker for a test.
+
+`--servers` says on which servers; a test that says nothing runs on both kinds.
+"""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -6,17 +9,75 @@ from pathlib import Path
 
 import pytest
 
-from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
+from tests import servers
+from tests.containers import ContainerServers, problem_of_docker
 from tests.servers import (
+    Broker,
+    Postgres,
     RunningSystem,
-    embedded_settings,
-    free_ports,
     fresh_database,
     reachable_directory,
     running_system,
+    settings_with,
 )
+
+UNIT_TESTS = Path(__file__).parent / "unit"
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--servers",
+        choices=("embedded", "containers"),
+        default="embedded",
+        help="which servers the tests use; in containers only the tests that use any are run",
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("servers") == "embedded" or session.config.getoption("collectonly"):
+        return
+    problem = problem_of_docker()
+    if problem:
+        pytest.exit(f"no Docker daemon answers, so there are no containers: {problem}", returncode=1)
+    servers.choose(ContainerServers())
+
+
+def pytest_unconfigure() -> None:
+    servers.chosen.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this run's servers are not for, and count it."""
+    reasons = [_why_not(item, config.getoption("servers")) for item in items]
+    config.stash[LEFT_OUT] = {why: reasons.count(why) for why in dict.fromkeys(reasons) if why}
+    config.hook.pytest_deselected(items=[item for item, why in zip(items, reasons, strict=True) if why])
+    items[:] = [item for item, why in zip(items, reasons, strict=True) if not why]
+
+
+def _why_not(item: pytest.Item, kind: str) -> str:
+    if kind == "embedded":
+        return "need containers" if item.get_closest_marker("containers") else ""
+    if item.get_closest_marker("embedded"):
+        return "are about the embedded servers"
+    if item.path.is_relative_to(UNIT_TESTS):
+        return "use no servers"
+    return ""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """That all chosen tests were left out is no failure."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash.get(LEFT_OUT, {}):
+        session.exitstatus = pytest.ExitCode.OK
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = [f"{count} {why}" for why, count in config.stash.get(LEFT_OUT, {}).items()]
+    also = f"; left out: {', '.join(left_out)}" if left_out else ""
+    terminalreporter.write_line(f"servers: {servers.chosen.name}{also}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,10 +88,10 @@ def no_settings_from_outside() -> None:
 
 
 @pytest.fixture(scope="session")
-async def postgres() -> AsyncIterator[EmbeddedPostgres]:
+async def postgres() -> AsyncIterator[Postgres]:
     """A running PostgreSQL; `.url` is its superuser's URL."""
     with reachable_directory() as directory:
-        server = EmbeddedPostgres(directory, free_ports(1))
+        server = servers.chosen.postgres(directory)
         await server.start()
         yield server
         await server.stop()
@@ -44,7 +105,7 @@ def reachable_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def empty_database_url(postgres: Postgres) -> AsyncIterator[str]:
     """A new and empty database."""
     async with fresh_database(postgres.url) as url:
         yield url
@@ -58,20 +119,16 @@ async def database_url(empty_database_url: str) -> str:
 
 
 @pytest.fixture
-async def kafka(tmp_path: Path) -> AsyncIterator[EmbeddedKafka]:
-    """A new and empty broker; `.url` is its bootstrap server."""
-    broker = EmbeddedKafka(tmp_path, free_ports(1))
-    await broker.start()
-    yield broker
-    await broker.stop()
+async def kafka(tmp_path: Path) -> AsyncIterator[Broker]:
+    """An empty broker; `.url` is its bootstrap server."""
+    async with servers.chosen.broker(tmp_path) as broker:
+        yield broker
 
 
 @pytest.fixture
-def settings(database_url: str, kafka: EmbeddedKafka, tmp_path: Path) -> Settings:
+def settings(database_url: str, kafka: Broker, tmp_path: Path) -> Settings:
     """Settings of a process that uses a database and a broker of this test's own. The topics do not exist yet."""
-    return embedded_settings(
-        tmp_path, database_url=database_url, kafka_bootstrap_servers=kafka.url, kafka_idempotence=False
-    )
+    return settings_with(database_url, kafka, tmp_path)
 
 
 @pytest.fixture(scope="session")

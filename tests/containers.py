@@ -1,40 +1,61 @@
 """Apache Kafka and PostgreSQL in containers: the servers of production."""
 
+import asyncio
 import contextlib
 import gc
+import os
+import socket
 import warnings
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
+import asyncpg
 import docker
-import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from testcontainers.community.postgres import PostgresContainer
+from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+from tests.servers import free_ports, fresh_database
 
 POSTGRES_IMAGE = "postgres:18"
 KAFKA_IMAGE = "apache/kafka:4.3.1"
 
 _CLIENT_PORT = 9092
+_POSTGRES_PORT = 5432
 _START_SECONDS = 120
-_SCRIPT = "/tmp/start.sh"
+_CLEAR_SECONDS = 30.0
+_POLL_SECONDS = 0.02
 _LISTENERS = {"CLIENT": f"0.0.0.0:{_CLIENT_PORT}", "BROKER": "localhost:9093", "CONTROLLER": "localhost:9094"}
+# Names the process of the tests that a container is for.
+_LABEL = "drawdown.tests"
+_OWNER = f"{socket.gethostname()}:{os.getpid()}"
+# More than the default of 100: systems that run at the same time share a server.
+_MAX_CONNECTIONS = 300
+
+# The ports of this machine, a look ten times a second, and no further image that only cleans up.
+testcontainers_config.connection_mode_override = ConnectionMode.docker_host
+testcontainers_config.sleep_time = 0.1
+testcontainers_config.ryuk_disabled = True
 
 
 class KafkaContainer(DockerContainer):
     """One node of Apache Kafka, broker and controller at once.
 
-    Clients have to be told the port that Docker chose, which is known only when the container runs. So it waits for a
-    script that says it and then starts Kafka.
+    Its port on this machine is chosen beforehand: clients have to be told it, and it stays the same after a restart.
     """
 
     def __init__(self) -> None:
-        super().__init__(KAFKA_IMAGE)
-        self.with_exposed_ports(_CLIENT_PORT)
+        super().__init__(KAFKA_IMAGE, labels={_LABEL: _OWNER})
+        self.port = free_ports(1)
+        self.with_bind_ports(_CLIENT_PORT, self.port)
         self.with_envs(
             KAFKA_NODE_ID="1",
             KAFKA_PROCESS_ROLES="broker,controller",
             KAFKA_LISTENERS=",".join(f"{name}://{address}" for name, address in _LISTENERS.items()),
+            KAFKA_ADVERTISED_LISTENERS=f"CLIENT://{self.bootstrap_servers},BROKER://{_LISTENERS['BROKER']}",
             KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=",".join(f"{name}:PLAINTEXT" for name in _LISTENERS),
             KAFKA_INTER_BROKER_LISTENER_NAME="BROKER",
             KAFKA_CONTROLLER_LISTENER_NAMES="CONTROLLER",
@@ -47,47 +68,166 @@ class KafkaContainer(DockerContainer):
             KAFKA_AUTO_CREATE_TOPICS_ENABLE="false",
             KAFKA_HEAP_OPTS="-Xmx512m",
         )
-        self.with_command(["sh", "-c", f"while [ ! -s {_SCRIPT} ]; do sleep 0.1; done; . {_SCRIPT}"])
+        self.waiting_for(LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(_START_SECONDS))
 
     @property
     def bootstrap_servers(self) -> str:
         """Where clients on this machine find it."""
-        return f"{self.get_container_host_ip()}:{self.get_exposed_port(_CLIENT_PORT)}"
-
-    def start(self) -> Self:
-        """Start it; return when it serves."""
-        super().start()
-        advertised = f"CLIENT://{self.bootstrap_servers},BROKER://{_LISTENERS['BROKER']}"
-        script = f"export KAFKA_ADVERTISED_LISTENERS={advertised}\nexec /etc/kafka/docker/run\n"
-        self.copy_into_container(script.encode(), _SCRIPT)
-        started = LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(_START_SECONDS)
-        started.wait_until_ready(self)
-        return self
+        return f"127.0.0.1:{self.port}"
 
 
-@contextlib.contextmanager
-def containers() -> Iterator[tuple[str, str]]:
-    """Both servers; yields the bootstrap server and the database's URL. Skips the test where Docker gives none."""
-    with contextlib.ExitStack() as stack:
+class ContainerBroker:
+    """A broker of one test or system at a time."""
+
+    def __init__(self, container: KafkaContainer) -> None:
+        self.container = container
+        self.runs = True
+
+    @property
+    def url(self) -> str:
+        """Its bootstrap server."""
+        return self.container.bootstrap_servers
+
+    async def stop(self) -> None:
+        """Stop it for good."""
+        self.runs = False
+        await asyncio.to_thread(self.container.get_wrapped_container().stop)
+
+    async def clear(self) -> None:
+        """Delete all topics; return when none is left."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.url)
+        await admin.start()
         try:
-            _check_that_docker_answers()
-            kafka = stack.enter_context(KafkaContainer())
-            postgres = stack.enter_context(PostgresContainer(POSTGRES_IMAGE, driver=None))
-        except docker.errors.DockerException as error:
-            pytest.skip(f"no containers here: {error}")
-        yield kafka.bootstrap_servers, postgres.get_connection_url()
+            async with asyncio.timeout(_CLEAR_SECONDS):
+                while topics := [topic for topic in await admin.list_topics() if not topic.startswith("__")]:
+                    await admin.delete_topics(topics)
+                    await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            await admin.close()
 
 
-def _check_that_docker_answers() -> None:
-    """Raise where it does not. The client leaves its socket to the collector then: collect it, without a warning."""
-    problem = _problem_of_docker()
+class ContainerPostgres:
+    """A PostgreSQL that can be stopped and started again, at the same port and with its data."""
+
+    def __init__(self) -> None:
+        self.port = free_ports(1)
+        self.container = PostgresContainer(POSTGRES_IMAGE, driver=None, labels={_LABEL: _OWNER})
+        self.container.with_bind_ports(_POSTGRES_PORT, self.port)
+        self.container.with_command(["-c", f"max_connections={_MAX_CONNECTIONS}"])
+        self._is_new = True
+
+    @property
+    def url(self) -> str:
+        """Where to connect, as the superuser."""
+        container = self.container
+        return f"postgresql://{container.username}:{container.password}@127.0.0.1:{self.port}/{container.dbname}"
+
+    async def start(self) -> None:
+        """Start it; return when it answers."""
+        if self._is_new:
+            self._is_new = False
+            await asyncio.to_thread(self.container.start)
+            return
+        await asyncio.to_thread(self.container.get_wrapped_container().start)
+        async with asyncio.timeout(_START_SECONDS):
+            while not await self._answers():  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def stop(self) -> None:
+        """Stop it; return when it has gone."""
+        await asyncio.to_thread(self.container.get_wrapped_container().stop)
+
+    async def _answers(self) -> bool:
+        try:
+            connection = await asyncpg.connect(self.url)
+        except (OSError, asyncpg.PostgresError):
+            return False
+        await connection.close()
+        return True
+
+
+class ContainerServers:
+    """Apache Kafka and PostgreSQL in containers, removed at the end of the run.
+
+    A broker takes seconds to start and its topics have fixed names, so one that has been given back is cleared and
+    serves the next. Databases have names of their own: one PostgreSQL has them all.
+    """
+
+    name = f"{KAFKA_IMAGE} and {POSTGRES_IMAGE} in containers"
+    producers_can_be_idempotent = True
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._idle: list[ContainerBroker] = []
+        self._shared: ContainerPostgres | None = None
+        _remove_what_killed_runs_left()
+
+    def close(self) -> None:
+        """Remove all containers."""
+        self._stack.close()
+
+    def postgres(self, _directory: Path) -> ContainerPostgres:
+        """A PostgreSQL of its own, not started yet."""
+        postgres = ContainerPostgres()
+        self._stack.callback(postgres.container.stop)
+        return postgres
+
+    @contextlib.asynccontextmanager
+    async def broker(self, _directory: Path) -> AsyncIterator[ContainerBroker]:
+        """A broker without topics, nobody else's meanwhile."""
+        broker = self._idle.pop() if self._idle else await self._new_broker()
+        try:
+            yield broker
+        finally:
+            if broker.runs:
+                await broker.clear()
+                self._idle.append(broker)
+
+    async def _new_broker(self) -> ContainerBroker:
+        container = KafkaContainer()
+        self._stack.callback(container.stop)
+        await asyncio.to_thread(container.start)
+        return ContainerBroker(container)
+
+    @contextlib.asynccontextmanager
+    async def of_a_system(self, directory: Path) -> AsyncIterator[dict[str, Any]]:
+        """The settings that name the servers of a system: a broker and a database of its own."""
+        if self._shared is None:
+            self._shared = self.postgres(directory)
+            await self._shared.start()
+        async with self.broker(directory) as broker, fresh_database(self._shared.url) as database_url:
+            yield {"kafka_bootstrap_servers": broker.url, "database_url": database_url}
+
+
+def _remove_what_killed_runs_left() -> None:
+    host, _, _ = _OWNER.partition(":")
+    with contextlib.closing(docker.from_env()) as client:
+        for container in client.containers.list(all=True, filters={"label": _LABEL}):
+            owner_host, _, pid = container.labels[_LABEL].partition(":")
+            if owner_host == host and not _is_running(int(pid)):
+                container.remove(force=True, v=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def problem_of_docker() -> str | None:
+    """Why no Docker daemon can be used, or None where one answers."""
+    problem = _ask_docker()
+    # The client that failed leaves its socket to the collector: collect it, without a warning.
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()
-    if problem:
-        raise docker.errors.DockerException(problem)
+    return problem
 
 
-def _problem_of_docker() -> str | None:
+def _ask_docker() -> str | None:
     try:
         with contextlib.closing(docker.from_env()) as client:
             client.ping()

@@ -1,4 +1,7 @@
-"""Servers and whole systems for tests: each with ports and a data directory of its own."""
+"""Servers and whole systems for tests: each with ports and a data directory of its own.
+
+The same tests run on the embedded servers and on those of production in containers: `chosen` are those of this run.
+"""
 
 import contextlib
 import itertools
@@ -9,16 +12,104 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import httpx
 
 from drawdown.serving import SERVICES
 from drawdown.system import System
+from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.settings import Settings
 
 _numbers = itertools.count(1)
+
+
+class Postgres(Protocol):
+    """A PostgreSQL that a test may stop and start again."""
+
+    @property
+    def url(self) -> str:
+        """Where to connect, as the superuser."""
+
+    async def start(self) -> None:
+        """Start it; return when it answers."""
+
+    async def stop(self) -> None:
+        """Stop it; return when it has gone."""
+
+
+class Broker(Protocol):
+    """A broker that a test may stop."""
+
+    @property
+    def url(self) -> str:
+        """Its bootstrap server."""
+
+    async def stop(self) -> None:
+        """Stop it for good."""
+
+
+class Servers(Protocol):
+    """One kind of servers."""
+
+    @property
+    def name(self) -> str:
+        """What the summary of a run calls them."""
+
+    @property
+    def producers_can_be_idempotent(self) -> bool:
+        """Whether the broker knows idempotent producers."""
+
+    def postgres(self, directory: Path, /) -> Postgres:
+        """A PostgreSQL of its own, not started yet; its files may lie in the directory."""
+
+    def broker(self, directory: Path, /) -> contextlib.AbstractAsyncContextManager[Broker]:
+        """A broker without topics, nobody else's meanwhile; its files may lie in the directory."""
+
+    def of_a_system(self, directory: Path, /) -> contextlib.AbstractAsyncContextManager[dict[str, Any]]:
+        """The settings that name the servers of a system; none where it starts embedded ones itself."""
+
+    def close(self) -> None:
+        """End what still runs."""
+
+
+class EmbeddedServers:
+    """Those of `make run`."""
+
+    name = "embedded"
+    producers_can_be_idempotent = False
+
+    def postgres(self, directory: Path) -> EmbeddedPostgres:
+        """A PostgreSQL with its files in the directory, not started yet."""
+        return EmbeddedPostgres(directory, free_ports(1))
+
+    @contextlib.asynccontextmanager
+    async def broker(self, directory: Path) -> AsyncIterator[EmbeddedKafka]:
+        """A new and empty broker."""
+        broker = EmbeddedKafka(directory, free_ports(1))
+        await broker.start()
+        try:
+            yield broker
+        finally:
+            await broker.stop()
+
+    @contextlib.asynccontextmanager
+    async def of_a_system(self, _directory: Path) -> AsyncIterator[dict[str, Any]]:
+        """None: a system starts its own."""
+        yield {}
+
+    def close(self) -> None:
+        """Nothing: whoever started one has stopped it."""
+
+
+chosen: Servers = EmbeddedServers()
+
+
+def choose(servers: Servers) -> None:
+    """Let the tests of this run use other servers."""
+    global chosen
+    chosen = servers
 
 
 def free_ports(count: int) -> int:
@@ -45,6 +136,17 @@ def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
         **overrides,
     }
     return Settings(**values)
+
+
+def settings_with(database_url: str, broker: Broker, data_dir: Path, **overrides: Any) -> Settings:
+    """Settings of a process that uses a database and a broker which run already."""
+    return embedded_settings(
+        data_dir,
+        database_url=database_url,
+        kafka_bootstrap_servers=broker.url,
+        kafka_idempotence=chosen.producers_can_be_idempotent,
+        **overrides,
+    )
 
 
 @contextlib.contextmanager
@@ -120,11 +222,15 @@ async def running_system(
 
     """
     with reachable_directory() as directory:
-        system = RunningSystem(
-            embedded_settings(directory, **settings), environment=environment, services=services, say=print
-        )
-        try:
-            await system.start()
-            yield system
-        finally:
-            await system.stop()
+        async with chosen.of_a_system(directory) as servers:
+            system = RunningSystem(
+                embedded_settings(directory, **{**servers, **settings}),
+                environment=environment,
+                services=services,
+                say=print,
+            )
+            try:
+                await system.start()
+                yield system
+            finally:
+                await system.stop()

@@ -17,11 +17,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.service import connected
-from shared.runtime.embedded import EmbeddedKafka
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
-from tests.servers import embedded_settings, free_ports, fresh_database
+from tests import servers
+from tests.servers import Broker, fresh_database, settings_with
 
 SHARDS = 4
 RECORDED_AT = "2026-03-12T10:00:00Z"
@@ -40,7 +40,7 @@ class Api:
     context: Context
     database: asyncpg.Connection
     settings: Settings
-    broker: EmbeddedKafka
+    broker: Broker
 
     async def get(self, path: str, status: int = 200, **query: Any) -> dict[str, Any]:
         """GET with the status that is expected."""
@@ -83,27 +83,15 @@ def _literal(value: Any) -> str:
 @contextlib.asynccontextmanager
 async def running_api(server_url: str, directory: Path, **overrides: Any) -> AsyncIterator[Api]:
     """The API's application in this process, without a socket; the connections are real."""
-    broker = EmbeddedKafka(directory, free_ports(1))
-    await broker.start()
-    try:
-        async with fresh_database(server_url) as url:
-            await migrate(Settings(database_url=url, shards=SHARDS))
-            settings = embedded_settings(
-                directory,
-                database_url=url,
-                kafka_bootstrap_servers=broker.url,
-                kafka_idempotence=False,
-                shards=SHARDS,
-                **overrides,
-            )
-            async with _serving(settings, broker) as api:
-                yield api
-    finally:
-        await broker.stop()
+    async with servers.chosen.broker(directory) as broker, fresh_database(server_url) as url:
+        await migrate(Settings(database_url=url, shards=SHARDS))
+        settings = settings_with(url, broker, directory, shards=SHARDS, **overrides)
+        async with _serving(settings, broker) as api:
+            yield api
 
 
 @contextlib.asynccontextmanager
-async def _serving(settings: Settings, broker: EmbeddedKafka) -> AsyncIterator[Api]:
+async def _serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
     database = await asyncpg.connect(settings.database_url)
     try:
         async with connected(settings) as context:

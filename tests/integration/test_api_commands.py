@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from services.api import commands
-from shared.runtime.embedded import EmbeddedPostgres
 from tests.integration.api import Api, allocation, command, running_api, shard_of
+from tests.servers import Postgres
 
 
 @pytest.fixture(scope="module")
-async def api(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
         yield running
 
@@ -108,7 +108,7 @@ async def test_a_command_that_timed_out_is_answered_when_asked_again(api: Api, m
 
 
 async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
-    postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
     async with running_api(postgres.url, tmp_path) as api:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from services.balance import service as balance
 from shared.ledger.follow import advance, follower_connection
 from shared.runtime.clock import Clock
-from shared.runtime.embedded import EmbeddedPostgres
 from tests.integration.api import Api, running_api
 from tests.integration.followers_ledger import NOON, Entry, Ledger, allow_erasing, erase, micros
 from tests.integration.test_followers_fold import ACCOUNTS, CAMPAIGNS, Writer, steps
+from tests.servers import Postgres
 
 TOKYO = ZoneInfo("Asia/Tokyo")
 CLOSED = (
@@ -93,7 +93,7 @@ class Past:
 
 
 @pytest.fixture(scope="module")
-async def past(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Past]:
+async def past(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Past]:
     now = Now()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Clock, "now_us", lambda _: now.us())

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.api import commands
-from shared.runtime.embedded import EmbeddedPostgres
 from tests.integration.api import Api, command, running_api
+from tests.servers import Postgres
 
 DEPOSIT = command("deposit_cash", "bc-1", amount="1")
 SLABS = [{"from": "0", "rate": "0.03"}]
@@ -28,7 +28,7 @@ IDENTIFIERS = ["a b", "", "a/b", "\x00", "é", "a" * 65, "a\n", "' OR 1=1 --", "
 
 
 @pytest.fixture(scope="module")
-async def api(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
         # Nobody decides here: what is a command is published, and answered with 504 at once.
         patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.2)

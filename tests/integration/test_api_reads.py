@@ -9,15 +9,15 @@ import pytest
 
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
-from shared.runtime.embedded import EmbeddedPostgres
 from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
+from tests.servers import Postgres
 
 UNIT = 1_000_000
 NOON = parse_time("2026-03-12T12:00:00Z")  # 21:00 of the same day in Tokyo
 
 
 @pytest.fixture(scope="module")
-async def api(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Clock, "now_us", lambda _: NOON)
         async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:

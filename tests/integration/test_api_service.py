@@ -12,13 +12,13 @@ from aiokafka import AIOKafkaConsumer
 
 from drawdown import quarantine
 from services.api.service import run
-from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
+from tests import servers
 from tests.integration.api import Api, command, running_api
-from tests.servers import embedded_settings, free_ports
+from tests.servers import Broker, Postgres, settings_with
 
 
 @contextlib.asynccontextmanager
@@ -109,15 +109,12 @@ async def test_requests_are_counted_by_route_and_status(settings: Settings) -> N
 
 
 async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again(
-    tmp_path: Path, kafka: EmbeddedKafka
+    reachable_path: Path, kafka: Broker
 ) -> None:
-    tmp_path.chmod(0o755)
-    database = EmbeddedPostgres(tmp_path, free_ports(1))
+    database = servers.chosen.postgres(reachable_path)
     await database.start()
     await migrate(Settings(database_url=database.url))
-    settings = embedded_settings(
-        tmp_path, database_url=database.url, kafka_bootstrap_servers=kafka.url, kafka_idempotence=False
-    )
+    settings = settings_with(database.url, kafka, reachable_path)
     try:
         async with serving(settings) as client:
             await database.stop()
@@ -155,7 +152,7 @@ async def _quarantine(api: Api, sequence: int) -> None:
 
 
 async def test_the_command_line_lists_and_replays(
-    postgres: EmbeddedPostgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running_api(postgres.url, tmp_path) as api, serving(api.settings):
         for sequence in range(1, 6):

@@ -9,9 +9,9 @@ import pytest
 
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
-from shared.runtime.embedded import EmbeddedPostgres
 from tests.integration.api import Api, running_api, shard_of
 from tests.integration.test_api_reads import UNIT, open_ad_account, open_business_center, terms
+from tests.servers import Postgres
 
 PATH = "/v1/deals/d/spend-detail"
 # 1 March in Tokyo begins at 15:00 UTC of 28 February.
@@ -29,7 +29,7 @@ CASH = [
 
 
 @pytest.fixture(scope="module")
-async def api(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Clock, "now_us", lambda _: parse_time("2026-03-12T12:00:00Z"))
         async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:

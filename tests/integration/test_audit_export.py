@@ -16,17 +16,16 @@ import pytest
 
 from services.auditor.cli import export, verify
 from services.auditor.exporting import Format, Selection
-from shared.runtime.embedded import EmbeddedPostgres
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import write_random_ledger
-from tests.servers import fresh_database
+from tests.servers import Postgres, fresh_database
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "auditing.md"
 
 
 @pytest.fixture(scope="module")
-async def settings(postgres: EmbeddedPostgres) -> AsyncIterator[Settings]:
+async def settings(postgres: Postgres) -> AsyncIterator[Settings]:
     """Settings of a database with a ledger."""
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))

@@ -20,11 +20,10 @@ from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import FIELDS
 from shared.ledger.follow import Follower
 from shared.ledger.merkle import CompactRange, leaf_hash
-from shared.runtime.embedded import EmbeddedPostgres
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import fold, write_random_ledger
-from tests.servers import fresh_database
+from tests.servers import Postgres, fresh_database
 
 EVERY_KIND = {
     *("voucher_debit", "ad_credit_debit", "cash_debit", "credit_debit", "business_center_draw", "overdelivery"),
@@ -45,7 +44,7 @@ NEXT_BATCH = """
 
 
 @pytest.fixture(scope="module")
-async def original(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def original(postgres: Postgres) -> AsyncIterator[str]:
     """A database with a folded ledger that nobody touched."""
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))
@@ -55,7 +54,7 @@ async def original(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def copied(original: str, postgres: EmbeddedPostgres, name: str) -> AsyncIterator[str]:
+async def copied(original: str, postgres: Postgres, name: str) -> AsyncIterator[str]:
     """A copy of a database."""
     admin = await asyncpg.connect(postgres.url)
     try:
@@ -67,7 +66,7 @@ async def copied(original: str, postgres: EmbeddedPostgres, name: str) -> AsyncI
 
 
 @pytest.fixture
-async def copy(original: str, postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def copy(original: str, postgres: Postgres) -> AsyncIterator[str]:
     """A copy of it, to tamper with."""
     async with copied(original, postgres, "tampered") as url:
         yield url
@@ -203,7 +202,7 @@ async def test_for_people_it_says_the_same_in_words(original: str, capsys: pytes
 
 
 async def test_followers_that_are_behind_are_compared_where_they_are(
-    postgres: EmbeddedPostgres, capsys: pytest.CaptureFixture[str]
+    postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))
@@ -492,7 +491,7 @@ READ_MODELS = {
 
 
 @pytest.fixture(scope="module")
-async def shared_copy(original: str, postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def shared_copy(original: str, postgres: Postgres) -> AsyncIterator[str]:
     """A copy whose read models are put right again after each test."""
     async with copied(original, postgres, "tampered_read_models") as url:
         yield url
@@ -607,7 +606,7 @@ async def test_a_ledger_written_anew_does_not_contain_the_roots_noted_earlier(
 
 
 async def test_without_the_database_it_says_so_in_one_line(
-    postgres: EmbeddedPostgres, capsys: pytest.CaptureFixture[str], empty_database_url: str, tmp_path: Path
+    postgres: Postgres, capsys: pytest.CaptureFixture[str], empty_database_url: str, tmp_path: Path
 ) -> None:
     nowhere = f"{postgres.url.rpartition('/')[0]}/nowhere"
     not_noted = tmp_path / "noted.json"

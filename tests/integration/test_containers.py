@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,22 +15,17 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from services.auditor.cli import verify
 from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, create_producer
-from tests.containers import containers
 from tests.servers import RunningSystem, running_system
+
+# The embedded broker knows neither idempotent producers nor what a topic is configured with.
+pytestmark = pytest.mark.containers
 
 CENTER = "on-containers"
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[tuple[str, str]]:
-    with containers() as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
-async def production(servers: tuple[str, str]) -> AsyncIterator[RunningSystem]:
-    bootstrap_servers, database_url = servers
-    async with running_system(kafka_bootstrap_servers=bootstrap_servers, database_url=database_url) as system:
+async def production() -> AsyncIterator[RunningSystem]:
+    async with running_system() as system:
         yield system
 
 

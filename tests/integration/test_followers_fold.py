@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from services.balance.service import fold as fold_balance
 from services.incentives.service import fold as fold_incentives
 from shared.ledger.follow import Range, follower_connection
-from shared.runtime.embedded import EmbeddedPostgres
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.followers_ledger import (
@@ -27,7 +26,7 @@ from tests.integration.followers_ledger import (
     read_models,
     read_rows,
 )
-from tests.servers import fresh_database
+from tests.servers import Postgres, fresh_database
 
 ACCOUNTS = {"acct-1": "bc-1", "acct-2": "bc-1", "acct-3": "bc-2"}
 CAMPAIGNS = ("cmp-1", "cmp-2")
@@ -182,7 +181,7 @@ class Writer:
 
 
 @pytest.fixture(scope="module")
-async def url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+async def url(postgres: Postgres) -> AsyncIterator[str]:
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=1))
         yield url

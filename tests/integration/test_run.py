@@ -22,6 +22,9 @@ from drawdown.system import environment_of
 from shared.runtime.settings import Settings
 from tests.servers import embedded_settings
 
+# What is started here is what `make run` starts.
+pytestmark = pytest.mark.embedded
+
 FIRST_PAUSE_SECONDS = 90
 END_SECONDS = 40
 
