@@ -31,7 +31,6 @@ Planned = tuple[Step | None, int]
 class Tally:
     """How often each step has killed its process, and which other ends there were."""
 
-    wanted: int
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     missed: Counter[tuple[str, str]] = field(default_factory=Counter)
     other_ends: list[str] = field(default_factory=list)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable
 from uuid import UUID
 
@@ -97,6 +98,17 @@ class Load:
         self._producer = await self._new_producer()
         self.generation += 1
         self.ends = {}
+
+    def sent(self) -> dict[str, int]:
+        """How much of what."""
+        journal = self.journal
+        types = Counter(published.event["type"] for published in journal.events.values())
+        return {
+            **types,
+            "records that cannot be charged": sum(journal.bad.values()),
+            "copies": sum(len(published.places) for published in journal.events.values()),
+            "commands": len(journal.commands),
+        }
 
     # Events
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import multiprocessing
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -76,7 +78,9 @@ class Machine:
         environment = environment_of(self.settings)
         if name != "api":
             environment["DRAWDOWN_HEALTH_PORT"] = str(self._ports[name])
-        victim = Victim(service_of(name), environment, self.logs / f"{name}.log", step, passage, self.clock_file)
+        service = service_of(name)
+        clock_file = self.clock_file if service == "allocation" else None
+        victim = Victim(service, environment, self.logs / f"{name}.log", step, passage, clock_file)
         process = _processes.Process(target=run, args=(victim,), daemon=True)
         process.start()
         self.running[name] = Running(process, self._ports.get(name, self.settings.http_port))
@@ -103,6 +107,12 @@ class Machine:
             yield
         finally:
             await cancel(tasks)
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for running in self.running.values():
+            running.process.kill()
+            running.process.join()
 
     async def is_ready(self, name: str) -> bool:
         """Whether it says that it is."""
@@ -155,3 +165,18 @@ def with_servers(settings: Settings, bootstrap_servers: str, database_url: str) 
     return settings.model_copy(
         update={"kafka_bootstrap_servers": bootstrap_servers, "database_url": database_url, "api_authentication": "off"}
     )
+
+
+async def drawdown(settings: Settings, *command: str) -> int:
+    """Run the command line beside the services; its exit code."""
+    environment = {**os.environ, **environment_of(settings)}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "drawdown", *command), env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    return await process.wait()
+
+
+async def audit(settings: Settings) -> list[str]:
+    """Decide the ledger again; a sentence where it is not what comes out."""
+    code = await drawdown(settings, "audit", "replay")
+    return [f"drawdown audit replay ends with {code}"] if code else []

@@ -14,7 +14,7 @@ from shared.runtime.settings import Settings
 from tests.chaos.machine import with_servers
 from tests.chaos.proxy import Proxy
 from tests.containers import POSTGRES_IMAGE, KafkaContainer
-from tests.servers import embedded_settings, free_ports, reachable_directory
+from tests.servers import embedded_settings, free_ports, fresh_database, reachable_directory
 
 _POSTGRES_PORT = 5432
 SHARDS = 4
@@ -32,6 +32,12 @@ class Servers:
     settings: Settings
     directory: Path
 
+    @contextlib.asynccontextmanager
+    async def fresh_settings(self) -> AsyncIterator[Settings]:
+        """Settings with a new and empty database of the same server."""
+        async with fresh_database(self.database_url) as url:
+            yield self.settings.model_copy(update={"database_url": url})
+
     async def kill(self, server: DockerContainer) -> None:
         """`kill -9` of all its processes."""
         await asyncio.to_thread(server.get_wrapped_container().kill, "SIGKILL")
@@ -39,13 +45,6 @@ class Servers:
     async def start(self, server: DockerContainer) -> None:
         """Start it again, with the data it has left."""
         await asyncio.to_thread(server.get_wrapped_container().start)
-
-    async def run_in(self, server: DockerContainer, *command: str) -> str:
-        """Run a command in its container; raises AssertionError where it fails."""
-        done = await asyncio.to_thread(server.get_wrapped_container().exec_run, list(command), user="root")
-        output: str = done.output.decode(errors="replace")
-        assert done.exit_code == 0, f"{command}: {output}"
-        return output
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,172 @@
+"""The whole suite: kills, overtaken writers, faults of servers; a line now and then, a table at the end, chaos.json."""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+
+from shared.runtime.processes import start_guardian
+from tests.chaos.checker import Findings
+from tests.chaos.faults import DISK_FAULTS, FAULTS, Fault, Rig, hurt, rig
+from tests.chaos.kills import Killer, Tally, never_reached, table
+from tests.chaos.load import Load
+from tests.chaos.machine import Machine, audit, cancel, check
+from tests.chaos.servers import SHARDS, servers
+from tests.chaos.zombies import overtake_writers
+from tests.containers import problem_of_docker
+
+KILLS, ZOMBIES = 1_000, 1_000
+KILLS_BETWEEN_CHECKS = 100
+# Fewer kills than this may leave a step of the list out.
+KILLS_FOR_EVERY_STEP = 500
+DISK_SIZE = "320m"
+REPORT = Path("chaos.json")
+
+
+def say(text: str) -> None:
+    """A line on the screen, at once."""
+    print(text, flush=True)
+
+
+@dataclass
+class Report:
+    """What was done and what was found."""
+
+    seed: int
+    kills: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
+    overtaken: int = 0
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("lost", "doubled", "reordered", "wrong"), 0))
+    minutes: float = 0.0
+
+    def take(self, what: str, findings: Findings) -> None:
+        """Count what a check found, and keep examples."""
+        for name, found in vars(findings).items():
+            self.totals[name] += len(found)
+        if findings:
+            self.problems.append(f"{what}: {findings}\n{findings.examples()}")
+            say(self.problems[-1])
+
+
+def main() -> None:
+    """Run it; exit with 0 where nothing was found."""
+    if problem := problem_of_docker():
+        sys.exit(f"make chaos needs a Docker daemon: {problem}")
+    start_guardian()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
+    kills = int(os.environ.get("CHAOS_KILLS") or KILLS)
+    only = os.environ.get("CHAOS_ONLY")
+    began = time.monotonic()
+    report = Report(seed)
+    say(f"chaos: seed {seed}, {kills} kills, {min(kills, ZOMBIES)} overtaken writers, {len(FAULTS) + 1} faults")
+    parts: dict[str, Callable[[], Awaitable[None]]] = {
+        "kills": lambda: kill_services(report, seed, kills),
+        "zombies": lambda: overtake(report, min(kills, ZOMBIES)),
+        "faults": lambda: hurt_servers(report, seed),
+    }
+    for name, part in parts.items():
+        if only in (None, "", name):
+            asyncio.run(_run(part))
+    report.minutes = round((time.monotonic() - began) / 60, 1)
+    REPORT.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    _show(report)
+    sys.exit(1 if report.problems else 0)
+
+
+async def _run(part: Callable[[], Awaitable[None]]) -> None:
+    await part()
+
+
+async def kill_services(report: Report, seed: int, count: int) -> None:
+    """So many kills, with a check after every hundred and at the end."""
+    async with servers(proxied=False) as its_servers:
+        machine = Machine(its_servers.settings, its_servers.directory)
+        for name in machine.names:
+            machine.start(name)
+        tally = Tally()
+        try:
+            await machine.all_ready()
+            async with httpx.AsyncClient(base_url=machine.url, trust_env=False, timeout=15) as api:
+                broker = its_servers.settings.kafka_bootstrap_servers
+                load = Load(seed, shards=SHARDS, bootstrap_servers=broker, api=api)
+                await load.open()
+                running = asyncio.create_task(load.run())
+                killer = Killer(machine, seed, tally, say)
+                while tally.count < count:
+                    machine.kill()
+                    load.resume()
+                    await killer.kill_until(min(count, tally.count + KILLS_BETWEEN_CHECKS))
+                    report.take(f"after {tally.count} kills", await check(load, its_servers.database_url, broker, api))
+                    say(f"  {tally.count} kills, {len(load.journal.events)} events: {_totals(report)}")
+                await cancel([running])
+            report.problems += await audit(its_servers.settings)
+        finally:
+            machine.kill()
+    report.sent = load.sent()
+    report.kills = {f"{service}: {step}": times for service, step, times in table(tally)}
+    report.problems += tally.other_ends
+    if count >= KILLS_FOR_EVERY_STEP:
+        report.problems += [f"no kill at {step}" for step in never_reached(tally)]
+
+
+async def overtake(report: Report, count: int) -> None:
+    """So many writers overtaken."""
+    async with servers(proxied=False) as its_servers, its_servers.fresh_settings() as settings:
+        report.problems += await overtake_writers(settings, count, say)
+    report.overtaken = count
+
+
+async def hurt_servers(report: Report, seed: int) -> None:
+    """Every fault as often as it is to come; then those that need a small disk."""
+    for faults, disk_size in ((FAULTS, None), (DISK_FAULTS, DISK_SIZE)):
+        async with rig(seed, disk_size=disk_size) as its_rig:
+            for fault, times in faults.items():
+                for _ in range(times):
+                    await _hurt(report, its_rig, fault)
+            report.problems += await audit(its_rig.servers.settings)
+
+
+async def _hurt(report: Report, its_rig: Rig, fault: Fault) -> None:
+    try:
+        result = await hurt(its_rig, fault)
+    except (AssertionError, TimeoutError) as error:
+        report.problems.append(f"{fault.__name__}: {error or 'not in time'}")
+        say(report.problems[-1])
+        return
+    report.take(result.name, result.findings)
+    report.problems += [f"{result.name}: {note}" for note in result.notes]
+    report.faults.append(asdict(result))
+    ended = f"; {result.exits}" if result.exits else ""
+    say(f"  {result.name}: ready after {result.ready_seconds:.1f} s; {result.findings}{ended}")
+    for note in result.notes:
+        say(f"    {note}")
+
+
+def _totals(report: Report) -> str:
+    return ", ".join(f"{name} {number}" for name, number in report.totals.items())
+
+
+def _show(report: Report) -> None:
+    say("")
+    for step, times in report.kills.items():
+        say(f"  {times:5}  {step}")
+    say(f"  {sum(report.kills.values()):5}  kills in all")
+    say(f"  {report.overtaken:5}  overtaken writers")
+    for result in report.faults:
+        say(f"         {result['name']}: ready after {result['ready_seconds']:.1f} s")
+    say(f"{_totals(report)}; {report.minutes} minutes; seed {report.seed}")
+    for problem in report.problems:
+        say(f"problem: {problem}")
