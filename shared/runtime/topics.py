@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedError, for_code
 
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import (
@@ -74,6 +74,8 @@ async def _create(admin: AIOKafkaAdminClient, topics: list[str], settings: Setti
     )
     for name, code, *_ in response.topic_errors:
         error = for_code(code)
+        if error is TopicAuthorizationFailedError:
+            raise TopicsDoNotFitError(f"topic {name} is missing, or hidden from this user: 'drawdown migrate' makes it")
         if code and error is not TopicAlreadyExistsError:  # Another process may have been quicker.
             raise error(f"topic {name}")
 
@@ -125,6 +127,8 @@ async def _describe_configs(admin: AIOKafkaAdminClient) -> dict[str, dict[str, s
     configs: dict[str, dict[str, str]] = {}
     for code, _, _, name, entries in (resource for response in responses for resource in response.resources):
         error = for_code(code)
+        if error is TopicAuthorizationFailedError:
+            raise TopicsDoNotFitError(f"topic {name}: this user needs the right to read its configuration")
         if code:
             raise error(f"the configuration of topic {name}")
         configs[name] = {entry[0]: entry[1] for entry in entries}

@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from shared.runtime.kafka import connection_arguments
 from tests.acceptance.platform import Record
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
@@ -58,10 +59,10 @@ class FrontDoor:
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        servers = self.system.bootstrap_servers
+        connection = connection_arguments(self.system.settings)
         self._client = self.system.client()
-        self._producer = AIOKafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=4 << 20)
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=servers, fetch_max_wait_ms=10)
+        self._producer = AIOKafkaProducer(**connection, acks="all", max_request_size=4 << 20)
+        self._consumer = AIOKafkaConsumer(**connection, fetch_max_wait_ms=10)
         await self._producer.start()
         await self._consumer.start()
         partitions = [TopicPartition(SIGNALS, number) for number in range(self.shards)]
