@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from services.api.access import Access
 from services.api.waiting import Watcher
 from shared.runtime.clock import Clock
+from shared.runtime.health import Health
 
 ACQUIRE_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 15.0
@@ -26,6 +27,7 @@ class Context:
     pool: asyncpg.Pool
     producer: AIOKafkaProducer
     watcher: Watcher
+    health: Health
     clock: Clock
     shards: int
 

@@ -5,22 +5,28 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 
-import asyncpg
 import structlog
 import uvicorn
 
 from services.api.access import Access
 from services.api.app import create_app
 from services.api.context import Context
+from services.api.errors import ApiError
 from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol
-from services.api.waiting import ROLE, Watcher
+from services.api.waiting import ROLE, STALE_SECONDS, Watcher
 from shared.runtime.clock import Clock
+from shared.runtime.contact import keep_in_touch_with_broker
+from shared.runtime.health import Health
 from shared.runtime.kafka import create_producer
 from shared.runtime.postgres import create_pool
 from shared.runtime.settings import Settings
+from shared.runtime.stopping import farewell
 from shared.runtime.topics import ensure_topics
 
-GRACE_SECONDS = 12  # Longer than a command may take.
+# Of the ten seconds that a process has to end: requests have the first seven, and commands that wait longer for their
+# outcome are answered before that all the same. A client that does not read its answer is left.
+ANSWER_SECONDS = 6.25
+GRACE_SECONDS = 7
 # A command that the broker does not take soon is refused; it must not be delivered much later.
 PRODUCER_TIMEOUT_MS = 5000
 # Beyond what a request waits for: for statements whose cancellation never got through.
@@ -54,10 +60,21 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
             max_size=8,
             statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
         )
-        stack.push_async_callback(_close, pool)
+        stack.push_async_callback(lambda: farewell(pool.close()))
         producer = await create_producer(settings, request_timeout_ms=PRODUCER_TIMEOUT_MS)
-        stack.push_async_callback(producer.stop)
-        yield Context(access, pool, producer, Watcher(settings, pool), Clock(settings), settings.shards)
+        stack.push_async_callback(lambda: farewell(producer.stop()))
+        health = Health()
+        keeping = asyncio.create_task(keep_in_touch_with_broker(health.contact("the broker"), producer))
+        stack.callback(keeping.cancel)
+        watcher = Watcher(settings, pool, health.contact("the database"))
+        health.work = lambda: _readiness(watcher)
+        yield Context(access, pool, producer, watcher, health, Clock(settings), settings.shards)
+
+
+def _readiness(watcher: Watcher) -> tuple[bool, str]:
+    if watcher.silence > STALE_SECONDS:
+        return False, f"nobody has looked for the outcomes of commands for {watcher.silence:.0f} s"
+    return True, "the database and the broker answer"
 
 
 async def _serve(settings: Settings, context: Context) -> None:
@@ -82,6 +99,8 @@ async def _serve(settings: Settings, context: Context) -> None:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             server.should_exit = True
+            ending = ApiError(503, "unavailable", "this process ends: ask again with the same command_id")
+            asyncio.get_running_loop().call_later(ANSWER_SECONDS, context.watcher.refuse, ending)
             await serving
             raise
 
@@ -97,10 +116,3 @@ class _Server(uvicorn.Server):
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=2048)
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    try:
-        await asyncio.wait_for(pool.close(), 5)
-    except TimeoutError:
-        pool.terminate()

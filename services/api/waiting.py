@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ import asyncpg
 import structlog
 
 from shared.contracts.commands import same_content
+from shared.runtime.contact import Contact, keep_in_touch
 from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import Settings
 
@@ -23,6 +25,8 @@ ROLE = "drawdown_api"
 CHANNELS = ("outcomes", "balance")
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 5.0  # for the database, when the watcher looks
+STALE_SECONDS = 15.0  # while somebody waits and no look has succeeded: the watcher does not do its work
 
 # What asyncpg raises when the database is away for now, or went away in between: an internal error it is when
 # the server's farewell arrives just as a statement is sent. One that it gave up took too long.
@@ -57,15 +61,32 @@ class Watcher:
 
     settings: Settings
     pool: asyncpg.Pool
+    database: Contact
     _outcomes: set[_OutcomeWait] = field(default_factory=set)
     _positions: set[_PositionWait] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _looked_at: float = field(default_factory=monotonic)
+    _end: Exception | None = None
 
     async def run(self) -> None:
         """Watch until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
             tasks.create_task(self._watch())
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds somebody has waited without a look at the database that succeeded."""
+        return monotonic() - self._looked_at if self._outcomes or self._positions else 0.0
+
+    def refuse(self, error: Exception) -> None:
+        """Answer all who wait, and all who will, with this error: the process ends."""
+        self._end = error
+        waiting: list[asyncio.Future[Any]] = [wait.found for wait in self._outcomes]
+        waiting += [wait.found for wait in self._positions]
+        for found in waiting:
+            if not found.done():
+                found.set_exception(error)
 
     async def outcome(self, shard: int, command_id: UUID, meaning: str, after: int) -> asyncpg.Record:
         """The first row of `ledger.outcomes` beyond the sequence `after` that answers this very command.
@@ -78,8 +99,8 @@ class Watcher:
 
         """
         wait = _OutcomeWait(shard, command_id, meaning, after, asyncio.get_running_loop().create_future())
+        self._begin_to_wait()
         self._outcomes.add(wait)
-        self._wake.set()
         try:
             return await wait.found
         finally:
@@ -88,12 +109,20 @@ class Watcher:
     async def visible(self, shard: int, position: int) -> None:
         """Return once the balance read model has got to this position of the shard."""
         wait = _PositionWait(shard, position, asyncio.get_running_loop().create_future())
+        self._begin_to_wait()
         self._positions.add(wait)
-        self._wake.set()
         try:
             await wait.found
         finally:
             self._positions.discard(wait)
+
+    def _begin_to_wait(self) -> None:
+        """Raises what `refuse` was told."""
+        if self._end is not None:
+            raise self._end
+        if not (self._outcomes or self._positions):
+            self._looked_at = monotonic()
+        self._wake.set()
 
     async def _listen(self) -> None:
         while True:
@@ -104,14 +133,13 @@ class Watcher:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_until_closed(self) -> None:
+        """Also the contact with the database: a connection without an answer is deaf, and closed."""
         connection = await connect(self.settings, ROLE, "drawdown api watcher")
-        closed = asyncio.Event()
         try:
-            connection.add_termination_listener(lambda _: closed.set())
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._notified)
             self._wake.set()
-            await closed.wait()
+            await keep_in_touch(self.database, lambda: connection.execute("SELECT 1"))
         finally:
             connection.terminate()
 
@@ -138,9 +166,15 @@ class Watcher:
             await self._look_for_outcomes(list(self._outcomes))
         if self._positions:
             await self._look_at_positions(list(self._positions))
+        self._looked_at = monotonic()
+
+    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        async with self.pool.acquire(timeout=ANSWER_SECONDS) as connection:
+            rows: list[asyncpg.Record] = await connection.fetch(query, *arguments, timeout=ANSWER_SECONDS)
+            return rows
 
     async def _look_for_outcomes(self, waits: list[_OutcomeWait]) -> None:
-        rows = await self.pool.fetch(
+        rows = await self._fetch(
             "SELECT * FROM ledger.outcomes WHERE command_id = ANY($1) ORDER BY shard, sequence",
             [wait.command_id for wait in waits],
         )
@@ -154,7 +188,7 @@ class Watcher:
                     wait.found.set_result(row)
 
     async def _look_at_positions(self, waits: list[_PositionWait]) -> None:
-        rows = await self.pool.fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = 'balance'")
+        rows = await self._fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = 'balance'")
         reached = {row["shard"]: row["position"] for row in rows}
         for wait in waits:
             if reached.get(wait.shard, 0) >= wait.position and not wait.found.done():
