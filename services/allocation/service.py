@@ -47,7 +47,8 @@ CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
 CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
-LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+# An internal error of the client it is when the server's farewell arrives just as a statement is sent.
+LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def read_policy(path: Path | None) -> Policy:

@@ -61,7 +61,8 @@ _MOVE_CHECKPOINT = """
         recorded_at = (SELECT recorded_at FROM ledger.entries WHERE shard = $2 AND position = $3)
     WHERE follower = $1 AND shard = $2
 """
-_LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+# An internal error of the client it is when the server's farewell arrives just as a statement is sent.
+_LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _position = Gauge("drawdown_follower_position", "Position folded up to", ["follower", "shard"])
 _lag = Gauge("drawdown_follower_lag_entries", "Entries of the ledger not yet folded", ["follower", "shard"])
