@@ -35,9 +35,10 @@ _OWNER = f"{socket.gethostname()}:{os.getpid()}"
 # More than the default of 100: systems that run at the same time share a server.
 _MAX_CONNECTIONS = 300
 
-# The ports of this machine, a look ten times a second, and no further image that only cleans up.
+# The ports of this machine, a look ten times a second for two minutes, and no further image that only cleans up.
 testcontainers_config.connection_mode_override = ConnectionMode.docker_host
 testcontainers_config.sleep_time = 0.1
+testcontainers_config.max_tries = 1_200
 testcontainers_config.ryuk_disabled = True
 
 
