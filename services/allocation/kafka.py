@@ -1,5 +1,6 @@
 """Reading a shard's partitions from where the ledger says, and from nowhere else."""
 
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Final
 
@@ -82,6 +83,9 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         self._is_parsed = key_deserializer is parsed
         records = WithoutGaps(tp, records, fetch_offset) if self._is_parsed else records
         super().__init__(tp, records, aborted, fetch_offset, key_deserializer, *rest)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._records_iterator  # type: ignore[no-any-return]  # without a call for each record
 
     def _consumer_record(self, partition: TopicPartition, record: Any) -> Any:
         return record if self._is_parsed else super()._consumer_record(partition, record)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from shared.rules.budgets import count_for_account, count_for_campaign
+from shared.rules.budgets import count_for_account
 from shared.rules.entries import Step
 from shared.rules.money import LARGEST_BALANCE
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Holding, pocket_of
@@ -70,7 +70,7 @@ def reverse(
             _return_part(step, spend, spend_id, details, campaign, part, taken)
     if returned:
         count_for_account(campaign.account.budget, spend.day, -returned, spend.position)
-        count_for_campaign(campaign.budget, spend.day, -returned)
+        campaign.budget.count(spend.day, -returned)
 
 
 def take_back(spend: ChargedSpend, amount: int) -> None:

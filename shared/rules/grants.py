@@ -27,8 +27,8 @@ def allocate(
     pool = holding_of(credit, None)
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")
     target = holding_of(credit, account)
-    center.ad_credits.take(pool, amount)
-    account.ad_credits.put(target, amount)
+    pocket_of(center, pool).take(pool, amount)
+    pocket_of(center, target).put(target, amount)
     _write(step, "allocation_out", center, pool, -amount)
     _write(step, "allocation_in", center, target, amount)
     settle_account(step, account, policy)
@@ -42,10 +42,10 @@ def move_vouchers_to_business_center(step: Step, account: AdAccount) -> None:
         if held.account is not account:
             continue
         amount = held.remaining
-        account.vouchers.take(held, amount)
+        pocket_of(center, held).take(held, amount)
         voucher.holdings.clear()
         moved = Holding(voucher, None)
-        center.vouchers.put(moved, amount)
+        pocket_of(center, moved).put(moved, amount)
         if amount:
             _write(step, "transfer_out", center, held, -amount, account)
             _write(step, "transfer_in", center, moved, amount, account)

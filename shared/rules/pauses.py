@@ -7,7 +7,7 @@ from typing import Final
 
 from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
-from shared.rules.state import AdAccount, BusinessCenter, Campaign
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, is_empty
 
 AD_ACCOUNT_BALANCE: Final = 1
 AD_ACCOUNT_BUDGET: Final = 2
@@ -38,7 +38,7 @@ def account_causes(account: AdAccount, policy: Policy) -> int:
         causes = AD_ACCOUNT_BUDGET
     if account.participates:
         return causes | BUSINESS_CENTER_BALANCE if account.business_center.empty else causes
-    return causes | AD_ACCOUNT_BALANCE if account.is_empty(policy.ad_account) else causes
+    return causes | AD_ACCOUNT_BALANCE if is_empty(account, policy.ad_account) else causes
 
 
 def campaign_causes(campaign: Campaign, policy: Policy) -> int:
@@ -58,7 +58,7 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
     account = campaign.account
     if account.participates:
         center = account.business_center
-        if center.is_empty(policy.business_center) != center.empty:
+        if is_empty(center, policy.business_center) != center.empty:
             return False
     elif account.vouchers.tied:
         return False
@@ -71,7 +71,7 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
 
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
     """After the BC's balance changed: pause or resume every participating account if it fell to, or left, zero."""
-    empty = business_center.is_empty(policy.business_center)
+    empty = is_empty(business_center, policy.business_center)
     if empty == business_center.empty:
         return
     business_center.empty = empty

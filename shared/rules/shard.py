@@ -68,7 +68,7 @@ class Shard:
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self.zones: dict[str, Zone] = {}
         # A spend's ids lead to its campaign in one step, once it has been charged for.
-        self._campaigns: dict[tuple[str, str, str], Campaign] = {}
+        self._campaigns: dict[str, Campaign] = {}
         self.set_window(deduplication_days)
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
@@ -139,7 +139,8 @@ class Shard:
         The order of the checks is that of the contracts page.
         """
         event_id, center_id, account_id, campaign_id, amount, currency, occurred_at, reverses, _ = event
-        campaign = self._campaigns.get((center_id, account_id, campaign_id))
+        route = f"{center_id} {account_id} {campaign_id}"
+        campaign = self._campaigns.get(route)
         account = self._account(center_id, account_id) if campaign is None else campaign.account
         if account is None:
             return self._unknown(center_id, account_id)
@@ -160,7 +161,7 @@ class Shard:
             return self._reverse(event, account)
         if campaign is None:
             campaign = self.campaign(account, campaign_id)
-            self._campaigns[center.id, account.id, campaign.id] = campaign
+            self._campaigns[route] = campaign
         entries = self.batch.entries
         position = self.position + len(entries) + 1
         part = waterfall.charge(entries, self.policy, campaign, event_id, amount, occurred_at, position)

@@ -6,7 +6,7 @@ Lists, not objects with names, because a shard may have a hundred thousand campa
 
 from typing import Any
 
-from shared.rules.budgets import Budget
+from shared.rules.budgets import DAILY, MONTHLY, Budget
 from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
@@ -133,8 +133,8 @@ def _dump_budget(budget: Budget) -> list[Any] | None:
         budget.amount,
         budget.history,
         budget.day,
-        budget.day_spent,
-        budget.month_spent,
+        budget.spent(DAILY, budget.day),
+        budget.spent(MONTHLY, budget.day),
         list(budget.days.items()),
         list(budget.months.items()),
         budget.counted,
@@ -147,10 +147,11 @@ def _dump_budget(budget: Budget) -> list[Any] | None:
 def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
     if dumped is None:
         return
-    budget.mode, budget.amount, history, budget.day, budget.day_spent, budget.month_spent, days, months, *counting = (
-        dumped
-    )
-    budget.counted, budget.started_at, budget.started_day, budget.started_position = counting
-    budget.history = [(day, mode, amount) for day, mode, amount in history]
-    budget.days = dict(days)
-    budget.months = dict(months)
+    budget.mode, budget.amount, history, budget.day, day_spent, month_spent, days, months, counted, *started = dumped
+    budget.started_at, budget.started_day, budget.started_position = started
+    budget.total = counted  # Totals before the custom budget began are needed no more: only differences are.
+    budget.before_day, budget.before_month = counted - day_spent, counted - month_spent
+    if history:
+        budget.history = [(day, mode, amount) for day, mode, amount in history]
+    if days:
+        budget.days, budget.months = dict(days), dict(months)

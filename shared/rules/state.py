@@ -4,6 +4,7 @@ Amounts are micros, times microseconds since the Unix epoch, days proleptic ordi
 """
 
 from bisect import insort
+from sys import intern
 from typing import Final
 
 from shared.rules.budgets import Budget
@@ -62,6 +63,7 @@ class GrantPocket:
 
     def put(self, holding: Holding, amount: int) -> None:
         """Add to a holding of this pocket."""
+        assert self is not NO_GRANTS, "that one belongs to nobody"
         if holding.remaining == 0 and amount:
             insort(self.holdings, holding, key=lambda held: held.draw_order)
         holding.remaining += amount
@@ -81,10 +83,17 @@ class GrantPocket:
             self.tied += change
 
 
-class Campaign:
-    """A campaign of an ad account. Comes into being when first named."""
+# The pocket of all who never held a grant, which most never do: every spend asks, and one for all is at hand.
+NO_GRANTS: Final = GrantPocket()
 
-    __slots__ = ("account", "budget", "causes", "id", "lines")
+
+class Campaign:
+    """A campaign of an ad account. Comes into being when first named.
+
+    `lines` are those of its entries by what pays; `line` is the one used last, for `payer`.
+    """
+
+    __slots__ = ("account", "budget", "causes", "id", "line", "lines", "payer")
 
     def __init__(self, account: "AdAccount", id: str) -> None:
         self.id = id
@@ -92,6 +101,8 @@ class Campaign:
         self.budget = Budget()
         self.causes = 0
         self.lines: dict[object, Line] = {}
+        self.line: Line | None = None
+        self.payer: object = None
 
 
 class AdAccount:
@@ -128,8 +139,8 @@ class AdAccount:
         self.zone = zone
         self.owned = owned
         self.participates = False
-        self.vouchers = GrantPocket()
-        self.ad_credits = GrantPocket()
+        self.vouchers = NO_GRANTS
+        self.ad_credits = NO_GRANTS
         self.cash = 0
         self.credit = 0
         self.budget = Budget()
@@ -143,16 +154,6 @@ class AdAccount:
     def available(self, pockets: tuple[str, ...]) -> int:
         """What the account's own pockets of the policy hold, tied vouchers included."""
         return sum(self.holds(pocket) for pocket in pockets)
-
-    def is_empty(self, pockets: tuple[str, ...]) -> bool:
-        """Do the account's own pockets of the policy hold nothing? Asked after every spend: the first ends it."""
-        for pocket in pockets:
-            if pocket == "cash":
-                if self.cash:
-                    return False
-            elif self.holds(pocket):
-                return False
-        return True
 
     def holds(self, pocket: str) -> int:
         """What one of the account's own pockets holds."""
@@ -184,13 +185,13 @@ class BusinessCenter:
 
     def __init__(self, id: str, currency: str, zone: Zone, finance_roles: bool) -> None:
         self.id = id
-        self.currency = currency
+        self.currency = intern(currency)  # One for all: every spend's is compared with it.
         self.zone = zone
         self.finance_roles = finance_roles
         self.automatic_since: int | None = None
         self.cash = 0
-        self.vouchers = GrantPocket()
-        self.ad_credits = GrantPocket()
+        self.vouchers = NO_GRANTS
+        self.ad_credits = NO_GRANTS
         self.credit_limit = 0
         self.credit_used = 0
         self.accounts: dict[str, AdAccount] = {}
@@ -202,16 +203,6 @@ class BusinessCenter:
         """`limit − used`: below zero where the limit was cut, above the limit where the customer has overpaid."""
         return self.credit_limit - self.credit_used
 
-    def is_empty(self, pockets: tuple[str, ...]) -> bool:
-        """Can nothing be drawn from the policy's pockets (section 3.5)? Asked after every spend: the first ends it."""
-        for pocket in pockets:
-            if pocket == "cash":
-                if self.cash:
-                    return False
-            elif self.holds(pocket):
-                return False
-        return True
-
     def holds(self, pocket: str) -> int:
         """What can be drawn from one pocket."""
         if pocket == "cash":
@@ -221,7 +212,24 @@ class BusinessCenter:
         return max(0, self.credit_limit - self.credit_used)
 
 
+def is_empty(holder: AdAccount | BusinessCenter, pockets: tuple[str, ...]) -> bool:
+    """Can nothing be drawn from these pockets of the holder's own? Asked after every spend: the first ends it."""
+    for pocket in pockets:
+        if pocket == "cash":
+            if holder.cash:
+                return False
+        elif holder.holds(pocket):
+            return False
+    return True
+
+
 def pocket_of(business_center: BusinessCenter, holding: Holding) -> GrantPocket:
-    """The pocket of grants that a holding lies in."""
+    """The pocket of grants that a holding lies in; it comes into being with its first."""
     owner = business_center if holding.account is None else holding.account
-    return owner.vouchers if holding.grant.kind == "voucher" else owner.ad_credits
+    if holding.grant.kind == "voucher":
+        if owner.vouchers is NO_GRANTS:
+            owner.vouchers = GrantPocket()
+        return owner.vouchers
+    if owner.ad_credits is NO_GRANTS:
+        owner.ad_credits = GrantPocket()
+    return owner.ad_credits

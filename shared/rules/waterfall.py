@@ -4,12 +4,14 @@ Source: the domain page, section 2. This is the hot path: every spend passes her
 and lines are made once a campaign and pocket, because both show in the figures of `make bench`.
 """
 
-from shared.rules.budgets import count_for_account, count_for_campaign
+from shared.rules.budgets import count_for_account
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
 
 _DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
+# What a draw's lines go by, apart from those of the account's own pockets.
+_DRAWN_FROM = {"cash": "business_center_cash", "credit_line": "business_center_credit_line"}
 
 
 def charge(
@@ -51,7 +53,7 @@ def charge(
     billed = payable - left
     if billed:
         count_for_account(account.budget, day, billed, position)
-        count_for_campaign(campaign.budget, day, billed)
+        campaign.budget.count(day, billed)
     return part
 
 
@@ -123,21 +125,22 @@ def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: C
 
 
 def _own_line(campaign: Campaign, pocket: str) -> Line:
-    line = campaign.lines.get(pocket)
+    line = campaign.line if campaign.payer is pocket else campaign.lines.get(pocket)
     if line is None:
         account = campaign.account
         line = campaign.lines[pocket] = Line(
             _DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
         )
+    campaign.payer, campaign.line = pocket, line
     return line
 
 
 def _draw_line(campaign: Campaign, pocket: str) -> Line:
-    key = ("business_center", pocket)
-    line = campaign.lines.get(key)
+    payer = _DRAWN_FROM[pocket]
+    line = campaign.line if campaign.payer is payer else campaign.lines.get(payer)
     if line is None:
         account = campaign.account
-        line = campaign.lines[key] = Line(
+        line = campaign.lines[payer] = Line(
             "business_center_draw",
             account.business_center.id,
             account.id,
@@ -145,6 +148,7 @@ def _draw_line(campaign: Campaign, pocket: str) -> Line:
             holder="business_center",
             pocket=pocket,
         )
+    campaign.payer, campaign.line = payer, line
     return line
 
 

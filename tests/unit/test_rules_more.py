@@ -17,6 +17,7 @@ from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STA
 from shared.rules.refusal import Refused, require_room
 from shared.rules.setting_budgets import changes_today
 from shared.rules.shard import DAY_US, Shard
+from shared.rules.state import NO_GRANTS, AdAccount, BusinessCenter, GrantPocket
 from tests.unit.test_rules_tables import HOUR, NOON, TODAY, Book, budget_of
 
 Movement = tuple[str, str | None, str | None, str | None, str | None, int | None]
@@ -261,6 +262,7 @@ def test_each_balance_is_kept_within_64_bits() -> None:
     book = Book()
     center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
     book.do("grant_ad_credit", ad_credit_id="x", amount=5)
+    give_pockets_of_their_own(center, account)
     commands: list[tuple[Any, str, str, dict[str, Any]]] = [
         (center, "cash", "deposit_cash", {}),
         (account, "cash", "deposit_cash", {"ad_account_id": "a"}),
@@ -286,6 +288,14 @@ def test_each_balance_is_kept_within_64_bits() -> None:
     assert book.do("set_credit_line", limit=0) is None
 
 
+def give_pockets_of_their_own(center: BusinessCenter, account: AdAccount) -> None:
+    """As the first grant does: a test may then set what they hold."""
+    for holder in (center, account):
+        for kind in ("vouchers", "ad_credits"):
+            if getattr(holder, kind) is NO_GRANTS:
+                setattr(holder, kind, GrantPocket())
+
+
 def test_enabling_is_refused_where_the_balances_do_not_fit_together() -> None:
     for name in ("cash", "voucher"):
         book = Book()
@@ -293,6 +303,7 @@ def test_enabling_is_refused_where_the_balances_do_not_fit_together() -> None:
         if name == "cash":
             center.cash, account.cash = LARGEST_BALANCE, 1
         else:
+            give_pockets_of_their_own(center, account)
             center.vouchers.total, account.vouchers.total = LARGEST_BALANCE, 1
         assert book.do("enable_automatic_allocation") == "invalid"
         assert not account.participates

@@ -226,6 +226,8 @@ def budget_of(*settings: tuple[int, str, int | None], spent: dict[int, int] | No
         budget.set(day, mode, amount)
     for day, amount in (spent or {}).items():
         budget.count(day, amount)
+    if budget.mode == "custom":  # It began after all that.
+        budget.start_counting(0, TODAY, 0)
     return budget
 
 
