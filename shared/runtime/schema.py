@@ -41,14 +41,12 @@ async def require_known_schema(connection: asyncpg.Connection) -> None:
     try:
         rows = await connection.fetch("SELECT name, sha256 FROM public.migrations")
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InsufficientPrivilegeError):
-        rows = []
+        rows = []  # Empty, or from before hashes were kept, or from before there was this role.
     applied = {row["name"]: row["sha256"] for row in rows}
     refuse_others(applied)
-    missing = [migration.name for migration in known_migrations() if migration.name not in applied]
-    if missing:
+    if any(migration.name not in applied for migration in known_migrations()):
         raise BadSettingError(
-            f"DRAWDOWN_DATABASE_URL: the database is older than this version (it lacks {missing[0]}):"
-            " stop the services and run `drawdown migrate`"
+            "DRAWDOWN_DATABASE_URL: the database is older than this version: stop the services, run `drawdown migrate`"
         )
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ TABLE_RIGHTS = {
 }
 SCHEMA_RIGHTS = {"U": "USAGE", "C": "CREATE"}
 DATABASE_RIGHTS = {"c": "CONNECT", "C": "CREATE", "T": "TEMPORARY"}
-QUICKLY_SECONDS = 8
+QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
 
 Rights = dict[tuple[str, str], str]
 
@@ -351,7 +351,7 @@ async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgr
         await superuser.close()
 
 
-REFUSALS = {
+REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
     "wrong password": (
         lambda server: {"database_password_file": server.passwords / "drawdown_balance"},
         r'DRAWDOWN_DATABASE_URL: .* refuses us: password authentication failed for user "drawdown_api"',
