@@ -13,15 +13,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from drawdown.system import environment_of
+from drawdown.serving import SERVICES
+from drawdown.system import Service, environment_of
+from services.auditor.cli import PASSED, replay
 from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
 from shared.runtime.roles import FOLLOWERS, SERVICE_ROLES
 from shared.runtime.settings import BadSettingError, Settings
 from tests import servers
+from tests.acceptance.front_door import FrontDoor
+from tests.model.workload import Workload
 from tests.secured_postgres import HOST, OTHER_HOST, OWNER, SUPERUSER, SecuredPostgres
-from tests.servers import Postgres, reachable_directory
-
+from tests.servers import Postgres, RunningSystem, reachable_directory
 
 RIGHTS = Path(__file__).parents[2] / "docs" / "database.md"
 SCHEMAS = ("ledger", "balance", "incentives", "signals", "public")
@@ -40,6 +43,25 @@ DATABASE_RIGHTS = {"c": "CONNECT", "C": "CREATE", "T": "TEMPORARY"}
 QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
 
 Rights = dict[tuple[str, str], str]
+
+
+class LoginsOfTheirOwn(RunningSystem):
+    """A whole system whose services each log in as their role, over TLS."""
+
+    def __init__(self, server: SecuredPostgres) -> None:
+        super().__init__(server.settings(OWNER), say=print)
+        self._server = server
+
+    async def start(self) -> None:
+        await self._start_kafka()
+        await self._prepare()
+        for name in SERVICES:
+            login = self._server.settings(f"drawdown_{name}", role_passwords_dir=None)
+            how = {field: getattr(login, field) for field in ("database_url", "database_password_file")}
+            settings = self.settings.model_copy(update={**how, "role_passwords_dir": None})
+            self.services[name] = Service(name, settings, {})
+            self.services[name].start()
+        await asyncio.gather(*(self.wait_until_ready(name) for name in SERVICES))
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +359,31 @@ async def test_an_owner_that_is_no_superuser_is_enough_on_the_postgresql_of_prod
                 connection.terminate()
     finally:
         await postgres.stop()
+
+
+async def test_a_whole_system_works_on_logins_of_their_own_over_tls(server: SecuredPostgres) -> None:
+    """Everything that its tests do under the roles, once more without an owner's login that could lend a right."""
+    system = LoginsOfTheirOwn(server)
+    try:
+        await system.start()
+        async with FrontDoor(system) as door, system.client() as client:
+            workload = Workload(33, prefix="tls-")
+            for work in workload.opening(door.now_us()):
+                await door.command(work.message)
+            for _ in range(150):
+                work = workload.next(door.now_us())
+                await (door.command(work.message) if work.kind == "command" else door.publish(work.message))
+            await door.publish_raw(b"no event", partition=0)
+            await door.fence()
+            (unreadable,) = [each for each in (await door.quarantine()).values() if each["raw"] == b"no event"]
+            replayed = await client.post(f"/v1/quarantine/{unreadable['id']}/replay")
+            assert (replayed.status_code, replayed.json()) == (202, {"replayed": 1})
+            await door.fence()
+        for name in SERVICES:
+            assert f'identity="drawdown_{name}" method=scram-sha-256' in server.log
+    finally:
+        await system.stop()
+    assert await replay(server.settings("drawdown_auditor")) == PASSED
 
 
 async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgres) -> None:
