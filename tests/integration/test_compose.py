@@ -1,0 +1,226 @@
+"""`make up` and `make down`: the whole system in containers, as a stranger starts it."""
+
+import json
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from aiokafka.errors import TopicAuthorizationFailedError
+
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
+from shared.runtime.settings import BadSettingError, Settings
+from tests.servers import free_ports
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("allocation", "balance", "incentives", "signals", "api", "traffic")
+SERVERS = ("kafka", "postgres")
+CENTER = "andes-travel"  # Spends from a credit line that lasts.
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10
+_MAKE_SECONDS = 600
+
+
+class Deployment:
+    """One deployment of this tree, beside any other."""
+
+    def __init__(self, secrets: Path) -> None:
+        self.secrets = secrets
+        self.project = f"drawdown-test-{uuid.uuid4().hex[:8]}"
+        self.http_port = free_ports(2)
+        self.kafka_port = self.http_port + 1
+        self._environment = {
+            **os.environ,
+            "COMPOSE_PROJECT_NAME": self.project,
+            "DRAWDOWN_HTTP_PORT": str(self.http_port),
+            "DRAWDOWN_KAFKA_PORT": str(self.kafka_port),
+            "DRAWDOWN_SECRETS_DIR": str(secrets),
+        }
+
+    def make(self, *arguments: str) -> str:
+        """What `make` prints."""
+        return self._run("make", "--no-print-directory", *arguments)
+
+    def compose(self, *arguments: str) -> str:
+        """What `docker compose` prints."""
+        return self._run("docker", "compose", "--file", "deploy/compose.yaml", "--profile", "*", *arguments)
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """What Docker knows of a service's container."""
+        container = self.compose("ps", "--all", "--quiet", service).strip()
+        found: list[dict[str, Any]] = json.loads(self._run("docker", "inspect", container))
+        return found[0]
+
+    def read(self, path: str, token: str | None = None) -> httpx.Response:
+        """GET a path of the API."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx.Client(trust_env=False, timeout=10) as client:
+            return client.get(f"http://127.0.0.1:{self.http_port}{path}", headers=headers)
+
+    def gross(self, token: str) -> float:
+        """What the Business Center has spent."""
+        answer = self.read(f"/v1/business-centers/{CENTER}", token)
+        return float(answer.json()["spend"]["gross"]) if answer.status_code == httpx.codes.OK else 0.0
+
+    def kafka(self, username: str, **overrides: Any) -> Settings:
+        """How a client of this machine reaches Kafka."""
+        values: dict[str, Any] = {
+            "kafka_bootstrap_servers": f"localhost:{self.kafka_port}",
+            "kafka_security": "sasl_ssl",
+            "kafka_ca_file": self.secrets / "tls" / "ca.pem",
+            "kafka_username": username,
+            "kafka_password_file": self.secrets / "kafka" / username,
+        }
+        return Settings(**{**values, **overrides})
+
+    def remove(self) -> None:
+        """Leave nothing of it."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
+        self._run("docker", "image", "rm", "--force", f"drawdown:{self.project}")
+
+    def kill(self, service: str) -> None:
+        """End the service's process at once, from within: Docker takes a kill of its own for a wish to have it gone."""
+        victim = "pathlib.Path('/proc/1/task/1/children').read_text().split()[0]"
+        code = f"import os, pathlib; os.kill(int({victim}), 9)"
+        command = (
+            "docker",
+            "compose",
+            "--file",
+            "deploy/compose.yaml",
+            "exec",
+            "--no-TTY",
+            service,
+            "python",
+            "-c",
+            code,
+        )
+        self._run(*command, expected=(0, 137))  # It may end with the container.
+
+    def _run(self, *command: str, expected: tuple[int, ...] = (0,)) -> str:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_MAKE_SECONDS,
+            check=False,
+        )
+        assert done.returncode in expected, f"{' '.join(command)}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    deployment = Deployment(tmp_path_factory.mktemp("deployment") / "secrets")
+    try:
+        deployment.make("up", "RATE=200")
+        yield deployment
+    finally:
+        deployment.remove()
+
+
+@pytest.fixture(scope="module")
+def token(deployment: Deployment) -> str:
+    return deployment.make("token").strip()
+
+
+def test_spend_flows_and_something_pauses(deployment: Deployment, token: str) -> None:
+    _wait_for(lambda: deployment.gross(token) > 0)
+    _wait_for(lambda: '"the first pause"' in deployment.compose("logs", "traffic"))
+
+
+def test_the_api_answers_nobody_without_a_token_and_shows_each_only_what_is_theirs(
+    deployment: Deployment, token: str
+) -> None:
+    path = f"/v1/business-centers/{CENTER}"
+    others = deployment.make("token", "SUBJECT=ann", "ROLE=finance_manager", "BC=acme").strip()
+    assert deployment.read(path).status_code == httpx.codes.UNAUTHORIZED
+    assert deployment.read(path, others).status_code in (httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
+    assert deployment.read(path, token).status_code == httpx.codes.OK
+
+
+async def test_kafka_lets_each_do_what_it_must_and_no_more(deployment: Deployment) -> None:
+    producer = await create_producer(deployment.kafka("back-office"))
+    try:
+        await producer.send_and_wait(FINANCE_COMMANDS, b"{}", key=b"nobody")
+        with pytest.raises(TopicAuthorizationFailedError):
+            await producer.send_and_wait(SPEND_EVENTS, b"{}", key=b"nobody")
+    finally:
+        await producer.stop()
+
+
+async def test_kafka_refuses_a_wrong_password(deployment: Deployment) -> None:
+    with pytest.raises((BadSettingError, CannotGoOnError), match="password"):
+        await create_producer(deployment.kafka("back-office", kafka_password="wrong", kafka_password_file=None))
+
+
+@pytest.mark.parametrize("service", [*SERVICES, *SERVERS])
+def test_containers_are_confined(deployment: Deployment, service: str) -> None:
+    container = deployment.inspect(service)
+    host = container["HostConfig"]
+    assert container["State"]["Health"]["Status"] == "healthy"
+    assert container["Config"]["User"] not in ("", "0", "root")
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert not host["CapAdd"]
+    assert not host["Privileged"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]
+    assert host["Memory"] > 0
+    assert host["PidsLimit"] > 0
+    assert not [each for each in container["Config"]["Env"] if "PASSWORD=" in each or "TOKEN=" in each]
+
+
+def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deployment: Deployment) -> None:
+    published = {
+        (service, binding["HostIp"], int(binding["HostPort"]))
+        for service in (*SERVICES, *SERVERS)
+        for bindings in deployment.inspect(service)["NetworkSettings"]["Ports"].values()
+        for binding in bindings or ()
+    }
+    assert published == {
+        ("api", "127.0.0.1", deployment.http_port),
+        ("kafka", "127.0.0.1", deployment.kafka_port),
+    }
+
+
+def test_a_killed_service_comes_back(deployment: Deployment, token: str) -> None:
+    before = deployment.inspect("allocation")["RestartCount"]
+    deployment.kill("allocation")
+    _wait_for(lambda: deployment.inspect("allocation")["RestartCount"] > before)
+    gross = deployment.gross(token)
+    _wait_for(lambda: deployment.gross(token) > gross)
+
+
+def test_services_end_in_time_and_the_ledger_is_there_again_after_down_and_up(
+    deployment: Deployment, token: str
+) -> None:
+    deployment.compose("stop", "traffic")
+    gross = deployment.gross(token)
+    began = time.monotonic()
+    deployment.compose("stop", *SERVICES)
+    assert time.monotonic() - began < _GRACE_SECONDS + 5
+    assert {service: deployment.inspect(service)["State"]["ExitCode"] for service in SERVICES} == dict.fromkeys(
+        SERVICES, 0
+    )
+
+    deployment.make("down")
+    deployment.make("up", "TRAFFIC=off")
+
+    assert deployment.gross(token) >= gross > 0
+    assert "No difference" in deployment.compose("run", "--rm", "audit", "verify")
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, f"not so within {seconds:.0f} s"
+        time.sleep(_POLL_SECONDS)
