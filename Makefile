@@ -4,6 +4,7 @@
 #   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: its times as they are)
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
+#   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
@@ -35,7 +36,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test lint bench bench-memory up down logs token clean
+.PHONY: help install install-dev lock run test test-embedded test-containers lint bench bench-memory up down logs token clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,7 +74,10 @@ run: $(INSTALLED)
 		$(if $(TRAFFIC),--traffic '$(TRAFFIC)') $(if $(RATE),--rate '$(RATE)')
 
 test: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m tests $(ARGS)
+
+test-embedded test-containers: test-%: $(INSTALLED_DEV)
+	@$(BIN)/python -m pytest --servers=$* $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff check .

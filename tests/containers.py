@@ -6,13 +6,14 @@ import gc
 import os
 import socket
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import docker
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
@@ -82,15 +83,20 @@ class ContainerBroker:
 
     def __init__(self, container: KafkaContainer) -> None:
         self.container = container
-        self.runs = True
+        self.runs = False
 
     @property
     def url(self) -> str:
         """Its bootstrap server."""
         return self.container.bootstrap_servers
 
+    async def start(self) -> None:
+        """Start it, as it was when it was stopped; return when it serves."""
+        await _start(self.container, self._answers)
+        self.runs = True
+
     async def stop(self) -> None:
-        """Stop it for good."""
+        """Stop it; return when it has gone."""
         self.runs = False
         await asyncio.to_thread(self.container.get_wrapped_container().stop)
 
@@ -106,6 +112,16 @@ class ContainerBroker:
         finally:
             await admin.close()
 
+    async def _answers(self) -> bool:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.url)
+        try:
+            await admin.start()
+        except KafkaError:
+            return False
+        finally:
+            await admin.close()
+        return True
+
 
 class ContainerPostgres:
     """A PostgreSQL that can be stopped and started again, at the same port and with its data."""
@@ -115,7 +131,6 @@ class ContainerPostgres:
         self.container = PostgresContainer(POSTGRES_IMAGE, driver=None, labels={_LABEL: _OWNER})
         self.container.with_bind_ports(_POSTGRES_PORT, self.port)
         self.container.with_command(["-c", f"max_connections={_MAX_CONNECTIONS}"])
-        self._is_new = True
 
     @property
     def url(self) -> str:
@@ -125,14 +140,7 @@ class ContainerPostgres:
 
     async def start(self) -> None:
         """Start it; return when it answers."""
-        if self._is_new:
-            self._is_new = False
-            await asyncio.to_thread(self.container.start)
-            return
-        await asyncio.to_thread(self.container.get_wrapped_container().start)
-        async with asyncio.timeout(_START_SECONDS):
-            while not await self._answers():  # noqa: ASYNC110 - another process's state
-                await asyncio.sleep(_POLL_SECONDS)
+        await _start(self.container, self._answers)
 
     async def stop(self) -> None:
         """Stop it; return when it has gone."""
@@ -147,6 +155,15 @@ class ContainerPostgres:
         return True
 
 
+async def _start(container: DockerContainer, answers: Callable[[], Awaitable[bool]]) -> None:
+    """Start it for the first time, or again with what it had; return when it answers."""
+    is_new = container.status == "not_started"
+    await asyncio.to_thread(container.start if is_new else container.get_wrapped_container().start)
+    async with asyncio.timeout(_START_SECONDS):
+        while not await answers():  # noqa: ASYNC110 - another process
+            await asyncio.sleep(_POLL_SECONDS)
+
+
 class ContainerServers:
     """Apache Kafka and PostgreSQL in containers, removed at the end of the run.
 
@@ -155,6 +172,7 @@ class ContainerServers:
     """
 
     name = f"{KAFKA_IMAGE} and {POSTGRES_IMAGE} in containers"
+    ports = range(26_000, 32_000)
     producers_can_be_idempotent = True
 
     def __init__(self) -> None:
@@ -176,18 +194,19 @@ class ContainerServers:
     @contextlib.asynccontextmanager
     async def broker(self, _directory: Path) -> AsyncIterator[ContainerBroker]:
         """A broker without topics, nobody else's meanwhile."""
-        broker = self._idle.pop() if self._idle else await self._new_broker()
+        broker = self._idle.pop() if self._idle else self._new_broker()
         try:
+            if not broker.runs:
+                await broker.start()
             yield broker
         finally:
             if broker.runs:
                 await broker.clear()
                 self._idle.append(broker)
 
-    async def _new_broker(self) -> ContainerBroker:
+    def _new_broker(self) -> ContainerBroker:
         container = KafkaContainer()
         self._stack.callback(container.stop)
-        await asyncio.to_thread(container.start)
         return ContainerBroker(container)
 
     @contextlib.asynccontextmanager

@@ -40,14 +40,17 @@ class Postgres(Protocol):
 
 
 class Broker(Protocol):
-    """A broker that a test may stop."""
+    """A broker that a test may stop and start again."""
 
     @property
     def url(self) -> str:
         """Its bootstrap server."""
 
+    async def start(self) -> None:
+        """Start it; return when it answers."""
+
     async def stop(self) -> None:
-        """Stop it for good."""
+        """Stop it; return when it has gone."""
 
 
 class Servers(Protocol):
@@ -56,6 +59,10 @@ class Servers(Protocol):
     @property
     def name(self) -> str:
         """What the summary of a run calls them."""
+
+    @property
+    def ports(self) -> range:
+        """Where free ones are looked for: both kinds may be tested at the same time."""
 
     @property
     def producers_can_be_idempotent(self) -> bool:
@@ -78,6 +85,7 @@ class EmbeddedServers:
     """Those of `make run`."""
 
     name = "embedded"
+    ports = range(20_000, 26_000)
     producers_can_be_idempotent = False
 
     def postgres(self, directory: Path) -> EmbeddedPostgres:
@@ -115,7 +123,7 @@ def choose(servers: Servers) -> None:
 def free_ports(count: int) -> int:
     """The first of `count` neighbouring free ports, below those that outgoing connections get."""
     while True:
-        first = random.randrange(20_000, 32_000)
+        first = random.choice(chosen.ports)
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
 
 import structlog
 import uvicorn
@@ -27,8 +28,10 @@ from shared.runtime.topics import ensure_topics
 # outcome are answered before that all the same. A client that does not read its answer is left.
 ANSWER_SECONDS = 6.25
 GRACE_SECONDS = 7
-# A command that the broker does not take soon is refused; it must not be delivered much later.
-PRODUCER_TIMEOUT_MS = 5000
+# A command that the broker does not take soon is refused; it must not be delivered much later. So the producer is not
+# idempotent: such a one keeps what it has until the broker takes it, however long. A command that is published twice
+# is decided once, by its id.
+PRODUCER: Final[dict[str, Any]] = {"request_timeout_ms": 5000, "enable_idempotence": False}
 # Beyond what a request waits for: for statements whose cancellation never got through.
 STATEMENT_TIMEOUT_SECONDS = 20
 
@@ -61,7 +64,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
             statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
         )
         stack.push_async_callback(lambda: farewell(pool.close()))
-        producer = await create_producer(settings, request_timeout_ms=PRODUCER_TIMEOUT_MS)
+        producer = await create_producer(settings, **PRODUCER)
         stack.push_async_callback(lambda: farewell(producer.stop()))
         health = Health()
         keeping = asyncio.create_task(keep_in_touch_with_broker(health.contact("the broker"), producer))

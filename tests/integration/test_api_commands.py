@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.api import commands
+from services.api.service import PRODUCER
 from tests.integration.api import Api, allocation, command, running_api, shard_of
 from tests.servers import Postgres
 
@@ -125,3 +126,21 @@ async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
         assert response.headers["retry-after"]
         await readiness(api, 503)
         assert (await api.client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.containers  # The embedded broker forgets its topics when it stops.
+async def test_a_command_refused_without_a_broker_is_not_delivered_when_it_is_there_again(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
+    monkeypatch.setitem(PRODUCER, "request_timeout_ms", 1000)
+    refused, taken = (command("deposit_cash", "bc-1", amount=amount) for amount in ("1", "2"))
+    async with running_api(postgres.url, tmp_path) as api:
+        await api.broker.stop()
+        assert (await api.client.post("/v1/commands", json=refused)).status_code == 503
+        async with asyncio.timeout(20):
+            await api.context.producer.flush()  # It has given up what it could not deliver.
+        await api.broker.start()
+        async with allocation(api) as writer:
+            assert (await api.client.post("/v1/commands", json=taken)).status_code == 200
+        assert [content["command_id"] for content in writer.decided] == [taken["command_id"]]

@@ -1,0 +1,40 @@
+"""`make test`: the suite on the embedded servers and, meanwhile, in containers, where a Docker daemon answers."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import IO
+
+from tests.containers import problem_of_docker
+
+
+def run(arguments: list[str]) -> bool:
+    """Run both, the output of the second after that of the first; answer whether all went well."""
+    problem = problem_of_docker()
+    if problem is not None:
+        passed = _pytest("embedded", arguments).wait() == 0
+        print(f"drawdown: NOT tested on Apache Kafka and PostgreSQL: no Docker daemon answers: {problem}", flush=True)
+        return passed and not _docker_is_expected()
+    with tempfile.TemporaryFile() as output:
+        both = [_pytest("embedded", arguments), _pytest("containers", arguments, output)]
+        codes = [each.wait() for each in both]
+        output.seek(0)
+        print("\nThe same in containers:", flush=True)
+        shutil.copyfileobj(output, sys.stdout.buffer)
+    return not any(codes)
+
+
+def _pytest(servers: str, arguments: list[str], output: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "pytest", f"--servers={servers}", *arguments]
+    return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT if output else None)
+
+
+def _docker_is_expected() -> bool:
+    """In CI with Docker installed, tests that are silently left out would be a lie."""
+    return bool(os.environ.get("CI")) and shutil.which("docker") is not None
+
+
+if __name__ == "__main__":
+    sys.exit(0 if run(sys.argv[1:]) else 1)
