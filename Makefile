@@ -98,6 +98,7 @@ up:
 	@$(COMPOSE) run --rm credentials
 	@$(COMPOSE) up --detach --wait --remove-orphans
 	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: Kafka has no TLS and asks nobody who they are, nor does the API'
+	@test '$(POSTGRES_TLS)' = on || echo 'PostgreSQL is without TLS, on a network of its own; POSTGRES_TLS=on turns it on'
 	@echo 'API     http://localhost:$(HTTP_PORT)/docs, with a token from: make token'
 	@echo 'Kafka   localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
 	@echo 'spend   make logs shows it flow, and the first pause'
