@@ -24,12 +24,12 @@ from drawdown.system import prepare
 from tests.acceptance.front_door import until
 from tests.chaos.checker import Findings
 from tests.chaos.load import SPENDS, Load
-from tests.chaos.machine import Machine, cancel, check, drawdown
-from tests.chaos.servers import SHARDS, Servers, servers
+from tests.chaos.machine import Machine, check, drawdown, under_load
+from tests.chaos.servers import Servers, servers
 from tests.containers import POSTGRES_IMAGE
 
-READY_AGAIN_SECONDS = 45.0
-NOTICED_SECONDS = 20.0
+READY_AGAIN_SECONDS = 120.0
+NOTICED_SECONDS = 40.0
 HOUR_SECONDS = 3600
 WARM_UP_SECONDS = 2.0
 _POLL_SECONDS = 0.05
@@ -76,12 +76,8 @@ async def rig(seed: int, *, disk_size: str | None = None) -> AsyncIterator[Rig]:
         machine.clock_file = its_servers.directory / "clock"
         set_clock(machine.clock_file, 0)
         await stack.enter_async_context(machine.kept())
-        api = await stack.enter_async_context(httpx.AsyncClient(base_url=machine.url, trust_env=False, timeout=15))
         await machine.all_ready()
-        load = Load(seed, shards=SHARDS, bootstrap_servers=settings.kafka_bootstrap_servers, api=api)
-        await load.open()
-        running = asyncio.create_task(load.run())
-        stack.push_async_callback(cancel, [running])
+        load, api = await stack.enter_async_context(under_load(machine, seed))
         yield Rig(its_servers, machine, load, api, random.Random(seed), disk)
 
 

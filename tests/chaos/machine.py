@@ -24,7 +24,7 @@ from tests.servers import free_ports
 
 NAMES = ("allocation", "allocation-2", "balance", "incentives", "signals", "api")
 KILLED = -9
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 180.0
 _POLL_SECONDS = 0.05
 _processes = multiprocessing.get_context("forkserver")
 
@@ -134,6 +134,28 @@ class Machine:
     def others(self) -> dict[tuple[str, int], int]:
         """Ends that nobody ordered: neither killed nor asked."""
         return {end: times for end, times in self.ends.items() if end[1] not in (KILLED, 0)}
+
+
+@contextlib.asynccontextmanager
+async def under_load(machine: Machine, seed: int) -> AsyncIterator[tuple[Load, httpx.AsyncClient]]:
+    """Business Centers opened at a machine that is ready, and load once it is resumed; also a client of the API."""
+    settings = machine.settings
+    async with httpx.AsyncClient(base_url=machine.url, trust_env=False, timeout=15) as api:
+        load = Load(
+            seed,
+            shards=settings.shards,
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            idempotent=settings.kafka_idempotence,
+            api=api,
+        )
+        await load.open()
+        running = asyncio.create_task(load.run())
+        try:
+            yield load, api
+        finally:
+            if running.done():
+                running.result()  # The load has failed: whatever was found, this is why.
+            await cancel([running])
 
 
 async def check(

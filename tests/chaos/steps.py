@@ -30,7 +30,7 @@ class Step:
     target: str
     when: Literal["before", "during", "after", "amid"] = "before"
     only: Arguments | None = None
-    most: int = 30
+    most: int = 20
     at_stop: bool = False
 
 

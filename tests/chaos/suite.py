@@ -7,21 +7,19 @@ import os
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import structlog
 
 from shared.runtime.processes import start_guardian
 from tests.chaos.checker import Findings
 from tests.chaos.faults import DISK_FAULTS, FAULTS, Fault, Rig, hurt, rig
 from tests.chaos.kills import Killer, Tally, never_reached, table
-from tests.chaos.load import Load
-from tests.chaos.machine import Machine, audit, cancel, check
-from tests.chaos.servers import SHARDS, servers
+from tests.chaos.machine import Machine, audit, check, under_load
+from tests.chaos.servers import servers
 from tests.chaos.zombies import overtake_writers
 from tests.containers import problem_of_docker
 
@@ -68,26 +66,24 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
     kills = int(os.environ.get("CHAOS_KILLS") or KILLS)
-    only = os.environ.get("CHAOS_ONLY")
+    only = os.environ.get("CHAOS_ONLY") or ""
     began = time.monotonic()
     report = Report(seed)
     say(f"chaos: seed {seed}, {kills} kills, {min(kills, ZOMBIES)} overtaken writers, {len(FAULTS) + 1} faults")
-    parts: dict[str, Callable[[], Awaitable[None]]] = {
+    parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
         "kills": lambda: kill_services(report, seed, kills),
         "zombies": lambda: overtake(report, min(kills, ZOMBIES)),
-        "faults": lambda: hurt_servers(report, seed),
+        "faults": lambda: hurt_servers(report, seed, ""),
     }
     for name, part in parts.items():
-        if only in (None, "", name):
-            asyncio.run(_run(part))
+        if only in ("", name):
+            asyncio.run(part())
+    if only and only not in parts:
+        asyncio.run(hurt_servers(report, seed, only))
     report.minutes = round((time.monotonic() - began) / 60, 1)
     REPORT.write_text(json.dumps(asdict(report), indent=2) + "\n")
     _show(report)
     sys.exit(1 if report.problems else 0)
-
-
-async def _run(part: Callable[[], Awaitable[None]]) -> None:
-    await part()
 
 
 async def kill_services(report: Report, seed: int, count: int) -> None:
@@ -96,14 +92,10 @@ async def kill_services(report: Report, seed: int, count: int) -> None:
         machine = Machine(its_servers.settings, its_servers.directory)
         for name in machine.names:
             machine.start(name)
-        tally = Tally()
+        tally, broker = Tally(), its_servers.settings.kafka_bootstrap_servers
         try:
             await machine.all_ready()
-            async with httpx.AsyncClient(base_url=machine.url, trust_env=False, timeout=15) as api:
-                broker = its_servers.settings.kafka_bootstrap_servers
-                load = Load(seed, shards=SHARDS, bootstrap_servers=broker, api=api)
-                await load.open()
-                running = asyncio.create_task(load.run())
+            async with under_load(machine, seed) as (load, api):
                 killer = Killer(machine, seed, tally, say)
                 while tally.count < count:
                     machine.kill()
@@ -111,7 +103,6 @@ async def kill_services(report: Report, seed: int, count: int) -> None:
                     await killer.kill_until(min(count, tally.count + KILLS_BETWEEN_CHECKS))
                     report.take(f"after {tally.count} kills", await check(load, its_servers.database_url, broker, api))
                     say(f"  {tally.count} kills, {len(load.journal.events)} events: {_totals(report)}")
-                await cancel([running])
             report.problems += await audit(its_servers.settings)
         finally:
             machine.kill()
@@ -129,9 +120,12 @@ async def overtake(report: Report, count: int) -> None:
     report.overtaken = count
 
 
-async def hurt_servers(report: Report, seed: int) -> None:
-    """Every fault as often as it is to come; then those that need a small disk."""
-    for faults, disk_size in ((FAULTS, None), (DISK_FAULTS, DISK_SIZE)):
+async def hurt_servers(report: Report, seed: int, only: str) -> None:
+    """Every fault, or only that of a name, as often as it is to come; those that fill a small disk on servers anew."""
+    for every, disk_size in ((FAULTS, None), (DISK_FAULTS, DISK_SIZE)):
+        faults = {fault: times for fault, times in every.items() if only in ("", fault.__name__)}
+        if not faults:
+            continue
         async with rig(seed, disk_size=disk_size) as its_rig:
             for fault, times in faults.items():
                 for _ in range(times):
