@@ -5,6 +5,7 @@
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
+#   make chaos                    services killed, servers taken away, in containers; takes half an hour
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
@@ -85,6 +86,11 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
+chaos: $(INSTALLED_DEV)
+	@CHAOS_SEED='$(CHAOS_SEED)' CHAOS_KILLS='$(CHAOS_KILLS)' CHAOS_ONLY='$(CHAOS_ONLY)' \
+		exec $(BIN)/python -m tests.chaos
+
 bench: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m tests.benchmarks
 
@@ -93,16 +99,17 @@ bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
 up:
+	@docker compose version >/dev/null 2>&1 || { echo 'drawdown: make up needs Docker and its compose plugin' >&2; exit 1; }
 	@mkdir -p '$(DRAWDOWN_SECRETS_DIR)' && chmod 700 '$(DRAWDOWN_SECRETS_DIR)'
 	@$(COMPOSE) build
 	@$(COMPOSE) run --rm credentials
 	@$(COMPOSE) up --detach --wait --remove-orphans
-	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: Kafka has no TLS and asks nobody who they are, nor does the API'
-	@test '$(POSTGRES_TLS)' = on || echo 'PostgreSQL is without TLS, on a network of its own; POSTGRES_TLS=on turns it on'
-	@echo 'API     http://localhost:$(HTTP_PORT)/docs, with a token from: make token'
-	@echo 'Kafka   localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
-	@echo 'spend   make logs shows it flow, and the first pause'
-	@echo 'end     make down keeps the ledger; the next make up goes on from it'
+	@echo 'API      http://localhost:$(HTTP_PORT)/docs; make token prints a token for it'
+	@echo 'Kafka    localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
+	@echo 'Spend    make logs shows it flow, and the first pause'
+	@echo 'The end  make down keeps the ledger, and the next make up goes on from it'
+	@test '$(POSTGRES_TLS)' = on || echo 'PostgreSQL has no TLS, on a network of its own: POSTGRES_TLS=on turns it on'
+	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: neither Kafka nor the API asks anybody who they are, and Kafka has no TLS'
 
 logs:
 	@$(COMPOSE) logs --no-log-prefix --tail 20 --follow $(or $(SERVICE),traffic)

@@ -1,0 +1,111 @@
+"""What a deployment of containers rests on: its credentials, and the health check of its image."""
+
+import http.server
+import os
+import socket
+import ssl
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from drawdown import healthcheck
+from drawdown.credentials import make_credentials
+from shared.runtime.roles import SERVICE_ROLES
+from shared.runtime.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("secrets")
+    make_credentials(Settings(), directory)
+    return directory
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_every_role_and_user_has_a_password_of_its_own(directory: Path) -> None:
+    passwords = [text for name, text in contents(directory).items() if name.startswith(("database/", "kafka/"))]
+    assert len(set(passwords)) == len(passwords)
+    assert min(map(len, passwords)) >= 32
+    assert {path.name for path in (directory / "database").iterdir()} == {"postgres", "drawdown", *SERVICE_ROLES}
+
+
+def test_a_second_run_changes_nothing_and_replaces_only_what_was_deleted(directory: Path) -> None:
+    before = contents(directory)
+    make_credentials(Settings(), directory)
+    assert contents(directory) == before
+
+    (directory / "kafka" / "ad-delivery").unlink()
+    make_credentials(Settings(), directory)
+    after = contents(directory)
+    assert {name for name in after if after[name] != before[name]} == {"kafka/ad-delivery"}
+
+
+def test_the_key_that_signs_tokens_is_for_its_owner_alone(directory: Path) -> None:
+    assert stat.S_IMODE((directory / "api" / "signing-key.pem").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("server", "other"), [("kafka", "postgres"), ("postgres", "kafka")])
+def test_a_server_is_trusted_under_its_names_and_no_other(directory: Path, server: str, other: str) -> None:
+    for name in (server, "localhost", "127.0.0.1"):
+        shake_hands(directory, server, name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        shake_hands(directory, server, other)
+
+
+def shake_hands(directory: Path, server: str, name: str) -> None:
+    """TLS between two ends of a pair of buffers, the client asking for `name`."""
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(directory / "tls" / f"{server}.pem")
+    asking = ssl.create_default_context(cafile=directory / "tls" / "ca.pem")
+    asking.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
+    upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = asking.wrap_bio(downwards, upwards, server_hostname=name)
+    answering = serving.wrap_bio(upwards, downwards, server_side=True)
+    for end in (client, answering, client, answering):
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    assert client.version() == "TLSv1.3"
+
+
+@contextmanager
+def service_that_answers(status: int) -> Iterator[int]:
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 500)
+            self.end_headers()
+            self.wfile.write(b"so it is")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield server.server_port
+        thread.join()
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_a_container_is_healthy_when_its_service_is_ready(
+    status: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with service_that_answers(status) as port:
+        monkeypatch.setitem(os.environ, "DRAWDOWN_HEALTH_PORT", str(port))
+        assert healthcheck.main() == code
+    assert capsys.readouterr().out == "so it is\n"
+
+
+def test_a_container_where_nothing_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setitem(os.environ, "DRAWDOWN_HEALTH_PORT", str(taken.getsockname()[1]))
+        assert healthcheck.main() == 1
