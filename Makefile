@@ -6,6 +6,7 @@
 #   make test | lint | bench      the test suite, the checks, the benchmarks
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make chaos                    services killed, servers taken away, in containers; takes half an hour
+#   make chaos                    services killed, servers taken away, in containers; takes half an hour
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
@@ -37,7 +38,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test test-embedded test-containers lint bench bench-memory up down logs token clean
+.PHONY: help install install-dev lock run test test-embedded test-containers lint bench bench-memory chaos up down logs token clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -85,6 +86,11 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
+chaos: $(INSTALLED_DEV)
+	@CHAOS_SEED='$(CHAOS_SEED)' CHAOS_KILLS='$(CHAOS_KILLS)' CHAOS_ONLY='$(CHAOS_ONLY)' \
+		exec $(BIN)/python -m tests.chaos
 
 # CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
 chaos: $(INSTALLED_DEV)
