@@ -46,6 +46,7 @@ class Rig:
     random: random.Random
     disk: "Disk | None" = None
     notes: list[str] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)  # ready, said who was not
 
     @contextlib.asynccontextmanager
     async def unready(self, *names: str) -> AsyncIterator[None]:
@@ -54,7 +55,7 @@ class Rig:
         began = time.monotonic()
         while ready := [name for name in names if await self.machine.is_ready(name)]:
             if time.monotonic() - began > NOTICED_SECONDS:
-                self.notes.append(f"ready all the same after {NOTICED_SECONDS:.0f} s: {', '.join(ready)}")
+                self.lies.append(f"ready all the same after {NOTICED_SECONDS:.0f} s: {', '.join(ready)}")
                 return
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -248,18 +249,14 @@ class Result:
     name: str
     ready_seconds: float
     findings: Findings
-    notes: list[str]
     exits: dict[str, int]
-
-    @property
-    def is_good(self) -> bool:
-        """Nothing found, nothing noted against it."""
-        return not self.findings
+    notes: list[str]
+    lies: list[str]
 
 
 async def hurt(rig: Rig, fault: Fault) -> Result:
     """One fault under load, the recovery, and the check."""
-    rig.notes = []
+    rig.notes, rig.lies = [], []
     before = rig.machine.others()
     rig.load.resume()
     await asyncio.sleep(WARM_UP_SECONDS)
@@ -273,7 +270,7 @@ async def hurt(rig: Rig, fault: Fault) -> Result:
         for (name, code), times in rig.machine.others().items()
         if times > before.get((name, code), 0)
     }
-    return Result(fault.__name__, ready_seconds, findings, rig.notes, ended)
+    return Result(fault.__name__, ready_seconds, findings, ended, rig.notes, rig.lies)
 
 
 class Disk:

@@ -63,6 +63,7 @@ def main() -> None:
     if problem := problem_of_docker():
         sys.exit(f"make chaos needs a Docker daemon: {problem}")
     start_guardian()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # What happens to the load's own producer is meant to.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
     kills = int(os.environ.get("CHAOS_KILLS") or KILLS)
@@ -141,12 +142,12 @@ async def _hurt(report: Report, its_rig: Rig, fault: Fault) -> None:
         say(report.problems[-1])
         return
     report.take(result.name, result.findings)
-    report.problems += [f"{result.name}: {note}" for note in result.notes]
+    report.problems += [f"{result.name}: {lie}" for lie in result.lies]
     report.faults.append(asdict(result))
     ended = f"; {result.exits}" if result.exits else ""
     say(f"  {result.name}: ready after {result.ready_seconds:.1f} s; {result.findings}{ended}")
-    for note in result.notes:
-        say(f"    {note}")
+    for line in (*result.notes, *result.lies):
+        say(f"    {line}")
 
 
 def _totals(report: Report) -> str:

@@ -97,4 +97,4 @@ async def test_connections_that_are_cut(tmp_path: Path) -> None:
     async with rig(SEED) as its_rig:
         result = await hurt(its_rig, connections_reset)
     assert not result.findings, result.findings.examples()
-    assert result.notes == []
+    assert result.lies == []
