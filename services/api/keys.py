@@ -111,11 +111,12 @@ class UrlKeys:
     url: str
     _keys: KeySet | None = None
     _asked_at: float = float("-inf")
+    _got_at: float = float("-inf")
     _asking: "asyncio.Task[None] | None" = None
 
     async def find(self, key_id: str | None, algorithm: str) -> PyJWK | None:
         """The key, or None. Raises ApiError (503) while there are no keys yet."""
-        if time.monotonic() - self._asked_at > FRESH_SECONDS:
+        if time.monotonic() - self._got_at > FRESH_SECONDS:
             self._ask()
         if self._keys is None or self._keys.find(key_id, algorithm) is None:
             self._ask()
@@ -135,6 +136,7 @@ class UrlKeys:
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 self._keys = KeySet(await _download(self.url))
+            self._got_at = time.monotonic()
         except (httpx.HTTPError, ValueError, TimeoutError) as error:
             structlog.get_logger().warning("no new keys", url=self.url, error=f"{type(error).__name__}: {error}")
         finally:
@@ -167,7 +169,8 @@ def configured_keys(settings: Settings) -> Keys:
         )
     if url is not None:
         address = urlsplit(url)
-        if address.scheme != "https" and not (address.scheme == "http" and is_loopback(address.hostname or "")):
+        host = address.hostname or ""
+        if not (host and address.scheme == "https") and not (address.scheme == "http" and is_loopback(host)):
             raise BadSettingError("DRAWDOWN_API_JWKS_URL should begin with https:// (http:// on this machine only)")
         return UrlKeys(url)
     assert file is not None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 # A client that is forgotten begins anew: nothing is lost by it once it has rested for two seconds.
 CLIENTS_AT_MOST = 10_000
 BURST_SECONDS = 2
+_NS = 1_000_000_000
 
 
 class RateLimit:
@@ -16,19 +17,17 @@ class RateLimit:
     ITU-T I.371).
     """
 
-    def __init__(self, per_second: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._seconds_each = 1 / per_second
-        self._now = now
-        self._earned_back_at: OrderedDict[str, float] = OrderedDict()
+    def __init__(self, per_second: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._each_ns = _NS // per_second
+        self._now_ns = now_ns
+        self._earned_back_at_ns: OrderedDict[str, int] = OrderedDict()
 
     def take(self, client: str) -> float:
-        """Count one request; return 0, or after how many seconds it may be asked, and then it was not counted."""
-        now = self._now()
-        earned_back_at = max(self._earned_back_at.pop(client, now), now) + self._seconds_each
-        wait_seconds = earned_back_at - now - BURST_SECONDS
-        if wait_seconds > 0:
-            earned_back_at -= self._seconds_each
-        self._earned_back_at[client] = earned_back_at
-        if len(self._earned_back_at) > CLIENTS_AT_MOST:
-            self._earned_back_at.popitem(last=False)
-        return max(wait_seconds, 0.0)
+        """Count one request; return 0, or in how many seconds it may be asked: then it was not counted."""
+        now_ns = self._now_ns()
+        earned_back_at_ns = max(self._earned_back_at_ns.pop(client, now_ns), now_ns)
+        wait_ns = earned_back_at_ns + self._each_ns - now_ns - BURST_SECONDS * _NS
+        self._earned_back_at_ns[client] = earned_back_at_ns + (self._each_ns if wait_ns <= 0 else 0)
+        if len(self._earned_back_at_ns) > CLIENTS_AT_MOST:
+            self._earned_back_at_ns.popitem(last=False)
+        return max(wait_ns, 0) / _NS

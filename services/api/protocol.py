@@ -10,7 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # A process may usually open 1,024 files, and needs some for itself.
 CONNECTIONS_AT_MOST = 900
-# The first line and all headers of a request; a token is one of them.
+# The first line and all headers of a request, a token among them; looked at whenever more of them is waited for.
 HEAD_LIMIT_BYTES = 16_384
 # For a whole request, from the connection or the answer before; and then for its answer, taken in full.
 RECEIVE_SECONDS = 10.0
