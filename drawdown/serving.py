@@ -16,7 +16,6 @@ import uvloop
 from shared.runtime.clock import Clock
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
-from shared.runtime.postgres import connect
 from shared.runtime.settings import BadSettingError, Settings, load_settings
 
 SERVICES = ("allocation", "balance", "incentives", "signals", "api")
@@ -29,18 +28,8 @@ Service = Callable[[Settings], Awaitable[None]]
 
 
 def serve(name: str) -> NoReturn:
-    """Run the service of that name and end the process, as `run_until_signalled` does.
-
-    A database that refuses it, or has another schema than this version's, is told before anything else is done.
-    """
-    service: Service = import_module(f"services.{name}.service").run
-
-    async def on_a_known_schema(settings: Settings) -> None:
-        connection = await connect(settings, f"drawdown_{name}", "drawdown start")
-        await connection.close()
-        await service(settings)
-
-    run_until_signalled(name, on_a_known_schema)
+    """Run the service of that name and end the process, as `run_until_signalled` does."""
+    run_until_signalled(name, import_module(f"services.{name}.service").run)
 
 
 def run_until_signalled(name: str, service: Service) -> NoReturn:

@@ -53,7 +53,6 @@ async def run(settings: Settings) -> None:
 async def connected(settings: Settings) -> AsyncIterator[Context]:
     """The connections of this process, closed at the end."""
     access = Access(settings)
-    await ensure_topics(settings)
     async with contextlib.AsyncExitStack() as stack:
         pool = await create_pool(
             settings,
@@ -64,6 +63,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
             statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
         )
         stack.push_async_callback(lambda: farewell(pool.close()))
+        await ensure_topics(settings)
         producer = await create_producer(settings, **PRODUCER)
         stack.push_async_callback(lambda: farewell(producer.stop()))
         health = Health()

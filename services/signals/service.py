@@ -68,6 +68,9 @@ async def run(settings: Settings) -> None:
     """
     async with serving_health(settings) as health:
         broker = health.contact("the broker")
+        # A database that refuses us, or has another schema, ends the start before the broker is asked for anything.
+        async with follower_connection(settings, NAME):
+            pass
         await ensure_topics(settings)
         cluster = await incarnation(settings, DELIVERY_SIGNALS)
         producer = await create_producer(settings)
