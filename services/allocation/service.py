@@ -27,13 +27,13 @@ from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stal
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
-from shared.runtime.contact import LOST_SECONDS, keep_in_touch_with_broker
+from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.postgres import AWAY, connect
 from shared.runtime.settings import BadSettingError, Settings
-from shared.runtime.stopping import farewell
+from shared.runtime.stopping import farewell, first_to_end
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
@@ -118,18 +118,20 @@ class Allocation:
             producer = await create_producer(self._settings, linger_ms=0)
             stack.push_async_callback(lambda: farewell(producer.stop()))
             publishing = await self._connect(stack, "outcomes", plain=False)
+            watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
-            aides = {
-                asyncio.create_task(publish_outcomes(publishing, producer, self._shards, self._outcomes_written)),
-                asyncio.create_task(self._watch_kafka()),
-                asyncio.create_task(watch_lag(self._workers, self._lags)),
-                asyncio.create_task(keep_in_touch_with_broker(self._broker, producer)),
-            }
             try:
-                await self._keep_shards(keeper, aides)
+                await first_to_end(
+                    self._keep_shards(keeper),
+                    publish_outcomes(publishing, producer, self._shards, self._outcomes_written),
+                    self._watch_kafka(),
+                    watch_lag(self._workers, self._lags),
+                    # Not the keeper's: its renewals wait for batches under way.
+                    keep_in_touch(self._database, lambda: watching.execute("SELECT 1")),
+                    keep_in_touch_with_broker(self._broker, producer),
+                    seconds=CUT_OFF_SECONDS,
+                )
             finally:
-                for aide in aides:
-                    aide.cancel()
                 await self._give_up_all(keeper)
 
     @property
@@ -184,13 +186,11 @@ class Allocation:
                 " a changed policy needs a new version"
             )
 
-    async def _keep_shards(self, keeper: asyncpg.Connection, aides: set[asyncio.Task[None]]) -> None:
-        """Renew the leases, take free shards, give up those that are others' due. Raises what ends an aide."""
+    async def _keep_shards(self, keeper: asyncpg.Connection) -> None:
+        """Renew the leases, take free shards, give up those that are others' due. Raises what ends a worker badly."""
         while True:
-            async with asyncio.timeout(LOST_SECONDS):
-                alive = await announce(keeper, self._owner)
-                mine = await owned(keeper, self._owner)
-            self._database.answered()
+            alive = await announce(keeper, self._owner)
+            mine = await owned(keeper, self._owner)
             for shard, worker in self._workers.items():
                 if mine.get(shard) != worker.lease.epoch:
                     self._tasks[shard].cancel()
@@ -202,11 +202,15 @@ class Allocation:
                 await end_stale_owners(keeper)
                 for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
                     await self._start(lease)
-            await asyncio.wait({*aides, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS)
-            for aide in aides:
-                if aide.done():
-                    await aide
+            await self._heartbeat()
             await self._reap(keeper)
+
+    async def _heartbeat(self) -> None:
+        """Wait until the leases are due for renewal, or all workers have ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=HEARTBEAT_SECONDS)
+        else:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _start(self, lease: Lease) -> None:
         """Begin to write a shard; a task that lost it before has to end first."""

@@ -1,0 +1,146 @@
+"""/readyz tells the truth: why a service cannot do its work, soon, and that it can again, by itself."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import asyncpg
+import httpx
+import pytest
+
+from drawdown.serving import SERVICES
+from drawdown.system import Service
+from shared.runtime.contact import MOMENT_SECONDS
+from tests.acceptance.front_door import FrontDoor, until
+from tests.integration.standing_still import standing_still
+from tests.servers import RunningSystem, free_ports, running_system
+
+# It asks nobody, so this is the time that a loaded machine takes; who asked a server would wait for more.
+SLOWEST_ANSWER_SECONDS = 2.0
+STANDING_BY = "standing by: other processes write every shard"
+WITH_DATABASE = SERVICES
+WITH_BROKER = ("allocation", "signals", "api")
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+        yield client
+
+
+async def ask(client: httpx.AsyncClient, service: Service) -> tuple[bool, str]:
+    """Whether it says that it is ready, and the sentence. Raises AssertionError when it takes its time."""
+    begun = time.monotonic()
+    response = await client.get(f"{service.url}/readyz")
+    assert time.monotonic() - begun < SLOWEST_ANSWER_SECONDS
+    assert (await client.get(f"{service.url}/healthz")).status_code == 200
+    answer = response.json()
+    assert (answer["status"] == "ready") == (response.status_code == 200)
+    return response.status_code == 200, answer["detail"]
+
+
+async def until_all(
+    system: RunningSystem, client: httpx.AsyncClient, names: tuple[str, ...], expected: bool, said: str, seconds: float
+) -> None:
+    """Return once all of them say so, with these words in their sentence."""
+
+    async def all_say() -> bool | None:
+        answers = await asyncio.gather(*(ask(client, system.services[name]) for name in names))
+        return True if all(ready == expected and said in detail for ready, detail in answers) else None
+
+    await until(f"{names} say {said!r}", all_say, seconds)
+
+
+@pytest.mark.embedded
+async def test_a_server_that_stands_still_or_is_gone_is_named_until_it_is_back(client: httpx.AsyncClient) -> None:
+    async with running_system() as system:
+        assert system.postgres is not None
+        assert system.postgres.child is not None
+        assert system.kafka is not None
+        assert system.kafka.child is not None
+        await until_all(system, client, SERVICES, True, "", 30)
+
+        begun = time.monotonic()
+        with standing_still(system.postgres.child.pid):
+            await until_all(system, client, WITH_DATABASE, False, "the database has not answered for", 30)
+            assert time.monotonic() - begun > MOMENT_SECONDS - 1.5, "flaps"
+        await until_all(system, client, SERVICES, True, "", 60)
+
+        with standing_still(system.kafka.child.pid):
+            await until_all(system, client, WITH_BROKER, False, "the broker has not answered for", 30)
+            assert all([(await ask(client, system.services[name]))[0] for name in ("balance", "incentives")])
+        await until_all(system, client, SERVICES, True, "", 60)
+
+        await system.postgres.stop()
+        await until_all(system, client, WITH_DATABASE, False, "the database has not answered for", 30)
+        await system.postgres.start()
+        await until_all(system, client, SERVICES, True, "", 60)
+
+
+async def test_a_service_says_what_it_waits_for_before_it_has_begun(client: httpx.AsyncClient) -> None:
+    async with running_system() as system:
+        nowhere = system.settings.model_copy(
+            update={"http_port": free_ports(len(SERVICES)), "database_url": f"postgresql://127.0.0.1:{free_ports(1)}/x"}
+        )
+        lost = Service("balance", nowhere, {})
+        system.services["lost"] = lost
+        lost.start()
+
+        async def answers() -> tuple[bool, str] | None:
+            try:
+                return await ask(client, lost)
+            except httpx.TransportError:
+                return None
+
+        assert await until("it answers", answers) == (False, "the database has not answered yet")
+
+
+async def test_a_second_allocation_is_ready_when_it_has_its_shards_or_none_are_due(client: httpx.AsyncClient) -> None:
+    async with running_system(shards=2) as system:
+        for number in (2, 3):
+            elsewhere = system.settings.model_copy(update={"http_port": free_ports(len(SERVICES))})
+            another = Service("allocation", elsewhere, {})
+            another.log = another.log.with_name(f"allocation-{number}.log")
+            system.services[f"allocation-{number}"] = another
+            await system.restart_service(f"allocation-{number}")
+        allocations = [service for name, service in system.services.items() if name.startswith("allocation")]
+
+        async def is_shared_out() -> bool | None:
+            said = sorted([(await ask(client, service))[1].split(",")[0] for service in allocations])
+            return True if said == [STANDING_BY, "writing the shards [0]", "writing the shards [1]"] else None
+
+        await until("one stands by, two write", is_shared_out)
+
+
+async def test_an_allocation_that_cannot_write_says_so_although_both_servers_answer(client: httpx.AsyncClient) -> None:
+    async with running_system(shards=1) as system:
+        blocker = await asyncpg.connect(system.database_url)
+        try:
+            async with blocker.transaction():
+                await blocker.execute("LOCK TABLE ledger.quarantine IN ACCESS EXCLUSIVE MODE")
+                await publish_something(system)
+                await until_all(system, client, ("allocation",), False, "none is decided in the shards [0]", 60)
+            await until_all(system, client, ("allocation",), True, "writing the shards [0]", 60)
+            figures = (await client.get(f"{system.services['allocation'].url}/metrics")).text
+            assert 'drawdown_lag_seconds{shard="0"}' in figures
+        finally:
+            await blocker.close()
+
+
+async def test_a_follower_that_cannot_step_says_so_although_the_database_answers(client: httpx.AsyncClient) -> None:
+    async with running_system(shards=1) as system:
+        blocker = await asyncpg.connect(system.database_url)
+        try:
+            async with blocker.transaction():
+                await blocker.execute("LOCK TABLE ledger.checkpoints IN ACCESS EXCLUSIVE MODE")
+                await until_all(system, client, ("balance",), False, "no step along the ledger has ended for", 60)
+            await until_all(system, client, ("balance",), True, "following", 60)
+        finally:
+            await blocker.close()
+
+
+async def publish_something(system: RunningSystem) -> None:
+    """Spends of nobody: they are quarantined, which is written too."""
+    async with FrontDoor(system) as door:
+        for _ in range(3):
+            await door.publish_raw(b"{}", b"key", 0)
