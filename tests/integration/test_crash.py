@@ -28,6 +28,10 @@ from tests.servers import RunningSystem, free_ports, running_system
 ALLOCATION, SECOND_ALLOCATION = "allocation", "allocation-2"
 KILLS_UNDER_LOAD, KILLS_AT_THE_START = 22, 8
 BURST = 120
+# A command that waits is decided by one of the next writers, though each of them is killed soon after it was ready.
+# Measured on a machine with ten times as much to do as it can: the first or second of them for nine of ten, the fourth
+# at the latest.
+MOST_STARTS_FOR_A_COMMAND = 5
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Rehearsal:
     workload: Workload
     database: asyncpg.Connection
     random: random.Random
+    starts: int = 0
 
     async def burst(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
         """Publishes a burst of spends; at a random one of them something else begins."""
@@ -53,6 +58,11 @@ class Rehearsal:
     async def check(self) -> None:
         """Everything is what the model says."""
         await self.driver.compare(self.workload.centers, self.workload.account_ids)
+
+    async def restart_allocation(self) -> None:
+        """The next writer, ready."""
+        await self.system.restart_service(ALLOCATION)
+        self.starts += 1
 
     async def epochs(self) -> int:
         """How often shards have been taken so far."""
@@ -80,10 +90,10 @@ async def test_allocation_is_killed_thirty_times(rehearsal: Rehearsal) -> None:
     async with busy_treasury(rehearsal):
         for _ in range(KILLS_UNDER_LOAD):
             await rehearsal.burst(partial(system.kill_service, ALLOCATION))
-            await system.restart_service(ALLOCATION)
+            await rehearsal.restart_allocation()
         for _ in range(KILLS_AT_THE_START):
             await rehearsal.burst(partial(kill_as_it_takes_shards, rehearsal))
-            await system.restart_service(ALLOCATION)
+            await rehearsal.restart_allocation()
     await rehearsal.check()
     await check_the_log_by_itself(rehearsal)
 
@@ -109,22 +119,21 @@ async def busy_treasury(rehearsal: Rehearsal) -> AsyncIterator[None]:
     center = "treasury"
     opening = {"currency": "USD", "time_zone": "UTC"}
     await driver.command(door.admin_command(center, "open_business_center", **opening))
-    deposits = 0
+    waits: list[int] = []
     is_open = True
 
     async def deposit() -> None:
-        nonlocal deposits
         while is_open:
+            before = rehearsal.starts
             await driver.command(door.admin_command(center, "deposit_cash", amount="1"))
-            deposits += 1
+            waits.append(rehearsal.starts - before)
 
     task = asyncio.create_task(deposit())
     yield
     is_open = False
     await task
-    # How many is a matter of pace: a kill may come before an answer, which then comes from the next process.
-    assert deposits > 0
-    assert (await door.get(f"business-centers/{center}"))["balance"]["cash"] == money(deposits * 1_000_000)
+    assert max(waits) <= MOST_STARTS_FOR_A_COMMAND
+    assert (await door.get(f"business-centers/{center}"))["balance"]["cash"] == money(len(waits) * 1_000_000)
 
 
 async def check_the_log_by_itself(rehearsal: Rehearsal) -> None:
