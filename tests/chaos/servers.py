@@ -6,17 +6,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 
 from drawdown.system import prepare
 from shared.runtime.settings import Settings
 from tests.chaos.machine import with_servers
 from tests.chaos.proxy import Proxy
-from tests.containers import POSTGRES_IMAGE, KafkaContainer
+from tests.containers import ContainerPostgres, KafkaContainer
 from tests.servers import embedded_settings, free_ports, fresh_database, reachable_directory
 
-_POSTGRES_PORT = 5432
 SHARDS = 4
 
 
@@ -60,19 +58,16 @@ async def servers(*, proxied: bool = True, volume: str | None = None) -> AsyncIt
         directory = stack.enter_context(reachable_directory())
         kafka, kafka_proxy = _kafka(proxied)
         postgres, postgres_proxy = _postgres(volume)
-        for container in (kafka, postgres):
+        for container in (kafka, postgres.container):
             stack.callback(container.stop)
-        await asyncio.gather(*(asyncio.to_thread(container.start) for container in (kafka, postgres)))
+        await asyncio.gather(*(asyncio.to_thread(container.start) for container in (kafka, postgres.container)))
         await stack.enter_async_context(kafka_proxy)
         await stack.enter_async_context(postgres_proxy)
-        url = f"postgresql://{postgres.username}:{postgres.password}@127.0.0.1:%d/{postgres.dbname}"
-        through = url % (postgres_proxy.port if proxied else postgres_proxy.upstream_port)
+        through = postgres.url.replace(f":{postgres.port}/", f":{postgres_proxy.port}/") if proxied else postgres.url
         broker = f"127.0.0.1:{kafka_proxy.port if proxied else kafka_proxy.upstream_port}"
         settings = with_servers(embedded_settings(directory, shards=SHARDS), broker, through)
         await prepare(settings)
-        yield Servers(
-            kafka, postgres, kafka_proxy, postgres_proxy, url % postgres_proxy.upstream_port, settings, directory
-        )
+        yield Servers(kafka, postgres.container, kafka_proxy, postgres_proxy, postgres.url, settings, directory)
 
 
 def _kafka(proxied: bool) -> tuple[KafkaContainer, Proxy]:
@@ -83,11 +78,9 @@ def _kafka(proxied: bool) -> tuple[KafkaContainer, Proxy]:
     return container, proxy
 
 
-def _postgres(volume: str | None) -> tuple[PostgresContainer, Proxy]:
-    container = PostgresContainer(POSTGRES_IMAGE, driver=None)
-    port = free_ports(1)
-    container.with_bind_ports(_POSTGRES_PORT, port)
+def _postgres(volume: str | None) -> tuple[ContainerPostgres, Proxy]:
+    postgres = ContainerPostgres()
     if volume is not None:
-        container.with_volume_mapping(volume, "/var/lib/postgresql", "rw")
-        container.with_command(["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"])
-    return container, Proxy(free_ports(1), port)
+        postgres.container.with_volume_mapping(volume, "/var/lib/postgresql", "rw")
+        postgres.container.with_command(["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"])
+    return postgres, Proxy(free_ports(1), postgres.port)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -63,6 +64,7 @@ def main() -> None:
     if problem := problem_of_docker():
         sys.exit(f"make chaos needs a Docker daemon: {problem}")
     start_guardian()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Asked to end: containers are removed, as after Ctrl-C.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # What happens to the load's own producer is meant to.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
