@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 15.0
 READY_SECONDS = 30.0
 MOST_TRIES = 4
 _EVERY_SO_MANY = 12  # one kill of so many comes at any moment
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.1
 
 Planned = tuple[Step | None, int]
 
