@@ -69,6 +69,9 @@ async def identify(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> Caller:
     """Who asks: what every route that holds anybody's data depends on."""
+    if _access(request).verifier is None and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        # A browser shows no token by itself. Where none is wanted, any page in it could give commands to this machine.
+        raise permission_denied("pages of other sites may not ask where no tokens are wanted")
     token = None if credentials is None else credentials.credentials
     return await _access(request).identify(token, _address(request))
 

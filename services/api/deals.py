@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import asyncpg
+import structlog
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -150,6 +151,7 @@ async def put_deal(deal_id: PathId, request: Request, context: Api, caller: Fina
         row = await _store(connection, caller, deal_id, terms, context)
         if row is None:
             raise permission_denied("the deal of this id has ad accounts that are not yours")
+    structlog.get_logger().info("a deal is registered", id=deal_id, by=caller.id)
     return JSONResponse(_deal(row), 201 if row["is_new"] else 200)
 
 

@@ -5,6 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import asyncpg
+import structlog
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -121,8 +122,8 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     wanted = await read_body(request, REPLAY_REQUEST)
     async with context.transaction() as connection:
         if wanted.ids is not None:
-            return await _replay(context, connection, await _by_ids(connection, caller, wanted.ids))
-        return await _replay(context, connection, await _by_reason(connection, caller, wanted.reason))
+            return await _replay(context, connection, caller, await _by_ids(connection, caller, wanted.ids))
+        return await _replay(context, connection, caller, await _by_reason(connection, caller, wanted.reason))
 
 
 @router.post(
@@ -131,7 +132,7 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
 async def replay_one(record_id: str, context: Api, caller: FinanceWriter) -> dict[str, int]:
     """Send a record back to its shard, as it came."""
     async with context.transaction() as connection:
-        return await _replay(context, connection, await _by_ids(connection, caller, [record_id]))
+        return await _replay(context, connection, caller, await _by_ids(connection, caller, [record_id]))
 
 
 def _parse_id(text: str) -> tuple[int, int] | None:
@@ -224,7 +225,9 @@ async def _by_reason(connection: asyncpg.Connection, caller: Caller, reason: str
     return rows
 
 
-async def _replay(context: Context, connection: asyncpg.Connection, rows: list[asyncpg.Record]) -> dict[str, int]:
+async def _replay(
+    context: Context, connection: asyncpg.Connection, caller: Caller, rows: list[asyncpg.Record]
+) -> dict[str, int]:
     """Hand the records to their shards' owners, note that it was done, and wake the owners at the commit."""
     targets = [_target(row, context.shards) for row in rows]
     shards = [row["shard"] for row in rows]
@@ -234,6 +237,7 @@ async def _replay(context: Context, connection: asyncpg.Connection, rows: list[a
     )
     for shard in sorted(set(targets)):
         await connection.execute("SELECT pg_notify('forwarded', $1)", str(shard))
+    structlog.get_logger().info("replaying quarantined records", count=len(rows), by=caller.id)
     return {"replayed": len(rows)}
 
 

@@ -17,6 +17,7 @@ from services.api import bodies, context, protocol
 from services.api.limits import CLIENTS_AT_MOST, RateLimit
 from services.api.service import STATEMENT_TIMEOUT_SECONDS, connected
 from shared.runtime.settings import Settings
+from tests.integration.api import command
 from tests.integration.test_api_service import eventually, serving
 from tests.integration.tokens import issuer
 
@@ -237,6 +238,20 @@ async def test_the_server_gives_up_statements_of_the_api(settings: Settings) -> 
             await connection.execute("SET statement_timeout = 50")
             with pytest.raises(asyncpg.QueryCanceledError):
                 await connection.execute("SELECT pg_sleep(5)")
+
+
+# --- A browser on this machine ---
+
+
+async def test_without_tokens_pages_of_other_sites_are_refused(settings: Settings) -> None:
+    sent = command("deposit_cash", "b", amount="1")
+    async with serving(settings) as client:
+        for site in ("cross-site", "same-site"):
+            headers = {"Sec-Fetch-Site": site, "Content-Type": "text/plain"}
+            refused = await client.post("/v1/commands", json=sent, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
+        for site in ("none", "same-origin"):
+            assert (await client.get("/v1/deals", headers={"Sec-Fetch-Site": site})).status_code == 200
 
 
 # --- The start ---
