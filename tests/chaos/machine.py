@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.servers import free_ports
 NAMES = ("allocation", "allocation-2", "balance", "incentives", "signals", "api")
 KILLED = -9
 SETTLE_SECONDS = 180.0
+RESTART_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.2
 _processes = multiprocessing.get_context("forkserver")
@@ -87,7 +88,7 @@ class Machine:
         self.running[name] = Running(process, self._ports.get(name, self.settings.http_port))
         return self.running[name]
 
-    async def keep(self, name: str, on_end: Callable[[int], None] = lambda _code: None) -> None:
+    async def keep(self, name: str) -> None:
         """Start a process and start it again whenever it ends, as a supervisor does, until cancelled."""
         while True:
             running = self.start(name)
@@ -97,8 +98,7 @@ class Machine:
                 running.process.kill()
                 raise
             self.ends[name, code] += 1
-            on_end(code)
-            await asyncio.sleep(_POLL_SECONDS)
+            await asyncio.sleep(RESTART_SECONDS)
 
     @contextlib.asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
