@@ -13,7 +13,7 @@ import structlog
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import AWAY, connection_options, refusals_explained, where
 from shared.runtime.retries import with_retries
-from shared.runtime.roles import allow_logins, make_roles
+from shared.runtime.roles import allow_logins, keep_others_out, make_roles
 from shared.runtime.schema import known_migrations, refuse_others
 from shared.runtime.settings import Settings
 
@@ -67,6 +67,7 @@ async def _connect(settings: Settings) -> asyncpg.Connection:
 
 async def _migrate(connection: asyncpg.Connection, settings: Settings) -> list[str]:
     await make_roles(connection)
+    await keep_others_out(connection)
     done = await _recorded(connection)
     refuse_others(done)
     applied = []

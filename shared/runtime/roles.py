@@ -41,6 +41,16 @@ async def make_roles(connection: asyncpg.Connection) -> None:
             await connection.execute(f"GRANT {FOLLOWERS} TO {role}")
 
 
+async def keep_others_out(connection: asyncpg.Connection) -> None:
+    """Let our roles connect to this database, and nobody else's logins. A backup of the database does not hold this."""
+    database = await connection.fetchval("SELECT quote_ident(current_database())")
+    if await connection.fetchval("SELECT has_database_privilege('public', current_database(), 'CONNECT, TEMPORARY')"):
+        await connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
+    for role in SERVICE_ROLES:
+        if not await connection.fetchval("SELECT has_database_privilege($1, current_database(), 'CONNECT')", role):
+            await connection.execute(f"GRANT CONNECT ON DATABASE {database} TO {role}")
+
+
 async def allow_logins(connection: asyncpg.Connection, passwords: Path) -> None:
     """Let each service log in as its role, with the password that the file of the role's name holds.
 

@@ -398,6 +398,17 @@ async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgr
         await superuser.close()
 
 
+async def test_what_a_backup_does_not_hold_is_made_again_by_the_next_migration(
+    server: SecuredPostgres, owner: asyncpg.Connection
+) -> None:
+    """Who may connect is the server's: a restored database is open to every login of it."""
+    await owner.execute("GRANT CONNECT, TEMPORARY ON DATABASE drawdown TO PUBLIC")
+    await owner.execute("REVOKE CONNECT ON DATABASE drawdown FROM drawdown_api")
+    await migrate(server.settings(OWNER))
+    assert (await granted(owner, "public"))["database"] == ""
+    assert (await granted(owner, "drawdown_api"))["database"] == "c"
+
+
 REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
     "wrong password": (
         lambda server: {"database_password_file": server.passwords / "drawdown_balance"},

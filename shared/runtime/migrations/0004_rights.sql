@@ -1,5 +1,5 @@
 -- What each role may do, and nothing else. docs/database.md holds the same as a table; a test compares it with the catalog.
--- The roles belong to the server, not to this database: shared/runtime/roles.py makes them.
+-- The roles, and who may connect, belong to the server, not to this database: shared/runtime/roles.py sees to them.
 
 REVOKE ALL ON ALL TABLES IN SCHEMA ledger, balance, incentives, signals
     FROM drawdown_allocation, drawdown_follower, drawdown_api, drawdown_auditor;
@@ -8,13 +8,6 @@ REVOKE ALL ON SCHEMA ledger, balance, incentives, signals
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT SELECT ON public.migrations TO drawdown_allocation, drawdown_follower, drawdown_api, drawdown_auditor;
-
--- Nobody else's login gets in, and nobody makes temporary tables.
-DO $$ BEGIN
-    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO drawdown_allocation, drawdown_follower, drawdown_api,
-                    drawdown_auditor', current_database());
-END $$;
 
 -- The writer.
 GRANT USAGE ON SCHEMA ledger TO drawdown_allocation;
