@@ -23,6 +23,7 @@ ANY_MOMENT = "any moment"
 PATIENCE_SECONDS = 15.0
 READY_SECONDS = 30.0
 MOST_TRIES = 4
+MOST_OTHER_ENDS = 20
 _EVERY_SO_MANY = 12  # one kill of so many comes at any moment
 _POLL_SECONDS = 0.1
 
@@ -133,6 +134,8 @@ class Killer:
         if code != KILLED:
             self._tally.other_ends.append(f"{name}: exit {code}, to die at {step.name if step else ANY_MOMENT!r}")
             self._say(f"  {self._tally.other_ends[-1]}; see {self._machine.logs / name}.log")
+            if len(self._tally.other_ends) >= MOST_OTHER_ENDS:
+                raise RuntimeError(f"services end by themselves again and again: see {self._machine.logs}")
             return
         if step is not None and reached:
             self._tally.kills[service, step.name] += 1
