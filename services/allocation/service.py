@@ -23,7 +23,17 @@ from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.outcomes import publish_outcomes
 from services.allocation.worker import OffsetsDoNotFitError, Worker
-from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stale_owners, owned, release, withdraw
+from shared.ledger.lease import (
+    RELEASED_CHANNEL,
+    Lease,
+    LeaseLostError,
+    announce,
+    claim,
+    end_stale_owners,
+    owned,
+    release,
+    withdraw,
+)
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
@@ -101,6 +111,7 @@ class Allocation:
         self._tasks: dict[int, asyncio.Task[Lease]] = {}
         self._shards: set[int] = set()
         self._outcomes_written = asyncio.Event()
+        self._released = asyncio.Event()
         self._has_written = False
         self._incarnation = ""
         self._lags: dict[int, ShardLag] = {}
@@ -120,6 +131,7 @@ class Allocation:
             publishing = await self._connect(stack, "outcomes", plain=False)
             watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
+            await keeper.add_listener(RELEASED_CHANNEL, self._on_released)
             try:
                 await first_to_end(
                     self._keep_shards(keeper),
@@ -160,6 +172,9 @@ class Allocation:
         if worker is not None:
             worker.wake()
 
+    def _on_released(self, *_: object) -> None:
+        self._released.set()
+
     async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
         connection = await connect(self._settings, ROLE, f"drawdown allocation {what} {self._owner[-8:]}")
         self._connections.add(connection)
@@ -189,6 +204,7 @@ class Allocation:
     async def _keep_shards(self, keeper: asyncpg.Connection) -> None:
         """Renew the leases, take free shards, give up those that are others' due. Raises what ends a worker badly."""
         while True:
+            self._released.clear()
             alive = await announce(keeper, self._owner)
             mine = await owned(keeper, self._owner)
             for shard, worker in self._workers.items():
@@ -206,11 +222,17 @@ class Allocation:
             await self._reap(keeper)
 
     async def _heartbeat(self) -> None:
-        """Wait until the leases are due for renewal, or all workers have ended."""
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=HEARTBEAT_SECONDS)
-        else:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+        """Wait until the leases are due for renewal, or a worker has ended, or somebody has released a shard.
+
+        A shard that is handed over stands still until its heir has loaded it: neither waits for the next heartbeat.
+        """
+        released = asyncio.create_task(self._released.wait())
+        try:
+            await asyncio.wait(
+                {released, *self._tasks.values()}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            released.cancel()
 
     async def _start(self, lease: Lease) -> None:
         """Begin to write a shard; a task that lost it before has to end first."""
@@ -274,7 +296,7 @@ class Allocation:
                 log.warning("shard lost", shard=shard, error=str(lost))
 
     async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
-        """Finish what is under way, release the shards and be counted no more; cut off what a server holds up."""
+        """Be counted no more, finish what is under way and release the shards; cut off what a server holds up."""
         for shard, task in self._tasks.items():
             worker = self._workers.get(shard)
             if worker is not None:
@@ -291,6 +313,10 @@ class Allocation:
     async def _release_all(self, keeper: asyncpg.Connection) -> None:
         """Release each shard as soon as its worker has ended. Raises what ended one badly, once all are released."""
         failure: Exception | None = None
+        try:
+            await withdraw(keeper, self._owner)  # First: a shard is then others' due as soon as it is released.
+        except Exception as error:
+            failure = error
         while self._tasks:
             await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
             try:
@@ -299,7 +325,6 @@ class Allocation:
                 failure = failure or error
         if failure is not None:
             raise failure
-        await withdraw(keeper, self._owner)
 
     async def _cut_off(self) -> None:
         for connection in self._connections:

@@ -14,6 +14,7 @@ from shared.ledger.merkle import CompactRange
 from shared.ledger.times import from_datetime
 
 LEASE_SECONDS = 3.0
+RELEASED_CHANNEL = "released"
 
 
 class LeaseLostError(Exception):
@@ -118,9 +119,11 @@ async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
 
 
 async def release(connection: asyncpg.Connection, lease: Lease) -> None:
-    """Give the shard up, for others to take at once."""
+    """Give the shard up, and wake those who could take it."""
     await connection.execute(
-        "UPDATE ledger.shards SET owner = NULL, owner_pid = NULL WHERE shard = $1 AND epoch = $2",
+        "WITH released AS (UPDATE ledger.shards SET owner = NULL, owner_pid = NULL WHERE shard = $1 AND epoch = $2"
+        " RETURNING shard) SELECT pg_notify($3, shard::text) FROM released",
         lease.shard,
         lease.epoch,
+        RELEASED_CHANNEL,
     )
