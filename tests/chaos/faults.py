@@ -50,7 +50,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def unready(self, *names: str) -> AsyncIterator[None]:
-        """Meanwhile these services say, in time, that they are not ready; ready is what they were."""
+        """After what is done within, these services say in time that they are not ready."""
         yield
         began = time.monotonic()
         while ready := [name for name in names if await self.machine.is_ready(name)]:

@@ -41,7 +41,6 @@ class Running:
     """A process of a service."""
 
     process: "multiprocessing.process.BaseProcess"
-    port: int
 
     async def ended(self) -> int:
         """Wait for its end; its exit code, or minus the signal that ended it."""
@@ -68,7 +67,7 @@ class Machine:
         self.ends: Counter[tuple[str, int]] = Counter()  # how often each process ended, and how
         self.clock_file: Path | None = None
         self._ports = {name: free_ports(1) for name in names if name != "api"}
-        _processes.set_forkserver_preload(["drawdown.serving", *PRELOAD])
+        _processes.set_forkserver_preload(PRELOAD)
 
     @property
     def url(self) -> str:
@@ -85,7 +84,7 @@ class Machine:
         victim = Victim(service, environment, self.logs / f"{name}.log", step, passage, clock_file)
         process = _processes.Process(target=run, args=(victim,), daemon=True)
         process.start()
-        self.running[name] = Running(process, self._ports.get(name, self.settings.http_port))
+        self.running[name] = Running(process)
         return self.running[name]
 
     async def keep(self, name: str) -> None:

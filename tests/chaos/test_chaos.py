@@ -20,6 +20,7 @@ from tests.chaos.zombies import overtake_writers
 SEED = 7
 
 
+@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes on one that has other work
 async def test_every_step_kills_and_nothing_is_lost_or_doubled(settings: Settings, reachable_path: Path) -> None:
     await prepare(settings)
     machine, tally = Machine(settings, reachable_path), Tally()

@@ -10,14 +10,15 @@ import random
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from drawdown.serving import SERVICES
 from tests.chaos.steps import STEPS, Step, arm, find
 
 # Snapshots of a shard's state are written each so many entries instead of 100,000, so that runs of minutes have some.
 ENTRIES_BETWEEN_SNAPSHOTS = 3_000
-PRELOAD = [f"services.{name}.service" for name in ("allocation", "balance", "incentives", "signals", "api")]
+PRELOAD = ["drawdown.serving", *(f"services.{name}.service" for name in SERVICES)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class Victim:
     step: int | None = None  # an index of STEPS: a Step holds functions, which do not travel
     passage: int = 1
     clock_file: Path | None = None
-    imports: list[str] = field(default_factory=lambda: ["drawdown.serving", *PRELOAD])
 
 
 def run(victim: Victim) -> None:
