@@ -89,11 +89,11 @@ _ALLOCATION: Final = (
 def _follower(service: str) -> tuple[Step, ...]:
     moves = _says("UPDATE ledger.checkpoints SET position")
     return (
-        Step(service, "before the checkpoint is taken", _FOLLOW + "advance"),
-        Step(service, "checkpoint taken", "asyncpg:Connection.fetchrow", "after", _says("FOR UPDATE OF c")),
-        Step(service, "folded", _EXECUTE, "before", moves, most=15),
-        Step(service, "checkpoint moved, not committed", _EXECUTE, "after", moves, most=15),
-        Step(service, "committed", _FOLLOW + "advance", "after"),
+        Step(service, "before the checkpoint is taken", _FOLLOW + "advance", most=8),
+        Step(service, "checkpoint taken", "asyncpg:Connection.fetchrow", "after", _says("FOR UPDATE OF c"), most=8),
+        Step(service, "folded", _EXECUTE, "before", moves, most=8),
+        Step(service, "checkpoint moved, not committed", _EXECUTE, "after", moves, most=8),
+        Step(service, "committed", _FOLLOW + "advance", "after", most=8),
     )
 
 
