@@ -6,7 +6,6 @@
 #   make test | lint | bench      the test suite, the checks, the benchmarks
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make chaos                    services killed, servers taken away, in containers; takes half an hour
-#   make chaos                    services killed, servers taken away, in containers; takes half an hour
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
@@ -86,11 +85,6 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-
-# CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
-chaos: $(INSTALLED_DEV)
-	@CHAOS_SEED='$(CHAOS_SEED)' CHAOS_KILLS='$(CHAOS_KILLS)' CHAOS_ONLY='$(CHAOS_ONLY)' \
-		exec $(BIN)/python -m tests.chaos
 
 # CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
 chaos: $(INSTALLED_DEV)
