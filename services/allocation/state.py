@@ -16,7 +16,8 @@ from shared.rules.shard import Shard
 
 log = structlog.get_logger()
 
-FEWEST_ENTRIES_BETWEEN = 100_000
+# The heir of a killed process decides as many again for each of its shards, and they all stand still meanwhile.
+FEWEST_ENTRIES_BETWEEN = 20_000
 ENTRIES_PER_OBJECT = 10
 
 
