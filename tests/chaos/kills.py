@@ -128,7 +128,7 @@ class Killer:
 
     def _count(self, name: str, step: Step | None, code: int, reached: bool) -> None:
         service = service_of(name)
-        if code == 0 and step is not None and step.at_stop:  # It ended in order, on a way without the step.
+        if code in (0, 1) and step is not None and step.at_stop:  # It ended as asked, or when its time to end was up.
             self._tally.missed[service, step.name] += 1
             return
         if code != KILLED:
