@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -9,9 +10,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from drawdown.serving import SERVICES
 from drawdown.system import Service
+from shared.runtime.kafka import FINANCE_COMMANDS, connection_arguments
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still
 from tests.model.driver import Driver
@@ -149,9 +152,9 @@ async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() ->
         stuck[1].write(b"POST /v1/commands HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         async with system.client() as client:
             asked = asyncio.create_task(client.post("/v1/commands", json=command))
-            await until("the command is taken", lambda: in_flight(system))
+            await until("the command is taken", lambda: published(system, command["command_id"]))
             begun = time.monotonic()
-            assert await system.kill_service("api", signal.SIGTERM) == 0
+            assert await system.kill_service("api", signal.SIGTERM) == 0, system.log_of("api")
             seconds = time.monotonic() - begun
             answer = await asked
         stuck[1].close()
@@ -163,14 +166,18 @@ async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() ->
         assert seconds < MOST_SECONDS
 
 
-async def in_flight(system: RunningSystem) -> bool | None:
-    """Whether the database was asked for the outcome of a command: somebody waits for it."""
-    database = await asyncpg.connect(system.database_url)
+async def published(system: RunningSystem, command_id: str) -> bool | None:
+    """Whether the broker has this command: then somebody waits for its outcome."""
+    consumer = AIOKafkaConsumer(**connection_arguments(system.settings), auto_offset_reset="earliest")
+    await consumer.start()
     try:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%ledger.outcomes WHERE command_id = ANY%'"
-        return True if await database.fetchval(query + " AND pid <> pg_backend_pid()") else None
+        consumer.assign([TopicPartition(FINANCE_COMMANDS, shard) for shard in range(system.settings.shards)])
+        async for record in consumer:
+            if json.loads(record.value)["command_id"] == command_id:
+                return True
     finally:
-        await database.close()
+        await consumer.stop()
+    return None
 
 
 @pytest.mark.embedded
@@ -178,7 +185,7 @@ async def test_asked_again_a_service_ends_at_once_with_1() -> None:
     async with working_system() as (system, _driver, _workload):
         assert system.postgres is not None
         assert system.postgres.child is not None
-        child = system.services["balance"].child
+        child = system.services["allocation"].child
         assert child is not None
         with standing_still(system.postgres.child.pid):
             begun = time.monotonic()

@@ -1,0 +1,48 @@
+"""What the runbook tells people to type and to look at exists."""
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import typer
+from prometheus_client import REGISTRY
+
+from drawdown.cli import app
+
+RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+COMMANDS = typer.main.get_command(app)
+
+
+def known_commands() -> set[str]:
+    """Every command, those of a group behind its name."""
+    names: set[str] = set()
+    for name, command in COMMANDS.commands.items():  # type: ignore[attr-defined]
+        names |= {f"{name} {each}" for each in getattr(command, "commands", ())} or {name}
+    return names
+
+
+def test_every_command_exists() -> None:
+    said = set(re.findall(r"\bdrawdown ((?:audit|offsets|quarantine|spend|token) [a-z-]+)", RUNBOOK))
+    said |= {f"audit {each}" for each in re.findall(r"\baudit (verify|replay|export)\b", RUNBOOK)}
+    assert "offsets adopt" in said
+    assert said <= known_commands()
+
+
+def test_every_metric_exists() -> None:
+    for service in ("allocation.metrics", "api.operations"):
+        import_module(f"services.{service}")
+    import_module("shared.ledger.follow")
+    families = {name for family in REGISTRY.collect() for name in (family.name, f"{family.name}_total")}
+    said = set(re.findall(r"`(drawdown_[a-z_]+?)(?:\{[a-z_,]*\})?`", RUNBOOK)) - {"drawdown_api"}
+    assert "drawdown_lag_seconds" in said
+    assert said <= families
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", RUNBOOK))))
+def test_every_link_leads_somewhere(link: str) -> None:
+    if link.startswith("#"):
+        headings = re.findall(r"^#+ (.+)$", RUNBOOK, re.MULTILINE)
+        assert link[1:] in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    else:
+        assert (Path(__file__).parents[2] / "docs" / link).exists()
