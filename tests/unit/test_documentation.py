@@ -18,7 +18,7 @@ from shared.runtime.settings import Settings
 def app() -> Any:
     asks_no_server = cast("Any", None)
     access = Access(Settings(api_authentication="off"))
-    return create_app(Context(access, asks_no_server, asks_no_server, asks_no_server, asks_no_server, asks_no_server, shards=4))
+    return create_app(Context(access, *[asks_no_server] * 5, shards=4))
 
 
 @pytest.fixture
