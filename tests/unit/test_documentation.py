@@ -16,9 +16,9 @@ from shared.runtime.settings import Settings
 
 @pytest.fixture
 def app() -> Any:
-    asks_no_server = cast("Any", None)
+    nobody = cast("Any", None)  # The page asks no server.
     access = Access(Settings(api_authentication="off"))
-    return create_app(Context(access, *[asks_no_server] * 5, shards=4))
+    return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, shards=4))
 
 
 @pytest.fixture
