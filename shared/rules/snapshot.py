@@ -4,6 +4,7 @@ A snapshot is a cache: whoever does not know its format decides the ledger again
 Lists, not objects with names, because a shard may have a hundred thousand campaigns.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from shared.rules.budgets import DAILY, MONTHLY, Budget
@@ -147,7 +148,8 @@ def _dump_budget(budget: Budget) -> list[Any] | None:
 def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
     if dumped is None:
         return
-    budget.mode, budget.amount, history, budget.day, day_spent, month_spent, days, months, counted, *started = dumped
+    budget.mode, budget.amount, history, day, day_spent, month_spent, days, months, counted, *started = dumped
+    budget.day = _the_same(day)
     budget.started_at, budget.started_day, budget.started_position = started
     budget.total = counted  # Totals before the custom budget began are needed no more: only differences are.
     budget.before_day, budget.before_month = counted - day_spent, counted - month_spent
@@ -155,3 +157,9 @@ def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
         budget.history = [(day, mode, amount) for day, mode, amount in history]
     if days:
         budget.days, budget.months = dict(days), dict(months)
+
+
+@lru_cache(maxsize=4096)
+def _the_same(day: int) -> int:
+    """One object for a day, whoever has it: every spend compares with two, which are then at hand."""
+    return day

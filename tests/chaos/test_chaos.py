@@ -17,6 +17,9 @@ from tests.chaos.machine import Machine, audit, check, under_load
 from tests.chaos.steps import STEPS, find
 from tests.chaos.zombies import overtake_writers
 
+# Faults are about the servers of production.
+pytestmark = pytest.mark.containers
+
 SEED = 7
 
 

@@ -28,6 +28,8 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 SHARDS = 16
 CAMPAIGNS = 16_000
 LONGEST_PAUSE_SECONDS = 2.0
+# The heir of a killed process decides again what came since the last snapshots of all its shards.
+LONGEST_PAUSE_AFTER_A_KILL_SECONDS = 5.0
 # A machine on which a shard waits longer than this while nothing changes is busy with something else: a hand-over, some
 # ten round trips one after the other, may then take longer in the same measure.
 QUIET_SECONDS = 0.15
@@ -190,5 +192,6 @@ async def test_from_one_process_to_three_and_back(scaling: Scaling) -> None:
         " WHERE campaign_id LIKE 'campaign-%' AND kind = 'cash_debit' GROUP BY 1"
     )
     assert {row["id"]: row["times"] for row in charged} == dict.fromkeys(scaling.published, 1)
-    calm = pauses.pop(CALM)
-    assert max(pauses.values()) <= LONGEST_PAUSE_SECONDS * max(1.0, calm / QUIET_SECONDS), (calm, pauses)
+    busy = max(1.0, pauses.pop(CALM) / QUIET_SECONDS)
+    assert pauses.pop("one is killed") <= LONGEST_PAUSE_AFTER_A_KILL_SECONDS * busy, (busy, pauses)
+    assert max(pauses.values()) <= LONGEST_PAUSE_SECONDS * busy, (busy, pauses)
