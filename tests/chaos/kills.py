@@ -6,9 +6,7 @@ being killed at any time. A step that is not reached in time is given up for a k
 
 import asyncio
 import itertools
-import os
 import random
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -121,9 +119,7 @@ class Killer:
                 break
             await asyncio.sleep(_POLL_SECONDS)
         await asyncio.wait({ending}, timeout=self._random.uniform(0, 1))
-        process = self._machine.running[name].process
-        if not ending.done() and process.pid is not None:
-            os.kill(process.pid, signal.SIGTERM)
+        self._machine.running[name].process.terminate()  # Which is nothing where it has just died.
         await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
 
     def _count(self, name: str, step: Step | None, code: int, reached: bool) -> None:
