@@ -40,6 +40,7 @@ async def measure(bench: Bench, parts: tuple[str, ...]) -> Figures:
         bench.say("deciding a shard of the ledger again")
         figures["replay_entries_per_second"] = await replay_entries_per_second(bench)
     if "latency" in parts:
+        await bench.tidy()
         await _latency(bench, figures)
     if "stall" in parts:
         await _stall(bench, figures)
