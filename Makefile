@@ -5,7 +5,7 @@
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
-#   make chaos                    services killed, servers taken away, in containers; takes half an hour
+#   make chaos                    services killed, servers taken away, in containers; takes eleven minutes
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
