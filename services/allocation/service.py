@@ -41,7 +41,7 @@ from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
-from shared.runtime.postgres import AWAY, connect
+from shared.runtime.postgres import LOST, connect
 from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import farewell, first_to_end
 from shared.runtime.topics import ensure_topics
@@ -56,9 +56,6 @@ FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
 CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
-# Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
-# An internal error of the client it is when the server's farewell arrives just as a statement is sent.
-LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -82,6 +79,7 @@ async def run(settings: Settings) -> None:
             try:
                 await allocation.run()
             except LOST as error:
+                # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
                 if _is_asked_to_end():
                     raise asyncio.CancelledError from error
                 tries = 0 if allocation.has_written else tries + 1

@@ -18,7 +18,7 @@ import structlog
 
 from shared.contracts.commands import same_content
 from shared.runtime.contact import Contact, keep_in_touch
-from shared.runtime.postgres import AWAY, connect
+from shared.runtime.postgres import LOST, connect
 from shared.runtime.settings import Settings
 
 ROLE = "drawdown_api"
@@ -28,15 +28,8 @@ RECONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 5.0  # for the database, when the watcher looks
 STALE_SECONDS = 15.0  # while somebody waits and no look has succeeded: the watcher does not do its work
 
-# What asyncpg raises when the database is away for now, or went away in between: an internal error it is when
-# the server's farewell arrives just as a statement is sent. One that it gave up took too long.
-DATABASE_AWAY = (
-    *AWAY,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.QueryCanceledError,
-)
+# A statement that the database gave up took too long: to who asks it is away too.
+DATABASE_AWAY = (*LOST, asyncpg.QueryCanceledError)
 
 
 @dataclass(eq=False, slots=True)

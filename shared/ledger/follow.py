@@ -20,7 +20,7 @@ from prometheus_client import Counter, Gauge
 
 from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
-from shared.runtime.postgres import AWAY, connect
+from shared.runtime.postgres import LOST, connect
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import first_to_end
 
@@ -61,8 +61,6 @@ _MOVE_CHECKPOINT = """
         recorded_at = (SELECT recorded_at FROM ledger.entries WHERE shard = $2 AND position = $3)
     WHERE follower = $1 AND shard = $2
 """
-# An internal error of the client it is when the server's farewell arrives just as a statement is sent.
-_LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _position = Gauge("drawdown_follower_position", "Position folded up to", ["follower", "shard"])
 _lag = Gauge("drawdown_follower_lag_entries", "Entries of the ledger not yet folded", ["follower", "shard"])
@@ -222,7 +220,7 @@ class _Following:
             self._fruitless += 1
             try:
                 await self._session()
-            except _LOST as error:
+            except LOST as error:
                 if self._fruitless >= MOST_FRUITLESS_SESSIONS:
                     raise
                 self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")

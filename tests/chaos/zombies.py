@@ -17,7 +17,7 @@ import asyncpg
 from services.allocation import state
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
-from services.allocation.service import LOST, ROLE
+from services.allocation.service import ROLE
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stale_owners
 from shared.ledger.lookup import plain_types
@@ -25,7 +25,7 @@ from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.migrate import migrate
-from shared.runtime.postgres import connect
+from shared.runtime.postgres import LOST, connect
 from shared.runtime.settings import Settings
 from tests.chaos.machine import audit
 from tests.model.forms import instant, rfc3339
