@@ -22,8 +22,8 @@ AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.ConnectionDoesNotExistError,
 )
-# Away, or gone in between: whatever was open is undone. An internal error of the client it is when the server's farewell
-# arrives just as a statement is sent.
+# Away, or gone in between: whatever was open is undone. An internal error of the client it is when the server's
+# farewell arrives just as a statement is sent.
 LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 CONNECT_TIMEOUT_SECONDS = 10.0
 
