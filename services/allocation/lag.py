@@ -14,12 +14,11 @@ from aiokafka.errors import KafkaError
 from services.allocation import metrics
 from services.allocation.worker import Worker
 from shared.ledger.lease import Lease
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.kafka import CONSUMED
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 4.0
 STUCK_SECONDS = 10.0  # Many times what the largest batch takes.
-TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS)
 
 
 class ShardLag:
@@ -78,13 +77,13 @@ async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
 
 
 def _tell(lease: Lease, ends: tuple[int, ...], decided: tuple[int, ...], lag: ShardLag) -> None:
-    for topic, end, offset in zip(TOPICS, ends, decided, strict=True):
+    for topic, end, offset in zip(CONSUMED, ends, decided, strict=True):
         metrics.LAG.labels(lease.shard, topic).set(max(0, end - offset))
     metrics.LAG_SECONDS.labels(lease.shard).set(lag.seconds(monotonic()))
 
 
 def _forget(shard: int) -> None:
     """Another process tells about that shard now."""
-    for topic in TOPICS:
+    for topic in CONSUMED:
         metrics.LAG.remove(shard, topic)
     metrics.LAG_SECONDS.remove(shard)

@@ -3,7 +3,7 @@
 import structlog
 
 from shared.runtime.incarnation import incarnation
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.kafka import CONSUMED
 from shared.runtime.postgres import connect
 from shared.runtime.settings import Settings
 
@@ -15,7 +15,7 @@ async def adopt(settings: Settings) -> None:
 
     A running owner is fenced: its next batch finds another epoch and is refused.
     """
-    present = await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS)
+    present = await incarnation(settings, *CONSUMED)
     connection = await connect(settings, "drawdown_allocation", "drawdown offsets adopt")
     try:
         await connection.execute(

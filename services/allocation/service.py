@@ -40,7 +40,7 @@ from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
+from shared.runtime.kafka import CONSUMED, create_producer
 from shared.runtime.postgres import LOST, connect
 from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import farewell, first_to_end
@@ -55,7 +55,6 @@ HEARTBEAT_SECONDS = 0.25
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
-CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 
 
 def read_policy(path: Path | None) -> Policy:

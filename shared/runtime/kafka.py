@@ -17,6 +17,7 @@ from shared.runtime.settings import BadSettingError, Settings
 
 __all__ = [
     "AWAY",
+    "CONSUMED",
     "DELIVERY_SIGNALS",
     "FINANCE_COMMANDS",
     "FINANCE_OUTCOMES",
@@ -35,6 +36,8 @@ FINANCE_COMMANDS = "finance.commands"
 FINANCE_OUTCOMES = "finance.outcomes"
 DELIVERY_SIGNALS = "delivery.signals"
 TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
+# What allocation reads. In this order an incarnation that the ledger keeps names the topics' ids.
+CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 
 AWAY = (KafkaError, OSError, TimeoutError)
 _PROBE_TIMEOUT_MS = 5_000

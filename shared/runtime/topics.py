@@ -9,9 +9,8 @@ from aiokafka.errors import TopicAlreadyExistsError, TopicAuthorizationFailedErr
 
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import (
+    CONSUMED,
     DELIVERY_SIGNALS,
-    FINANCE_COMMANDS,
-    SPEND_EVENTS,
     TOPICS,
     start_client,
     until_kafka_answers,
@@ -180,7 +179,7 @@ def _demands(topic: _Topic, settings: Settings) -> Iterator[_Demand]:
         yield demand("cleanup.policy", lambda value: value == "compact", "new subscribers would miss older pauses")
     else:
         yield demand("cleanup.policy", lambda value: value == "delete", "records of the same key would be lost")
-    if topic.name in (SPEND_EVENTS, FINANCE_COMMANDS):
+    if topic.name in CONSUMED:
         yield demand(
             "retention.ms",
             lambda value: int(value) == -1 or int(value) >= _retention_ms(settings),
