@@ -24,7 +24,7 @@ from services.allocation.service import read_policy
 from services.api.access import Access
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
-from shared.runtime.processes import start_guardian
+from shared.runtime.processes import is_alive, start_guardian
 from shared.runtime.settings import Settings
 
 _DRAIN_SECONDS = 15.0
@@ -236,7 +236,7 @@ def _only_run(data_dir: Path) -> Iterator[int]:
         give_up_at = time.monotonic() + _LOCK_SECONDS
         while not _locked(lock):
             holder = int(os.pread(lock, 32, 0).strip() or b"0")
-            if time.monotonic() > give_up_at or _is_alive(holder):
+            if time.monotonic() > give_up_at or is_alive(holder):
                 raise AlreadyRunningError(
                     f"another run has {data_dir} (process {holder}): a second needs its own DRAWDOWN_DATA_DIR and ports"
                 )
@@ -254,13 +254,3 @@ def _locked(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid > 0

@@ -19,6 +19,7 @@ from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
+from shared.runtime.processes import is_alive
 from tests.servers import free_ports, fresh_database
 
 POSTGRES_IMAGE = "postgres:18"
@@ -224,18 +225,8 @@ def _remove_what_killed_runs_left() -> None:
     with contextlib.closing(docker.from_env()) as client:
         for container in client.containers.list(all=True, filters={"label": _LABEL}):
             owner_host, _, pid = container.labels[_LABEL].partition(":")
-            if owner_host == host and not _is_running(int(pid)):
+            if owner_host == host and not is_alive(int(pid)):
                 container.remove(force=True, v=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def problem_of_docker() -> str | None:

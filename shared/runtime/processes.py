@@ -159,3 +159,14 @@ def spawn(
         )
     _guardian.add(process.pid, polite)
     return Child(process, polite)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that id, whosever it is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid > 0
