@@ -3,12 +3,15 @@
 The same tests run on the embedded servers and on those of production in containers: `chosen` are those of this run.
 """
 
+import asyncio
 import contextlib
 import itertools
 import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -18,11 +21,12 @@ import asyncpg
 import httpx
 
 from drawdown.serving import SERVICES
-from drawdown.system import System
+from drawdown.system import System, environment_of
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.settings import Settings
 
 _numbers = itertools.count(1)
+_ports = itertools.count(random.randrange(10_000))
 
 
 class Postgres(Protocol):
@@ -121,16 +125,23 @@ def choose(servers: Servers) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring free ports, below those that outgoing connections get."""
+    """The first of `count` neighbouring free ports, below those that outgoing connections get.
+
+    None is given out twice before all have been: nobody may be listening yet at those that were.
+    """
     while True:
-        first = random.choice(chosen.ports)
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
+        ports = [chosen.ports[next(_ports) % len(chosen.ports)] for _ in range(count)]
+        if ports[-1] - ports[0] == count - 1 and all(map(_is_free, ports)):
+            return ports[0]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
@@ -154,6 +165,19 @@ def settings_with(database_url: str, broker: Broker, data_dir: Path, **overrides
         kafka_bootstrap_servers=broker.url,
         kafka_idempotence=chosen.producers_can_be_idempotent,
         **overrides,
+    )
+
+
+async def run_to_its_end(command: str, settings: Settings) -> "subprocess.CompletedProcess[str]":
+    """Run `drawdown …` under these settings, for a minute at most."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "drawdown", *command.split()],
+        env=environment_of(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import itertools
 import re
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ import asyncpg
 import pytest
 
 from drawdown.serving import SERVICES
-from drawdown.system import Service, environment_of
+from drawdown.system import Service
 from services.auditor.cli import PASSED, replay
 from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
@@ -24,7 +22,7 @@ from tests import servers
 from tests.acceptance.front_door import FrontDoor
 from tests.model.workload import Workload
 from tests.secured_postgres import HOST, OTHER_HOST, OWNER, SUPERUSER, SecuredPostgres
-from tests.servers import Postgres, RunningSystem, reachable_directory
+from tests.servers import Postgres, RunningSystem, reachable_directory, run_to_its_end
 
 RIGHTS = Path(__file__).parents[2] / "docs" / "database.md"
 SCHEMAS = ("ledger", "balance", "incentives", "signals", "public")
@@ -473,14 +471,7 @@ async def test_every_command_ends_with_one_line_where_the_server_is_not_trusted(
 ) -> None:
     settings = server.settings("drawdown_auditor" if command == "audit verify" else OWNER, database_ca_file=None)
     started = time.monotonic()
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "drawdown", *command.split()],
-        env=environment_of(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = await run_to_its_end(command, settings)
     assert done.returncode != 0
     assert "DRAWDOWN_DATABASE_CA_FILE: the certificate of PostgreSQL at" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout + done.stderr

@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,7 +11,6 @@ import pytest
 import structlog
 
 from drawdown.serving import SERVICES
-from drawdown.system import environment_of
 from services.auditor.cli import PASSED, replay
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
@@ -26,7 +23,7 @@ from shared.runtime.settings import BadSettingError, Settings
 from tests.acceptance.front_door import FrontDoor
 from tests.integration.audit_ledger import fold, write_random_ledger
 from tests.model.workload import Workload
-from tests.servers import free_ports, running_system
+from tests.servers import free_ports, run_to_its_end, running_system
 
 NAMES = [migration.name for migration in known_migrations()]
 OLDER = "the database is older than this version: stop the services, run `drawdown migrate`"
@@ -168,15 +165,7 @@ def closed_to_kafka(database_url: str) -> Settings:
 async def run(command: str, settings: Settings) -> tuple[int, str, float]:
     """Run `drawdown …`: exit code, last line of stderr, seconds."""
     started = time.monotonic()
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "drawdown", *command.split()],
-        env=environment_of(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = await run_to_its_end(command, settings)
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stderr.strip().rpartition("\n")[2], time.monotonic() - started
 
