@@ -6,7 +6,7 @@
 #   make test | lint | bench      the test suite, the checks, the benchmarks
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make chaos                    services killed, servers taken away, in containers; takes eleven minutes
-#   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=on)
+#   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=off)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
 
@@ -14,10 +14,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR := $(or $(DRAWDOWN_DATA_DIR),.drawdown)
 
-# SECURITY=off and POSTGRES_TLS=on: see the files. Secrets belong to whoever runs make.
+# Secrets belong to whoever runs make.
 COMPOSE := docker compose --file deploy/compose.yaml \
 	$(if $(filter off,$(SECURITY)),--file deploy/compose.security-off.yaml) \
-	$(if $(filter on,$(POSTGRES_TLS)),--file deploy/compose.postgres-tls.yaml) \
 	$(if $(filter off,$(TRAFFIC)),,--profile traffic)
 HTTP_PORT := $(or $(DRAWDOWN_HTTP_PORT),8080)
 KAFKA_PORT := $(or $(DRAWDOWN_KAFKA_PORT),9092)
@@ -103,12 +102,16 @@ up:
 	@mkdir -p '$(DRAWDOWN_SECRETS_DIR)' && chmod 700 '$(DRAWDOWN_SECRETS_DIR)'
 	@$(COMPOSE) build
 	@$(COMPOSE) run --rm credentials
+	@tls='$(POSTGRES_TLS)'; test "$$tls" || { \
+		built=$$($(COMPOSE) run --rm --no-deps --entrypoint pg_config postgres --configure) || exit 1; \
+		case $$built in *openssl*) tls=on ;; *) tls=off ;; esac; }; \
+	test "$$tls" = on && tls=verify-full; echo "DRAWDOWN_DATABASE_TLS=$$tls" >deploy/.env
 	@$(COMPOSE) up --detach --wait --remove-orphans
 	@echo 'API      http://localhost:$(HTTP_PORT)/docs; make token prints a token for it'
 	@echo 'Kafka    localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
 	@echo 'Spend    make logs shows it flow, and the first pause'
 	@echo 'The end  make down keeps the ledger, and the next make up goes on from it'
-	@test '$(POSTGRES_TLS)' = on || echo 'PostgreSQL has no TLS, on a network of its own: POSTGRES_TLS=on turns it on'
+	@! grep -q =off deploy/.env || echo 'NO TLS TO POSTGRESQL: $(if $(POSTGRES_TLS),switched off,its image was built without); only the services share a network with it'
 	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: neither Kafka nor the API asks anybody who they are, and Kafka has no TLS'
 
 logs:

@@ -192,6 +192,14 @@ def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deploymen
     }
 
 
+def test_postgresql_is_reached_over_tls_wherever_its_image_can(deployment: Deployment) -> None:
+    postgres = ("exec", "--no-TTY", "postgres")
+    can = "openssl" in deployment.compose(*postgres, "pg_config", "--configure")
+    secured = "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL"
+    answer = deployment.compose(*postgres, "psql", "--dbname", "drawdown", "--tuples-only", "--command", secured)
+    assert answer.split() == ["t" if can else "f"]
+
+
 def test_a_killed_service_comes_back(deployment: Deployment, token: str) -> None:
     before = deployment.inspect("allocation")["RestartCount"]
     deployment.kill("allocation")
