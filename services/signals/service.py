@@ -6,6 +6,7 @@ signal behind a newer one of another process, and a compacted topic would keep t
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 import structlog
@@ -98,23 +99,25 @@ def follower(producer: AIOKafkaProducer) -> Follower:
         if not changes:
             return entries.last
         reached: int = changes[-1]["position"] if len(changes) == MOST_SIGNALS else entries.last
+        acknowledged = await send(producer, changes)
+        # Meanwhile: a pause is on its way before anything else is done.
         await connection.execute(_REMEMBER, entries.shard, entries.first, reached)
-        await publish(producer, changes)
+        await acknowledged
         return reached
 
     return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4)
 
 
-async def publish(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> None:
-    """Send the signals of these entries in their order and wait until all are acknowledged.
+async def send(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> asyncio.Future[list[Any]]:
+    """Send the signals of these entries in their order; what is answered is done when all are acknowledged.
 
-    Raises aiokafka.errors.KafkaError when one is not.
+    It raises aiokafka.errors.KafkaError when one is not.
     """
     acknowledgements = [
         await producer.send(DELIVERY_SIGNALS, signal(entry).model_dump_json().encode(), key=signal_key(entry))
         for entry in entries
     ]
-    await asyncio.gather(*acknowledgements)
+    return asyncio.gather(*acknowledgements)
 
 
 async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
@@ -136,7 +139,7 @@ async def _tell_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer
     """Publish a shard's last signals, in batches; answer how many there were."""
     told, after = 0, ("", "")
     while entries := await connection.fetch(_STATE, shard, *after, MOST_SIGNALS):
-        await publish(producer, entries)
+        await (await send(producer, entries))
         told += len(entries)
         after = (entries[-1]["ad_account_id"], entries[-1]["campaign_id"] or "")
     return told

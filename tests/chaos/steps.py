@@ -98,10 +98,10 @@ def _follower(service: str) -> tuple[Step, ...]:
 
 
 _SIGNALS: Final = (
-    Step("signals", "remembered, not published", "services.signals.service:publish", most=5),
     Step("signals", "a signal to be sent", _SEND, "before", _of("delivery.signals"), most=10),
     Step("signals", "a signal sent", _SEND, "after", _of("delivery.signals"), most=10),
-    Step("signals", "published, no checkpoint", "services.signals.service:publish", "after", most=5),
+    Step("signals", "sent, not remembered", _EXECUTE, "before", _says("INTO signals.latest"), most=5),
+    Step("signals", "remembered, no checkpoint", _EXECUTE, "after", _says("INTO signals.latest"), most=5),
 )
 
 _API: Final = (
