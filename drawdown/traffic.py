@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 SEED = 20_261_122
 _USUAL_RATE = 500
 _TICK_SECONDS = 0.05
-# The embedded broker looks through all batches of a partition at each fetch that finds something: few and large ones keep
-# `make run` quick for hours. With 20 batches a second a partition, its core was full after some minutes.
+# The embedded broker looks through all batches of a partition at each fetch that finds something. Few and large ones
+# keep `make run` quick for hours: with 20 a second, the broker's core was full after some minutes.
 _LINGER_MS = 250
 _LARGEST_BATCH_BYTES = 256 * 1024
 _TOP_UP_SECONDS = 3
@@ -325,9 +325,7 @@ class Traffic:
     async def run(self) -> None:
         """Send until cancelled; then what has been sent is acknowledged."""
         await self._set_up()
-        producer = await create_producer(
-            self._settings, linger_ms=_LINGER_MS, max_batch_size=_LARGEST_BATCH_BYTES
-        )
+        producer = await create_producer(self._settings, linger_ms=_LINGER_MS, max_batch_size=_LARGEST_BATCH_BYTES)
         top_ups = asyncio.create_task(self._top_up_for_ever())
         try:
             await self._publish(producer)

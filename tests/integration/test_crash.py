@@ -26,7 +26,6 @@ from tests.model.workload import Workload
 from tests.servers import RunningSystem, free_ports, running_system
 
 ALLOCATION, SECOND_ALLOCATION = "allocation", "allocation-2"
-KILLS_UNDER_LOAD, KILLS_AT_THE_START = 22, 8
 BURST = 120
 # A command that waits is decided by one of the next writers, though each of them is killed soon after it was ready.
 # Measured on a machine with ten times as much to do as it can: the first or second of them for nine of ten, the fourth
@@ -85,13 +84,18 @@ async def rehearsal() -> AsyncIterator[Rehearsal]:
         await database.close()
 
 
-async def test_allocation_is_killed_thirty_times(rehearsal: Rehearsal) -> None:
+# In containers `make chaos` kills a thousand times more.
+@pytest.mark.parametrize(
+    ("under_load", "at_the_start"),
+    [pytest.param(22, 8, marks=pytest.mark.embedded), pytest.param(6, 2, marks=pytest.mark.containers)],
+)
+async def test_allocation_is_killed_again_and_again(rehearsal: Rehearsal, under_load: int, at_the_start: int) -> None:
     system = rehearsal.system
     async with busy_treasury(rehearsal):
-        for _ in range(KILLS_UNDER_LOAD):
+        for _ in range(under_load):
             await rehearsal.burst(partial(system.kill_service, ALLOCATION))
             await rehearsal.restart_allocation()
-        for _ in range(KILLS_AT_THE_START):
+        for _ in range(at_the_start):
             await rehearsal.burst(partial(kill_as_it_takes_shards, rehearsal))
             await rehearsal.restart_allocation()
     await rehearsal.check()

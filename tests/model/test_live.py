@@ -10,7 +10,7 @@ from tests.model.test_model import START_US
 from tests.model.workload import Workload
 from tests.servers import running_system
 
-WORK_A_DAY = 250
+WORK_A_DAY = 180
 # Noon in London, evening in Tokyo and Kathmandu, morning in New York: no day turns while a day's work is done.
 DAYS = 3
 
