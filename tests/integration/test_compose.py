@@ -179,6 +179,11 @@ def test_containers_are_confined(deployment: Deployment, service: str) -> None:
     assert not [each for each in container["Config"]["Env"] if "PASSWORD=" in each or "TOKEN=" in each]
 
 
+def test_the_image_holds_nothing_to_become_somebody_else_or_to_install_packages_with(deployment: Deployment) -> None:
+    find = "find / -xdev -type f '(' -perm /6000 -o -name 'pip*' -perm /111 ')' 2>/dev/null; true"
+    assert deployment.compose("exec", "--no-TTY", "api", "sh", "-c", find) == ""
+
+
 def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deployment: Deployment) -> None:
     published = {
         (service, binding["HostIp"], int(binding["HostPort"]))
