@@ -205,7 +205,8 @@ class EmbeddedKafka:
     """A Kafka-compatible broker (Tansu) that keeps everything in memory.
 
     It knows no idempotent and no transactional producers, and does not wake a waiting fetch:
-    `DRAWDOWN_KAFKA_IDEMPOTENCE=false`, and a short `fetch_max_wait_ms`.
+    `DRAWDOWN_KAFKA_IDEMPOTENCE=false`, and a short `fetch_max_wait_ms`. A fetch that finds something has looked through
+    all batches of the partition: producers that linger keep it quick.
     """
 
     def __init__(self, data_dir: Path, port: int, cluster_id: str | None = None) -> None:
