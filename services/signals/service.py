@@ -13,7 +13,8 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from services.signals.messages import signal, signal_key
-from shared.ledger.follow import DELIVERY_CHANNEL, Follower, Range, follow, follower_connection
+from shared.ledger.channels import DELIVERY_CHANNEL
+from shared.ledger.follow import Follower, Range, follow, follower_connection
 from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health

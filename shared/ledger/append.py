@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 
+from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
 from shared.ledger.lease import Lease, LeaseLostError
 from shared.ledger.merkle import leaf_hash
@@ -79,7 +80,9 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
         if write.rows:
             await _copy(connection, lease, write)
         await _append_rest(connection, lease, write)
-        await connection.execute((_close_batch(lease, write) if write.rows else "") + "COMMIT")
+        await connection.execute(
+            (_close_batch(lease, write) + "COMMIT;" + _wake(lease, write)) if write.rows else "COMMIT"
+        )
     except asyncpg.PostgresError as error:
         if error.sqlstate == LEASE_LOST:
             raise LeaseLostError(str(error)) from error
@@ -92,9 +95,7 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
 
 def _move_lease(lease: Lease, write: BatchWrite) -> str:
     """As text, not as a prepared statement: one round trip with BEGIN, and small batches are many."""
-    return _call(
-        "move_lease",
-        lease.shard,
+    values = (
         lease.epoch,
         lease.position,
         lease.spend_offset,
@@ -108,29 +109,30 @@ def _move_lease(lease: Lease, write: BatchWrite) -> str:
         lease.quarantine_sequence + len(write.quarantined),
         lease.incarnation,
     )
+    return f"SELECT ledger.move_lease({lease.shard}::smallint, {', '.join(map(_literal, values))});"
 
 
 def _close_batch(lease: Lease, write: BatchWrite) -> str:
-    return _call(
-        "close_batch",
-        lease.shard,
-        lease.position + 1,
-        lease.position + len(write.rows),
-        write.recorded_at,
-        write.policy_version,
-        lease.tree.root(),
-        lease.epoch,
-        write.spend_offset,
-        write.command_offset,
-        write.changes_delivery,
+    first, last = lease.position + 1, lease.position + len(write.rows)
+    root = lease.tree.root()
+    return (
+        f"INSERT INTO ledger.batches VALUES ({lease.shard}, {first}, {last}, ledger.moment({write.recorded_at}),"
+        f" {_literal(write.policy_version)}, {_literal(root)}, {lease.epoch},"
+        f" {write.spend_offset}, {write.command_offset});"
     )
 
 
-def _call(function: str, shard: int, *values: int | bytes | str | bool | None) -> str:
-    return f"SELECT ledger.{function}({shard}::smallint, {', '.join(map(_literal, values))});"
+def _wake(lease: Lease, write: BatchWrite) -> str:
+    """Followers are woken by a transaction of its own that waits for no disk.
+
+    One that notifies holds a lock of the whole server until it is on disk: all shards' batches would wait in line.
+    """
+    channels = (LEDGER_CHANNEL, DELIVERY_CHANNEL) if write.changes_delivery else (LEDGER_CHANNEL,)
+    notify = "".join(f"NOTIFY {channel}, '{lease.shard}';" for channel in channels)
+    return f"BEGIN; SET LOCAL synchronous_commit = off; {notify} COMMIT"
 
 
-def _literal(value: int | bytes | str | bool | None) -> str:
+def _literal(value: int | bytes | str | None) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, bytes):

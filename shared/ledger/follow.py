@@ -18,6 +18,7 @@ import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge
 
+from shared.ledger.channels import LEDGER_CHANNEL
 from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
 from shared.runtime.postgres import LOST, connect
@@ -26,8 +27,6 @@ from shared.runtime.stopping import first_to_end
 
 __all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_connection", "read_sql"]
 
-LEDGER_CHANNEL = "ledger"  # The writer notifies with the shard's number once a batch.
-DELIVERY_CHANNEL = "delivery"  # The same, for batches with pauses or resumes only.
 POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
 MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
 LONGEST_REST_SECONDS = 2.0

@@ -1,0 +1,56 @@
+"""What a batch that was appended tells those who follow the ledger."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import asyncpg
+
+from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
+from tests.integration.audit_ledger import SHARDS, ledger_writer
+from tests.model.forms import rfc3339
+from tests.model.shards import shard_of
+from tests.model.workload import Work
+
+CENTER = {"business_center_id": "bc"}
+ISSUED = {"issued_at": "2026-11-18T00:00:00Z", "actor": {"id": "ann", "role": "admin"}}
+
+
+def command(type_: str, **fields: Any) -> Work:
+    """A finance command of the Business Center."""
+    return Work("command", {**CENTER, **ISSUED, "type": type_, "command_id": str(uuid.uuid4()), **fields})
+
+
+async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_delivery_changes(database_url: str) -> None:
+    opened = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
+    deposit = {"ad_account_id": "acct", "amount": "1"}
+    listener, told = await asyncpg.connect(database_url), asyncio.Queue[tuple[str, str]]()
+    try:
+        for channel in (LEDGER_CHANNEL, DELIVERY_CHANNEL):
+            await listener.add_listener(channel, lambda *notification: told.put_nowait(notification[2:]))
+        async with ledger_writer(database_url) as writer:
+            spend = {
+                **CENTER,
+                "type": "spend",
+                "event_id": str(uuid.uuid4()),
+                "ad_account_id": "acct",
+                "campaign_id": "campaign",
+                "amount": "2",
+                "currency": "USD",
+                "occurred_at": rfc3339(writer.now),
+            }
+            for works in (
+                [command("open_business_center", currency="USD", time_zone="UTC")],
+                [command("open_ad_account", ad_account_id="acct", **opened), command("deposit_cash", **deposit)],
+                [command("deposit_cash", **deposit)],
+                [Work("event", spend)],
+            ):
+                await writer.write(works)
+        async with asyncio.timeout(10):
+            channels = [await told.get() for _ in range(6)]
+    finally:
+        await listener.close()
+    assert told.empty()
+    shard = str(shard_of("bc", SHARDS))
+    ledger, delivery = (LEDGER_CHANNEL, shard), (DELIVERY_CHANNEL, shard)
+    assert channels == [ledger, ledger, delivery, ledger, ledger, delivery]  # An account without funds is paused.
