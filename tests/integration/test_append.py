@@ -7,18 +7,18 @@ from typing import Any
 import asyncpg
 
 from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
+from tests.integration.api import command
 from tests.integration.audit_ledger import SHARDS, ledger_writer
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
 from tests.model.workload import Work
 
-CENTER = {"business_center_id": "bc"}
-ISSUED = {"issued_at": "2026-11-18T00:00:00Z", "actor": {"id": "ann", "role": "admin"}}
+CENTER = "bc"
 
 
-def command(type_: str, **fields: Any) -> Work:
-    """A finance command of the Business Center."""
-    return Work("command", {**CENTER, **ISSUED, "type": type_, "command_id": str(uuid.uuid4()), **fields})
+def work(type_: str, **fields: Any) -> Work:
+    """A finance command of the Business Center, as work for the writer."""
+    return Work("command", command(type_, CENTER, **fields))
 
 
 async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_delivery_changes(database_url: str) -> None:
@@ -30,7 +30,7 @@ async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_deliv
             await listener.add_listener(channel, lambda *notification: told.put_nowait(notification[2:]))
         async with ledger_writer(database_url) as writer:
             spend = {
-                **CENTER,
+                "business_center_id": CENTER,
                 "type": "spend",
                 "event_id": str(uuid.uuid4()),
                 "ad_account_id": "acct",
@@ -40,9 +40,9 @@ async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_deliv
                 "occurred_at": rfc3339(writer.now),
             }
             for works in (
-                [command("open_business_center", currency="USD", time_zone="UTC")],
-                [command("open_ad_account", ad_account_id="acct", **opened), command("deposit_cash", **deposit)],
-                [command("deposit_cash", **deposit)],
+                [work("open_business_center", currency="USD", time_zone="UTC")],
+                [work("open_ad_account", ad_account_id="acct", **opened), work("deposit_cash", **deposit)],
+                [work("deposit_cash", **deposit)],
                 [Work("event", spend)],
             ):
                 await writer.write(works)
@@ -51,6 +51,6 @@ async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_deliv
     finally:
         await listener.close()
     assert told.empty()
-    shard = str(shard_of("bc", SHARDS))
+    shard = str(shard_of(CENTER, SHARDS))
     ledger, delivery = (LEDGER_CHANNEL, shard), (DELIVERY_CHANNEL, shard)
     assert channels == [ledger, ledger, delivery, ledger, ledger, delivery]  # An account without funds is paused.
