@@ -63,10 +63,8 @@ class Bench:
     async def tidy(self) -> None:
         """Do in the database what a load of half a million spends leaves to do: the next part is not about it."""
         await self.followers_settle()
-        connection = await asyncpg.connect(self.system.database_url)
-        await connection.execute("VACUUM (ANALYZE)")
-        await connection.execute("CHECKPOINT")
-        await connection.close()
+        await self.ledger.connection.execute("VACUUM (ANALYZE)")
+        await self.ledger.connection.execute("CHECKPOINT")
 
     async def stop(self, *services: str) -> None:
         """Ask services to end, and wait for them."""
