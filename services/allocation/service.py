@@ -27,11 +27,13 @@ from shared.ledger.lease import (
     RELEASED_CHANNEL,
     Lease,
     LeaseLostError,
+    Peers,
     announce,
     claim,
-    end_stale_owners,
+    end_sessions,
     owned,
     release,
+    wait_for_no_disk,
     withdraw,
 )
 from shared.ledger.lookup import plain_types
@@ -113,6 +115,7 @@ class Allocation:
         self._incarnation = ""
         self._lags: dict[int, ShardLag] = {}
         self._connections: set[asyncpg.Connection] = set()
+        self._peers = Peers()
         # How many shards nobody else is due to write; unknown before the first heartbeat.
         self._due: int | None = None
 
@@ -120,6 +123,7 @@ class Allocation:
         """Take part until cancelled; then give up the shards in good order."""
         async with AsyncExitStack() as stack:
             keeper = await self._connect(stack, "lease")
+            await wait_for_no_disk(keeper)
             await self._record_policy(keeper)
             await ensure_topics(self._settings)
             self._incarnation = await incarnation(self._settings, *CONSUMED)
@@ -135,7 +139,7 @@ class Allocation:
                     publish_outcomes(publishing, producer, self._shards, self._outcomes_written),
                     self._watch_kafka(),
                     watch_lag(self._workers, self._lags),
-                    # Not the keeper's: its renewals wait for batches under way.
+                    # Not over the keeper's connection, which waits where a shard is released.
                     keep_in_touch(self._database, lambda: watching.execute("SELECT 1")),
                     keep_in_touch_with_broker(self._broker, producer),
                     seconds=CUT_OFF_SECONDS,
@@ -202,18 +206,20 @@ class Allocation:
         """Renew the leases, take free shards, give up those that are others' due. Raises what ends a worker badly."""
         while True:
             self._released.clear()
-            alive = await announce(keeper, self._owner)
+            self._peers.look(await announce(keeper, self._owner), monotonic())
             mine = await owned(keeper, self._owner)
             for shard, worker in self._workers.items():
                 if mine.get(shard) != worker.lease.epoch:
                     self._tasks[shard].cancel()
-            fair = -(-self._settings.shards // max(1, alive))
+            alive = max(1, self._peers.alive)
+            fair = -(-self._settings.shards // alive)
             self._due = max(0, self._settings.shards - fair * (alive - 1))
             if len(self._workers) > fair:
                 self._workers[max(self._workers)].stop()
             elif len(self._tasks) < fair:
-                await end_stale_owners(keeper)
-                for lease in await claim(keeper, self._owner, fair - len(self._tasks)):
+                stale = self._peers.stale
+                await end_sessions(keeper, stale)
+                for lease in await claim(keeper, self._owner, fair - len(self._tasks), stale):
                     await self._start(lease)
             await self._heartbeat()
             await self._reap(keeper)

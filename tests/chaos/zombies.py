@@ -7,7 +7,7 @@ within their transaction, just before COMMIT, when they are overtaken.
 import asyncio
 import json
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
 from services.allocation.service import ROLE
 from shared.ledger.append import BatchWrite, append
-from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_stale_owners
+from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
@@ -95,14 +95,13 @@ async def _overtake(
 ) -> Writer:
     """Let another take the shard and write; then let the zombie try. Answers the other."""
     write = await zombie.decided()
-    # So long ago that the owner counts as dead: nobody waits three seconds a thousand times.
-    await admin.execute("UPDATE ledger.shards SET renewed_at = clock_timestamp() - interval '1 hour'")
     held = Held(zombie.writing)
     attempt: Awaitable[None] = append(held, zombie.lease, write)
     if in_transaction:
         attempt = asyncio.ensure_future(attempt)
         await held.is_held.wait()
-    writer = await _take_over(settings)
+    # The owner counts as dead at once: nobody waits three seconds a thousand times.
+    writer = await _take_over(settings, await admin.fetch("SELECT owner FROM ledger.shards WHERE owner IS NOT NULL"))
     await append(writer.writing, writer.lease, await writer.decided())
     before = await _ledger(admin)
     held.let_go.set()
@@ -121,8 +120,8 @@ async def _overtake(
     return writer
 
 
-async def _take_over(settings: Settings) -> Writer:
-    """As a starting process does: end what is left of an owner that does not renew, and take the shard."""
+async def _take_over(settings: Settings, stale: Sequence[Any] = ()) -> Writer:
+    """As a starting process does: end what is left of an owner that does not beat, and take the shard."""
     owner = f"chaos:{uuid.uuid4().hex[:8]}"
     stack = AsyncExitStack()
     keeper, writing = [
@@ -133,8 +132,9 @@ async def _take_over(settings: Settings) -> Writer:
         await plain_types(connection)
     await announce(keeper, owner)
     async with asyncio.timeout(_TRIES_SECONDS):
-        while not (leases := await claim(keeper, owner, 1)):
-            await end_stale_owners(keeper)
+        owners = [row["owner"] for row in stale]
+        while not (leases := await claim(keeper, owner, 1, owners)):
+            await end_sessions(keeper, owners)
     (lease,) = leases
     return Writer(stack, writing, lease, await state.load(writing, lease, STANDARD, 7))
 

@@ -1,0 +1,60 @@
+"""Who counts as alive: a process judges the others by what it has seen of them, and by nothing else."""
+
+from shared.ledger.lease import LEASE_SECONDS, Peer, Peers
+
+HEARTBEAT_SECONDS = 0.25
+
+
+def looks(peers: Peers, start: float, seconds: float, **beats: bool) -> float:
+    """Look every heartbeat for this long; the named peers beat or do not. Answer the time at the end."""
+    end = start + seconds
+    now = start
+    while now < end:
+        now += HEARTBEAT_SECONDS
+        peers.look([Peer(name, int(now * 1000) if beats_ else 1, True) for name, beats_ in beats.items()], now)
+    return now
+
+
+def test_a_peer_that_beats_lives() -> None:
+    peers = Peers()
+    looks(peers, 0, 3 * LEASE_SECONDS, me=True, other=True)
+    assert peers.stale == []
+    assert peers.alive == 2
+
+
+def test_a_peer_that_stopped_is_stale_after_the_lease_and_no_sooner() -> None:
+    peers = Peers()
+    now = looks(peers, 0, LEASE_SECONDS, me=True, other=False)
+    assert peers.stale == []
+    looks(peers, now, 2 * HEARTBEAT_SECONDS, me=True, other=False)
+    assert peers.stale == ["other"]
+    assert peers.alive == 1
+
+
+def test_a_stale_peer_that_beats_again_lives() -> None:
+    peers = Peers()
+    now = looks(peers, 0, 2 * LEASE_SECONDS, me=True, other=False)
+    assert peers.stale == ["other"]
+    looks(peers, now, HEARTBEAT_SECONDS, me=True, other=True)
+    assert peers.stale == []
+
+
+def test_while_the_database_answers_nobody_nobody_grows_stale() -> None:
+    peers = Peers()
+    now = looks(peers, 0, 1, me=True, other=True)
+    last = int(now * 1000)
+    for stalled in (10.0, 60.0, 3600.0):
+        now += stalled
+        peers.look([Peer("me", int(now * 1000), True), Peer("other", last, True)], now)
+        assert peers.stale == []
+        now += HEARTBEAT_SECONDS
+        last = int(now * 1000)
+        peers.look([Peer("me", last, True), Peer("other", last, True)], now)
+
+
+def test_a_peer_whose_session_is_gone_is_not_counted_and_not_stale() -> None:
+    peers = Peers()
+    now = looks(peers, 0, 2 * LEASE_SECONDS, me=True, other=False)
+    peers.look([Peer("me", int(now * 2000), True), Peer("other", 1, False)], now + HEARTBEAT_SECONDS)
+    assert peers.stale == []
+    assert peers.alive == 1
