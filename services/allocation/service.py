@@ -43,7 +43,7 @@ from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import CONSUMED, create_producer
-from shared.runtime.postgres import LOST, connect
+from shared.runtime.postgres import connect, is_lost
 from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import farewell, first_to_end
 from shared.runtime.topics import ensure_topics
@@ -79,7 +79,9 @@ async def run(settings: Settings) -> None:
             allocation = Allocation(settings, health)
             try:
                 await allocation.run()
-            except LOST as error:
+            except Exception as error:
+                if not is_lost(error):
+                    raise
                 # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
                 if _is_asked_to_end():
                     raise asyncio.CancelledError from error

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 from fastapi import FastAPI, Request
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from services.api.waiting import DATABASE_AWAY
+from services.api.waiting import is_away
 from shared.contracts.fields import (
     AMOUNT_PATTERN,
     CURRENCY_PATTERN,
@@ -19,6 +20,7 @@ from shared.contracts.fields import (
     TIME_PATTERN,
     UUID_PATTERN,
 )
+from shared.runtime.kafka import is_broker_away
 
 RETRY_AFTER_SECONDS = 2
 
@@ -89,9 +91,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
-    for away in DATABASE_AWAY:
-        app.add_exception_handler(away, _database_away)
-    app.add_exception_handler(KafkaError, _kafka_away)
+    # Handlers are found by class, and these classes hold faults of ours too: each looks what it has got.
+    for kind in (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        app.add_exception_handler(kind, _database_error)
+    app.add_exception_handler(KafkaError, _kafka_error)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -124,12 +127,16 @@ async def _client_gone(_: Request, _error: Exception) -> JSONResponse:
     return _answer(400, "invalid", "the body ended early")
 
 
-async def _database_away(_: Request, error: Exception) -> JSONResponse:
+async def _database_error(request: Request, error: Exception) -> JSONResponse:
+    if not is_away(error):
+        return await _internal(request, error)
     structlog.get_logger().warning("the database is away", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the database is away for now: ask again")
 
 
-async def _kafka_away(_: Request, error: Exception) -> JSONResponse:
+async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
+    if not is_broker_away(error):
+        return await _internal(request, error)
     structlog.get_logger().warning("the broker is away", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the broker is away for now: ask again with the same command_id")
 

@@ -18,7 +18,7 @@ import structlog
 
 from shared.contracts.commands import same_content
 from shared.runtime.contact import Contact, keep_in_touch
-from shared.runtime.postgres import LOST, connect
+from shared.runtime.postgres import connect, is_lost
 from shared.runtime.settings import Settings
 
 ROLE = "drawdown_api"
@@ -28,8 +28,10 @@ RECONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 5.0  # for the database, when the watcher looks
 STALE_SECONDS = 15.0  # while somebody waits and no look has succeeded: the watcher does not do its work
 
-# A statement that the database gave up took too long: to who asks it is away too.
-DATABASE_AWAY = (*LOST, asyncpg.QueryCanceledError)
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database is away, or gave a statement up because it took too long: for a caller that is the same."""
+    return is_lost(error) or isinstance(error, asyncpg.QueryCanceledError)
 
 
 @dataclass(eq=False, slots=True)
@@ -121,7 +123,9 @@ class Watcher:
         while True:
             try:
                 await self._listen_until_closed()
-            except DATABASE_AWAY as error:
+            except Exception as error:
+                if not is_away(error):
+                    raise
                 structlog.get_logger().warning("not listening", error=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -144,7 +148,9 @@ class Watcher:
             await self._wakeup()
             try:
                 await self._look()
-            except DATABASE_AWAY as error:
+            except Exception as error:
+                if not is_away(error):
+                    raise
                 structlog.get_logger().warning("not watching", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RECONNECT_SECONDS)
 

@@ -21,7 +21,7 @@ from prometheus_client import Counter, Gauge
 from shared.ledger.channels import LEDGER_CHANNEL
 from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
-from shared.runtime.postgres import LOST, connect
+from shared.runtime.postgres import connect, is_lost
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import first_to_end
 
@@ -219,8 +219,8 @@ class _Following:
             self._fruitless += 1
             try:
                 await self._session()
-            except LOST as error:
-                if self._fruitless >= MOST_FRUITLESS_SESSIONS:
+            except Exception as error:
+                if not is_lost(error) or self._fruitless >= MOST_FRUITLESS_SESSIONS:
                     raise
                 self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")
 

@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthenticationFailed, UnsupportedSaslMechanismError
+from aiokafka.errors import (
+    BrokerNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    KafkaUnavailableError,
+    ProducerClosed,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
 from aiokafka.partitioner import murmur2
 from aiokafka.protocol.metadata import MetadataRequest
 
@@ -25,6 +34,7 @@ __all__ = [
     "TOPICS",
     "connection_arguments",
     "create_producer",
+    "is_broker_away",
     "murmur2_partition",
     "start_client",
     "until_kafka_answers",
@@ -44,6 +54,12 @@ _PROBE_TIMEOUT_MS = 5_000
 
 Client = TypeVar("Client", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
 T = TypeVar("T")
+
+
+def is_broker_away(error: BaseException) -> bool:
+    """Whether an error of a running client says that the broker is away for now, not that we asked wrongly."""
+    away = (KafkaTimeoutError, KafkaUnavailableError, BrokerNotAvailableError, ProducerClosed)
+    return isinstance(error, away) or (isinstance(error, KafkaError) and error.retriable)
 
 
 def murmur2_partition(key: bytes, partitions: int) -> int:

@@ -1,8 +1,11 @@
 """Connections to PostgreSQL, each under the role that may do what its service has to, and no more."""
 
 import contextlib
+import errno
+import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,7 +15,8 @@ from shared.runtime.retries import with_retries
 from shared.runtime.schema import require_known_schema
 from shared.runtime.settings import BadSettingError, Settings
 
-# Away for now: refused, starting up, shutting down, or out of connections.
+# Away for now: refused, starting up, shutting down, or out of connections. Of what is raised while connecting every
+# OSError is the network's; the files that settings name are read before.
 AWAY = (
     OSError,
     TimeoutError,
@@ -22,10 +26,47 @@ AWAY = (
     asyncpg.TooManyConnectionsError,
     asyncpg.ConnectionDoesNotExistError,
 )
-# Away, or gone in between: whatever was open is undone. An internal error of the client it is when the server's
-# farewell arrives just as a statement is sent.
-LOST = (*AWAY, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_GONE = (
+    ConnectionError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.PostgresConnectionError,
+)
+_NO_WAY = frozenset(
+    {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ETIMEDOUT, errno.EPIPE}
+)
 CONNECT_TIMEOUT_SECONDS = 10.0
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the error says that the database is away, or went away in between: whatever was open is undone.
+
+    Errors of a program are none of these, however the client classes them: asyncpg's `InterfaceError` covers a value
+    that fits no column, a wrong setting and a connection used twice at once as well as one that has been closed.
+    """
+    if isinstance(error, _GONE):
+        return True
+    if isinstance(error, asyncpg.InterfaceError):
+        return type(error) is asyncpg.InterfaceError and _says_closed(error)
+    if isinstance(error, asyncpg.InternalClientError):
+        # Raised if the server closes the connection while a statement is being sent.
+        return type(error) is asyncpg.InternalClientError
+    if isinstance(error, OSError):
+        return isinstance(error, socket.gaierror) or error.errno in _NO_WAY or _refused_everywhere(error)
+    return False
+
+
+def _says_closed(error: asyncpg.InterfaceError) -> bool:
+    """asyncpg has no class of its own for it; a test fails if its words change."""
+    return any(words in str(error) for words in ("is closed", "is closing", "was closed", "closed in the middle"))
+
+
+def _refused_everywhere(error: OSError) -> bool:
+    """asyncio's error if a name has several addresses and none of them could be reached; it has no number."""
+    return error.errno is None and str(error).startswith("Multiple exceptions:")
 
 
 async def create_pool(
@@ -96,8 +137,15 @@ def connection_options(settings: Settings) -> dict[str, Any]:
         "timeout": CONNECT_TIMEOUT_SECONDS,
     }
     if settings.database_password_file is not None and urlsplit(settings.database_url).password is None:
-        options["password"] = settings.database_password_file.read_text("utf-8").strip()
+        options["password"] = _password(settings.database_password_file)
     return options
+
+
+def _password(file: Path) -> str:
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettingError(f"DRAWDOWN_DATABASE_PASSWORD_FILE: cannot be read: {error}") from error
 
 
 @contextlib.contextmanager
@@ -117,6 +165,8 @@ def refusals_explained(settings: Settings) -> Iterator[None]:
             f"DRAWDOWN_DATABASE_TLS: {where(settings)} does not speak TLS: set ssl = on there"
             " (or DRAWDOWN_DATABASE_TLS=off, where nobody else is on the network between)"
         ) from error
+    except asyncpg.ClientConfigurationError as error:
+        raise BadSettingError(f"DRAWDOWN_DATABASE_URL: {error}") from error
     except asyncpg.InvalidParameterValueError as error:  # The role to act as, at the start of the session.
         raise BadSettingError(
             f"DRAWDOWN_DATABASE_URL: {where(settings)}: {error}: run `drawdown migrate`, which makes the roles"
@@ -139,7 +189,7 @@ def _verifying_context(settings: Settings) -> ssl.SSLContext:
     """The system's authorities, or just those of the file; the certificate must name the host of the URL."""
     try:
         return ssl.create_default_context(cafile=settings.database_ca_file)
-    except ssl.SSLError as error:
+    except (OSError, ssl.SSLError) as error:
         raise BadSettingError(f"DRAWDOWN_DATABASE_CA_FILE: it holds no PEM certificates: {error}") from None
 
 

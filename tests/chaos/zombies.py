@@ -25,7 +25,7 @@ from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.migrate import migrate
-from shared.runtime.postgres import LOST, connect
+from shared.runtime.postgres import connect, is_lost
 from shared.runtime.settings import Settings
 from tests.chaos.machine import audit
 from tests.model.forms import instant, rfc3339
@@ -110,11 +110,10 @@ async def _overtake(
         problems.append(f"a writer of epoch {zombie.lease.epoch} wrote after {writer.lease.epoch} had begun")
     except LeaseLostError:
         pass
-    except LOST as error:
-        if not in_transaction:
-            problems.append(f"a writer of epoch {zombie.lease.epoch} lost its connection: {error}")
-    except asyncpg.PostgresError as error:
-        problems.append(f"a writer of epoch {zombie.lease.epoch} was stopped by chance alone: {error}")
+    except Exception as error:
+        if is_lost(error) and in_transaction:
+            return writer
+        problems.append(f"a writer of epoch {zombie.lease.epoch} was stopped by chance alone: {error!r}")
     if await _ledger(admin) != before:
         problems.append(f"the ledger changed as a writer of epoch {zombie.lease.epoch} tried")
     return writer
