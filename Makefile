@@ -4,6 +4,7 @@
 #   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: its times as they are)
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
+#   make test-quick               the rules, the decoders and the scenarios alone, in a minute or two: for daily work
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make chaos                    services killed, servers taken away, in containers; takes eleven minutes
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=off)
@@ -36,7 +37,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test test-embedded test-containers lint bench bench-memory chaos up down logs token clean
+.PHONY: help install install-dev lock run test test-quick test-embedded test-containers lint bench bench-memory chaos up down logs token clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +76,9 @@ run: $(INSTALLED)
 
 test: $(INSTALLED_DEV)
 	@$(BIN)/python -m tests $(ARGS)
+
+test-quick: $(INSTALLED_DEV)
+	@$(BIN)/python -m pytest --servers=embedded tests/unit tests/acceptance $(ARGS)
 
 test-embedded test-containers: test-%: $(INSTALLED_DEV)
 	@$(BIN)/python -m pytest --servers=$* $(ARGS)

@@ -12,6 +12,9 @@ LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"
 LAG_SECONDS = Gauge("drawdown_lag_seconds", "How long the oldest record not yet decided has waited here", ["shard"])
 GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
+CLOCK_DIFFERENCE = Gauge(
+    "drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's"
+)
 BATCH_RECORDS = Histogram(
     "drawdown_batch_records", "Records in a batch", buckets=(1, 10, 100, 500, 1000, 2000, 5000, 10_000)
 )
