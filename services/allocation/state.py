@@ -44,7 +44,7 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
 
 def dump(rules: Shard, tree: CompactRange) -> tuple[int, int, bytes]:
     """Position, format and bytes of a snapshot of the state after the present batch, whose tree is given."""
-    state: dict[str, Any] = {"frontier": tree.frontier().hex(), "state": snapshot.dump(rules)}
+    state: dict[str, Any] = {"frontier": tree.frontier().hex(), "pieces": list(snapshot.dump(rules))}
     return tree.size, snapshot.FORMAT, zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 1)
 
 
@@ -56,5 +56,5 @@ def entries_between(rules: Shard) -> int:
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
     kept = json.loads(zlib.decompress(state))
-    snapshot.load(rules, kept["state"])
-    return CompactRange(kept["state"]["position"], bytes.fromhex(kept["frontier"]))
+    snapshot.load(rules, kept["pieces"])
+    return CompactRange(rules.position, bytes.fromhex(kept["frontier"]))

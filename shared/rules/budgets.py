@@ -4,10 +4,13 @@ Source: the domain page, section 4. One class serves accounts (daily, monthly, c
 campaigns (daily, lifetime, unlimited). Amounts are micros, days proleptic ordinals.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Final
 
 from shared.rules.calendar import month_start
+from shared.rules.day_counts import KEPT_DAYS, NO_DAYS, DayCounts
 
 UNLIMITED = "unlimited"
 DAILY = "daily"
@@ -15,9 +18,11 @@ MONTHLY = "monthly"
 CUSTOM = "custom"
 LIFETIME = "lifetime"
 
-
-# Shared by all budgets that were counted on one day only, which most are: asked after every spend.
-_NO_DAYS: Mapping[int, int] = MappingProxyType({})
+# A day this much older than one that was counted is closed for good, in every zone: a spend comes a day ahead at most.
+OPEN_DAYS: Final = 5
+# Those of all budgets that were counted in one month only. Nobody writes to it.
+NO_MONTHS: Final[dict[int, int]] = {}
+_since = itemgetter(0)
 
 
 class Budget:
@@ -25,9 +30,13 @@ class Budget:
 
     `total` is all that was ever billed: the one number that a spend changes, for each more would cost the hot path two
     misses of the processor's cache. What a period has spent is what came on top of the total `before` it. What was
-    billed counts by the spend's own day: `before_day` and `before_month` belong to `day`, the day counted last; other
-    days are in `days`, other months (by their first day) in `months`. `before_start` belongs to the custom budget, and
-    `started_position` is the ledger position at which it began: it counts the spends after it.
+    billed counts by the spend's own day: `before_day` and `before_month` belong to `day`, the day counted last. `days`
+    and `months` (by their first day) have what the others had counted when they were left. `before_start` belongs to
+    the custom budget, and `started_position` is the ledger position at which it began: it counts the spends after it.
+
+    A closed period is remembered for 400 days, if its spend can still decide something: a day that ended under a daily
+    setting, a month on a day of which a monthly setting held. Nothing else is ever asked for again, so what is
+    forgotten, and when, decides nothing.
     """
 
     __slots__ = (
@@ -51,8 +60,8 @@ class Budget:
         self.amount: int | None = None
         self.history: Sequence[tuple[int, str, int | None]] = ()
         self.day = 1
-        self.days: Mapping[int, int] = _NO_DAYS
-        self.months: Mapping[int, int] = _NO_DAYS
+        self.days = NO_DAYS
+        self.months = NO_MONTHS
         self.total = 0
         self.before_day = 0
         self.before_month = 0
@@ -65,7 +74,8 @@ class Budget:
         """The setting from this day on, until another one is set."""
         self.mode = mode
         self.amount = amount
-        earlier = [setting for setting in self.history if setting[0] != day]
+        oldest = max(0, bisect_right(self.history, day - KEPT_DAYS, key=_since) - 1)
+        earlier = [setting for setting in self.history[oldest:] if setting[0] < day]
         self.history = [*earlier, (day, mode, amount)]
 
     def start_counting(self, instant: int, day: int, position: int) -> None:
@@ -85,10 +95,11 @@ class Budget:
             return self.mode, self.amount
         if self.mode == MONTHLY and month_start(day) == month_start(today):
             return self.mode, self.amount
-        for since, mode, amount in reversed(self.history):
-            if since <= day:
-                return (UNLIMITED, None) if mode == CUSTOM else (mode, amount)
-        return UNLIMITED, None
+        settings_by_then = bisect_right(self.history, day, key=_since)
+        if not settings_by_then:
+            return UNLIMITED, None
+        _, mode, amount = self.history[settings_by_then - 1]
+        return (UNLIMITED, None) if mode == CUSTOM else (mode, amount)
 
     def room(self, day: int, today: int) -> int | None:
         """How much a spend of that day may still be billed; None: no limit."""
@@ -98,7 +109,7 @@ class Budget:
     def spent(self, mode: str, day: int) -> int:
         """What was billed in the period of that day in the given mode."""
         if mode == DAILY:
-            return self.total - self.before_day if day == self.day else self.days.get(day, 0)
+            return self.total - self.before_day if day == self.day else self.days.of(day)
         if mode == MONTHLY:
             month = month_start(day)
             return self.total - self.before_month if month == month_start(self.day) else self.months.get(month, 0)
@@ -111,12 +122,49 @@ class Budget:
         self.total += billed
 
     def _turn_to(self, day: int) -> None:
-        days = {**self.days, self.day: self.total - self.before_day}
-        months = {**self.months, month_start(self.day): self.total - self.before_month}
+        closed_before = max(day, self.day, self.days.newest) - OPEN_DAYS
+        self._leave_day(closed_before)
+        month = month_start(day)
+        if month != month_start(self.day):
+            self._turn_to_month(month, closed_before)
         self.day = day
-        self.before_day = self.total - days.pop(day, 0)
-        self.before_month = self.total - months.pop(month_start(day), 0)
-        self.days, self.months = days, months
+        self.before_day = self.total - self.days.of(day)
+
+    def _leave_day(self, closed_before: int) -> None:
+        if self._day_decides(self.day, closed_before):
+            if self.days is NO_DAYS:
+                self.days = DayCounts()
+            self.days.put(self.day, self.total - self.before_day)
+        days = self.days
+        while days.amounts and not self._day_decides(days.first, closed_before):
+            days.drop_first()
+
+    def _turn_to_month(self, month: int, closed_before: int) -> None:
+        left = month_start(self.day)
+        if month not in self.months:
+            kept = {first: spent for first, spent in self.months.items() if self._month_decides(first, closed_before)}
+            self.months = kept or NO_MONTHS
+        if self._month_decides(left, closed_before):
+            if self.months is NO_MONTHS:
+                self.months = {}
+            self.months[left] = self.total - self.before_month
+        self.before_month = self.total - self.months.get(month, 0)
+
+    def _day_decides(self, day: int, closed_before: int) -> bool:
+        """May what the day has spent be asked for again?"""
+        return day >= closed_before or self._held(DAILY, day, day)
+
+    def _month_decides(self, first: int, closed_before: int) -> bool:
+        """May what the month has spent be asked for again?"""
+        if first < month_start(closed_before - KEPT_DAYS):
+            return False
+        return first >= month_start(closed_before) or self._held(MONTHLY, first, month_start(first + 31) - 1)
+
+    def _held(self, mode: str, first: int, last: int) -> bool:
+        """Did a setting of that mode hold at the end of one of these days?"""
+        before = max(0, bisect_right(self.history, first, key=_since) - 1)
+        by_then = bisect_right(self.history, last, key=_since)
+        return any(setting[1] == mode for setting in self.history[before:by_then])
 
     @property
     def counted(self) -> int:
@@ -133,13 +181,6 @@ class Budget:
     def exhausted(self, today: int) -> bool:
         """Is exactly nothing left today? That pauses (section 4.3)."""
         return self.amount is not None and self.spent(self.mode, today) >= self.amount
-
-    def forget_before(self, day: int) -> None:
-        """Drop days, and months, that no spend can belong to any more."""
-        self.days = {key: spent for key, spent in self.days.items() if key >= day}
-        self.months = {key: spent for key, spent in self.months.items() if key >= month_start(day)}
-        while len(self.history) > 1 and self.history[1][0] < day:
-            self.history = self.history[1:]
 
 
 def count_for_account(budget: Budget, day: int, billed: int, charged_at: int) -> None:

@@ -54,8 +54,8 @@ class Batch:
 class Shard:
     """The state of one shard, and the decisions on it.
 
-    `deduplication_days` is the age in days beyond which an event is too old; budgets remember the days of that window.
-    None: no event is, and every day is remembered, as a replay must that does not know what the window was.
+    `deduplication_days` is the age in days beyond which an event is too old. None: no event is, as in a replay, which
+    does not know what the window was. Nothing else depends on it.
     """
 
     def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7) -> None:
@@ -84,8 +84,6 @@ class Shard:
         """From now on an event is too old beyond this age; None: never."""
         days = 2**40 if deduplication_days is None else deduplication_days
         self._window = days * DAY_US
-        self._keep_days = days + 2
-        self._most_days = days + 6
 
     # ---- A batch ----------------------------------------------------------------------------------------------
 
@@ -187,10 +185,6 @@ class Shard:
             pauses.settle_business_center(step, account.business_center, self.policy)
             pauses.settle_account(step, account, self.policy)
             pauses.settle_campaign(step, campaign, self.policy)
-        if len(account.budget.days) > self._most_days:
-            account.budget.forget_before(account.zone.today - self._keep_days)
-        if len(campaign.budget.days) > self._most_days:
-            campaign.budget.forget_before(account.zone.today - self._keep_days)
 
     def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
         event_id, center_id, account_id, campaign_id, amount, _, occurred_at, reverses, reason = event
@@ -279,6 +273,11 @@ class Shard:
         """Look at the account's budgets when its next day begins, if a new day can change anything."""
         if account.turn_over_at is None and setting_budgets.turns_over(account):
             account.turn_over_at = account.zone.start(account.zone.today + 1)
+            self.resume_turn_over(account)
+
+    def resume_turn_over(self, account: AdAccount) -> None:
+        """Look at the account's budgets when it was said that they would be looked at."""
+        if account.turn_over_at is not None:
             due = (account.turn_over_at, _TURN_OVER, account.business_center.id, account.id, "")
             heapq.heappush(self._timers, due)
 

@@ -1,165 +1,261 @@
-"""The state of a shard as plain lists, so that it can be kept and loaded again.
+"""The state of a shard as a stream of small pieces, so that it can be kept and loaded again.
+
+The first piece is the shard's own and names the fields of every type; each other is one object: its type and its
+fields, in that order. An object belongs to the last one before it of the type that holds it: a campaign to its ad
+account, a holding to its grant, accounts and grants to their Business Center. What is dumped is what `__slots__` names,
+and `_DERIVED` is the only list of exceptions, so that a new field is kept unless somebody says otherwise.
 
 A snapshot is a cache: whoever does not know its format decides the ledger again from its beginning.
-Lists, not objects with names, because a shard may have a hundred thousand campaigns.
 """
 
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from sys import intern
+from typing import Any, Final, NamedTuple
 
-from shared.rules.budgets import DAILY, MONTHLY, Budget
+from shared.rules.budgets import NO_MONTHS, Budget
+from shared.rules.day_counts import NO_DAYS, DayCounts
 from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-FORMAT = 2
-_UNUSED = Budget()
+# Raised with every change of what is dumped: another format is decided again, not loaded.
+FORMAT: Final = 3
+
+_DERIVED: Final[dict[type, frozenset[str]]] = {
+    BusinessCenter: frozenset({"accounts", "grants", "vouchers", "ad_credits"}),
+    AdAccount: frozenset({"business_center", "campaigns", "vouchers", "ad_credits"}),
+    Campaign: frozenset({"account", "line", "lines", "payer"}),
+    Grant: frozenset({"holdings"}),
+    Holding: frozenset({"grant", "draw_order"}),
+    Budget: frozenset(),
+}
 
 
-def dump(shard: Shard) -> dict[str, Any]:
-    """The state after the present batch. It may be taken between two batches only."""
-    return {
-        "position": shard.batch.position + len(shard.batch.entries),
-        "now": shard.now,
-        "policy": shard.policy.content(),
-        "grants_made": shard.grants_made,
-        "business_centers": [_dump_center(center) for center in shard.business_centers.values()],
-    }
+class _Form(NamedTuple):
+    """How a field is written as JSON, and read again within a shard."""
+
+    dump: Callable[[Any], Any]
+    load: Callable[[Shard, Any], Any]
 
 
-def load(shard: Shard, dumped: dict[str, Any]) -> None:
-    """Fill an empty shard with what `dump` answered."""
-    assert not shard.business_centers, "a snapshot is loaded into an empty shard"
-    shard.policy = policy_of(dumped["policy"])
-    shard.now = dumped["now"]
-    shard.position = dumped["position"]
-    shard.batch = Batch(shard.position)
-    shard.grants_made = dumped["grants_made"]
-    for center in dumped["business_centers"]:
-        _load_center(shard, center)
-
-
-def _dump_center(center: BusinessCenter) -> list[Any]:
-    return [
-        center.id,
-        center.currency,
-        center.zone.name,
-        center.finance_roles,
-        center.automatic_since,
-        center.cash,
-        center.credit_limit,
-        center.credit_used,
-        center.empty,
-        [_dump_account(account) for account in center.accounts.values()],
-        [_dump_grant(grant) for grant in center.grants.values()],
-    ]
-
-
-def _load_center(shard: Shard, dumped: list[Any]) -> None:
-    id, currency, zone, finance_roles, since, cash, limit, used, empty, accounts, grants = dumped
-    center = BusinessCenter(id, currency, shard.zone(zone), finance_roles)
-    center.automatic_since = since
-    center.cash, center.credit_limit, center.credit_used, center.empty = cash, limit, used, empty
-    shard.business_centers[id] = center
-    for account in accounts:
-        _load_account(shard, center, account)
-    for grant in grants:
-        _load_grant(shard, center, grant)
-
-
-def _dump_account(account: AdAccount) -> list[Any]:
-    return [
-        account.id,
-        account.billing,
-        account.buying_type,
-        account.zone.name,
-        account.owned,
-        account.participates,
-        account.cash,
-        account.credit,
-        account.changes,
-        account.changes_day,
-        account.causes,
-        account.stopped_campaigns,
-        _dump_budget(account.budget),
-        [[campaign.id, campaign.causes, _dump_budget(campaign.budget)] for campaign in account.campaigns.values()],
-    ]
-
-
-def _load_account(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None:
-    id, billing, buying_type, zone, owned, participates, cash, credit, changes, day, causes, stopped, budget, rest = (
-        dumped
-    )
-    account = AdAccount(center, id, billing, buying_type, shard.zone(zone), owned)
-    account.participates, account.cash, account.credit = participates, cash, credit
-    account.changes, account.changes_day, account.causes = changes, day, causes
-    account.stopped_campaigns = stopped
-    _load_budget(account.budget, budget)
-    for campaign_id, campaign_causes, campaign_budget in rest:
-        campaign = account.campaigns[campaign_id] = Campaign(account, campaign_id)
-        campaign.causes = campaign_causes
-        _load_budget(campaign.budget, campaign_budget)
-    center.accounts[id] = shard.accounts[id] = account
-    shard.schedule_turn_over(account)
-
-
-def _dump_grant(grant: Grant) -> list[Any]:
-    return [
-        grant.kind,
-        grant.id,
-        grant.order,
-        grant.expires_at,
-        None if grant.campaigns is None else sorted(grant.campaigns),
-        grant.expired,
-        [[held.account.id if held.account else None, held.remaining] for held in grant.holdings],
-    ]
-
-
-def _load_grant(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None:
-    kind, id, order, expires_at, campaigns, expired, holdings = dumped
-    grant = Grant(kind, id, order, expires_at, None if campaigns is None else frozenset(campaigns))
-    grant.expired = expired
-    for account_id, remaining in holdings:
-        holding = Holding(grant, None if account_id is None else center.accounts[account_id])
-        pocket_of(center, holding).put(holding, remaining)
-    center.grants[kind, id] = grant
-    shard.schedule_expiry(center, grant)
-
-
-def _dump_budget(budget: Budget) -> list[Any] | None:
-    if not budget.history and budget.day == _UNUSED.day:
-        return None
-    return [
-        budget.mode,
-        budget.amount,
-        budget.history,
-        budget.day,
-        budget.spent(DAILY, budget.day),
-        budget.spent(MONTHLY, budget.day),
-        list(budget.days.items()),
-        list(budget.months.items()),
-        budget.counted,
-        budget.started_at,
-        budget.started_day,
-        budget.started_position,
-    ]
-
-
-def _load_budget(budget: Budget, dumped: list[Any] | None) -> None:
-    if dumped is None:
-        return
-    budget.mode, budget.amount, history, day, day_spent, month_spent, days, months, counted, *started = dumped
-    budget.day = _the_same(day)
-    budget.started_at, budget.started_day, budget.started_position = started
-    budget.total = counted  # Totals before the custom budget began are needed no more: only differences are.
-    budget.before_day, budget.before_month = counted - day_spent, counted - month_spent
-    if history:
-        budget.history = [(day, mode, amount) for day, mode, amount in history]
-    if days:
-        budget.days, budget.months = dict(days), dict(months)
+# ---- Fields -------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
-def _the_same(day: int) -> int:
+def _one_day(day: int) -> int:
     """One object for a day, whoever has it: every spend compares with two, which are then at hand."""
     return day
+
+
+def _dump_days(days: DayCounts) -> Any:
+    return [days.first, list(days.amounts)] if days.amounts else None
+
+
+def _load_days(_shard: Shard, dumped: Any) -> DayCounts:
+    if dumped is None:
+        return NO_DAYS
+    days = DayCounts()
+    days.first, amounts = dumped
+    try:
+        days.amounts = array("q", amounts)
+    except OverflowError:
+        days.amounts = amounts
+    return days
+
+
+def _dump_budget(budget: Budget) -> Any:
+    row = _row(budget)
+    return None if row == _UNUSED else row
+
+
+def _load_budget(shard: Shard, dumped: Any) -> Budget:
+    budget = Budget()
+    if dumped is not None:
+        _fill(budget, _read(shard, Budget, dumped))
+    return budget
+
+
+_FORMS: Final[dict[tuple[type, str], _Form]] = {
+    (BusinessCenter, "zone"): _Form(lambda zone: zone.name, Shard.zone),
+    (BusinessCenter, "currency"): _Form(str, lambda _, currency: intern(currency)),
+    (AdAccount, "zone"): _Form(lambda zone: zone.name, Shard.zone),
+    (AdAccount, "budget"): _Form(_dump_budget, _load_budget),
+    (Campaign, "budget"): _Form(_dump_budget, _load_budget),
+    (Grant, "campaigns"): _Form(
+        lambda ids: None if ids is None else sorted(ids), lambda _, ids: None if ids is None else frozenset(ids)
+    ),
+    (Holding, "account"): _Form(
+        lambda account: None if account is None else account.id,
+        lambda shard, account_id: None if account_id is None else shard.accounts[account_id],
+    ),
+    (Budget, "day"): _Form(int, lambda _, day: _one_day(day)),
+    (Budget, "days"): _Form(_dump_days, _load_days),
+    (Budget, "months"): _Form(lambda months: list(months.items()), lambda _, pairs: dict(pairs) or NO_MONTHS),
+    (Budget, "history"): _Form(list, lambda _, settings: [tuple(setting) for setting in settings] or ()),
+}
+
+
+# ---- Objects ------------------------------------------------------------------------------------------------------
+
+
+def fields_of(kind: type) -> tuple[str, ...]:
+    """The fields of a type that a snapshot keeps."""
+    slots: tuple[str, ...] = kind.__slots__  # type: ignore[attr-defined]
+    return tuple(name for name in slots if name not in _DERIVED[kind])
+
+
+class Plan(NamedTuple):
+    """How the objects of a type become rows: `forms` of those fields, by their index, that are not JSON already."""
+
+    names: tuple[str, ...]
+    forms: tuple[tuple[int, _Form], ...]
+
+
+def plan_of(kind: type, names: tuple[str, ...]) -> Plan:
+    """How these fields of a type are dumped and loaded."""
+    forms = [(index, _FORMS[kind, name]) for index, name in enumerate(names) if (kind, name) in _FORMS]
+    return Plan(names, tuple(forms))
+
+
+PLANS: Final = {kind: plan_of(kind, fields_of(kind)) for kind in _DERIVED}
+
+
+def _row(item: Any) -> list[Any]:
+    plan = PLANS[type(item)]
+    row = [getattr(item, name) for name in plan.names]
+    for index, form in plan.forms:
+        row[index] = form.dump(row[index])
+    return row
+
+
+def _read(shard: Shard, kind: type, row: list[Any]) -> dict[str, Any]:
+    """The fields of a row by their names."""
+    plan = PLANS[kind]
+    for index, form in plan.forms:
+        row[index] = form.load(shard, row[index])
+    return dict(zip(plan.names, row, strict=True))
+
+
+def _fill(item: Any, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        setattr(item, name, value)
+
+
+_UNUSED: Final = _row(Budget())
+
+
+# ---- A shard ------------------------------------------------------------------------------------------------------
+
+
+def dump(shard: Shard) -> Iterator[Any]:
+    """The state after the present batch, piece by piece. It may be taken between two batches only.
+
+    A piece shares nothing with the state: the shard may go on while pieces are written.
+    """
+    yield [
+        {
+            "position": shard.batch.position + len(shard.batch.entries),
+            "now": shard.now,
+            "policy": shard.policy.content(),
+            "grants_made": shard.grants_made,
+        },
+        _all_fields(),
+    ]
+    for center in shard.business_centers.values():
+        yield from map(_piece, _objects(center))
+
+
+def load(shard: Shard, pieces: Iterable[Any]) -> None:
+    """Fill an empty shard with what `dump` gave. Raises ValueError where the fields are not those of these rules."""
+    assert not shard.business_centers, "a snapshot is loaded into an empty shard"
+    rest = iter(pieces)
+    of_shard, fields = next(rest)
+    if fields != _all_fields():
+        raise ValueError("the snapshot has the fields of other rules")
+    shard.policy = policy_of(of_shard["policy"])
+    shard.now = of_shard["now"]
+    shard.position = of_shard["position"]
+    shard.grants_made = of_shard["grants_made"]
+    shard.batch = Batch(shard.position)
+    loader = _Loader(shard)
+    for kind, row in rest:
+        loader.load(kind, row)
+
+
+def _all_fields() -> dict[str, list[str]]:
+    return {kind.__name__: list(plan.names) for kind, plan in PLANS.items()}
+
+
+def _piece(item: object) -> Any:
+    return [type(item).__name__, _row(item)]
+
+
+def _objects(center: BusinessCenter) -> Iterator[object]:
+    """A Business Center and all that is its own, each behind what it belongs to."""
+    yield center
+    for account in center.accounts.values():
+        yield account
+        yield from account.campaigns.values()
+    for grant in center.grants.values():
+        yield grant
+        yield from grant.holdings
+
+
+class _Loader:
+    """Makes the objects of a snapshot in the order in which they were dumped."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._center: BusinessCenter
+        self._account: AdAccount
+        self._grant: Grant
+
+    def load(self, kind: str, row: list[Any]) -> None:
+        """Make the object of one piece, and put it where it belongs."""
+        type, put = _PUT[kind]
+        put(self, _read(self._shard, type, row))
+
+    def put_center(self, fields: dict[str, Any]) -> None:
+        """Add a Business Center to the shard."""
+        self._center = center = BusinessCenter(
+            fields["id"], fields["currency"], fields["zone"], fields["finance_roles"]
+        )
+        _fill(center, fields)
+        self._shard.business_centers[center.id] = center
+
+    def put_account(self, fields: dict[str, Any]) -> None:
+        """Add an ad account to its Business Center."""
+        named = (fields[name] for name in ("id", "billing", "buying_type", "zone", "owned"))
+        self._account = account = AdAccount(self._center, *named)
+        _fill(account, fields)
+        self._center.accounts[account.id] = self._shard.accounts[account.id] = account
+        self._shard.resume_turn_over(account)
+
+    def put_campaign(self, fields: dict[str, Any]) -> None:
+        """Add a campaign to its ad account."""
+        campaign = Campaign(self._account, fields["id"])
+        _fill(campaign, fields)
+        self._account.campaigns[campaign.id] = campaign
+
+    def put_grant(self, fields: dict[str, Any]) -> None:
+        """Add a grant to its Business Center."""
+        self._grant = grant = Grant(fields["kind"], fields["id"], fields["order"], fields["expires_at"])
+        _fill(grant, fields)
+        self._center.grants[grant.kind, grant.id] = grant
+        self._shard.schedule_expiry(self._center, grant)
+
+    def put_holding(self, fields: dict[str, Any]) -> None:
+        """Add what one holder has of a grant to the holder's pocket."""
+        holding = Holding(self._grant, fields["account"])
+        pocket_of(self._center, holding).put(holding, fields["remaining"])
+
+
+_PUT: Final[dict[str, tuple[type, Callable[[_Loader, dict[str, Any]], None]]]] = {
+    "BusinessCenter": (BusinessCenter, _Loader.put_center),
+    "AdAccount": (AdAccount, _Loader.put_account),
+    "Campaign": (Campaign, _Loader.put_campaign),
+    "Grant": (Grant, _Loader.put_grant),
+    "Holding": (Holding, _Loader.put_holding),
+}

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     api_token_file: FilePath | None = None
 
     shards: int = Field(default=4, ge=1, le=1024)
-    deduplication_days: int = Field(default=7, ge=1, le=3660)
+    deduplication_days: int = Field(default=7, ge=1, le=365)
     policy_file: FilePath | None = None
     clock_offset_seconds: float = Field(default=0, allow_inf_nan=False, ge=-3e9, le=3e9)
 

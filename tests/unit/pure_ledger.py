@@ -1,5 +1,6 @@
 """The rules without a database: what the writer does with them, in memory, for tests of the rules alone."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,16 @@ from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Event, Shard
 
 SHARD = 3
+
+
+def dump_pieces(rules: Shard) -> list[str]:
+    """A snapshot as lines of JSON."""
+    return [json.dumps(piece) for piece in snapshot.dump(rules)]
+
+
+def load_pieces(rules: Shard, pieces: list[str]) -> None:
+    """Fill an empty shard from a snapshot in lines of JSON."""
+    snapshot.load(rules, map(json.loads, pieces))
 
 
 class PureLedger:
@@ -40,11 +51,11 @@ class PureLedger:
         self.recorded += [self.rules.now] * len(self.rules.entries)
         return fates
 
-    def reload(self) -> None:
-        """Crash and start again from a snapshot."""
-        dumped = snapshot.dump(self.rules)
-        self.rules = Shard(self.policy, self._days)
-        snapshot.load(self.rules, dumped)
+    def reload(self, deduplication_days: int | None = None) -> None:
+        """Crash and start again from a snapshot, perhaps with another window."""
+        self._days = deduplication_days or self._days
+        before, self.rules = self.rules, Shard(self.policy, self._days)
+        load_pieces(self.rules, dump_pieces(before))
 
     def encoded(self) -> list[bytes]:
         """The canonical bytes of all entries."""

@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 
-from shared.rules import snapshot
 from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
@@ -18,6 +17,7 @@ from shared.rules.refusal import Refused, require_room
 from shared.rules.setting_budgets import changes_today
 from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import NO_GRANTS, AdAccount, BusinessCenter, GrantPocket
+from tests.unit.pure_ledger import dump_pieces, load_pieces
 from tests.unit.test_rules_tables import HOUR, NOON, TODAY, Book, budget_of
 
 Movement = tuple[str, str | None, str | None, str | None, str | None, int | None]
@@ -765,38 +765,6 @@ def test_the_period_of_a_spend_is_its_day_its_month_or_the_start_of_the_custom_b
     assert (custom.counted, custom.started_at, custom.started_position) == (0, NOON, 7)
 
 
-def test_days_and_months_of_the_window_are_remembered_to_the_day() -> None:
-    first = date(2027, 3, 1).toordinal()
-    days = {first - 20: 1, first: 2, first + 1: 3, first + 2: 4}
-    budget = budget_of((first, "daily", 1), (first + 1, "daily", 2), (first + 2, "daily", 3), spent=days)
-    budget.count(first + 40, 9)
-    budget.forget_before(first + 1)
-    assert budget.days == {first + 1: 3, first + 2: 4}
-    assert budget.months == {first: 9}
-    assert budget.history == [(first, "daily", 1), (first + 1, "daily", 2), (first + 2, "daily", 3)]
-    budget.forget_before(first + 2)
-    assert budget.history == [(first + 1, "daily", 2), (first + 2, "daily", 3)]
-    assert budget.room(first + 2, first + 40) == 0
-
-
-def test_a_shard_forgets_the_days_that_no_spend_can_belong_to() -> None:
-    book = Book()
-    book.do("deposit_cash", amount=1000, ad_account_id="a")
-    account = book.rules.accounts["a"]
-    for number in range(40):
-        book.later(NOON + number * DAY_US)
-        book.spend(1, at=NOON + number * DAY_US)
-        for budget in (account.budget, account.campaigns["c"].budget):
-            assert len(budget.days) <= 14
-            assert set(range(TODAY + max(0, number - 8), TODAY + number)) <= set(budget.days)
-
-
-def test_the_only_setting_is_never_forgotten() -> None:
-    budget = budget_of((TODAY - 40, "daily", 5))
-    budget.forget_before(TODAY - 9)
-    assert budget.history == [(TODAY - 40, "daily", 5)]
-
-
 @pytest.mark.parametrize(
     ("zone", "day", "begins"),
     [
@@ -840,11 +808,9 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
     for days in (0, 1, 30):
         book.later(NOON + days * DAY_US)
         book.spend(5, at=book.rules.now)
-    dumped = json.loads(json.dumps(snapshot.dump(book.rules)))
     again = Shard(Policy("other"))
-    snapshot.load(again, dumped)
-    assert snapshot.dump(again) == snapshot.dump(book.rules)
-    assert json.loads(json.dumps(snapshot.dump(again))) == dumped
+    load_pieces(again, dump_pieces(book.rules))
+    assert dump_pieces(again) == dump_pieces(book.rules)
     assert (again.now, again.grants_made, again.policy) == (book.rules.now, 3, STANDARD)
     assert again.position == again.batch.position == book.rules.position + len(book.rules.entries)
     assert again.next_due() == book.rules.next_due()
@@ -861,7 +827,7 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
     book.spend(1, "c")
     again = Shard()
-    snapshot.load(again, snapshot.dump(book.rules))
+    load_pieces(again, dump_pieces(book.rules))
     book.rules = again
     assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 1
     book.do("deposit_cash", amount=1, ad_account_id="a")

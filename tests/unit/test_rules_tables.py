@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.rules.budgets import Budget
-from shared.rules.calendar import Zone, date_text, is_zone, month_start
+from shared.rules.calendar import Zone, date_text, is_zone
 from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
 from shared.rules.pauses import cause_names
 from shared.rules.policy import STANDARD, Policy, policy_of
@@ -255,17 +255,6 @@ def test_which_setting_holds_a_spend(
     settings: list[tuple[int, str, int | None]], spent: dict[int, int], day: int, room: int | None
 ) -> None:
     assert budget_of(*settings, spent=spent).room(day, TODAY) == room
-
-
-def test_what_no_spend_can_belong_to_is_forgotten() -> None:
-    budget = budget_of(
-        (TODAY - 40, "daily", 1), (TODAY - 30, "daily", 2), (TODAY - 2, "daily", 3), spent={TODAY - 40: 1}
-    )
-    budget.forget_before(TODAY - 9)
-    assert TODAY - 40 not in budget.days
-    assert month_start(TODAY - 40) not in budget.months
-    assert budget.room(TODAY - 9, TODAY) == 2
-    assert budget.room(TODAY - 2, TODAY) == 3
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> Non
         ("DRAWDOWN_SHARDS", "1025"),
         ("DRAWDOWN_SHARDS", "four"),
         ("DRAWDOWN_DEDUPLICATION_DAYS", "0"),
+        ("DRAWDOWN_DEDUPLICATION_DAYS", "366"),
         ("DRAWDOWN_HTTP_PORT", "65536"),
         ("DRAWDOWN_CLOCK_OFFSET_SECONDS", "nan"),
         ("DRAWDOWN_LOG_LEVEL", "loud"),

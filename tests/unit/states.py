@@ -1,0 +1,148 @@
+"""Random states of a shard in which every field has a value, and the structure by which two are compared.
+
+The states are made field by field, not by decisions: they need not make sense, only differ in everything that differs.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from shared.rules.budgets import Budget
+from shared.rules.calendar import Zone
+from shared.rules.day_counts import DayCounts
+from shared.rules.policy import Policy
+from shared.rules.shard import Batch, Shard
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
+from tests.unit.test_rules_tables import NOON, TODAY
+
+ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/Cairo")
+# Lines are made again when they are first needed, the rest of a zone is its table; a batch ends where a snapshot is
+# taken; routes are looked up again.
+NOT_STATE = {
+    Campaign: {"line", "lines", "payer"},
+    Zone: {"_day", "_from", "_info", "_starts", "_to", "_tomorrow"},
+    Shard: {"batch", "_previous", "_known", "_spends", "_campaigns", "_window", "accounts_elsewhere", "zones"},
+}
+
+
+def structure(item: Any) -> Any:
+    """All that a state is, as plain values that are equal where the states are. Whom something belongs to is an id."""
+    if isinstance(item, dict):
+        return [(structure(key), structure(value)) for key, value in item.items()]
+    if isinstance(item, list | tuple):
+        return [structure(each) for each in item]
+    if isinstance(item, frozenset):
+        return sorted(item)
+    if isinstance(item, GrantPocket) and not item.holdings:
+        return item.total, item.tied
+    if isinstance(item, Policy):
+        return structure(item.content())
+    if isinstance(item, DayCounts):
+        return [(item.first + index, amount) for index, amount in enumerate(item.amounts)]
+    if isinstance(item, Shard):
+        return [item.batch.position + len(item.batch.entries), *map(structure, _fields(item, vars(item)))]
+    if hasattr(type(item), "__slots__") and type(item).__module__.startswith("shared."):
+        return [type(item).__name__, *map(structure, _fields(item, type(item).__slots__))]
+    return item
+
+
+def _fields(item: Any, names: Any) -> Iterator[tuple[str, Any]]:
+    for name in sorted(set(names) - NOT_STATE.get(type(item), set())):
+        value = getattr(item, name)
+        if name in ("business_center", "account", "grant") and value is not None:
+            yield name, value.id
+        elif name == "position" and isinstance(item, Shard):
+            continue  # That of the batch before; a snapshot has the next one's.
+        else:
+            yield name, sorted(value) if name == "_timers" else value
+
+
+class States:
+    """Makes shards. The same seed, the same state."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def shard(self) -> Shard:
+        """A shard of several Business Centers, between two batches."""
+        shard = Shard(Policy(self._name(), ("cash", "voucher", "credit"), ("credit_line", "voucher")))
+        shard.now = NOON + self._number(10**12)
+        shard.grants_made = self._number()
+        shard.batch = Batch(self._number())
+        shard.position = shard.batch.position
+        for _ in range(self._random.randint(1, 3)):
+            center = self._center(shard)
+            shard.business_centers[center.id] = center
+        return shard
+
+    def _center(self, shard: Shard) -> BusinessCenter:
+        zone = shard.zone(self._random.choice(ZONES))
+        center = BusinessCenter(self._name(), self._random.choice(("EUR", "JPY")), zone, self._flag())
+        center.automatic_since = self._random.choice((None, self._number()))
+        center.cash, center.credit_limit, center.empty = self._number(), self._number(), self._flag()
+        center.credit_used = self._number() - self._number()
+        for _ in range(self._random.randint(1, 4)):
+            account = self._account(shard, center)
+            center.accounts[account.id] = shard.accounts[account.id] = account
+        for kind in self._random.choices(("voucher", "ad_credit"), k=self._random.randint(0, 5)):
+            grant = self._grant(center, kind)
+            center.grants[kind, grant.id] = grant
+            shard.schedule_expiry(center, grant)
+        return center
+
+    def _account(self, shard: Shard, center: BusinessCenter) -> AdAccount:
+        billing, buying = self._random.choice(("prepay", "autopay")), self._random.choice(("auction", "reservation"))
+        account = AdAccount(
+            center, self._name(), billing, buying, shard.zone(self._random.choice(ZONES)), owned=self._flag()
+        )
+        account.participates, account.cash, account.credit = self._flag(), self._number(), self._number()
+        account.changes_day, account.changes = TODAY - self._number(9), self._number(10)
+        account.causes, account.stopped_campaigns = self._number(15), self._number(3)
+        account.budget = self._budget(("daily", "monthly", "custom", "unlimited"))
+        for _ in range(self._random.randint(0, 4)):
+            campaign = Campaign(account, self._name())
+            campaign.causes, campaign.budget = self._number(15), self._budget(("daily", "lifetime", "unlimited"))
+            account.campaigns[campaign.id] = campaign
+        account.turn_over_at = self._random.choice((None, NOON + self._number(10**12)))
+        shard.resume_turn_over(account)
+        return account
+
+    def _grant(self, center: BusinessCenter, kind: str) -> Grant:
+        expires_at = self._random.choice((None, NOON + self._number(10**12)))
+        campaigns = self._random.choice((None, frozenset({self._name(), self._name()})))
+        grant = Grant(kind, self._name(), self._number(), expires_at, campaigns)
+        grant.expired = self._flag()
+        holders: list[AdAccount | None] = [None, *center.accounts.values()]
+        for holder in self._random.sample(holders, self._random.randint(1, len(holders))):
+            holding = Holding(grant, holder)
+            pocket_of(center, holding).put(holding, 0 if grant.expired else self._number() * self._flag())
+        return grant
+
+    def _budget(self, modes: tuple[str, ...]) -> Budget:
+        budget = Budget()
+        if self._random.random() < 0.2:
+            return budget
+        budget.mode, budget.amount = self._random.choice(modes), self._random.choice((None, self._number()))
+        budget.day, budget.total = TODAY - self._number(9), self._number(2**70)
+        budget.before_day, budget.before_month, budget.before_start = self._number(), self._number(), self._number()
+        budget.started_at = self._random.choice((None, self._number()))
+        budget.started_day, budget.started_position = TODAY - self._number(9), self._number()
+        if self._flag():
+            days = sorted(self._random.sample(range(TODAY - 400, TODAY), self._random.randint(1, 5)))
+            budget.history = [(day, self._random.choice(modes), self._number()) for day in days]
+        if self._flag():
+            budget.days = DayCounts()
+            for day in self._random.sample(range(TODAY - 400, TODAY), self._random.randint(1, 9)):
+                budget.days.put(day, self._number(2 ** self._random.choice((30, 60, 66))))
+        if self._flag():
+            budget.months = {TODAY - 30 * months: self._number() for months in range(self._random.randint(1, 14))}
+        return budget
+
+    def _name(self) -> str:
+        return f"{self._random.getrandbits(32):x}"
+
+    def _number(self, most: int = 10**9) -> int:
+        return self._random.randint(1, most)
+
+    def _flag(self) -> bool:
+        return self._random.random() < 0.5

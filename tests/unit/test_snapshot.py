@@ -1,0 +1,125 @@
+"""A snapshot keeps every field: what is loaded is what was dumped, and decides on like it."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.ledger.encoding import encode_entries
+from shared.rules import snapshot
+from shared.rules.budgets import Budget
+from shared.rules.policy import STANDARD
+from shared.rules.shard import DAY_US, Event, Shard
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding
+from tests.unit.pure_ledger import dump_pieces, load_pieces
+from tests.unit.states import States, structure
+
+KEPT = [(kind, name) for kind in snapshot.PLANS for name in snapshot.fields_of(kind)]
+
+
+def loaded(shard: Shard) -> Shard:
+    again = Shard()
+    load_pieces(again, dump_pieces(shard))
+    return again
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_is_loaded_is_what_was_dumped(seed: int) -> None:
+    shard = States(seed).shard()
+    assert structure(loaded(shard)) == structure(shard)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_is_loaded_decides_like_what_was_dumped(seed: int) -> None:
+    shard = States(seed).shard()
+    again = loaded(shard)
+    assert decided(again, seed) == decided(shard, seed)
+    assert structure(again) == structure(shard)
+
+
+def decided(shard: Shard, seed: int) -> Any:
+    """The bytes of a few days of spends under another policy, with all that falls due."""
+    chance = random.Random(seed)
+    entries, now = [], shard.now
+    for _ in range(8):
+        now += chance.choice((0, DAY_US // 3, DAY_US, 4 * DAY_US))
+        shard.begin(now, chance.choice((shard.policy, STANDARD)))
+        for center in shard.business_centers.values():
+            for account in center.accounts.values():
+                shard.event(spend(chance, center, account, now))
+        entries += encode_entries(shard.entries, 0, shard.position + 1, shard.now)
+    return entries
+
+
+def spend(chance: random.Random, center: BusinessCenter, account: AdAccount, now: int) -> Event:
+    campaign = chance.choice([*account.campaigns, "new"])
+    occurred_at = now - chance.choice((0, 0, DAY_US, 6 * DAY_US))
+    amount = chance.randint(1, 10**9)
+    return (chance.randbytes(16), center.id, account.id, campaign, amount, center.currency, occurred_at, None, None)
+
+
+@pytest.mark.parametrize(("kind", "name"), KEPT, ids=[f"{kind.__name__}.{name}" for kind, name in KEPT])
+def test_no_field_could_be_forgotten_unseen(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states above have a value of its own in every field: whatever is not dumped is missed."""
+    without = tuple(each for each in snapshot.fields_of(kind) if each != name)
+    monkeypatch.setitem(snapshot.PLANS, kind, snapshot.plan_of(kind, without))
+    assert any(is_missed(States(seed).shard()) for seed in range(30))
+
+
+def is_missed(shard: Shard) -> bool:
+    try:
+        return bool(structure(loaded(shard)) != structure(shard))
+    except KeyError:  # What an object cannot be made without.
+        return True
+
+
+def test_the_fields_are_those_of_this_format() -> None:
+    """Whoever changes them raises the number, and writes the new fields here."""
+    assert snapshot.FORMAT == 3
+    assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot.PLANS.items()} == {
+        "BusinessCenter": "automatic_since cash credit_limit credit_used currency empty finance_roles id zone",
+        "AdAccount": "billing budget buying_type cash causes changes changes_day credit id owned participates"
+        " stopped_campaigns turn_over_at zone",
+        "Campaign": "budget causes id",
+        "Grant": "campaigns expired expires_at id kind order",
+        "Holding": "account remaining",
+        "Budget": "amount before_day before_month before_start day days history mode months started_at started_day"
+        " started_position total",
+    }
+
+
+def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> None:
+    first, _ = next(snapshot.dump(Shard()))
+    elsewhere = {"business_centers", "accounts", "zones", "_timers"}
+    of_one_batch = {"batch", "_previous", "_known", "_spends", "accounts_elsewhere"}
+    anew = {"_campaigns", "_window"}
+    assert set(first) == set(vars(Shard())) - elsewhere - of_one_batch - anew
+
+
+def test_pieces_are_small_and_share_nothing_with_the_state() -> None:
+    shard = States(7).shard()
+    dumped = list(snapshot.dump(shard))
+    before = json.dumps(dumped)
+    decided(shard, 7)
+    assert json.dumps(dumped) == before
+    objects = list(shard.business_centers.values())
+    accounts = [account for center in objects for account in center.accounts.values()]
+    grants = [grant for center in objects for grant in center.grants.values()]
+    made = len(objects) + len(accounts) + len(grants) + sum(len(grant.holdings) for grant in grants)
+    assert len(dumped) == 1 + made + sum(1 for piece in dumped if piece[0] == "Campaign")
+
+
+def test_a_snapshot_of_other_fields_is_refused() -> None:
+    first, *rest = snapshot.dump(States(1).shard())
+    first[1]["Budget"].remove("months")
+    with pytest.raises(ValueError, match="other rules"):
+        snapshot.load(Shard(), [first, *rest])
+
+
+def test_every_type_of_the_state_is_kept() -> None:
+    assert set(snapshot.PLANS) == {BusinessCenter, AdAccount, Campaign, Grant, Holding, Budget}
