@@ -36,6 +36,10 @@ class Lease:
     outcome_sequence: int
     quarantine_sequence: int
 
+    def reached(self) -> tuple[int, int, int]:
+        """How far it has got: something of it is another after every batch."""
+        return self.position, self.spend_offset, self.command_offset
+
 
 def _lease_of(row: Any) -> Lease:
     return Lease(
@@ -50,6 +54,16 @@ def _lease_of(row: Any) -> Lease:
         outcome_sequence=row["outcome_sequence"],
         quarantine_sequence=row["quarantine_sequence"],
     )
+
+
+async def again(connection: asyncpg.Connection, lease: Lease) -> Lease:
+    """The lease as the ledger has it now. Raises LeaseLostError where another process has taken the shard."""
+    row = await connection.fetchrow(
+        "SELECT * FROM ledger.shards WHERE shard = $1 AND epoch = $2", lease.shard, lease.epoch
+    )
+    if row is None:
+        raise LeaseLostError(f"shard {lease.shard} is owned by another process: epoch {lease.epoch} has passed")
+    return _lease_of(row)
 
 
 async def announce(connection: asyncpg.Connection, owner: str) -> int:

@@ -4,6 +4,7 @@ A snapshot is a cache: whoever does not know its format decides the ledger again
 Lists, not objects with names, because a shard may have a hundred thousand campaigns.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -12,31 +13,43 @@ from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-FORMAT = 2
+FORMAT = 3
 _UNUSED = Budget()
 
 
-def dump(shard: Shard) -> dict[str, Any]:
-    """The state after the present batch. It may be taken between two batches only."""
-    return {
+def dump(shard: Shard) -> Iterator[Any]:
+    """The state after the present batch, in small pieces. It may be taken between two batches only."""
+    yield {
         "position": shard.batch.position + len(shard.batch.entries),
         "now": shard.now,
         "policy": shard.policy.content(),
         "grants_made": shard.grants_made,
-        "business_centers": [_dump_center(center) for center in shard.business_centers.values()],
     }
+    for center in shard.business_centers.values():
+        yield ["center", *_dump_center(center)]
+        for account in center.accounts.values():
+            yield ["account", center.id, _dump_account(account)]
+        for grant in center.grants.values():
+            yield ["grant", center.id, _dump_grant(grant)]
 
 
-def load(shard: Shard, dumped: dict[str, Any]) -> None:
+def load(shard: Shard, pieces: Iterable[Any]) -> None:
     """Fill an empty shard with what `dump` answered."""
     assert not shard.business_centers, "a snapshot is loaded into an empty shard"
+    rest = iter(pieces)
+    dumped = next(rest)
     shard.policy = policy_of(dumped["policy"])
     shard.now = dumped["now"]
     shard.position = dumped["position"]
     shard.batch = Batch(shard.position)
     shard.grants_made = dumped["grants_made"]
-    for center in dumped["business_centers"]:
-        _load_center(shard, center)
+    for kind, center_id, *piece in rest:
+        if kind == "center":
+            _load_center(shard, [center_id, *piece])
+        elif kind == "account":
+            _load_account(shard, shard.business_centers[center_id], *piece)
+        else:
+            _load_grant(shard, shard.business_centers[center_id], *piece)
 
 
 def _dump_center(center: BusinessCenter) -> list[Any]:
@@ -50,21 +63,15 @@ def _dump_center(center: BusinessCenter) -> list[Any]:
         center.credit_limit,
         center.credit_used,
         center.empty,
-        [_dump_account(account) for account in center.accounts.values()],
-        [_dump_grant(grant) for grant in center.grants.values()],
     ]
 
 
 def _load_center(shard: Shard, dumped: list[Any]) -> None:
-    id, currency, zone, finance_roles, since, cash, limit, used, empty, accounts, grants = dumped
+    id, currency, zone, finance_roles, since, cash, limit, used, empty = dumped
     center = BusinessCenter(id, currency, shard.zone(zone), finance_roles)
     center.automatic_since = since
     center.cash, center.credit_limit, center.credit_used, center.empty = cash, limit, used, empty
     shard.business_centers[id] = center
-    for account in accounts:
-        _load_account(shard, center, account)
-    for grant in grants:
-        _load_grant(shard, center, grant)
 
 
 def _dump_account(account: AdAccount) -> list[Any]:

@@ -42,9 +42,9 @@ class PureLedger:
 
     def reload(self) -> None:
         """Crash and start again from a snapshot."""
-        dumped = snapshot.dump(self.rules)
+        dumped = list(snapshot.dump(self.rules))
         self.rules = Shard(self.policy, self._days)
-        snapshot.load(self.rules, dumped)
+        snapshot.load(self.rules, iter(dumped))
 
     def encoded(self) -> list[bytes]:
         """The canonical bytes of all entries."""
