@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.allocation import outcomes, state
+from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger import append
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
@@ -179,8 +180,8 @@ async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Wri
     epochs = await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1")
     for _ in range(3):
         await writer.database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'drawdown allocation %s 0 %'"
-            " AND datname = current_database()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'drawdown allocation %s 0 %'"
         )
         await writer.send(*[spend(each) for each in (center, neighbour) for _ in range(20)])
         await writer.decided()
@@ -188,17 +189,25 @@ async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Wri
     assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
 
 
-async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_go_on(writer: Writing) -> None:
-    neighbour = await writer.opened(1)
+async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_go_on(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
     await writer.stop()
-    await writer.database.execute("UPDATE ledger.shards SET spend_offset = 1000000 WHERE shard = 0")
-    writer.start()
-    row = await writer.standing(0, "waiting")
-    assert "'drawdown offsets adopt'" in row["detail"]
-    assert any("'drawdown offsets adopt'" in line["error"] for line in writer.told("the shard cannot be written"))
-    await writer.send(*[spend(neighbour) for _ in range(20)])
-    await writer.decided(1)
-    assert len(await writer.charged(neighbour)) == 20
+    sentence = "spend.events-0 begins at offset 7: 'drawdown offsets adopt' goes on from its beginning"
+    with monkeypatch.context() as patch:
+        fetch = breaks_later(Worker._fetch, lambda self: self.lease.shard == 0, OffsetsDoNotFitError(sentence))
+        patch.setattr(Worker, "_fetch", fetch)
+        writer.start()
+        row = await writer.standing(0, "waiting")
+        assert row["detail"] == f"OffsetsDoNotFitError: {sentence}"
+        assert any(sentence in line["error"] for line in writer.told("the shard cannot be written"))
+        events = [spend(center), *[spend(neighbour) for _ in range(20)]]
+        await writer.send(*events)
+        await writer.decided(1, 2, 3)
+        assert await writer.charged(neighbour) == ids(events[1:])
+    await writer.decided()
+    assert await writer.charged(center) == ids(events[:1])
 
 
 async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
