@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from services.allocation import bounds, state
+from services.allocation import accounts, bounds, state
 from services.allocation.bounds import Bounds
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign
-from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import Settings
 from tests.integration.writing import Message, Writing, command, reversal, spend, writing
 from tests.model.test_model import START_US
@@ -125,16 +124,16 @@ async def test_forwarded_records_are_read_a_few_megabytes_at_a_time(
         assert len(rows) >= 40 // 4
 
 
-def large_state(accounts: int, campaigns: int) -> Shard:
+def large_state(count: int, campaigns: int) -> Shard:
     rules = Shard(STANDARD)
     rules.begin(START_US)
     center = rules.business_centers["bc"] = BusinessCenter("bc", "USD", rules.zone("UTC"), True)
-    for number in range(accounts):
+    for number in range(count):
         account = AdAccount(center, f"account-{number}", "prepay", "auction", rules.zone("UTC"), True)
         rules.accounts[account.id] = center.accounts[account.id] = account
         for each in range(campaigns):
             campaign = account.campaigns[f"c-{each}"] = Campaign(account, f"c-{each}")
-            campaign.budget.total = number
+            campaign.causes = number % 3
     return rules
 
 
@@ -208,7 +207,7 @@ async def test_the_same_account_ids_opened_in_two_shards_at_once_are_opened_once
             "SELECT content->>'ad_account_id', array_agg(coalesce(code, status) ORDER BY coalesce(code, status))"
             " FROM ledger.outcomes WHERE type = 'open_ad_account' GROUP BY 1"
         )
-        assert {row[0]: row[1] for row in rows} == dict.fromkeys(names, ["accepted", "already_exists"])
+        assert {row[0]: row[1] for row in rows} == {name: ["accepted", "already_exists"] for name in names}
         assert await writer.database.fetchval("SELECT count(*) FROM ledger.ad_accounts") == len(names)
         assert writer.told("the shard cannot be written") == []
         assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
@@ -219,24 +218,29 @@ async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
 ) -> None:
     """Without the locks both shards accept: the one that comes second is undone and decides again."""
 
-    async def not_locked(*_: Any) -> None:
-        pass
+    both, waiting = asyncio.Barrier(2), 2
 
-    monkeypatch.setattr("services.allocation.accounts.lock", not_locked)
-    async with bounded_writing(settings, monkeypatch, records=20) as writer:
+    async def both_at_once(*_: Any) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting -= 1
+            await both.wait()
+
+    async with bounded_writing(settings, monkeypatch) as writer:
         centers = [writer.center(0), writer.center(1)]
         opened = {"currency": "USD", "time_zone": "UTC"}
         await writer.send(*[command(center, "open_business_center", **opened) for center in centers])
         await writer.decided()
-        blocker = await writer.database.fetchval("SELECT count(*) FROM ledger.quarantine")
+        monkeypatch.setattr(accounts, "lock", both_at_once)
         for number in range(10):
-            both = [command(each, "open_ad_account", ad_account_id=f"main-{number}", **SHARED) for each in centers]
-            await writer.send(*both)
+            pair = [command(each, "open_ad_account", ad_account_id=f"main-{number}", **SHARED) for each in centers]
+            await writer.send(*pair)
         await writer.decided()
+        assert any("AccountTakenError" in line["error"] for line in writer.told("the shard cannot be written"))
         rows = await writer.database.fetch(
             "SELECT content->>'ad_account_id', array_agg(coalesce(code, status) ORDER BY coalesce(code, status))"
             " FROM ledger.outcomes WHERE type = 'open_ad_account' GROUP BY 1"
         )
         assert {row[1][0]: row[1][1] for row in rows} == {"accepted": "already_exists"}
         assert len(rows) == 10
-        assert await writer.database.fetchval("SELECT count(*) FROM ledger.quarantine") == blocker == 0
+        assert await writer.quarantined() == []
