@@ -10,6 +10,7 @@ from drawdown.front_door import ApiToken
 from shared.runtime.settings import Settings
 
 _PAGE = 1000
+_PORTION = 10_000
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -46,10 +47,17 @@ async def replay_records(settings: Settings, ids: list[str], reason: str | None)
         httpx.HTTPError: the API does not answer.
 
     """
-    body: dict[str, Any] = {"ids": ids} if ids else {"reason": reason}
+    body: dict[str, Any] = {"ids": ids} if ids else {"reason": reason, "limit": _PORTION}
+    replayed = 0
     async with _client(settings) as client:
-        answer = _answer(await client.post("/v1/quarantine/replay", json=body))
-    print(f"{answer['replayed']:,} sent back")
+        while True:
+            answer = _answer(await client.post("/v1/quarantine/replay", json=body))
+            replayed += answer["replayed"]
+            if "next" not in answer:
+                break
+            print(f"{replayed:,} sent back so far", file=sys.stderr)
+            body["after"] = answer["next"]
+    print(f"{replayed:,} sent back")
     return 0
 
 

@@ -5,13 +5,28 @@ and looked up while this one is being committed.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from operator import length_hint
+from time import perf_counter
 from typing import Any
 
 import asyncpg
 
 from services.allocation import metrics
+from services.allocation.bounds import UNBOUNDED, Bounds
 from services.allocation.decoding import Command, Fault, Raw, business_center_of, decode_command, decode_event
+from services.allocation.failures import (
+    INTERNAL_ERROR,
+    BatchFailedError,
+    BeginFailedError,
+    RecordFailedError,
+    internal_error,
+    said,
+)
 from shared.contracts.commands import same_content
 from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
@@ -22,8 +37,10 @@ from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
-# So many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
-SLICE_RECORDS = 500
+# This many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
+SLICE_RECORDS = 250
+SLICE_COMMANDS = 20
+SLICE_ENTRIES = 500
 
 Outcome = tuple[str, str | None, str, int | None, int, Any]  # status, code, message, first position, position, time
 
@@ -40,21 +57,109 @@ class Known:
 
 @dataclass(slots=True)
 class Decoded:
-    """The records of a batch, in order, with what each holds. Commands come before events."""
+    """Records in order, with what each holds. Commands come before events; within each, forwarded ones come first."""
 
     commands: list[tuple[Raw, Command | Fault]] = field(default_factory=list)
     events: list[tuple[Any, Event | Fault]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.commands) + len(self.events)
+
+    def first(self, count: int) -> "Decoded":
+        """As many of them, or all."""
+        if count >= len(self):
+            return self
+        commands = self.commands[:count]
+        return Decoded(commands, self.events[: count - len(commands)])
+
+    def decided(self, decision: "Decision") -> "Decoded":
+        """Those that a decision has taken."""
+        if decision.commands + decision.events == len(self):
+            return self
+        return Decoded(self.commands[: decision.commands], self.events[: decision.events])
+
+    def without(self, decided: "Decoded") -> "Decoded":
+        """Those that are left when the first of them are decided."""
+        return Decoded(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
+
+    def records(self) -> list[Any]:
+        """As they came."""
+        return [record for part in (self.commands, self.events) for record, _ in part]
+
+    def forwarded(self) -> list[int]:
+        """The ids of the forwarded records among them."""
+        return [
+            record.forwarded_id
+            for part in (self.commands, self.events)
+            for record, _ in takewhile(lambda item: _is_forwarded(item[0]), part)
+        ]
+
+    def faults(self) -> list[str | None]:
+        """Of each record in order why it is quarantined before any rule has seen it; None where it is not."""
+        return [
+            held.reason if isinstance(held, Fault) else None
+            for part in (self.commands, self.events)
+            for _, held in part
+        ]
+
+
+@dataclass(slots=True)
+class Decision:
+    """How many records of each kind a batch has taken, and what is counted once it is in the ledger."""
+
+    commands: int = 0
+    events: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    pauses: Counter[tuple[str, str]] = field(default_factory=Counter)
+    entries: int = 0
+
+    def count(self, shard: int) -> None:
+        """Tell Prometheus. Only what was committed counts: a batch that is undone is decided again."""
+        self.fates[CHARGED] = self.events - self.fates.total()
+        for fate, count in self.fates.items():
+            metrics.EVENTS.labels(shard, fate).inc(count)
+        for status, count in self.outcomes.items():
+            metrics.COMMANDS.labels(shard, status).inc(count)
+        for reason, count in self.reasons.items():
+            metrics.QUARANTINED.labels(reason).inc(count)
+        for (kind, cause), count in self.pauses.items():
+            (metrics.PAUSES if kind == "pause" else metrics.RESUMES).labels(cause).inc(count)
+        metrics.ENTRIES.labels(shard).inc(self.entries)
 
 
 async def decode(commands: list[Raw], events: list[Any]) -> Decoded:
     """Decode each record by itself. `events` are Kafka's records or `Raw`s: both have value and headers."""
     decoded = Decoded()
-    decoded.commands = [(raw, decode_command(raw.value)) for raw in commands]
+    for start in range(0, len(commands), SLICE_RECORDS):
+        decoded.commands += [(raw, _decode_command(raw)) for raw in commands[start : start + SLICE_RECORDS]]
+        await asyncio.sleep(0)
     for start in range(0, len(events), SLICE_RECORDS):
-        part = events[start : start + SLICE_RECORDS]
-        decoded.events += [(record, decode_event(record.value, record.headers)) for record in part]
+        decoded.events += _decode_events(events[start : start + SLICE_RECORDS])
         await asyncio.sleep(0)
     return decoded
+
+
+def _decode_command(raw: Raw) -> Command | Fault:
+    try:
+        return decode_command(raw.value)
+    except Exception as error:  # Whatever a record holds, it stops nothing.
+        return internal_error(error)
+
+
+def _decode_events(records: Sequence[Any]) -> list[tuple[Any, Event | Fault]]:
+    try:
+        return [(record, decode_event(record.value, record.headers)) for record in records]
+    except Exception:
+        return [(record, _decode_event(record)) for record in records]
+
+
+def _decode_event(record: Any) -> Event | Fault:
+    try:
+        return decode_event(record.value, record.headers)
+    except Exception as error:
+        return internal_error(error)
 
 
 async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
@@ -100,56 +205,100 @@ async def _decided_commands(
 class Decider:
     """Decides batches of one shard, one after the other."""
 
-    def __init__(self, shard: int, shards: int, rules: Shard, policy: Policy) -> None:
+    def __init__(self, shard: int, shards: int, rules: Shard, policy: Policy, bounds: Bounds = UNBOUNDED) -> None:
         self._shard = shard
         self._shards = shards
         self._rules = rules
         self._policy = policy
+        self._bounds = bounds
         self._decided: dict[bytes, tuple[str, Outcome]] = {}
         self._decided_before: dict[bytes, tuple[str, Outcome]] = {}
 
-    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> None:
-        """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it."""
+    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> Decision:
+        """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it.
+
+        The batch may be full before all records are decided: the decision says how many are. Raises
+        RecordFailedError for the one at which the rules failed; their memory is then good for nothing.
+        """
+        give_up_at = perf_counter() + self._bounds.seconds
+        decision = Decision()
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
-        rules.begin(now, self._policy, known.events, known.spends)
+        try:
+            rules.begin(now, self._policy, known.events, known.spends)
+        except Exception as error:
+            raise BeginFailedError(said(error)) from error
         write.recorded_at = rules.now
         self._decided_before, self._decided = self._decided, {}
-        for raw, command in decoded.commands:
-            self._decide_command(raw, command, known, write)
-        counts: dict[str, int] = {}
-        for start in range(0, len(decoded.events), SLICE_RECORDS):
-            self._decide_events(decoded.events[start : start + SLICE_RECORDS], write, counts)
+        due = rules.next_due()
+        if due is None or due > now:  # Otherwise what time decides fills this batch.
+            await self._decide_records(decoded, known, write, decision, give_up_at)
+        try:
+            await self._encode(write)
+        except Exception as error:
+            raise BatchFailedError(decoded.decided(decision).records()) from error
+        self._count(write, decision)
+        return decision
+
+    async def _decide_records(
+        self, decoded: Decoded, known: Known, write: BatchWrite, decision: Decision, give_up_at: float
+    ) -> None:
+        commands, events = iter(decoded.commands), iter(decoded.events)
+        has_room = True
+        while has_room and length_hint(commands):
+            with _attributed(decoded.commands, commands):
+                has_room = self._decide_commands(commands, known, write, decision) and perf_counter() < give_up_at
             await asyncio.sleep(0)
-        await self._encode(write)
-        self._count(len(decoded.events), counts, write)
+        while has_room and length_hint(events):
+            with _attributed(decoded.events, events):
+                has_room = self._decide_events(events, write, decision) and perf_counter() < give_up_at
+            await asyncio.sleep(0)
+        decision.commands = len(decoded.commands) - length_hint(commands)
+        decision.events = len(decoded.events) - length_hint(events)
+
+    def _decide_commands(
+        self, commands: Iterator[tuple[Raw, Command | Fault]], known: Known, write: BatchWrite, decision: Decision
+    ) -> bool:
+        """Decide the next few commands. Returns whether the batch has room for more."""
+        for raw, command in islice(commands, SLICE_COMMANDS):
+            self._decide_command(raw, command, known, write, decision)
+            if len(self._rules.entries) >= self._bounds.entries:
+                return False
+        return True
 
     def _decide_events(
-        self, slice_: list[tuple[Any, Event | Fault]], write: BatchWrite, counts: dict[str, int]
-    ) -> None:
-        decide = self._rules.event
-        for record, event in slice_:
+        self, events: Iterator[tuple[Any, Event | Fault]], write: BatchWrite, decision: Decision
+    ) -> bool:
+        """Decide the next slice of events. Returns whether the batch has room for more."""
+        decide, entries, most = self._rules.event, self._rules.entries, self._bounds.entries
+        for record, event in islice(events, SLICE_RECORDS):
             if type(event) is tuple:
                 outcome, detail = decide(event)
-                if outcome is not CHARGED and outcome is not DUPLICATE:
-                    outcome = self._set_aside(self._as_raw(record), event, Fault(outcome, detail), write)
+                if outcome is not CHARGED:
+                    if outcome is not DUPLICATE:
+                        fault = Fault(outcome, detail)
+                        outcome = self._set_aside(self._as_raw(record), event, fault, write, decision)
+                    decision.fates[outcome] += 1
+                if len(entries) >= most:
+                    return False
             else:
                 assert isinstance(event, Fault)
-                self._quarantine(self._as_raw(record), event, business_center_of(record.value), write)
-                outcome = "quarantined"
-            if outcome is not CHARGED:
-                counts[outcome] = counts.get(outcome, 0) + 1
+                self._quarantine(self._as_raw(record), event, _center_of(record, event), write, decision)
+                decision.fates["quarantined"] += 1
+        return True
 
-    def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite) -> str:
+    def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
         """What cannot be charged here goes to its own shard or to quarantine."""
         if fault.reason == "unknown_business_center" and self._forward(raw, event[1], write):
             return "forwarded"
-        self._quarantine(raw, fault, event[1], write)
+        self._quarantine(raw, fault, event[1], write, decision)
         return "quarantined"
 
-    def _decide_command(self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite) -> None:
+    def _decide_command(
+        self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite, decision: Decision
+    ) -> None:
         if isinstance(command, Fault):
-            self._quarantine(raw, command, business_center_of(raw.value), write)
+            self._quarantine(raw, command, _center_of(raw, command), write, decision)
             return
         center = command.content["business_center_id"]
         if self._forward(raw, center, write):
@@ -174,7 +323,7 @@ class Decider:
             message = "another command with this command_id was decided before"
             outcome = ("rejected", "conflict", message, None, position, to_datetime(rules.now))
         write.outcomes.append((command.id, before is None, center, command.content["type"], command.content, *outcome))
-        metrics.COMMANDS.labels(self._shard, outcome[0]).inc()
+        decision.outcomes[outcome[0]] += 1
 
     def _as_raw(self, record: Any) -> Raw:
         return as_raw(record, SPEND_EVENTS, self._shard)
@@ -187,7 +336,7 @@ class Decider:
         write.forwarded.append((target, raw.topic, raw.partition, raw.offset, raw.key, raw.value, raw.headers_json()))
         return True
 
-    def _quarantine(self, raw: Raw, fault: Fault, center: str | None, write: BatchWrite) -> None:
+    def _quarantine(self, raw: Raw, fault: Fault, center: str | None, write: BatchWrite, decision: Decision) -> None:
         write.quarantined.append(
             (
                 fault.reason,
@@ -197,32 +346,69 @@ class Decider:
                 raw.offset,
                 raw.key,
                 raw.value,
-                raw.headers_json(),
+                _headers_of(raw, fault),
                 center,
                 to_datetime(self._rules.now),
             )
         )
-        metrics.QUARANTINED.labels(fault.reason).inc()
+        decision.reasons[fault.reason] += 1
 
     async def _encode(self, write: BatchWrite) -> None:
         entries = self._rules.entries
         first = self._rules.position + 1
-        for start in range(0, len(entries), SLICE_RECORDS):
+        for start in range(0, len(entries), SLICE_ENTRIES):
             write.rows += encode_entries(
-                entries[start : start + SLICE_RECORDS], self._shard, first + start, self._rules.now
+                entries[start : start + SLICE_ENTRIES], self._shard, first + start, self._rules.now
             )
             await asyncio.sleep(0)
 
-    def _count(self, events: int, counts: dict[str, int], write: BatchWrite) -> None:
-        counts[CHARGED] = events - sum(counts.values())
-        for outcome, count in counts.items():
-            metrics.EVENTS.labels(self._shard, outcome).inc(count)
-        metrics.ENTRIES.labels(self._shard).inc(len(write.rows))
+    def _count(self, write: BatchWrite, decision: Decision) -> None:
+        decision.entries = len(write.rows)
         for entry in self._rules.entries:
             line = entry[0]
             if entry[1] is None and line.cause is not None:
                 write.changes_delivery = True
-                (metrics.PAUSES if line.kind == "pause" else metrics.RESUMES).labels(line.cause).inc()
+                decision.pauses[line.kind, line.cause] += 1
+
+
+@contextmanager
+def _attributed(records: Sequence[tuple[Any, Any]], rest: Iterator[Any]) -> Iterator[None]:
+    """Name the record of which the iterator had come in the error of whatever is raised."""
+    try:
+        yield
+    except Exception as error:
+        raise RecordFailedError(records[len(records) - length_hint(rest) - 1][0]) from error
+
+
+def _center_of(record: Any, fault: Fault) -> str | None:
+    """The Business Center that a quarantined record names; none where reading it may be what failed."""
+    try:
+        return business_center_of(record.value)
+    except Exception:
+        if fault.reason == INTERNAL_ERROR:
+            return None
+        raise
+
+
+def _headers_of(raw: Raw, fault: Fault) -> list[list[str]] | None:
+    try:
+        return raw.headers_json()
+    except Exception:
+        if fault.reason == INTERNAL_ERROR:
+            return None
+        raise
+
+
+def next_offset(records: Sequence[tuple[Any, Any]], before: int) -> int:
+    """The offset after the records that came from the topic itself; `before` where there are none."""
+    for record, _ in reversed(records):
+        if not _is_forwarded(record):
+            return int(record.offset) + 1
+    return before
+
+
+def _is_forwarded(record: Any) -> bool:
+    return isinstance(record, Raw) and record.forwarded_id is not None
 
 
 def as_raw(record: Any, topic: str, partition: int) -> Raw:

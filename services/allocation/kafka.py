@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
 
 from services.allocation import metrics
-from services.allocation.worker import OffsetsDoNotFitError
+from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.ledger.lease import Lease
 from shared.runtime.incarnation import is_same_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client
@@ -98,10 +98,10 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
     """A consumer of the shard's two partitions, at the offsets that the ledger says come next.
 
     There is no consumer group: who reads what follows from the leases, and PostgreSQL keeps the offsets.
-    Raises OffsetsDoNotFitError where the topics are others than those whose offsets the ledger holds.
+    Raises OtherTopicsError where the topics are others than those whose offsets the ledger holds.
     """
     if lease.incarnation is not None and not is_same_incarnation(lease.incarnation, incarnation):
-        raise OffsetsDoNotFitError(
+        raise OtherTopicsError(
             f"shard {lease.shard} has consumed Kafka {lease.incarnation!r}, this is {incarnation!r}:"
             " if the old topics are gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )

@@ -6,10 +6,8 @@ Kafka's own tools know nothing of it, for there is no consumer group. A worker t
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from time import monotonic
-
-from aiokafka.errors import KafkaError
 
 from services.allocation import metrics
 from services.allocation.worker import Worker
@@ -54,10 +52,13 @@ def _reaches(decided: tuple[int, ...], ends: tuple[int, ...]) -> bool:
     return all(offset >= end for offset, end in zip(decided, ends, strict=True))
 
 
-async def watch_lag(workers: Mapping[int, Worker], lags: dict[int, ShardLag]) -> None:
-    """Keep `lags` and the metrics up to date for the shards that are being written, until cancelled."""
+async def watch_lag(workers: Mapping[int, Worker], shards: Collection[int], lags: dict[int, ShardLag]) -> None:
+    """Keep `lags` and the metrics up to date for the shards that are being written, until cancelled.
+
+    One of the `shards` of this process that is not being written keeps what was last known of it.
+    """
     while True:
-        for shard in lags.keys() - workers.keys():
+        for shard in lags.keys() - set(shards):
             del lags[shard]
             _forget(shard)
         await asyncio.gather(*(_look(worker, lags) for worker in list(workers.values())))
@@ -65,8 +66,11 @@ async def watch_lag(workers: Mapping[int, Worker], lags: dict[int, ShardLag]) ->
 
 
 async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
-    """Look at one shard; with a broker that does not answer the last ends count: what waits still waits."""
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
+    """Look at one shard; with a broker that does not answer the last ends count: what waits still waits.
+
+    A worker may end meanwhile, with its consumer: whatever that raises is no matter of other shards.
+    """
+    with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):
             ends = await worker.ends()
         lease = worker.lease

@@ -8,13 +8,14 @@ COMMANDS = Counter("drawdown_commands", "Finance commands by outcome", ["shard",
 PAUSES = Counter("drawdown_pauses", "Pause causes added", ["cause"])
 RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
 QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
+INTERNAL_ERRORS = Counter("drawdown_internal_errors", "Records that failed unexpectedly", ["shard"])
+STOPPED = Gauge("drawdown_shard_stopped", "1: the shard was stopped, because record after record failed", ["shard"])
+RESTARTS = Counter("drawdown_shard_restarts", "How often a shard's state was dropped and loaded again", ["shard"])
 LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"])
 LAG_SECONDS = Gauge("drawdown_lag_seconds", "How long the oldest record not yet decided has waited here", ["shard"])
 GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
-CLOCK_DIFFERENCE = Gauge(
-    "drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's"
-)
+CLOCK_DIFFERENCE = Gauge("drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's")
 BATCH_RECORDS = Histogram(
     "drawdown_batch_records", "Records in a batch", buckets=(1, 10, 100, 500, 1000, 2000, 5000, 10_000)
 )

@@ -52,7 +52,9 @@ async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProduc
     await asyncio.gather(*sent)
     await connection.execute(
         "INSERT INTO ledger.checkpoints (follower, shard, position, recorded_at) VALUES ($1, $2, $3, $4)"
-        " ON CONFLICT (follower, shard) DO UPDATE SET position = $3, recorded_at = $4",
+        " ON CONFLICT (follower, shard) DO UPDATE SET position = excluded.position, recorded_at = excluded.recorded_at"
+        # Whoever owned the shard before may still be publishing: what it has sent last is behind what was sent since.
+        " WHERE checkpoints.position < excluded.position",
         FOLLOWER,
         shard,
         rows[-1]["sequence"],

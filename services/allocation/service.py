@@ -1,7 +1,8 @@
 """The allocation process: takes shards, writes each in a worker of its own, gives them up when others come.
 
-Shards are shared out by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). A lost lease ends
-its worker; anything else that fails in a worker ends the process, for its memory may be ahead of the ledger.
+Shards are shared out by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). Whatever fails in a
+worker ends that worker alone, because its memory may be ahead of the ledger: the shard's state is loaded again, and the
+other shards go on (docs/decisions/failures.md). Only what concerns all shards ends the process.
 """
 
 import asyncio
@@ -17,17 +18,31 @@ from uuid import uuid4
 
 import asyncpg
 import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
-from services.allocation import state
+from services.allocation import metrics, state
+from services.allocation.clock_guard import ClockGuard
+from services.allocation.failures import (
+    AccountTakenError,
+    BatchFailedError,
+    Failures,
+    RecordFailedError,
+    ShardStoppedError,
+    said,
+)
 from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.outcomes import publish_outcomes
-from services.allocation.worker import OffsetsDoNotFitError, Worker
+from services.allocation.standing import Standing, report
+from services.allocation.trying import GrowingPause, again_and_again
+from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
 from shared.ledger.lease import (
     RELEASED_CHANNEL,
     Lease,
     LeaseLostError,
     Peers,
+    again,
     announce,
     claim,
     end_sessions,
@@ -37,9 +52,11 @@ from shared.ledger.lease import (
     withdraw,
 )
 from shared.ledger.lookup import plain_types
+from shared.ledger.replay import ReplayDiffersError
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import CONSUMED, create_producer
@@ -57,6 +74,7 @@ HEARTBEAT_SECONDS = 0.25
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
+_FAILING = {"waiting": "waits", "stopped": "is stopped"}
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -97,6 +115,19 @@ def _is_asked_to_end() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _tell_of(shard: int, error: Exception, seconds: float) -> None:
+    """Log why a shard is not written. What a sentence tells needs no stack trace."""
+    foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, KafkaError)
+    is_foreseen = is_lost(error) or isinstance(error, foreseen)
+    log.error(
+        "the shard cannot be written: it is loaded again; other shards go on",
+        shard=shard,
+        again_in_seconds=seconds,
+        error=said(error),
+        exc_info=None if is_foreseen else error,
+    )
+
+
 class Allocation:
     """One allocation process."""
 
@@ -107,9 +138,13 @@ class Allocation:
         health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
         self._clock = Clock(settings)
+        self._guard = ClockGuard(self._clock)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._workers: dict[int, Worker] = {}
         self._tasks: dict[int, asyncio.Task[Lease]] = {}
+        self._leases: dict[int, Lease] = {}
+        self._standings: dict[int, Standing] = {}
+        self._is_ending = False
         self._shards: set[int] = set()
         self._outcomes_written = asyncio.Event()
         self._released = asyncio.Event()
@@ -131,18 +166,18 @@ class Allocation:
             self._incarnation = await incarnation(self._settings, *CONSUMED)
             producer = await create_producer(self._settings, linger_ms=0)
             stack.push_async_callback(lambda: farewell(producer.stop()))
-            publishing = await self._connect(stack, "outcomes", plain=False)
             watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
             await keeper.add_listener(RELEASED_CHANNEL, self._on_released)
             try:
                 await first_to_end(
                     self._keep_shards(keeper),
-                    publish_outcomes(publishing, producer, self._shards, self._outcomes_written),
+                    again_and_again("publishing outcomes", lambda: self._publish(producer)),
+                    again_and_again("reporting how the shards stand", self._report),
                     self._watch_kafka(),
-                    watch_lag(self._workers, self._lags),
+                    watch_lag(self._workers, self._standings, self._lags),
                     # Not over the keeper's connection, which waits where a shard is released.
-                    keep_in_touch(self._database, lambda: watching.execute("SELECT 1")),
+                    keep_in_touch(self._database, lambda: self._guard.time_of_batch(watching)),
                     keep_in_touch_with_broker(self._broker, producer),
                     seconds=CUT_OFF_SECONDS,
                 )
@@ -157,6 +192,15 @@ class Allocation:
     def _readiness(self) -> tuple[bool, str]:
         if self._due is None:
             return False, "has not yet taken part in sharing out the shards"
+        failing = [
+            f"shard {shard} {_FAILING[standing.state]}: {standing.detail}"
+            for shard, standing in sorted(self._standings.items())
+            if standing.state in _FAILING
+        ]
+        if failing:
+            return False, "; ".join(failing)
+        if self._guard.problem:
+            return False, self._guard.problem
         loading = sorted(self._tasks.keys() - self._workers.keys())
         if loading:
             return False, f"loading the shards {loading}"
@@ -210,13 +254,13 @@ class Allocation:
             self._released.clear()
             self._peers.look(await announce(keeper, self._owner), monotonic())
             mine = await owned(keeper, self._owner)
-            for shard, worker in self._workers.items():
-                if mine.get(shard) != worker.lease.epoch:
-                    self._tasks[shard].cancel()
+            for shard, task in self._tasks.items():
+                if mine.get(shard) != self._leases[shard].epoch:
+                    task.cancel()
             alive = max(1, self._peers.alive)
             fair = -(-self._settings.shards // alive)
             self._due = max(0, self._settings.shards - fair * (alive - 1))
-            if len(self._workers) > fair:
+            if len(self._tasks) > fair and self._workers:
                 self._workers[max(self._workers)].stop()
             elif len(self._tasks) < fair:
                 stale = self._peers.stale
@@ -245,7 +289,9 @@ class Allocation:
         if before is not None:
             before.cancel()
             await asyncio.wait({before})
-        self._tasks[lease.shard] = asyncio.create_task(self._write(lease), name=f"shard {lease.shard}")
+        self._leases[lease.shard] = lease
+        standing = self._standings[lease.shard] = Standing()
+        self._tasks[lease.shard] = asyncio.create_task(self._keep_writing(lease, standing), name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
         """End the process when the topics are not those any more whose offsets the ledger holds.
@@ -259,15 +305,47 @@ class Allocation:
             " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
 
-    async def _write(self, lease: Lease) -> Lease:
-        """Write one shard until it is given up; answers the lease. Raises LeaseLostError when another has it."""
+    async def _keep_writing(self, lease: Lease, standing: Standing) -> Lease:
+        """Write one shard until it is given up, again after whatever fails in it; answer the lease.
+
+        Raises LeaseLostError when another process has the shard, and what concerns all shards.
+        """
+        failures, pause = Failures(lease.shard), GrowingPause()
+        while True:
+            try:
+                return await self._write(lease, failures, standing)
+            except (LeaseLostError, BadSettingError, OtherTopicsError):
+                raise
+            except ShardStoppedError as error:
+                await self._stand_still(lease.shard, str(error), standing)
+            except (RecordFailedError, BatchFailedError) as error:
+                metrics.RESTARTS.labels(lease.shard).inc()
+                if self._is_ending:
+                    log.warning("the last batch is undone", shard=lease.shard, error=said(error.__cause__ or error))
+                    return self._leases[lease.shard]
+                failures.learn(error)
+                standing.say("loading")
+            except Exception as error:
+                metrics.RESTARTS.labels(lease.shard).inc()
+                if self._is_ending:
+                    raise
+                seconds = pause.next(self._leases[lease.shard].reached())
+                _tell_of(lease.shard, error, seconds)
+                standing.say("waiting", said(error))
+                await asyncio.sleep(seconds)
+
+    async def _write(self, lease: Lease, failures: Failures, standing: Standing) -> Lease:
+        """Write one shard, from what the ledger says of it now, until it is given up or something fails."""
         async with AsyncExitStack() as stack:
             reading = await self._connect(stack, f"reads {lease.shard}")
             writing = await self._connect(stack, f"writes {lease.shard}")
+            lease = self._leases[lease.shard] = await again(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: farewell(consumer.stop()))
             rules = await state.load(reading, lease, self._policy, self._settings.deduplication_days)
+            stack.push_async_callback(state.forget, rules)
             gc.freeze()
+            failures.begin_again()
             worker = Worker(
                 lease,
                 rules,
@@ -277,7 +355,10 @@ class Allocation:
                 reading,
                 writing,
                 self._clock,
+                self._guard,
                 self._outcomes_written,
+                failures,
+                standing,
             )
             self._workers[lease.shard] = worker
             self._shards.add(lease.shard)
@@ -289,12 +370,32 @@ class Allocation:
                 self._shards.discard(lease.shard)
         return lease
 
+    async def _publish(self, producer: AIOKafkaProducer) -> None:
+        async with AsyncExitStack() as stack:
+            connection = await self._connect(stack, "outcomes", plain=False)
+            await publish_outcomes(connection, producer, self._shards, self._outcomes_written)
+
+    async def _report(self) -> None:
+        async with AsyncExitStack() as stack:
+            connection = await self._connect(stack, "reports", plain=False)
+            await report(connection, self._owner, self._standings, self._lags)
+
+    async def _stand_still(self, shard: int, why: str, standing: Standing) -> None:
+        """Keep the shard from everybody, until this process ends: others would fail at the same records."""
+        log.error(why, shard=shard)
+        standing.say("stopped", why)
+        metrics.STOPPED.labels(shard).set(1)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            metrics.STOPPED.labels(shard).set(0)
+
     async def _reap(self, keeper: asyncpg.Connection) -> None:
         """Release the shards whose workers have ended well; raise what ended one badly."""
         for shard, task in list(self._tasks.items()):
             if not task.done():
                 continue
-            del self._tasks[shard]
+            del self._tasks[shard], self._leases[shard], self._standings[shard]
             try:
                 await release(keeper, await task)
             except (LeaseLostError, asyncio.CancelledError) as lost:
@@ -302,6 +403,7 @@ class Allocation:
 
     async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
         """Be counted no more, finish what is under way and release the shards; cut off what a server holds up."""
+        self._is_ending = True
         for shard, task in self._tasks.items():
             worker = self._workers.get(shard)
             if worker is not None:
@@ -312,7 +414,7 @@ class Allocation:
             async with asyncio.timeout(FINISH_SECONDS):
                 await self._release_all(keeper)
         except TimeoutError:
-            log.warning("shards not given up in order: their batches are undone", shards=sorted(self._tasks))
+            log.warning("shards not given up in order: what is being committed is cut off", shards=sorted(self._tasks))
             await self._cut_off()
 
     async def _release_all(self, keeper: asyncpg.Connection) -> None:

@@ -1,8 +1,17 @@
-"""Loading a shard's state when it is taken, and keeping it: a snapshot, and the entries after it decided again."""
+"""Loading a shard's state when it is taken, and keeping it: a snapshot, and the entries after it decided again.
 
+A large state takes seconds to write and to read. Threads do it, piece by piece, and let the event loop go first:
+other shards are written meanwhile, and leases renewed.
+"""
+
+import asyncio
 import json
+import time
 import zlib
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -19,6 +28,21 @@ log = structlog.get_logger()
 # The heir of a killed process decides as many again for each of its shards, and they all stand still meanwhile.
 FEWEST_ENTRIES_BETWEEN = 20_000
 ENTRIES_PER_OBJECT = 10
+# A thread works this long, then sleeps that long: whoever waits for the interpreter gets it at once.
+WORK_SECONDS: Final = 0.002
+REST_SECONDS: Final = 0.0002
+_READ_BYTES: Final = 64 * 1024
+_FORGOTTEN_AT_ONCE: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot as the ledger keeps it: lines of JSON, compressed. `objects`: how many pieces it has."""
+
+    position: int
+    format: int
+    state: bytes
+    objects: int
 
 
 async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, deduplication_days: int) -> Shard:
@@ -32,7 +56,7 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
         lease.position,
     )
     if kept:
-        tree = _restore(rules, kept["state"])
+        tree = await asyncio.to_thread(_restore, rules, kept["state"])
     start = tree.size
     await Redecider(connection, rules, lease.shard, tree).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
@@ -42,19 +66,73 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
     return rules
 
 
-def dump(rules: Shard, tree: CompactRange) -> tuple[int, int, bytes]:
-    """Position, format and bytes of a snapshot of the state after the present batch, whose tree is given."""
-    state: dict[str, Any] = {"frontier": tree.frontier().hex(), "pieces": list(snapshot.dump(rules))}
-    return tree.size, snapshot.FORMAT, zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 1)
+async def dump(rules: Shard, tree: CompactRange) -> Kept:
+    """A snapshot of the state after the present batch, whose tree is given. Nothing may be decided meanwhile."""
+    return await asyncio.to_thread(_dump, rules, tree)
 
 
-def entries_between(rules: Shard) -> int:
+def entries_between(objects: int) -> int:
     """How many entries to let pass between snapshots: so many that writing them costs little beside the entries."""
-    campaigns = sum(len(account.campaigns) for account in rules.accounts.values())
-    return max(FEWEST_ENTRIES_BETWEEN, ENTRIES_PER_OBJECT * (len(rules.accounts) + campaigns))
+    return max(FEWEST_ENTRIES_BETWEEN, ENTRIES_PER_OBJECT * objects)
+
+
+def objects_in(rules: Shard) -> int:
+    """How many accounts and campaigns a shard has."""
+    return len(rules.accounts) + sum(len(account.campaigns) for account in rules.accounts.values())
+
+
+async def forget(rules: Shard) -> None:
+    """Let go of a state that is needed no more, a few accounts at a time.
+
+    Its objects point at each other, and the collector of such circles does not look at what `gc.freeze` has set apart.
+    """
+    objects: list[Any] = list(rules.accounts.values())
+    for center in rules.business_centers.values():
+        objects += [center, *center.grants.values()]
+    vars(rules).clear()
+    while objects:
+        for thing in objects[-_FORGOTTEN_AT_ONCE:]:
+            for name in type(thing).__slots__:
+                delattr(thing, name)
+        del objects[-_FORGOTTEN_AT_ONCE:]
+        await asyncio.sleep(0)
+
+
+def _dump(rules: Shard, tree: CompactRange) -> Kept:
+    head = {"position": tree.size, "frontier": tree.frontier().hex()}
+    compressor = zlib.compressobj(1)
+    parts, objects = [], 0
+    for piece in _restful(chain([head], snapshot.dump(rules))):
+        parts.append(compressor.compress(json.dumps(piece, separators=(",", ":")).encode() + b"\n"))
+        objects += 1
+    return Kept(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
-    kept = json.loads(zlib.decompress(state))
-    snapshot.load(rules, kept["pieces"])
-    return CompactRange(rules.position, bytes.fromhex(kept["frontier"]))
+    pieces = _restful(json.loads(line) for line in _lines(state))
+    head = next(pieces)
+    snapshot.load(rules, pieces)
+    return CompactRange(head["position"], bytes.fromhex(head["frontier"]))
+
+
+def _lines(state: bytes) -> Iterator[bytes]:
+    """The lines of a compressed text; no more than a part of it is unpacked at any time."""
+    unpacking, rest = zlib.decompressobj(), b""
+    packed = state
+    while packed:
+        *lines, rest = (rest + unpacking.decompress(packed, _READ_BYTES)).split(b"\n")
+        packed = unpacking.unconsumed_tail
+        yield from lines
+    *lines, rest = (rest + unpacking.flush()).split(b"\n")
+    yield from lines
+    assert not rest, "the last line ends too"
+
+
+def _restful(pieces: Iterable[Any]) -> Iterator[Any]:
+    """The same pieces, with a rest after each stretch of work."""
+    rest_at = time.perf_counter() + WORK_SECONDS
+    for piece in pieces:
+        yield piece
+        if time.perf_counter() > rest_at:
+            time.sleep(REST_SECONDS)
+            rest_at = time.perf_counter() + WORK_SECONDS

@@ -6,8 +6,8 @@ ledger. Whatever fails, memory is forgotten and the ledger loaded again: see `se
 
 import asyncio
 from base64 import b64decode
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -16,9 +16,20 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import metrics, state
-from services.allocation.batch import Decider, as_raw, decode, is_command, look_up
+from services.allocation import accounts, bounds, metrics, state
+from services.allocation.batch import Decider, Decision, Decoded, as_raw, decode, is_command, look_up, next_offset
+from services.allocation.clock_guard import ClockGuard
 from services.allocation.decoding import Raw
+from services.allocation.failures import (
+    AccountTakenError,
+    BatchFailedError,
+    Failures,
+    RecordFailedError,
+    is_of_the_records,
+    is_taken_account,
+    said,
+)
+from services.allocation.standing import Standing
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease
 from shared.rules.policy import Policy
@@ -29,12 +40,16 @@ from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 
 log = structlog.get_logger()
 
-MOST_RECORDS = 5_000
 LONGEST_WAIT_SECONDS = 1.0
+DISAGREEING_SECONDS = 0.25  # between two looks at clocks that do not agree
 
 
 class OffsetsDoNotFitError(CannotGoOnError):
     """The topic does not hold the records that come next: some would be skipped. The message says what to do."""
+
+
+class OtherTopicsError(OffsetsDoNotFitError):
+    """The topics are not those whose offsets the ledger holds: that concerns every shard."""
 
 
 class Worker:
@@ -50,26 +65,39 @@ class Worker:
         reading: asyncpg.Connection,
         writing: asyncpg.Connection,
         clock: Clock,
+        guard: ClockGuard,
         outcomes_written: asyncio.Event,
+        failures: Failures,
+        standing: Standing,
     ) -> None:
         self.lease = lease
         self._rules = rules
         self._policy = policy
-        self._decider = Decider(lease.shard, shards, rules, policy)
+        self._decider = Decider(lease.shard, shards, rules, policy, bounds.BOUNDS)
         self._consumer = consumer
         self._reading = reading
         self._writing = writing
         self._clock = clock
+        self._guard = guard
         self._outcomes_written = outcomes_written
+        self._failures = failures
+        self._standing = standing
         self._spends = TopicPartition(SPEND_EVENTS, lease.shard)
         self._commands = TopicPartition(FINANCE_COMMANDS, lease.shard)
+        # What comes next from each topic: to be taken in, and to be decided.
         self._next = {self._spends: lease.spend_offset, self._commands: lease.command_offset}
+        self._spend_offset, self._command_offset = lease.spend_offset, lease.command_offset
+        # Taken in and not yet decided. Nothing more is taken in before all of it is.
+        self._backlog = Decoded()
         self._taking: set[int] = set()
         self._wake = asyncio.Event()
         self._wake.set()
         self._stopping = False
+        self._fetching: asyncio.Task[Any] | None = None
+        self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
-        self._next_snapshot = lease.position + state.entries_between(rules)
+        self._kept_at = lease.position
+        self._next_snapshot = lease.position + state.entries_between(state.objects_in(rules))
 
     def wake(self) -> None:
         """Records wait in the table of forwarded ones."""
@@ -89,33 +117,47 @@ class Worker:
 
     async def run(self) -> None:
         """Write until stopped. Raises what went wrong; then memory may be ahead of the ledger and must be dropped."""
-        fetch: asyncio.Task[Any] | None = None
-        woken: asyncio.Task[Any] = asyncio.create_task(self._wake.wait())
+        if self._standing.state == "loading":  # One that failed before has to fetch something first.
+            self._standing.say("writing")
         try:
             while not self._stopping:
-                if fetch is None:
-                    fetch = asyncio.create_task(self._fetch())
-                waiting = {fetch, woken} if self._commit is None else {fetch, woken, self._commit}
-                await asyncio.wait(waiting, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
-                if self._commit is not None and self._commit.done():
-                    await self._committed()
-                forwarded: list[Raw] = []
-                if woken.done():
-                    self._wake.clear()
-                    woken = asyncio.create_task(self._wake.wait())
-                    forwarded = await self._read_forwarded()
-                records: dict[TopicPartition, list[Any]] = {}
-                if fetch.done():
-                    records, fetch = fetch.result(), None
-                await self._process(records, forwarded)
+                if not self._backlog:
+                    await self._take_in()
+                await self._process()
             await self._finish()
+        except Exception:
+            await self._committed()  # Its error comes first: what was decided later was decided on top of it.
+            raise
         finally:
-            await _cancel(fetch, woken, self._commit)
+            await self._leave()
+
+    # ---- Taking in ----------------------------------------------------------------------------------------------
+
+    async def _take_in(self) -> None:
+        """Wait until there is something to do, and decode it."""
+        self._fetching = self._fetching or asyncio.create_task(self._fetch())
+        self._woken = self._woken or asyncio.create_task(self._wake.wait())
+        waiting: set[asyncio.Task[Any]] = {self._fetching, self._woken}
+        if self._commit is not None:
+            waiting.add(self._commit)
+        await asyncio.wait(waiting, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
+        if self._commit is not None and self._commit.done():
+            await self._committed()
+        forwarded: list[Raw] = []
+        if self._woken.done():
+            self._woken = None
+            self._wake.clear()
+            forwarded = await self._read_forwarded()
+        records: dict[TopicPartition, list[Any]] = {}
+        if self._fetching.done():
+            records, self._fetching = self._fetching.result(), None
+            self._standing.say("writing")
+        await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
         try:
             records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
-                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=MOST_RECORDS
+                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=bounds.BOUNDS.records
             )
         except OffsetOutOfRangeError as error:
             raise OffsetsDoNotFitError(
@@ -136,14 +178,19 @@ class Worker:
         return due is not None and due <= self._clock.now_us()
 
     async def _read_forwarded(self) -> list[Raw]:
+        """The first of the forwarded records, bounded in number and bytes; the others are read once these are."""
         rows = await self._reading.fetch(
-            'SELECT id, topic, partition, "offset", key, raw, headers FROM ledger.forwarded'
-            " WHERE shard = $1 AND id <> ALL($2) ORDER BY id LIMIT $3",
+            'SELECT id, topic, partition, "offset", key, raw, headers FROM ('
+            "    SELECT *, sum(coalesce(octet_length(raw), 0)) OVER (ORDER BY id) - coalesce(octet_length(raw), 0)"
+            "        AS bytes_before FROM ("
+            "        SELECT * FROM ledger.forwarded WHERE shard = $1 AND id <> ALL($2) ORDER BY id LIMIT $3) AS few"
+            ") AS sized WHERE bytes_before < $4 ORDER BY id",
             self.lease.shard,
             list(self._taking),
-            MOST_RECORDS,
+            bounds.BOUNDS.records,
+            bounds.MOST_FORWARDED_BYTES,
         )
-        if len(rows) == MOST_RECORDS:
+        if rows:
             self._wake.set()
         return [
             Raw(
@@ -158,59 +205,105 @@ class Worker:
             for row in rows
         ]
 
-    async def _process(self, records: dict[TopicPartition, list[Any]], forwarded: list[Raw]) -> None:
-        spends = records.get(self._spends, [])
-        commands = records.get(self._commands, [])
-        if not (spends or commands or forwarded or self._is_due()):
+    async def _decode(self, records: dict[TopicPartition, list[Any]], forwarded: list[Raw]) -> None:
+        spends, commands = records.get(self._spends, []), records.get(self._commands, [])
+        if not (spends or commands or forwarded):
             return
-        started = perf_counter()
-        write = BatchWrite(
-            recorded_at=0,
-            policy_version=self._policy.version,
-            spend_offset=self._after(self._spends, spends),
-            command_offset=self._after(self._commands, commands),
-            taken=[raw.forwarded_id for raw in forwarded if raw.forwarded_id is not None],
-        )
-        self._taking.update(write.taken)
-        decoded = await decode(
+        self._note_offsets(self._spends, spends)
+        self._note_offsets(self._commands, commands)
+        metrics.BATCH_RECORDS.observe(len(spends) + len(commands) + len(forwarded))
+        self._backlog = await decode(
             [raw for raw in forwarded if is_command(raw.topic)]
             + [as_raw(record, *self._commands) for record in commands],
             [raw for raw in forwarded if not is_command(raw.topic)] + spends,
         )
-        known = await look_up(self._reading, self.lease.shard, self._rules, decoded)
-        await self._decider.decide(decoded, known, max(self._clock.now_us(), self.lease.ledger_time), write)
+        self._failures.mark(self._backlog)
+
+    def _note_offsets(self, partition: TopicPartition, records: Sequence[Any]) -> None:
+        """Offsets must not go back."""
+        if not records:
+            return
+        expected = self._next[partition]
+        if records[0].offset < expected:
+            raise OffsetsDoNotFitError(f"{partition} gave offset {records[0].offset}, {expected} comes next")
+        self._next[partition] = records[-1].offset + 1
+        end = self._consumer.highwater(partition)
+        if end is not None:
+            metrics.LAG.labels(self.lease.shard, partition.topic).set(max(0, end - self._next[partition]))
+
+    # ---- Deciding -----------------------------------------------------------------------------------------------
+
+    async def _process(self) -> None:
+        """Decide one batch of what was taken in, and begin to commit it."""
+        if not self._backlog and not self._is_due():
+            return
+        started = perf_counter()
+        now = await self._time_of_batch()
+        if now is None:
+            return
+        portion = self._failures.portion(self._backlog)
+        opened = accounts.opened_in(portion)
+        if opened:
+            await self._committed()
+            await accounts.lock(self._writing, opened)
+        write = BatchWrite(0, self._policy.version, self._spend_offset, self._command_offset)
+        decision = await self._decide(portion, now, write)
+        decided = portion.decided(decision)
+        self._failures.decided(portion, decided)
+        self._backlog = self._backlog.without(decided)
+        write.spend_offset = self._spend_offset = next_offset(decided.events, self._spend_offset)
+        write.command_offset = self._command_offset = next_offset(decided.commands, self._command_offset)
+        write.taken = decided.forwarded()
+        self._taking.update(write.taken)
         await self._committed()
-        metrics.BATCH_RECORDS.observe(len(spends) + len(commands) + len(forwarded))
-        self._commit = asyncio.create_task(self._append(write, started))
+        self._commit = asyncio.create_task(self._append(write, decided, decision, started))
+        if opened:
+            self._commit = asyncio.create_task(self._unlocked_after(self._commit))
         if self.lease.position + len(write.rows) >= self._next_snapshot:
             await self._keep_state()
 
-    def _after(self, partition: TopicPartition, records: Sequence[Any]) -> int:
-        """The offset after these records, which must not go back."""
-        expected = self._next[partition]
-        if records:
-            if records[0].offset < expected:
-                raise OffsetsDoNotFitError(f"{partition} gave offset {records[0].offset}, {expected} comes next")
-            self._next[partition] = records[-1].offset + 1
-            end = self._consumer.highwater(partition)
-            if end is not None:
-                lag = max(0, end - self._next[partition])
-                metrics.LAG.labels(self.lease.shard, partition.topic).set(lag)
-        return self._next[partition]
+    async def _time_of_batch(self) -> int | None:
+        """The ledger time of a batch that begins now; None, after a while, where the clocks do not agree on it."""
+        now = await self._guard.time_of_batch(self._reading)
+        if now is None:
+            await self._committed()
+            self._standing.say("waiting", self._guard.problem or "")
+            await asyncio.sleep(DISAGREEING_SECONDS)
+            return None
+        if self._standing.state == "waiting":
+            self._standing.say("writing")
+        return max(now, self.lease.ledger_time)
 
-    async def _append(self, write: BatchWrite, started: float) -> None:
+    async def _decide(self, portion: Decoded, now: int, write: BatchWrite) -> Decision:
+        with _blamed_on(portion):
+            known = await look_up(self._reading, self.lease.shard, self._rules, portion)
+            return await self._decider.decide(portion, known, now, write)
+
+    async def _append(self, write: BatchWrite, decided: Decoded, decision: Decision, started: float) -> None:
         nothing = not (write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken)
         if nothing and (write.spend_offset, write.command_offset) == (
             self.lease.spend_offset,
             self.lease.command_offset,
         ):
             return
-        await append(self._writing, self.lease, write)
+        with _blamed_on(decided):
+            await append(self._writing, self.lease, write)
         self._taking.difference_update(write.taken)
+        self._failures.committed(decided)
+        decision.count(self.lease.shard)
         metrics.POSITION.labels(self.lease.shard).set(self.lease.position)
         metrics.BATCH_SECONDS.observe(perf_counter() - started)
         if write.outcomes:
             self._outcomes_written.set()
+
+    async def _unlocked_after(self, commit: asyncio.Task[None]) -> None:
+        """The same commit, and the accounts it has opened kept from nobody any more."""
+        try:
+            await commit
+        finally:
+            commit.cancel()
+            if not self._writing.is_closed():
+                await accounts.unlock(self._writing)
 
     async def _committed(self) -> None:
         """Wait until the batch before is in the ledger."""
@@ -218,29 +311,67 @@ class Worker:
             await self._commit
             self._commit = None
 
+    # ---- Keeping the state, and leaving -------------------------------------------------------------------------
+
     async def _keep_state(self) -> None:
-        """Keep the state as of the last batch, in a transaction of its own that the lease guards too."""
+        """Keep the state as of the last batch, in a transaction of its own that the lease guards too.
+
+        It is a cache: where it cannot be kept the ledger is decided again, and the shard goes on.
+        """
         await self._committed()
         write = BatchWrite(
             self.lease.ledger_time, self._policy.version, self.lease.spend_offset, self.lease.command_offset
         )
-        write.snapshot = state.dump(self._rules, self.lease.tree)
-        await append(self._writing, self.lease, write)
-        self._next_snapshot = self.lease.position + state.entries_between(self._rules)
+        objects = 0
+        try:
+            kept = await state.dump(self._rules, self.lease.tree)
+            write.snapshot, objects = (kept.position, kept.format, kept.state), kept.objects
+            await append(self._writing, self.lease, write)
+        except Exception as error:
+            if not is_of_the_records(error):
+                raise
+            log.error("the state was not kept: a start takes longer", shard=self.lease.shard, error=said(error))
+        self._kept_at = self.lease.position
+        self._next_snapshot = self.lease.position + state.entries_between(objects)
 
     async def _finish(self) -> None:
         await self._committed()
-        if self._next_snapshot - state.entries_between(self._rules) < self.lease.position:
+        if self._kept_at < self.lease.position:
             await self._keep_state()
+
+    async def _leave(self) -> None:
+        """End what is under way, and say what became of a commit that was."""
+        tasks = [task for task in (self._fetching, self._woken, self._commit) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._commit is not None:
+            self._tell_of(self._commit)
+
+    def _tell_of(self, commit: asyncio.Task[None]) -> None:
+        says = log.bind(shard=self.lease.shard, position=self.lease.position)
+        if commit.cancelled():
+            says.warning("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
+        elif (error := commit.exception()) is not None:
+            says.warning("the batch that was being committed is undone", error=said(error.__cause__ or error))
+        else:
+            says.info("the batch that was being committed is in the ledger")
+
+
+@contextmanager
+def _blamed_on(records: Decoded) -> Iterator[None]:
+    """Turn what the records of a batch have caused into BatchFailedError; what a server has caused stays."""
+    try:
+        yield
+    except (RecordFailedError, BatchFailedError):
+        raise
+    except Exception as error:
+        if is_taken_account(error):
+            raise AccountTakenError(said(error)) from error
+        if records and is_of_the_records(error):
+            raise BatchFailedError(records.records()) from error
+        raise
 
 
 def _headers(kept: list[list[str]] | None) -> list[tuple[str, bytes]]:
     return [(name, b64decode(value)) for name, value in kept or []]
-
-
-async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
-    for task in tasks:
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task

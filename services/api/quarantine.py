@@ -5,18 +5,17 @@ import re
 from typing import Annotated, Any, Literal
 
 import asyncpg
-import structlog
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
-from services.api.context import Api, Context
+from services.api.context import Api
 from services.api.errors import invalid, not_found
 from services.api.models import Instant, Limit, time
 from services.api.openapi import READ_PROBLEMS
+from services.api.replaying import AFTER_PATTERN, replay_reason, send_back
 from services.api.tokens import Caller
-from shared.runtime.kafka import murmur2_partition
 
 Reason = Literal[
     "too_large",
@@ -64,22 +63,27 @@ class QuarantinedRecords(BaseModel):
 
 
 class Replayed(BaseModel):
-    """How many records were sent back."""
+    """How many records were sent back; where a `limit` has ended it, `next` goes into `after` to go on."""
 
     replayed: int
+    next: str | None = None
 
 
 class ReplayRequest(BaseModel):
-    """Which records: either these ids, or all of a reason that were not replayed yet."""
+    """Which records: either these ids, or all of a reason that were not replayed yet, at most `limit` of them."""
 
     model_config = ConfigDict(frozen=True)
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=4000)] | None = None
     reason: Reason | None = None
+    limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the answer before")] | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "ReplayRequest":
         if (self.ids is None) == (self.reason is None):
             raise ValueError("should have either ids or reason")
+        if self.reason is None and (self.limit, self.after) != (None, None):
+            raise ValueError("limit and after belong to a reason")
         return self
 
 
@@ -114,25 +118,36 @@ async def list_quarantine(
     "/v1/quarantine/replay",
     status_code=202,
     response_model=Replayed,
+    response_model_exclude_none=True,
     summary="Send several records back",
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
-async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, int]:
-    """Send records back to their shard: these ids, or all of a reason that were not replayed yet."""
+async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, Any]:
+    """Send records back to their shard: these ids, or all of a reason that were not replayed yet.
+
+    Those of a reason are sent in the order of shard and sequence, a thousand at a time: what was sent stays sent if
+    the call is broken off, and asking again goes on behind it. What is quarantined anew meanwhile is left alone.
+    """
     wanted = await read_body(request, REPLAY_REQUEST)
+    if wanted.reason is not None:
+        return await replay_reason(context, caller, wanted.reason, wanted.limit, wanted.after)
     async with context.transaction() as connection:
-        if wanted.ids is not None:
-            return await _replay(context, connection, caller, await _by_ids(connection, caller, wanted.ids))
-        return await _replay(context, connection, caller, await _by_reason(connection, caller, wanted.reason))
+        rows = await _by_ids(connection, caller, wanted.ids or [])
+        return {"replayed": await send_back(context, connection, caller, rows)}
 
 
 @router.post(
-    "/v1/quarantine/{record_id}/replay", status_code=202, response_model=Replayed, summary="Send one record back"
+    "/v1/quarantine/{record_id}/replay",
+    status_code=202,
+    response_model=Replayed,
+    response_model_exclude_none=True,
+    summary="Send one record back",
 )
-async def replay_one(record_id: str, context: Api, caller: FinanceWriter) -> dict[str, int]:
+async def replay_one(record_id: str, context: Api, caller: FinanceWriter) -> dict[str, Any]:
     """Send a record back to its shard, as it came."""
     async with context.transaction() as connection:
-        return await _replay(context, connection, caller, await _by_ids(connection, caller, [record_id]))
+        rows = await _by_ids(connection, caller, [record_id])
+        return {"replayed": await send_back(context, connection, caller, rows)}
 
 
 def _parse_id(text: str) -> tuple[int, int] | None:
@@ -209,39 +224,3 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: list[str]
     if len(rows) < len(set(parsed)) or not all(caller.sees(row["business_center_id"]) for row in rows):
         raise not_found("quarantined record" if len(ids) == 1 else "quarantined record as one of these ids")
     return rows
-
-
-async def _by_reason(connection: asyncpg.Connection, caller: Caller, reason: str | None) -> list[asyncpg.Record]:
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT shard, sequence, business_center_id FROM ledger.quarantine q
-        WHERE reason = $1 AND NOT EXISTS (
-            SELECT FROM ledger.quarantine_replays r WHERE r.shard = q.shard AND r.sequence = q.sequence)
-          AND ($2::text[] IS NULL OR business_center_id = ANY($2))
-        """,
-        reason,
-        caller.scope,
-    )
-    return rows
-
-
-async def _replay(
-    context: Context, connection: asyncpg.Connection, caller: Caller, rows: list[asyncpg.Record]
-) -> dict[str, int]:
-    """Hand the records to their shards' owners, note that it was done, and wake the owners at the commit."""
-    targets = [_target(row, context.shards) for row in rows]
-    shards = [row["shard"] for row in rows]
-    sequences = [row["sequence"] for row in rows]
-    await connection.execute(
-        "SELECT ledger.replay_quarantined($1, $2, $3, $4)", shards, sequences, targets, context.clock.now()
-    )
-    for shard in sorted(set(targets)):
-        await connection.execute("SELECT pg_notify('forwarded', $1)", str(shard))
-    structlog.get_logger().info("replaying quarantined records", count=len(rows), by=caller.id)
-    return {"replayed": len(rows)}
-
-
-def _target(row: asyncpg.Record, shards: int) -> int:
-    """The shard of the Business Center that the record names; where it names none, the one that refused it."""
-    named: str | None = row["business_center_id"]
-    return int(row["shard"]) if named is None else murmur2_partition(named.encode(), shards)

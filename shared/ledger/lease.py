@@ -41,6 +41,10 @@ class Lease:
     outcome_sequence: int
     quarantine_sequence: int
 
+    def reached(self) -> tuple[int, int, int]:
+        """How far it has got: something of it is another after every batch."""
+        return self.position, self.spend_offset, self.command_offset
+
 
 def _lease_of(row: Any) -> Lease:
     return Lease(
@@ -107,6 +111,16 @@ async def wait_for_no_disk(connection: asyncpg.Connection) -> None:
     Safe for leases: a batch that is on disk has everything before it on disk too, also the claim that it rests on.
     """
     await connection.execute("SET synchronous_commit = off")
+
+
+async def again(connection: asyncpg.Connection, lease: Lease) -> Lease:
+    """The lease as the ledger has it now. Raises LeaseLostError where another process has taken the shard."""
+    row = await connection.fetchrow(
+        "SELECT * FROM ledger.shards WHERE shard = $1 AND epoch = $2", lease.shard, lease.epoch
+    )
+    if row is None:
+        raise LeaseLostError(f"shard {lease.shard} is owned by another process: epoch {lease.epoch} has passed")
+    return _lease_of(row)
 
 
 async def announce(connection: asyncpg.Connection, owner: str) -> list[Peer]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.api import replaying
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
 from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
@@ -537,6 +538,45 @@ async def test_records_are_replayed_by_reason_once_and_by_id_as_often_as_asked(a
     unknown = await api.client.post(path, json={"ids": ["1-21", "1-999"]})
     assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
     assert await api.database.fetchval("SELECT count(*) FROM ledger.forwarded WHERE raw = $1", b"old") == 4
+
+
+async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_left_alone(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.api.replaying.PORTION_RECORDS", 4)
+    monkeypatch.setattr("services.api.replaying.PORTION_BYTES", 50)
+    sizes = [1, 1, 1, 1, 1, 60, 20, 20, 20, 1, 1]
+    for sequence, size in enumerate(sizes, 31):
+        await quarantine(api, sequence % 2, sequence, "reversal_mismatch", b"m" * size)
+    portions: list[list[tuple[int, int]]] = []
+    send_back = replaying.send_back
+
+    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any]) -> int:
+        portions.append([(row["shard"], row["sequence"]) for row in rows])
+        await quarantine(api, 1, 100 + len(portions), "reversal_mismatch", b"again")
+        return await send_back(context, connection, caller, rows)
+
+    monkeypatch.setattr(replaying, "send_back", noted)
+    path, body = "/v1/quarantine/replay", {"reason": "reversal_mismatch", "limit": 5}
+    first = (await api.client.post(path, json=body)).json()
+    assert first["replayed"] == 5
+    second = (await api.client.post(path, json={**body, "after": first["next"]})).json()
+    third = (await api.client.post(path, json={"reason": "reversal_mismatch", "after": second["next"]})).json()
+    assert (second["replayed"], third) == (5, {"replayed": 1})
+    order = sorted((sequence % 2, sequence) for sequence, _ in enumerate(sizes, 31))
+    assert [row for rows in portions for row in rows] == order
+    assert max(map(len, portions)) <= 4
+    assert len(portions) >= 4
+    failed_again = len(portions)
+    assert (await api.client.post(path, json={"reason": "reversal_mismatch"})).json() == {"replayed": failed_again}
+
+
+@pytest.mark.parametrize("after", ["", "1", "0-1", "0-1:", "0-1:2.", "99999-1:2", "0-1:x", "0-1:99999999999999999999"])
+async def test_a_replay_goes_on_from_nowhere_else(api: Api, after: str) -> None:
+    answer = await api.client.post("/v1/quarantine/replay", json={"reason": "malformed", "after": after})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+    both = await api.client.post("/v1/quarantine/replay", json={"ids": ["0-1"], "limit": 1})
+    assert both.status_code == 400
 
 
 # --- Deals ---

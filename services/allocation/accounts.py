@@ -1,0 +1,52 @@
+"""Ids of ad accounts are unique across shards: a shard that opens some keeps the others from opening the same ones.
+
+Advisory locks of the database are held from before the ids are looked up until the batch is committed. They are taken
+in one order and all at once, and given back before others are taken, so that two shards never wait for each other.
+"""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Final
+
+import asyncpg
+import structlog
+
+from services.allocation.batch import Decoded
+from services.allocation.decoding import Command
+
+log = structlog.get_logger()
+
+# Ids share locks, because the server's table of locks is small. The first number keeps them apart from other locks.
+_LOCKS: Final = 1024
+_CLASS: Final = 0x41434354
+LONGEST_WAIT_SECONDS: Final = 1.0
+
+
+def opened_in(records: Decoded) -> list[str]:
+    """The ids of the ad accounts that these records would open."""
+    return [
+        command.content["ad_account_id"]
+        for _, command in records.commands
+        if isinstance(command, Command) and command.content["type"] == "open_ad_account"
+    ]
+
+
+async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:
+    """Keep other shards from opening accounts of these ids, as long as the session has the locks.
+
+    After a second it goes on without the rest of them: the table's key still refuses an id that is taken.
+    """
+    keys = sorted({int.from_bytes(blake2b(id_.encode(), digest_size=4).digest()) % _LOCKS for id_ in ids})
+    try:
+        # In one round trip. A statement that is given up takes its setting back; locks that it has got stay.
+        locks = ", ".join(f"pg_advisory_lock({_CLASS}, {key})" for key in keys)
+        await connection.execute(
+            f"SET statement_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT {locks}; SET statement_timeout = 0"
+        )
+    except asyncpg.QueryCanceledError:
+        log.warning("another shard has opened accounts for a second: not waiting for it", locks=len(keys))
+
+
+async def unlock(connection: asyncpg.Connection) -> None:
+    """Let others open accounts again."""
+    await connection.execute("SELECT pg_advisory_unlock_all()")

@@ -1,0 +1,246 @@
+"""Work is bounded: batches, what waits for them, and the time in which a large state holds up the event loop."""
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.allocation import accounts, bounds, state
+from services.allocation.bounds import Bounds
+from shared.ledger.merkle import CompactRange
+from shared.rules.policy import STANDARD
+from shared.rules.shard import Shard
+from shared.rules.state import AdAccount, BusinessCenter, Campaign
+from shared.runtime.settings import Settings
+from tests.integration.writing import Message, Writing, command, reversal, spend, writing
+from tests.model.test_model import START_US
+
+SHARED = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": "UTC"}
+ACCOUNTS = 200
+
+
+@contextlib.asynccontextmanager
+async def bounded_writing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, **changed: Any
+) -> AsyncIterator[Writing]:
+    usual = {"records": 5_000, "entries": 20_000, "seconds": 60.0}
+    monkeypatch.setattr(bounds, "BOUNDS", Bounds(**{**usual, **changed}))
+    async with writing(settings) as writer:
+        yield writer
+
+
+async def batches(writer: Writing) -> list[int]:
+    """How many entries each batch of shard 0 has."""
+    rows = await writer.database.fetch(
+        "SELECT last_position - first_position + 1 FROM ledger.batches WHERE shard = 0 ORDER BY last_position"
+    )
+    return [row[0] for row in rows]
+
+
+async def test_pauses_and_resumes_of_many_accounts_are_cut_into_batches(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bounded_writing(settings, monkeypatch, entries=1_000) as writer:
+        center = writer.center()
+        await writer.send(
+            command(center, "open_business_center", currency="USD", time_zone="UTC"),
+            command(center, "enable_automatic_allocation"),
+            *[command(center, "open_ad_account", ad_account_id=f"{center}-{n}", **SHARED) for n in range(ACCOUNTS)],
+            command(center, "deposit_cash", amount="1"),
+        )
+        await writer.decided()
+        events: list[Message] = []
+        for _ in range(25):  # Each uses up the balance, and the next gives it back.
+            events.append(spend(center, ad_account_id=f"{center}-0"))
+            events.append(reversal(events[-1]))
+        before = len(await batches(writer))
+        await writer.send(*events)
+        await writer.decided()
+        assert await writer.charged(center) == [event["event_id"] for event in events]
+        sizes = (await batches(writer))[before:]
+        assert sum(sizes) >= len(events) * ACCOUNTS
+        assert max(sizes) <= 1_000 + ACCOUNTS + 5
+        assert len(sizes) >= sum(sizes) // (1_000 + ACCOUNTS + 5)
+
+
+async def test_a_batch_is_closed_when_its_time_is_up_and_the_rest_is_decided_in_order(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bounded_writing(settings, monkeypatch, seconds=0.0) as writer:
+        center = await writer.opened()
+        before = len(await batches(writer))
+        deposits = [command(center, "deposit_cash", amount="1") for _ in range(100)]
+        events = [spend(center) for _ in range(1_000)]
+        await writer.send(*deposits, *events)
+        await writer.decided()
+        assert await writer.charged(center) == [event["event_id"] for event in events]
+        sizes = (await batches(writer))[before:]
+        assert max(sizes) <= 250
+        assert len(sizes) >= 5 + 4
+        outcomes = await writer.database.fetch("SELECT command_id::text FROM ledger.outcomes ORDER BY sequence")
+        assert [row[0] for row in outcomes[-100:]] == [each["command_id"] for each in deposits]
+
+
+async def test_offsets_move_no_further_than_what_is_decided(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between two batches of what was fetched together, nothing is left out and nothing is charged twice."""
+    async with bounded_writing(settings, monkeypatch, records=7) as writer:
+        center = await writer.opened()
+        events = [spend(center) for _ in range(200)]
+        await writer.send(*events)
+        for _ in range(3):
+            assert writer.allocation is not None
+            writer.allocation.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer.allocation
+            writer.start()
+        await writer.decided()
+        assert await writer.charged(center) == [event["event_id"] for event in events]
+        rows = await writer.database.fetch(
+            "SELECT spend_offset, last_position FROM ledger.batches WHERE shard = 0 AND spend_offset > 0 ORDER BY 2"
+        )
+        first = rows[0]["last_position"] - rows[0]["spend_offset"]
+        assert {row["last_position"] - row["spend_offset"] for row in rows} == {first}, (
+            "an entry is a spend is an offset"
+        )
+
+
+async def test_forwarded_records_are_read_a_few_megabytes_at_a_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MOST_FORWARDED_BYTES", 4_000)
+    async with bounded_writing(settings, monkeypatch) as writer:
+        center = await writer.opened(1)
+        events = [spend(center, note="x" * 1_000) for _ in range(40)]
+        await writer.send(*events, to=2)
+        await writer.decided()
+        assert await writer.charged(center) == [event["event_id"] for event in events]
+        rows = await writer.database.fetch("SELECT 1 FROM ledger.batches WHERE shard = 1")
+        assert len(rows) >= 40 // 4
+
+
+def large_state(count: int, campaigns: int) -> Shard:
+    rules = Shard(STANDARD)
+    rules.begin(START_US)
+    center = rules.business_centers["bc"] = BusinessCenter("bc", "USD", rules.zone("UTC"), True)
+    for number in range(count):
+        account = AdAccount(center, f"account-{number}", "prepay", "auction", rules.zone("UTC"), True)
+        rules.accounts[account.id] = center.accounts[account.id] = account
+        for each in range(campaigns):
+            campaign = account.campaigns[f"c-{each}"] = Campaign(account, f"c-{each}")
+            campaign.causes = number % 3
+    return rules
+
+
+async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> None:
+    rules = large_state(1_000, 100)
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - began)
+
+    ticking = asyncio.create_task(tick())
+    began = time.perf_counter()
+    kept = await state.dump(rules, CompactRange())
+    restored = Shard(STANDARD)
+    await asyncio.to_thread(state._restore, restored, kept.state)
+    await state.forget(restored)
+    seconds = time.perf_counter() - began
+    ticking.cancel()
+    assert kept.objects > 1_000
+    print(f"{seconds:.2f} s in all, the loop waited {longest * 1000:.0f} ms at most, {len(kept.state):,} bytes")
+    assert longest < max(0.1, seconds / 8)
+
+
+def test_a_kept_state_is_what_it_was() -> None:
+    rules = large_state(30, 20)
+    kept = state._dump(rules, CompactRange())
+    restored = Shard(STANDARD)
+    tree = state._restore(restored, kept.state)
+    assert (tree.size, kept.position) == (0, 0)
+    assert state.objects_in(restored) == state.objects_in(rules) == 30 + 600
+    assert state._dump(restored, CompactRange()).state == kept.state
+
+
+async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
+    rules = large_state(20, 10)
+    gc.collect()
+    before = sum(isinstance(thing, Campaign | AdAccount | BusinessCenter) for thing in gc.get_objects())
+    assert before >= 20 + 200 + 1
+    gc.disable()
+    try:
+        await state.forget(rules)
+        after = sum(isinstance(thing, Campaign | AdAccount | BusinessCenter) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert before - after == 20 + 200 + 1
+
+
+async def test_the_same_account_ids_opened_in_two_shards_at_once_are_opened_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bounded_writing(settings, monkeypatch, records=20) as writer:
+        centers = [writer.center(0), writer.center(1)]
+        opened = {"currency": "USD", "time_zone": "UTC"}
+        await writer.send(*[command(center, "open_business_center", **opened) for center in centers])
+        await writer.decided()
+        epochs = await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1")
+        names = [f"main-{number}" for number in range(200)]
+        orders = (names, names[::-1])
+        await asyncio.gather(
+            *(
+                writer.send(*[command(center, "open_ad_account", ad_account_id=name, **SHARED) for name in order])
+                for center, order in zip(centers, orders, strict=True)
+            )
+        )
+        await writer.decided()
+        rows = await writer.database.fetch(
+            "SELECT content->>'ad_account_id', array_agg(coalesce(code, status) ORDER BY coalesce(code, status))"
+            " FROM ledger.outcomes WHERE type = 'open_ad_account' GROUP BY 1"
+        )
+        assert {row[0]: row[1] for row in rows} == {name: ["accepted", "already_exists"] for name in names}
+        assert await writer.database.fetchval("SELECT count(*) FROM ledger.ad_accounts") == len(names)
+        assert writer.told("the shard cannot be written") == []
+        assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
+
+
+async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the locks both shards accept: the one that comes second is undone and decides again."""
+
+    both, waiting = asyncio.Barrier(2), 2
+
+    async def both_at_once(*_: Any) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting -= 1
+            await both.wait()
+
+    async with bounded_writing(settings, monkeypatch) as writer:
+        centers = [writer.center(0), writer.center(1)]
+        opened = {"currency": "USD", "time_zone": "UTC"}
+        await writer.send(*[command(center, "open_business_center", **opened) for center in centers])
+        await writer.decided()
+        monkeypatch.setattr(accounts, "lock", both_at_once)
+        for number in range(10):
+            pair = [command(each, "open_ad_account", ad_account_id=f"main-{number}", **SHARED) for each in centers]
+            await writer.send(*pair)
+        await writer.decided()
+        assert any("AccountTakenError" in line["error"] for line in writer.told("the shard cannot be written"))
+        rows = await writer.database.fetch(
+            "SELECT content->>'ad_account_id', array_agg(coalesce(code, status) ORDER BY coalesce(code, status))"
+            " FROM ledger.outcomes WHERE type = 'open_ad_account' GROUP BY 1"
+        )
+        assert {row[1][0]: row[1][1] for row in rows} == {"accepted": "already_exists"}
+        assert len(rows) == 10
+        assert await writer.quarantined() == []

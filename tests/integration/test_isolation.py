@@ -1,0 +1,271 @@
+"""No record stops a shard, and no shard stops another, whatever fails in its code: through the real writer."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+
+from services.allocation import outcomes, state
+from services.allocation.worker import OffsetsDoNotFitError, Worker
+from shared.ledger import append
+from shared.ledger.replay import ReplayDiffersError
+from shared.rules import commands, waterfall
+from shared.runtime.settings import Settings
+from tests.acceptance.front_door import until
+from tests.integration.writing import Message, Writing, breaks, breaks_later, command, reversal, spend, writing
+
+POISON = "poison"
+FAULT = ZeroDivisionError("nobody\0 expected \udcff this")
+
+
+@pytest.fixture
+async def writer(settings: Settings) -> AsyncIterator[Writing]:
+    async with writing(settings) as writer:
+        yield writer
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the rules fail at every spend of one campaign."""
+    broken = breaks(waterfall.charge, lambda _entries, _policy, campaign, *_: campaign.id == POISON, FAULT)
+    monkeypatch.setattr(waterfall, "charge", broken)
+
+
+def ids(events: list[Message]) -> list[str]:
+    return [event["event_id"] for event in events]
+
+
+def figure(name: str, **labels: Any) -> float:
+    return REGISTRY.get_sample_value(name, {key: str(value) for key, value in labels.items()}) or 0.0
+
+
+async def test_the_record_that_fails_is_quarantined_and_all_others_are_charged_in_order(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
+    poisoned(monkeypatch)
+    before = {name: figure(name, shard=0) for name in ("drawdown_internal_errors_total", "drawdown_entries_total")}
+    events = [spend(center, POISON if n in (0, 7, 8, 199) else f"c-{n % 5}") for n in range(200)]
+    broken = [events[n] for n in (0, 7, 8, 199)]
+    unknown = spend(center, ad_account_id="nobody")
+    offsets = await writer.send(*events, unknown)
+    others = [spend(neighbour) for _ in range(20)]
+    await writer.send(*others)
+    await writer.decided()
+    assert await writer.charged(center) == [id_ for id_ in ids(events) if id_ not in ids(broken)]
+    assert await writer.charged(neighbour) == ids(others)
+    found = await writer.quarantined()
+    assert [(row["reason"], row["offset"]) for row in found] == [
+        *(("internal_error", offsets[n]) for n in (0, 7, 8, 199)),
+        ("unknown_ad_account", offsets[-1]),
+    ]
+    assert {row["detail"] for row in found[:4]} == {r"ZeroDivisionError: nobody\x00 expected \udcff this"}
+    assert {row["business_center_id"] for row in found} == {center}
+    assert [json.loads(row["raw"])["event_id"] for row in found[:4]] == ids(broken)
+    assert figure("drawdown_internal_errors_total", shard=0) - before["drawdown_internal_errors_total"] == 4
+    assert figure("drawdown_entries_total", shard=0) - before["drawdown_entries_total"] == 196
+    told = writer.told("for a reason that nobody expected")
+    assert [(line["topic"], line["partition"], line["offset"]) for line in told] == [
+        ("spend.events", 0, offsets[n]) for n in (0, 7, 8, 199)
+    ]
+    assert {line["exc_info"] for line in told} == {FAULT}
+
+
+async def test_a_command_that_fails_is_quarantined_and_gets_no_outcome(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center = await writer.opened()
+    decide = breaks(commands.decide, lambda _shard, _step, command: command.get("amount") == 13_000_000, FAULT)
+    monkeypatch.setattr(commands, "decide", decide)
+    given = [command(center, "deposit_cash", amount=amount) for amount in ("12", "13", "14")]
+    await writer.send(*given)
+    await writer.decided()
+    outcomes = await writer.database.fetch(
+        "SELECT command_id::text, status FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) ORDER BY sequence",
+        [each["command_id"] for each in given],
+    )
+    assert [(row[0], row[1]) for row in outcomes] == [(given[n]["command_id"], "accepted") for n in (0, 2)]
+    assert [row["topic"] for row in await writer.quarantined()] == ["finance.commands"]
+
+
+async def test_after_the_fix_a_replay_charges_it_also_where_it_was_forwarded(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center = await writer.opened(2)
+    with monkeypatch.context() as patch:
+        poisoned(patch)
+        own, strays = spend(center, POISON), [spend(center), spend(center, POISON), spend(center)]
+        await writer.send(own)
+        await writer.send(*strays, to=3)
+        await writer.decided()
+        found = await writer.quarantined()
+        assert {row["reason"] for row in found} == {"internal_error"}
+        assert sorted(await writer.charged(center)) == sorted(ids([strays[0], strays[2]]))
+    await writer.database.execute(
+        "SELECT ledger.replay_quarantined($1, $2, $1, now())",
+        [row["shard"] for row in found],
+        [row["sequence"] for row in found],
+    )
+    await writer.database.execute("SELECT pg_notify('forwarded', '2')")
+    await writer.decided()
+    assert sorted(await writer.charged(center)) == sorted(ids([own, *strays]))
+    assert len(await writer.quarantined()) == 2
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_again(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch, one_at_a_time: bool
+) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
+    events = [spend(center, POISON) for _ in range(4)]
+    events += [spend(center)]
+    events += [spend(center, POISON) for _ in range(6)]
+    with monkeypatch.context() as patch:
+        poisoned(patch)
+        for part in [[event] for event in events[:9]] if one_at_a_time else []:
+            await writer.send(*part)
+            await writer.decided()
+        await writer.send(*(events[9:] if one_at_a_time else events))
+        row = await writer.standing(0, "stopped")
+        assert "5 records failed one after the other" in row["detail"]
+        assert figure("drawdown_shard_stopped", shard=0) == 1
+        others = [spend(neighbour) for _ in range(20)]
+        await writer.send(*others)
+        await writer.decided(1, 2, 3)
+        assert await writer.charged(neighbour) == ids(others)
+        assert len(await writer.quarantined()) == 8  # The fifth of the second row, and what follows it, is not.
+        await writer.stop()
+    writer.start()
+    await writer.decided()
+    assert await writer.charged(center) == ids([events[4], *events[9:]])
+    assert figure("drawdown_shard_stopped", shard=0) == 0
+
+
+async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_other(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
+    await writer.stop()
+    with monkeypatch.context() as patch:
+        error = ReplayDiffersError("shard 0, position 3: the ledger holds something else")
+        patch.setattr(state, "load", breaks_later(state.load, lambda _connection, lease, *_: lease.shard == 0, error))
+        writer.start()
+        row = await writer.standing(0, "waiting")
+        assert "position 3: the ledger holds something else" in row["detail"]
+        events = [spend(center), spend(neighbour)]
+        await writer.send(*events)
+        await writer.decided(1, 2, 3)
+        assert (await writer.standing(1, "writing"))["waiting_records"] == 0
+        since = row["since"]
+
+        async def tried_again() -> bool | None:
+            return True if len(writer.told("the shard cannot be written")) >= 3 else None
+
+        await until("it was tried some times", tried_again)
+        assert (await writer.standing(0, "waiting"))["since"] - since < timedelta(seconds=0.1)
+        pauses = [line["again_in_seconds"] for line in writer.told("the shard cannot be written")]
+        assert pauses[:3] == [0.1, 0.2, 0.4]
+    await writer.decided()
+    assert await writer.charged(center) == [events[0]["event_id"]]
+    await writer.standing(0, "writing")
+
+
+async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Writing) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
+    epochs = await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1")
+    for _ in range(3):
+        await writer.database.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'drawdown allocation %s 0 %'"
+        )
+        await writer.send(*[spend(each) for each in (center, neighbour) for _ in range(20)])
+        await writer.decided()
+    assert len(await writer.charged(center)) == len(await writer.charged(neighbour)) == 60
+    assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
+
+
+async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_go_on(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center, neighbour = await writer.opened(0), await writer.opened(1)
+    await writer.stop()
+    sentence = "spend.events-0 begins at offset 7: 'drawdown offsets adopt' goes on from its beginning"
+    with monkeypatch.context() as patch:
+        fetch = breaks_later(Worker._fetch, lambda self: self.lease.shard == 0, OffsetsDoNotFitError(sentence))
+        patch.setattr(Worker, "_fetch", fetch)
+        writer.start()
+        row = await writer.standing(0, "waiting")
+        assert row["detail"] == f"OffsetsDoNotFitError: {sentence}"
+        assert any(sentence in line["error"] for line in writer.told("the shard cannot be written"))
+        events = [spend(center), *[spend(neighbour) for _ in range(20)]]
+        await writer.send(*events)
+        await writer.decided(1, 2, 3)
+        assert await writer.charged(neighbour) == ids(events[1:])
+    await writer.decided()
+    assert await writer.charged(center) == ids(events[:1])
+
+
+async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(outcomes, "_message", breaks(outcomes._message, lambda _row: True, FAULT))
+        center = await writer.opened()
+        await writer.send(spend(center))
+        await writer.decided()
+        assert len(await writer.charged(center)) == 1
+
+        async def told() -> bool | None:
+            return True if writer.told("publishing outcomes failed") else None
+
+        await until("it is told", told)
+        assert await writer.database.fetchval("SELECT sum(position) FROM ledger.checkpoints") is None
+
+    async def published() -> bool | None:
+        done = await writer.database.fetchval("SELECT position FROM ledger.checkpoints WHERE shard = 0")
+        return True if done == 3 else None
+
+    await until("they are published", published)
+
+
+async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center = await writer.opened()
+    begun = asyncio.Event()
+
+    async def slow(*_: Any) -> None:
+        begun.set()
+        raise asyncpg.DiskFullError("no space left")
+
+    monkeypatch.setattr(append, "_append_rest", slow)
+    await writer.send(spend(center))
+    await begun.wait()
+    assert writer.allocation is not None
+    writer.allocation.cancel()
+    with contextlib.suppress(asyncio.CancelledError, asyncpg.PostgresError):
+        await writer.allocation
+    writer.allocation = None
+    (line,) = writer.told("the batch that was being committed is undone")[:1]
+    assert line["error"] == "DiskFullError: no space left"
+
+
+async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL refuses one record of many: nobody knows which before each is written alone."""
+    center = await writer.opened()
+    await writer.database.execute(
+        "ALTER TABLE ledger.entries ADD CONSTRAINT odd CHECK (campaign_id IS DISTINCT FROM 'poison') NOT VALID"
+    )
+    events = [spend(center, POISON if n == 77 else "c") for n in range(120)]
+    reversed_ = [reversal(events[n]) for n in (3, 119)]
+    await writer.send(*events, *reversed_)
+    await writer.decided()
+    assert await writer.charged(center) == [id_ for id_ in ids([*events, *reversed_]) if id_ != events[77]["event_id"]]
+    (row,) = await writer.quarantined()
+    assert (row["reason"], json.loads(row["raw"])["event_id"]) == ("internal_error", events[77]["event_id"])
+    assert row["detail"].startswith("CheckViolationError: ")
