@@ -13,7 +13,7 @@ HOUR_US = DAY_US // 24
 ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "America/Sao_Paulo", "Africa/Cairo")
 AMOUNTS = ("1", "2.5", "5", "7", "20")
 BUDGETS = ("5", "8", "12", "40", "100")
-WINDOWS = (1, 7, 7, 30, 90, 365)
+WINDOWS = (1, 7, 30, 365, 365)
 
 
 class Months:
@@ -52,9 +52,9 @@ class Months:
 
     def _next(self) -> Work:
         choice = self._random.random()
-        if choice < 0.12:
+        if choice < 0.18:
             return self._random.choice((self._set_budget, self._set_budget, self._set_campaign_budget, self._reset))()
-        if choice < 0.22 and self._spends:
+        if choice < 0.28 and self._spends:
             return self._reversal()
         return self.spend(self._age())
 

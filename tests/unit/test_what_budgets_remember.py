@@ -44,7 +44,7 @@ class Account:
             None,
         )
 
-    def budget(self, day: int, mode: str, amount: str) -> None:
+    def budget(self, day: int, mode: str, amount: str | None = None) -> None:
         self.command(day, "set_budget", ad_account_id="a", mode=mode, amount=amount)
 
     def spend(self, day: int, amount: str, of: int | None = None, **fields: Any) -> tuple[int, int]:
@@ -139,6 +139,36 @@ def test_a_closed_day_has_the_budget_of_its_end_however_many_settings_came_since
 
 
 @both
+def test_a_new_daily_budget_knows_what_its_day_has_spent_though_late_spends_came_since(reload: bool) -> None:
+    account = Account(reload=reload)
+    account.spend(10, "5")
+    account.spend(10, "2", of=11)  # A day ahead.
+    account.spend(10, "1", of=8)
+    account.budget(10, "daily", "8")
+    assert account.spend(10, "20") == (3, 17)
+    account.budget(11, "unlimited")
+    account.spend(11, "1", of=10)
+    account.spend(11, "1", of=5)
+    account.budget(11, "daily", "8")
+    assert account.spend(11, "20") == (6, 14)
+
+
+@both
+def test_a_new_monthly_budget_knows_what_its_month_has_spent_though_late_spends_came_since(reload: bool) -> None:
+    account = Account(reload=reload)
+    for day in (32, 40, 50):
+        account.spend(day, "5")
+        account.spend(day, "1", of=day - 6)
+    account.spend(61, "1", of=62)  # The first of May comes early.
+    account.budget(61, "monthly", "20")
+    assert account.spend(61, "20") == (3, 17)
+    account.budget(62, "unlimited")
+    account.spend(62, "1", of=61)
+    account.budget(62, "monthly", "20")
+    assert account.spend(62, "20") == (19, 1)
+
+
+@both
 def test_a_spend_that_is_forgotten_may_be_reversed_and_grants_room_to_nobody(reload: bool) -> None:
     account = Account(reload=reload, window=365)
     account.budget(1, "daily", "10")
@@ -167,7 +197,7 @@ def test_months_of_sparse_days_reloaded_at_any_moment_are_as_never_reloaded_and_
     decided: list[tuple[int, Work]] = []
     window = 7
     for now, work in Months(seed, TENTH_OF_JANUARY):
-        if chance.random() < 0.05:
+        if chance.random() < 0.03:
             window = chance.choice(WINDOWS)
             model._window = window * DAY_US
             whole.rules.set_window(window)
