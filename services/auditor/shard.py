@@ -14,6 +14,7 @@ from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import command_meaning
 from shared.ledger.decoding import StoredEntry
+from shared.ledger.lookup import grants_of, read_grants
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
 from shared.rules.shard import Shard
@@ -47,6 +48,8 @@ class ShardAudit(Redecider):
 
     async def check(self, progress: Callable[[int], None]) -> None:
         """Everything. Raises DifferenceError at the first difference."""
+        named = grants_of((refusal.content for refusal in self._outcomes.refusals), ())
+        self.grants = await read_grants(self._connection, self.shard, named)
         self._await_refusal()
         self._compare_at(0, None)
         try:
@@ -131,7 +134,7 @@ class ShardAudit(Redecider):
     def _decide_alone(self, refusal: Outcome) -> None:
         """A refusal in a batch that wrote no entries: time had come to there, and nothing was due."""
         if refusal.recorded_at > self.rules.now:
-            self.rules.begin(refusal.recorded_at)
+            self.rules.begin(refusal.recorded_at, grants=self.grants)
             if self.rules.entries:
                 line = self.rules.entries[0][0]
                 raise DifferenceError(

@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Any
 
 from shared.rules.budgets import DAILY, MONTHLY, Budget
+from shared.rules.pauses import index_campaigns
 from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-FORMAT = 2
+FORMAT = 3
 _UNUSED = Budget()
 
 
@@ -22,7 +23,6 @@ def dump(shard: Shard) -> dict[str, Any]:
         "position": shard.batch.position + len(shard.batch.entries),
         "now": shard.now,
         "policy": shard.policy.content(),
-        "grants_made": shard.grants_made,
         "business_centers": [_dump_center(center) for center in shard.business_centers.values()],
     }
 
@@ -34,7 +34,6 @@ def load(shard: Shard, dumped: dict[str, Any]) -> None:
     shard.now = dumped["now"]
     shard.position = dumped["position"]
     shard.batch = Batch(shard.position)
-    shard.grants_made = dumped["grants_made"]
     for center in dumped["business_centers"]:
         _load_center(shard, center)
 
@@ -46,6 +45,7 @@ def _dump_center(center: BusinessCenter) -> list[Any]:
         center.zone.name,
         center.finance_roles,
         center.automatic_since,
+        center.automatic_position,
         center.cash,
         center.credit_limit,
         center.credit_used,
@@ -56,15 +56,18 @@ def _dump_center(center: BusinessCenter) -> list[Any]:
 
 
 def _load_center(shard: Shard, dumped: list[Any]) -> None:
-    id, currency, zone, finance_roles, since, cash, limit, used, empty, accounts, grants = dumped
+    id, currency, zone, finance_roles, since, position, cash, limit, used, empty, accounts, grants = dumped
     center = BusinessCenter(id, currency, shard.zone(zone), finance_roles)
-    center.automatic_since = since
+    center.automatic_since, center.automatic_position = since, position
     center.cash, center.credit_limit, center.credit_used, center.empty = cash, limit, used, empty
     shard.business_centers[id] = center
-    for account in accounts:
-        _load_account(shard, center, account)
+    for dumped_account in accounts:
+        _load_account(shard, center, dumped_account)
     for grant in grants:
         _load_grant(shard, center, grant)
+    for account in center.accounts.values():
+        index_campaigns(account, shard.policy)
+        shard.schedule_turn_over(account)
 
 
 def _dump_account(account: AdAccount) -> list[Any]:
@@ -80,27 +83,22 @@ def _dump_account(account: AdAccount) -> list[Any]:
         account.changes,
         account.changes_day,
         account.causes,
-        account.stopped_campaigns,
         _dump_budget(account.budget),
         [[campaign.id, campaign.causes, _dump_budget(campaign.budget)] for campaign in account.campaigns.values()],
     ]
 
 
 def _load_account(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None:
-    id, billing, buying_type, zone, owned, participates, cash, credit, changes, day, causes, stopped, budget, rest = (
-        dumped
-    )
+    id, billing, buying_type, zone, owned, participates, cash, credit, changes, day, causes, budget, rest = dumped
     account = AdAccount(center, id, billing, buying_type, shard.zone(zone), owned)
     account.participates, account.cash, account.credit = participates, cash, credit
     account.changes, account.changes_day, account.causes = changes, day, causes
-    account.stopped_campaigns = stopped
     _load_budget(account.budget, budget)
     for campaign_id, campaign_causes, campaign_budget in rest:
         campaign = account.campaigns[campaign_id] = Campaign(account, campaign_id)
         campaign.causes = campaign_causes
         _load_budget(campaign.budget, campaign_budget)
     center.accounts[id] = shard.accounts[id] = account
-    shard.schedule_turn_over(account)
 
 
 def _dump_grant(grant: Grant) -> list[Any]:
@@ -122,8 +120,7 @@ def _load_grant(shard: Shard, center: BusinessCenter, dumped: list[Any]) -> None
     for account_id, remaining in holdings:
         holding = Holding(grant, None if account_id is None else center.accounts[account_id])
         pocket_of(center, holding).put(holding, remaining)
-    center.grants[kind, id] = grant
-    shard.schedule_expiry(center, grant)
+    shard.keep_grant(center, grant)
 
 
 def _dump_budget(budget: Budget) -> list[Any] | None:

@@ -475,10 +475,10 @@ def test_a_campaign_that_only_others_vouchers_could_pay_for_stops_alone_until_mo
     account = book.rules.accounts["a"]
     assert book.spend(1, "c") == [("cash", -1)]
     assert {id: each.causes for id, each in account.campaigns.items()} == {"other": 0, "c": 1}
-    assert account.stopped_campaigns == 1
+    assert len(account.stopped_campaigns) == 1
     book.do("deposit_cash", amount=1, ad_account_id="a")
     assert [each.causes for each in account.campaigns.values()] == [0, 0]
-    assert account.stopped_campaigns == 0
+    assert not account.stopped_campaigns
     assert book.causes == []
 
 
@@ -845,7 +845,7 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
     snapshot.load(again, dumped)
     assert snapshot.dump(again) == snapshot.dump(book.rules)
     assert json.loads(json.dumps(snapshot.dump(again))) == dumped
-    assert (again.now, again.grants_made, again.policy) == (book.rules.now, 3, STANDARD)
+    assert (again.now, again.policy) == (book.rules.now, STANDARD)
     assert again.position == again.batch.position == book.rules.position + len(book.rules.entries)
     assert again.next_due() == book.rules.next_due()
     event, found = book.event(100, at=NOON + 29 * DAY_US, id=77), []
@@ -863,9 +863,9 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     again = Shard()
     snapshot.load(again, snapshot.dump(book.rules))
     book.rules = again
-    assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 1
+    assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 1
     book.do("deposit_cash", amount=1, ad_account_id="a")
-    assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 0
+    assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 0
 
 
 def test_halves_go_to_the_even_neighbour() -> None:
