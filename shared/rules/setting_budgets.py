@@ -53,8 +53,6 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
     account = campaign.account
     account.daily_campaigns += (mode == DAILY) - (campaign.budget.mode == DAILY)
     campaign.budget.set(account.zone.today, mode, amount)
-    if mode == DAILY:
-        account.watched[campaign] = None
     step.write(
         "campaign_budget_set",
         account.business_center.id,
@@ -63,6 +61,7 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
         details={"mode": mode, "amount": amount},
     )
     settle_campaign(step, campaign, policy)
+    _watch(campaign)
 
 
 def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
@@ -99,11 +98,13 @@ def turn_over(step: Step, account: AdAccount, policy: Policy) -> None:
     for campaign in watched:
         if campaign.budget.mode == DAILY:
             settle_campaign(step, campaign, policy)
-            if campaign.causes & CAMPAIGN_BUDGET or _has_spent_ahead(campaign):
-                account.watched[campaign] = None
+            _watch(campaign)
 
 
-def _has_spent_ahead(campaign: Campaign) -> bool:
-    """Does a day to come begin with something spent? Events come at most a day, so two dates, before their time."""
-    today = campaign.account.zone.today
-    return any(campaign.budget.spent(DAILY, day) for day in (today + 1, today + 2))
+def _watch(campaign: Campaign) -> None:
+    """The next turn-over looks at a campaign that is paused, or whose next day has begun to be spent already."""
+    budget, today = campaign.budget, campaign.account.zone.today
+    # Events come at most 24 hours ahead of their time, which is two dates at most.
+    ahead = budget.mode == DAILY and any(budget.spent(DAILY, day) for day in (today + 1, today + 2))
+    if ahead or (budget.mode == DAILY and campaign.causes & CAMPAIGN_BUDGET):
+        campaign.account.watched[campaign] = None

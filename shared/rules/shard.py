@@ -118,23 +118,27 @@ class Shard:
         self._known = known or {}
         self._spends = spends or {}
         self._recorded = grants or {}
-        self._forget(now)
+        self._forget_grants()
         now = max(now, self.now)
         if policy is not None and policy != self.policy:
             self._change_policy(policy)
         while self._timers and self._timers[0][0] <= now:
             self._fire(heapq.heappop(self._timers))
         self._advance(now)
+        self._forget_lines()
 
-    def _forget(self, now: int) -> None:
-        """Let go what is needed no more, a portion at a time: see `forgetting`."""
+    def _forget_grants(self) -> None:
+        """Let go what the ledger can tell by now, and the timers of what has gone."""
         for grant in self._ended.next_batch():
             self._idle_timers += grant.expires_at is not None and not grant.expired
         if self._idle_timers > FEWEST_IDLE_TIMERS and self._idle_timers > len(self._timers) // 2:
             self._timers = sorted({timer for timer in self._timers if self._is_needed(timer)})
             self._idle_timers = 0
-        if now // DAY_US > self._quiet_day:
-            self._quiet_day = now // DAY_US
+
+    def _forget_lines(self) -> None:
+        """Once a day, a portion a batch."""
+        if self.now // DAY_US > self._quiet_day:
+            self._quiet_day = self.now // DAY_US
             self._quiet = forget_lines(self.accounts.values(), self.business_centers.values())
         for _ in islice(self._quiet, FORGOTTEN_AT_ONCE):
             pass

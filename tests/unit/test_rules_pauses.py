@@ -1,0 +1,107 @@
+"""Pauses, kept step by step, are at every moment what somebody would find who looked at everything anew."""
+
+from collections import defaultdict
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.rules.pauses import AD_ACCOUNT_BALANCE, AD_ACCOUNT_BUDGET, BUSINESS_CENTER_BALANCE, CAMPAIGN_BUDGET
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, BusinessCenter, Campaign
+from tests.unit.pure_ledger import PureLedger
+from tests.unit.tied_work import TiedWork
+
+
+def held(center: BusinessCenter, account: AdAccount | None, kind: str) -> list[tuple[frozenset[str] | None, int]]:
+    """What a holder has of each grant: the campaigns that it is tied to, and how much."""
+    grants = [grant for grant in center.grants.values() if grant.kind == kind]
+    return [(grant.campaigns, each.remaining) for grant in grants for each in grant.holdings if each.account is account]
+
+
+def balance(holder: AdAccount | BusinessCenter, pocket: str) -> int:
+    if pocket in ("voucher", "ad_credit"):
+        center, account = (holder, None) if isinstance(holder, BusinessCenter) else (holder.business_center, holder)
+        return sum(amount for _, amount in held(center, account, pocket))
+    if isinstance(holder, BusinessCenter):
+        return holder.cash if pocket == "cash" else max(0, holder.credit_limit - holder.credit_used)
+    return holder.cash if pocket == "cash" else holder.credit
+
+
+def is_used_up(entity: AdAccount | Campaign, account: AdAccount) -> bool:
+    amount, today = entity.budget.amount, account.zone.today
+    return amount is not None and entity.budget.spent(entity.budget.mode, today) >= amount
+
+
+def causes_of_account(account: AdAccount, policy: Policy) -> int:
+    """Section 5 of the domain page, word by word."""
+    center = account.business_center
+    causes = AD_ACCOUNT_BUDGET if is_used_up(account, account) else 0
+    if account.participates:
+        drawable = sum(balance(center, pocket) for pocket in policy.business_center)
+        return causes | (0 if drawable else BUSINESS_CENTER_BALANCE)
+    own = sum(balance(account, pocket) for pocket in policy.ad_account)
+    return causes | (0 if own else AD_ACCOUNT_BALANCE)
+
+
+def causes_of_campaign(campaign: Campaign, policy: Policy) -> int:
+    """Its budget; and what its account has left, all of it, is tied to others (section 5.4)."""
+    account = campaign.account
+    causes = CAMPAIGN_BUDGET if is_used_up(campaign, account) else 0
+    if account.participates or "voucher" not in policy.ad_account:
+        return causes
+    vouchers = [(tied_to, amount) for tied_to, amount in held(account.business_center, account, "voucher") if amount]
+    others = sum(amount for tied_to, amount in vouchers if tied_to is not None and campaign.id not in tied_to)
+    own = sum(balance(account, pocket) for pocket in policy.ad_account)
+    return causes | (AD_ACCOUNT_BALANCE if own and own == others and has_no_payer(vouchers, campaign) else 0)
+
+
+def has_no_payer(vouchers: list[tuple[frozenset[str] | None, int]], campaign: Campaign) -> bool:
+    return not any(tied_to is None or campaign.id in tied_to for tied_to, _ in vouchers)
+
+
+def assert_causes_are_what_balances_and_budgets_say(ledger: PureLedger) -> None:
+    policy = ledger.rules.policy
+    for account in ledger.rules.accounts.values():
+        assert account.causes == causes_of_account(account, policy), account.id
+        for campaign in account.campaigns.values():
+            assert campaign.causes == causes_of_campaign(campaign, policy), (account.id, campaign.id)
+
+
+def assert_written_in_order(ledger: PureLedger, first: int) -> None:
+    """Of one step and account: what changes for it, then for its campaigns in the order in which they came to be."""
+    steps: defaultdict[tuple[bytes | None, int, str], list[int]] = defaultdict(list)
+    number = 0
+    for line, amount, _, source, part, _, _ in ledger.entries[first:]:
+        number += part == 0
+        if amount is None and line.cause is not None and line.ad_account_id is not None:
+            account = ledger.rules.accounts[line.ad_account_id]
+            campaign = account.campaigns[line.campaign_id] if line.campaign_id is not None else None
+            steps[source, number, account.id].append(-1 if campaign is None else campaign.order)
+    for orders in steps.values():
+        assert [order for order, _ in groupby(orders)] == sorted(set(orders))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000), campaigns=st.integers(1, 9))
+def test_causes_are_after_every_input_what_they_are_when_all_is_looked_at_anew(seed: int, campaigns: int) -> None:
+    ledger, first = PureLedger(), 0
+    for policy, now, messages in TiedWork(seed, campaigns).history(80):
+        ledger.policy = policy
+        for message in messages:
+            ledger.batch([message], now)
+            assert_causes_are_what_balances_and_budgets_say(ledger)
+            assert_written_in_order(ledger, first)
+            first = len(ledger.entries)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_so_they_are_after_a_reload_too(seed: int) -> None:
+    ledger = PureLedger()
+    for number, (policy, now, messages) in enumerate(TiedWork(seed).history(150)):
+        ledger.policy = policy
+        if number % 3 == 0:
+            ledger.reload()
+        ledger.batch(messages, now)
+        assert_causes_are_what_balances_and_budgets_say(ledger)
