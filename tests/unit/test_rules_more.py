@@ -12,7 +12,7 @@ from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
 from shared.rules.incentives import divide_half_even
-from shared.rules.money import LARGEST_BALANCE
+from shared.rules.money import LARGEST_AMOUNT, LARGEST_BALANCE
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
 from shared.rules.refusal import Refused, require_room
 from shared.rules.setting_budgets import changes_today
@@ -307,6 +307,32 @@ def test_enabling_is_refused_where_the_balances_do_not_fit_together() -> None:
             center.vouchers.total, account.vouchers.total = LARGEST_BALANCE, 1
         assert book.do("enable_automatic_allocation") == "invalid"
         assert not account.participates
+
+
+def test_enabling_is_refused_where_the_credit_of_the_accounts_does_not_fit_in_the_line() -> None:
+    book = Book()
+    book.do("set_credit_line", limit=LARGEST_AMOUNT)
+    for number in range(10):
+        book.open(f"a-{number}")
+        assert book.do("transfer_balance", **{**credit(LARGEST_AMOUNT), "ad_account_id": f"a-{number}"}) is None
+        assert book.do("repay_credit", amount=LARGEST_AMOUNT) is None
+    center, before = book.rules.business_centers["b"], len(book.rules.entries)
+    assert book.do("enable_automatic_allocation") == "invalid"
+    assert (center.automatic_since, len(book.rules.entries)) == (None, before)
+    book.do("transfer_balance", **{**credit(LARGEST_AMOUNT, "to_business_center"), "ad_account_id": "a-0"})
+    book.do("set_credit_line", limit=0)
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    center.credit_used += 10 * LARGEST_AMOUNT - LARGEST_BALANCE
+    assert book.do("enable_automatic_allocation") is None, "to the last of 64 bits they fit"
+    assert center.credit_available == LARGEST_BALANCE
+
+
+def test_a_synced_budget_may_be_more_than_any_one_balance() -> None:
+    book = Book()
+    account = book.rules.accounts["a"]
+    account.cash = account.credit = LARGEST_BALANCE
+    assert book.do("enable_automatic_allocation") is None
+    assert account.budget.amount == 2 * LARGEST_BALANCE
 
 
 def test_a_grant_expires_in_the_future_and_a_tied_voucher_names_campaigns_and_an_account() -> None:
