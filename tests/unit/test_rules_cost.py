@@ -1,4 +1,4 @@
-"""What an input costs is what it changes, however much there is beside. Counted in steps of the interpreter and in time.
+"""What an input costs is what it changes, however much there is beside. Counted in the interpreter's steps and in time.
 
 Sizes: 10,000 accounts, 100,000 campaigns. Steps are counted on fewer, because counting takes fifty times as long.
 """
@@ -103,8 +103,7 @@ def with_campaigns(campaigns: int, mode: str | None = None) -> Book:
 
 
 def set_campaign_budget(book: Book) -> Call:
-    budget = {"ad_account_id": "a", "campaign_id": "c-0", "mode": "daily", "amount": 10**6}
-    return lambda: book.do("set_campaign_budget", **budget)
+    return lambda: book.do("set_campaign_budget", ad_account_id="a", campaign_id="c-0", mode="daily", amount=10**6)
 
 
 def end_another_voucher(book: Book) -> Call:

@@ -76,7 +76,7 @@ class Told(PureLedger):
         command = {"command_id": str(UUID(int=self._ids)), "type": type_, "issued_at": "2027-03-10T12:00:00Z"}
         message = json.dumps({**command, "business_center_id": "b", "actor": actor, **fields}).encode()
         [(status, code)] = self.batch([("command", message)], self.now)
-        return code or status
+        return str(code or status)
 
     def event(self, amount: str, reverses: str | None = None, account: str = "a") -> str:
         """Spend, or reverse; answer the event's id."""
