@@ -95,7 +95,7 @@ def grants_of(commands: Iterable[Mapping[str, Any]], spends: Iterable[ChargedSpe
 async def read_grants(
     connection: asyncpg.Connection, shard: int, keys: Sequence[GrantKey]
 ) -> dict[GrantKey, RecordedGrant]:
-    """Those of these grants that the ledger holds."""
+    """Those of these grants that the ledger holds. Raises where an entry of a grant holds no command that makes one."""
     grants: dict[GrantKey, RecordedGrant] = {}
     if not keys:
         return grants
@@ -109,8 +109,8 @@ async def read_grants(
     for row in rows:
         key = (row["business_center_id"], row["pocket"], row["grant_id"])
         if row["kind"] == "grant":
-            grants[key] = _recorded_grant(row)
-        else:
+            grants.setdefault(key, _recorded_grant(row))
+        elif key in grants:  # One whose grant is missing was forged: the auditor says where.
             grants[key].allocated.append((row["position"], row["ad_account_id"]))
     return grants
 

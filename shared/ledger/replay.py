@@ -128,9 +128,9 @@ class Redecider:
         reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
         spends = await self._spends_before(batch, reversed_ids)
         commands = [item for item in inputs if isinstance(item, dict)]
-        named = self.rules.forgotten(grants_of(commands, spends.values()))
-        grants = ChainMap(await read_grants(self._connection, self.shard, named), self.grants)
         with self._guarded(batch):
+            named = self.rules.forgotten(grants_of(commands, spends.values()))
+            grants = ChainMap(await read_grants(self._connection, self.shard, named), self.grants)
             self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants)
             rows = self._decide_inputs(batch, inputs)
         if rows != [entry.encoded for entry in stored]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -73,6 +74,25 @@ def commands_first(batch: Batch) -> Batch:
     return policy, now, sorted(messages, key=lambda message: message[0] != "command")
 
 
+def refused_alone(ledger: Remembering, now: int) -> list[Batch]:
+    """Batches in which nothing happens but that a voucher is granted under the id of one that was used up long ago."""
+    grants = ledger.rules.business_centers["b"].grants.values()
+    used_up = next(grant.id for grant in grants if grant.kind == "voucher" and not grant.filled)
+    again: dict[str, object] = {
+        "type": "grant_voucher",
+        "voucher_id": used_up,
+        "amount": "1",
+        "business_center_id": "b",
+    }
+    again |= {
+        "command_id": str(UUID(int=1)),
+        "issued_at": "2027-03-10T12:00:00Z",
+        "actor": {"id": "x", "role": "admin"},
+    }
+    message = json.dumps(again).encode()
+    return [(POLICIES[0], now + n, messages) for n, messages in enumerate([[], [], [("command", message)]], 1)]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
     seed: int, connection: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
@@ -82,6 +102,9 @@ async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
     for batch in map(commands_first, TiedWork(seed).history(250)):
         remembering.policy, now, messages = batch
         remembering.batch(messages, now)
+        await writer.write(batch)
+    for batch in refused_alone(remembering, now):
+        remembering.batch(batch[2], batch[1])
         await writer.write(batch)
     await writer.finish()
 

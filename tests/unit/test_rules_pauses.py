@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from itertools import groupby
+from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 
 from shared.rules.pauses import AD_ACCOUNT_BALANCE, AD_ACCOUNT_BUDGET, BUSINESS_CENTER_BALANCE, CAMPAIGN_BUDGET
 from shared.rules.policy import Policy
+from shared.rules.shard import DAY_US
 from shared.rules.state import AdAccount, BusinessCenter, Campaign
 from tests.unit.pure_ledger import PureLedger
+from tests.unit.test_rules_tables import HOUR, NOON, Book
 from tests.unit.tied_work import TiedWork
 
 
@@ -105,3 +109,73 @@ def test_so_they_are_after_a_reload_too(seed: int) -> None:
             ledger.reload()
         ledger.batch(messages, now)
         assert_causes_are_what_balances_and_budgets_say(ledger)
+
+
+# ---- Who comes when -------------------------------------------------------------------------------------------------
+
+
+def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, int]]:
+    """Kind, campaign, cause and part of the pauses and resumes from an index on."""
+    return [
+        (line.kind, line.campaign_id, line.cause, part)
+        for line, _, _, _, part, _, _ in book.rules.entries[first:]
+        if line.kind in ("pause", "resume")
+    ]
+
+
+def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
+    """Campaigns c1, c2, c3; cash is used up; a voucher each is tied to some of them, the last one may expire."""
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    for number, campaign in enumerate(("c1", "c2", "c3"), 1):
+        book.rules.event(book.event(10, campaign, id=number))
+    for campaign in tied:
+        ends: dict[str, Any] = {"expires_at": expires_at} if campaign == tied[-1] else {}
+        book.do("grant_voucher", voucher_id=campaign, amount=5, ad_account_id="a", campaign_ids=[campaign], **ends)
+    return book
+
+
+def test_the_campaign_of_a_reversal_has_its_turn_among_those_that_its_money_resumes() -> None:
+    book = only_tied_is_left("c2")
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c2", mode="lifetime", amount=10)
+    first = len(book.rules.entries)
+    book.rules.event(book.event(1, "c2", reverses=UUID(int=2).bytes))
+    assert changes(book, first) == [
+        ("resume", "c1", "ad_account_balance", 1),
+        ("resume", "c2", "campaign_budget", 2),
+        ("resume", "c3", "ad_account_balance", 3),
+    ]
+
+
+def test_at_midnight_an_expiry_that_stops_a_campaign_finds_the_new_day() -> None:
+    book = only_tied_is_left("c1", "c2", expires_at=NOON + 12 * HOUR)
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c1", mode="daily", amount=10)
+    book.later(NOON + 12 * HOUR)
+    assert changes(book, 0) == [("resume", "c1", "campaign_budget", 1), ("pause", "c2", "ad_account_balance", 2)]
+
+
+@pytest.mark.parametrize("ahead", [13 * HOUR, DAY_US])
+def test_a_day_that_was_spent_ahead_of_its_time_begins_with_a_pause(ahead: int) -> None:
+    book = Book()
+    book.do("deposit_cash", amount=100, ad_account_id="a")
+    book.spend(10, "c", NOON + ahead)
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c", mode="daily", amount=10)
+    book.later(NOON + 12 * HOUR)
+    assert changes(book, 0) == [("pause", "c", "campaign_budget", 0)]
+    book.later(NOON + 36 * HOUR)
+    assert changes(book, 0) == [("resume", "c", "campaign_budget", 0)]
+
+
+def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
+    """On 28 March 2027 the day has 23 hours in Berlin: what occurs 24 hours from 23:59 before it is of the 29th."""
+    book = Book()
+    book.open("b", zone="Europe/Berlin")
+    book.do("deposit_cash", amount=100, ad_account_id="b")
+    before_midnight = NOON + 17 * DAY_US + 11 * HOUR - 60_000_000
+    book.later(before_midnight)
+    book.do("set_campaign_budget", ad_account_id="b", campaign_id="c", mode="daily", amount=10)
+    book.rules.event(book.event(10, "c", before_midnight + DAY_US, account="b"))
+    book.later(before_midnight + HOUR)
+    assert changes(book, 0) == []
+    book.later(before_midnight + DAY_US)
+    assert changes(book, 0) == [("pause", "c", "campaign_budget", 0)]
