@@ -30,9 +30,10 @@ from services.allocation.failures import (
 from shared.contracts.commands import same_content
 from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import find_events, read_events, read_spends
+from shared.ledger.lookup import find_events, grants_of, read_events, read_grants, read_spends
 from shared.ledger.times import to_datetime
 from shared.rules.corrections import ChargedSpend
+from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
@@ -51,6 +52,7 @@ class Known:
 
     events: dict[bytes, Event] = field(default_factory=dict)
     spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
+    grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
     commands: dict[bytes, tuple[str, Outcome]] = field(default_factory=dict)
     accounts_elsewhere: set[str] = field(default_factory=set)
 
@@ -163,7 +165,7 @@ def _decode_event(record: Any) -> Event | Fault:
 
 
 async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
-    """What the ledger holds of these records: repeated ids, reversed spends, decided commands."""
+    """What the ledger holds of these records: repeated ids, reversed spends, grants, decided commands."""
     known = Known()
     events = [event for _, event in decoded.events if type(event) is tuple]
     if events:
@@ -187,6 +189,8 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
                 shard,
             )
         }
+    named = grants_of((command.content for command in commands), known.spends.values())
+    known.grants = await read_grants(connection, shard, rules.forgotten(named))
     return known
 
 
@@ -225,7 +229,7 @@ class Decider:
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
         try:
-            rules.begin(now, self._policy, known.events, known.spends)
+            rules.begin(now, self._policy, known.events, known.spends, known.grants)
         except Exception as error:
             raise BeginFailedError(said(error)) from error
         write.recorded_at = rules.now

@@ -1,6 +1,7 @@
 """Auditing one shard: deciding its ledger again and, beside that, folding it and asking after every answer."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import asyncpg
 
@@ -14,6 +15,7 @@ from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import command_meaning
 from shared.ledger.decoding import StoredEntry
+from shared.ledger.lookup import grants_of, read_grants
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
 from shared.rules.shard import Shard
@@ -47,6 +49,7 @@ class ShardAudit(Redecider):
 
     async def check(self, progress: Callable[[int], None]) -> None:
         """Everything. Raises DifferenceError at the first difference."""
+        await self._look_up_what_refusals_name()
         self._await_refusal()
         self._compare_at(0, None)
         try:
@@ -61,6 +64,12 @@ class ShardAudit(Redecider):
         sums.check_pockets(self.rules, self.fold)
         sums.check_identity(self.rules, self.fold)
         await sums.check_reversals(self._connection, self.shard, self.fold)
+
+    async def _look_up_what_refusals_name(self) -> None:
+        named = grants_of((refusal.content for refusal in self._outcomes.refusals), ())
+        # What cannot be read was forged: deciding again comes to where it stands, and says so.
+        with suppress(LookupError, TypeError, ValueError, AttributeError):
+            self.grants = await read_grants(self._connection, self.shard, named)
 
     # ---- While deciding ---------------------------------------------------------------------------------------
 
@@ -131,7 +140,7 @@ class ShardAudit(Redecider):
     def _decide_alone(self, refusal: Outcome) -> None:
         """A refusal in a batch that wrote no entries: time had come to there, and nothing was due."""
         if refusal.recorded_at > self.rules.now:
-            self.rules.begin(refusal.recorded_at)
+            self.rules.begin(refusal.recorded_at, grants=self.grants)
             if self.rules.entries:
                 line = self.rules.entries[0][0]
                 raise DifferenceError(

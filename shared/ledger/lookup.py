@@ -1,16 +1,18 @@
-"""Looking up what the ledger already holds: events by id, spends that a reversal names, commands by id.
+"""Looking up what the ledger already holds: events by id, spends that a reversal names, grants that left memory.
 
 Connections used here take and give UUIDs as 16 bytes: see `plain_types`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
 
+from shared.contracts.commands import command_meaning
 from shared.ledger.times import from_datetime
 from shared.rules.corrections import ChargedSpend, Part, take_back
+from shared.rules.grants import GrantKey, RecordedGrant, named_by
 from shared.rules.shard import Event
 
 _BLOCK = 64
@@ -79,6 +81,45 @@ async def read_spends(
     for event_id, amount in reversed_sums:
         take_back(spends[event_id], int(amount))
     return spends
+
+
+def grants_of(commands: Iterable[Mapping[str, Any]], spends: Iterable[ChargedSpend]) -> list[GrantKey]:
+    """The grants that commands name (by their content) and that spends drew on, each once."""
+    named = {key for command in commands if (key := named_by(command)) is not None}
+    for spend in spends:
+        center = spend.business_center_id
+        named.update((center, part.pocket, part.grant_id) for part in spend.parts if part.pocket and part.grant_id)
+    return sorted(named)
+
+
+async def read_grants(
+    connection: asyncpg.Connection, shard: int, keys: Sequence[GrantKey]
+) -> dict[GrantKey, RecordedGrant]:
+    """Those of these grants that the ledger holds. Raises where an entry of a grant holds no command that makes one."""
+    grants: dict[GrantKey, RecordedGrant] = {}
+    if not keys:
+        return grants
+    rows = await connection.fetch(
+        "SELECT kind, business_center_id, pocket, grant_id, position, ad_account_id, details"
+        f" FROM ledger.entries_{shard:d} WHERE kind IN ('grant', 'allocation_in')"
+        " AND (business_center_id, grant_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY position",
+        [key[0] for key in keys],
+        [key[2] for key in keys],
+    )
+    for row in rows:
+        key = (row["business_center_id"], row["pocket"], row["grant_id"])
+        if row["kind"] == "grant":
+            grants.setdefault(key, _recorded_grant(row))
+        elif key in grants:  # One whose grant is missing was forged: the auditor says where.
+            grants[key].allocated.append((row["position"], row["ad_account_id"]))
+    return grants
+
+
+def _recorded_grant(row: Any) -> RecordedGrant:
+    command = command_meaning(row["details"]["command"])
+    campaigns = command.get("campaign_ids")
+    tied_to = None if campaigns is None else frozenset(campaigns)
+    return RecordedGrant(row["position"], command.get("expires_at"), tied_to, row["ad_account_id"])
 
 
 def _charged_spend(position: int, rows: list[Any]) -> ChargedSpend:

@@ -5,6 +5,7 @@ then decide the same batches at the same ledger times under the same policies, a
 """
 
 import json
+from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from shared.contracts.commands import command_meaning
 from shared.contracts.fields import parse_uuid
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import read_spends
+from shared.ledger.lookup import grants_of, read_grants, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hash
 from shared.ledger.times import from_datetime
+from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.shard import Event, Shard
@@ -67,7 +69,8 @@ async def batches_after(
 class Redecider:
     """Decides stored batches again, one after the other, and compares bytes and root after each.
 
-    The connection has `plain_types`. Who wants to look on overrides `before`, `between` and `after`.
+    The connection has `plain_types`. Who wants to look on overrides `before`, `between` and `after`. `grants` are those
+    that something decided there names, beside what the batches themselves name.
     """
 
     def __init__(self, connection: asyncpg.Connection, rules: Shard, shard: int, tree: CompactRange) -> None:
@@ -76,6 +79,7 @@ class Redecider:
         self.tree = tree
         self.entries = 0
         self.inputs = 0
+        self.grants: dict[GrantKey, RecordedGrant] = {}
         self._connection = connection
         self._reader = Reader()
         self._policies: dict[str, Policy] = {}
@@ -123,8 +127,12 @@ class Redecider:
             inputs = inputs_of(stored)
         reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
         spends = await self._spends_before(batch, reversed_ids)
+        commands = [item for item in inputs if isinstance(item, dict)]
         with self._guarded(batch):
-            rows = self._decide_inputs(batch, policy, inputs, spends)
+            named = self.rules.forgotten(grants_of(commands, spends.values()))
+            grants = ChainMap(await read_grants(self._connection, self.shard, named), self.grants)
+            self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants)
+            rows = self._decide_inputs(batch, inputs)
         if rows != [entry.encoded for entry in stored]:
             raise ReplayDiffersError(self._difference(batch, stored, rows))
         self.tree.append([leaf_hash(row) for row in rows])
@@ -137,11 +145,8 @@ class Redecider:
         self.inputs += len(inputs)
         self.after(batch, stored)
 
-    def _decide_inputs(
-        self, batch: StoredBatch, policy: Policy, inputs: list[Any], spends: dict[bytes, Any]
-    ) -> list[bytes]:
+    def _decide_inputs(self, batch: StoredBatch, inputs: list[Any]) -> list[bytes]:
         """The canonical bytes of what the rules write for these inputs."""
-        self.rules.begin(batch.recorded_at, policy, spends=spends)
         self.between()
         for item in inputs:
             self._decide_input(batch, item)

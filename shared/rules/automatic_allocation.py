@@ -19,7 +19,7 @@ def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: 
     """
     reasons = {account.id: reason_left_out(account) for account in center.accounts.values()}
     joining = _eligible(center)
-    center.automatic_since = now
+    center.automatic_since, center.automatic_position = now, position + len(step.entries) + 1
     step.write(
         "automatic_allocation_enabled",
         center.id,
@@ -40,6 +40,7 @@ def require_balances_fit(center: BusinessCenter) -> None:
     joining = _eligible(center)
     require_room(center.cash, sum(account.cash for account in joining))
     require_room(center.vouchers.total, sum(account.vouchers.total for account in joining))
+    require_room(center.credit_available, sum(account.credit for account in joining))
 
 
 def _eligible(center: BusinessCenter) -> list[AdAccount]:

@@ -86,10 +86,10 @@ def _grant_voucher(shard: "Shard", step: Step, command: Command) -> None:
     account = _account(center, command) if account_id is not None else None
     require_room((account or center).vouchers.total, amount)
     _permit(command, center.finance_roles)
-    new = _new_grant(shard, center, command, "voucher", command["voucher_id"])
+    new = _new_grant(shard, step, center, command, "voucher", command["voucher_id"])
     new.campaigns = None if campaigns is None else frozenset(campaigns)
     grants.grant(step, center, account, new, amount, shard.policy)
-    shard.schedule_expiry(center, new)
+    shard.keep_grant(center, new)
 
 
 def _grant_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
@@ -98,16 +98,16 @@ def _grant_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     require_room(center.ad_credits.total, amount)
     _permit(command, center.finance_roles)
-    new = _new_grant(shard, center, command, "ad_credit", command["ad_credit_id"])
+    new = _new_grant(shard, step, center, command, "ad_credit", command["ad_credit_id"])
     grants.grant(step, center, None, new, amount, shard.policy)
-    shard.schedule_expiry(center, new)
+    shard.keep_grant(center, new)
 
 
 def _allocate_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
     amount = require_above_zero(command["amount"])
     center = _center(shard, command)
     account = _account(center, command)
-    credit = center.grants.get(("ad_credit", command["ad_credit_id"]))
+    credit = shard.grant(center, "ad_credit", command["ad_credit_id"])
     if credit is None:
         raise Refused("not_found", f"the Business Center has no ad credit {command['ad_credit_id']}")
     require_room(account.ad_credits.total, amount)
@@ -206,10 +206,10 @@ def _budget_amount(command: Command) -> int | None:
     return require_above_zero(amount)
 
 
-def _new_grant(shard: "Shard", center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
-    require((kind, id) not in center.grants, "already_exists", f"the Business Center has had a {kind} {id} before")
-    shard.grants_made += 1
-    return Grant(kind, id, shard.grants_made, command.get("expires_at"))
+def _new_grant(shard: "Shard", step: Step, center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
+    before = shard.grant(center, kind, id)
+    require(before is None, "already_exists", f"the Business Center has had a {kind} {id} before")
+    return Grant(kind, id, shard.position + len(step.entries) + 1, command.get("expires_at"))
 
 
 _HANDLERS: dict[str, Handler] = {

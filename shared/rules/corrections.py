@@ -134,8 +134,8 @@ def _return_part(
 
 def _holding_now(center: BusinessCenter, account: AdAccount, kind: str, grant_id: str) -> Holding:
     """Where a grant is held now: a voucher has one holder, an ad credit may have several, each its own."""
-    holdings = center.grants[kind, grant_id].holdings
-    return next((held for held in holdings if held.account is account), holdings[0])
+    grant = center.grants[kind, grant_id]
+    return account.holdings.get(grant) or grant.holdings[0]
 
 
 def _write(

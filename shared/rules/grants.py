@@ -1,17 +1,45 @@
 """Vouchers and ad credits: granted, allocated by hand, moved with their account's balance (domain page, 1, 2.7, 3)."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from shared.rules.entries import Step
 from shared.rules.pauses import settle_account, settle_business_center
 from shared.rules.policy import Policy
 from shared.rules.refusal import require
 from shared.rules.state import AdAccount, BusinessCenter, Grant, Holding, pocket_of
 
+# Business Center, "voucher" or "ad_credit", the grant's id.
+GrantKey = tuple[str, str, str]
+_NAMED_BY = {"grant_voucher": "voucher", "grant_ad_credit": "ad_credit", "allocate_ad_credit": "ad_credit"}
+
+
+@dataclass(slots=True)
+class RecordedGrant:
+    """A grant as the ledger's entries tell it, for one that has left memory.
+
+    `position` is that of its `grant` entry, `account_id` who got it (None: the Business Center), `expires_at` in µs.
+    `allocated` are the position and the account of each allocation by hand, in order.
+    """
+
+    position: int
+    expires_at: int | None
+    campaigns: frozenset[str] | None
+    account_id: str | None
+    allocated: list[tuple[int, str]] = field(default_factory=list)
+
+
+def named_by(command: Mapping[str, Any]) -> GrantKey | None:
+    """The grant that a command names, with the content or the meaning of a command."""
+    kind = _NAMED_BY.get(command["type"])
+    return None if kind is None else (command["business_center_id"], kind, command[f"{kind}_id"])
+
 
 def grant(
     step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int, policy: Policy
 ) -> None:
     """A new grant, held by the BC or by one of its accounts."""
-    center.grants[new.kind, new.id] = new
     holding = Holding(new, account)
     pocket_of(center, holding).put(holding, amount)
     _write(step, "grant", center, holding, amount)
@@ -24,9 +52,9 @@ def allocate(
     step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int, policy: Policy
 ) -> None:
     """Ad credit of the BC's pool for one account, by hand: the only way it can be spent."""
-    pool = holding_of(credit, None)
+    pool = credit.holdings[0]
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")
-    target = holding_of(credit, account)
+    target = account.holdings.get(credit) or Holding(credit, account)
     pocket_of(center, pool).take(pool, amount)
     pocket_of(center, target).put(target, amount)
     _write(step, "allocation_out", center, pool, -amount)
@@ -36,24 +64,41 @@ def allocate(
 
 def move_vouchers_to_business_center(step: Step, account: AdAccount) -> None:
     """Untied vouchers become the BC's with their id and expiry, used up or not; tied ones stay (section 3.3)."""
+    vouchers = [grant for grant in account.holdings if grant.kind == "voucher" and grant.campaigns is None]
+    for voucher in sorted(vouchers, key=lambda voucher: voucher.order):
+        _move_to_business_center(step, account, voucher)
+
+
+def restore(center: BusinessCenter, kind: str, id: str, recorded: RecordedGrant, now: int, position: int) -> Grant:
+    """A grant that had left memory, as it was at this time and position: nothing is left of it, but it has holders."""
+    expires_at = recorded.expires_at
+    grant = Grant(kind, id, recorded.position, expires_at, recorded.campaigns)
+    grant.expired = expires_at is not None and expires_at <= now
+    account = None if recorded.account_id is None else center.accounts[recorded.account_id]
+    Holding(grant, None if account is None or _has_moved(grant, account) else account)
+    for allocated_at, account_id in recorded.allocated:
+        if allocated_at <= position and grant not in center.accounts[account_id].holdings:
+            Holding(grant, center.accounts[account_id])
+    return grant
+
+
+def _has_moved(grant: Grant, account: AdAccount) -> bool:
+    """Did it become the BC's when the account joined automatic allocation? What was granted since stays."""
+    joined = account.participates and grant.order < account.business_center.automatic_position
+    return joined and grant.campaigns is None
+
+
+def _move_to_business_center(step: Step, account: AdAccount, voucher: Grant) -> None:
     center = account.business_center
-    for voucher in [grant for grant in center.grants.values() if grant.kind == "voucher" and grant.campaigns is None]:
-        held = voucher.holdings[0]
-        if held.account is not account:
-            continue
-        amount = held.remaining
-        pocket_of(center, held).take(held, amount)
-        voucher.holdings.clear()
-        moved = Holding(voucher, None)
-        pocket_of(center, moved).put(moved, amount)
-        if amount:
-            _write(step, "transfer_out", center, held, -amount, account)
-            _write(step, "transfer_in", center, moved, amount, account)
-
-
-def holding_of(grant: Grant, account: AdAccount | None) -> Holding:
-    """What a holder has of a grant; an empty holding is made where there was none."""
-    return next((held for held in grant.holdings if held.account is account), None) or Holding(grant, account)
+    held = account.holdings.pop(voucher)
+    amount = held.remaining
+    pocket_of(center, held).take(held, amount)
+    voucher.holdings.clear()
+    moved = Holding(voucher, None)
+    pocket_of(center, moved).put(moved, amount)
+    if amount:
+        _write(step, "transfer_out", center, held, -amount, account)
+        _write(step, "transfer_in", center, moved, amount, account)
 
 
 def _write(

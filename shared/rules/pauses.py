@@ -3,8 +3,10 @@
 Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set is a bit mask; each cause added or removed is one entry.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
+from shared.rules.budgets import DAILY
 from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, is_empty
@@ -80,23 +82,78 @@ def settle_business_center(step: Step, business_center: BusinessCenter, policy: 
             settle_account(step, account, policy)
 
 
-def settle_account(step: Step, account: AdAccount, policy: Policy) -> None:
-    """Write what was added to and removed from the account's causes, then those of campaigns that its money stops."""
+def settle_account(step: Step, account: AdAccount, policy: Policy, spent: Campaign | None = None) -> None:
+    """Write what was added to and removed from the account's causes, then those of campaigns that its money stops.
+
+    `spent` is the campaign of a spend or reversal, whose own budget may have changed: it has its turn among them.
+    """
     causes = account_causes(account, policy)
     if causes != account.causes:
         account.causes = _write_changes(step, account, None, account.causes, causes)
-    if account.stopped_campaigns or _some_campaign_may_lack_money(account, policy):
-        for campaign in account.campaigns.values():
-            settle_campaign(step, campaign, policy)
+    for campaign in _campaigns_to_settle(account, policy, spent):
+        settle_campaign(step, campaign, policy)
 
 
 def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
     """Write what was added to and removed from the campaign's own causes."""
     before, causes = campaign.causes, campaign_causes(campaign, policy)
     if causes != before:
-        stopped = (causes & AD_ACCOUNT_BALANCE) - (before & AD_ACCOUNT_BALANCE)
-        campaign.account.stopped_campaigns += stopped // AD_ACCOUNT_BALANCE
         campaign.causes = _write_changes(step, campaign.account, campaign.id, before, causes)
+        _index(campaign)
+
+
+def index_campaigns(account: AdAccount, policy: Policy) -> None:
+    """Find again, in an account that was loaded or whose days are others, which campaigns are stopped and watched."""
+    account.stopped_campaigns, account.watched, account.daily_campaigns = {}, {}, 0
+    for campaign in account.campaigns.values():
+        _index(campaign)
+        if campaign.budget.mode == DAILY:
+            account.daily_campaigns += 1
+            account.watched[campaign] = None
+    if _some_campaign_may_lack_money(account, policy):
+        account.vouchers.changed = set()
+
+
+def _index(campaign: Campaign) -> None:
+    account = campaign.account
+    if campaign.causes & AD_ACCOUNT_BALANCE:
+        account.stopped_campaigns[campaign] = None
+    else:
+        account.stopped_campaigns.pop(campaign, None)
+    if campaign.causes & CAMPAIGN_BUDGET and campaign.budget.mode == DAILY:
+        account.watched[campaign] = None
+
+
+def in_order(campaigns: Iterable[Campaign]) -> list[Campaign]:
+    """Each once, in the order in which they came into being."""
+    return sorted(set(campaigns), key=lambda campaign: campaign.order)
+
+
+def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | None) -> list[Campaign]:
+    """The campaigns whose causes may be others now because all that is left is tied, or no longer is."""
+    lack, vouchers = _some_campaign_may_lack_money(account, policy), account.vouchers
+    changed = vouchers.changed
+    if lack or changed is not None:
+        vouchers.changed = set() if lack else None
+    if lack and changed is None:
+        return list(account.campaigns.values())
+    if not lack and not account.stopped_campaigns:
+        return []
+    concerned = {*account.stopped_campaigns} if not lack else _named(account, changed or set())
+    if spent is not None:
+        concerned.add(spent)
+    if _day_has_turned(account):
+        concerned |= account.watched.keys()
+    return in_order(concerned)
+
+
+def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:
+    return {account.campaigns[id] for id in campaign_ids if id in account.campaigns}
+
+
+def _day_has_turned(account: AdAccount) -> bool:
+    """Has the account's day begun, while its turn-over is still to come, at this very moment?"""
+    return account.turn_over_at is not None and account.turn_over_at <= account.zone.start(account.zone.today)
 
 
 def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
@@ -108,9 +165,7 @@ def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
 
 def _only_others_can_pay(campaign: Campaign, policy: Policy) -> bool:
     account = campaign.account
-    if not _some_campaign_may_lack_money(account, policy):
-        return False
-    return not any(holding.grant.pays_for(campaign.id) for holding in account.vouchers.holdings)
+    return _some_campaign_may_lack_money(account, policy) and campaign.id not in account.vouchers.tied_to
 
 
 def _write_changes(step: Step, account: AdAccount, campaign_id: str | None, before: int, after: int) -> int:

@@ -3,7 +3,7 @@
 from shared.rules.budgets import CUSTOM, DAILY, MONTHLY
 from shared.rules.calendar import date_text
 from shared.rules.entries import Step
-from shared.rules.pauses import settle_account, settle_campaign
+from shared.rules.pauses import CAMPAIGN_BUDGET, in_order, settle_account, settle_campaign
 from shared.rules.policy import Policy
 from shared.rules.refusal import require
 from shared.rules.state import AdAccount, Campaign
@@ -51,6 +51,7 @@ def reset_budget(step: Step, account: AdAccount, now: int, position: int, policy
 def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None, policy: Policy) -> None:
     """A campaign's budget knows what the campaign has spent before."""
     account = campaign.account
+    account.daily_campaigns += (mode == DAILY) - (campaign.budget.mode == DAILY)
     campaign.budget.set(account.zone.today, mode, amount)
     step.write(
         "campaign_budget_set",
@@ -60,6 +61,7 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
         details={"mode": mode, "amount": amount},
     )
     settle_campaign(step, campaign, policy)
+    _watch(campaign)
 
 
 def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
@@ -86,12 +88,23 @@ def turns_over(account: AdAccount) -> bool:
     """Does a new day change what the account's, or one of its campaigns', budget leaves?"""
     if account.budget.mode in (DAILY, MONTHLY):
         return True
-    return any(campaign.budget.mode == DAILY for campaign in account.campaigns.values())
+    return account.daily_campaigns > 0
 
 
 def turn_over(step: Step, account: AdAccount, policy: Policy) -> None:
     """A new day has begun: a pause by a used-up daily or monthly budget ends by itself (section 4.4)."""
     settle_account(step, account, policy)
-    for campaign in account.campaigns.values():
+    watched, account.watched = in_order(account.watched), {}
+    for campaign in watched:
         if campaign.budget.mode == DAILY:
             settle_campaign(step, campaign, policy)
+            _watch(campaign)
+
+
+def _watch(campaign: Campaign) -> None:
+    """The next turn-over looks at a campaign that is paused, or whose next day has begun to be spent already."""
+    budget, today = campaign.budget, campaign.account.zone.today
+    # Events come at most 24 hours ahead of their time, which is two dates at most.
+    ahead = budget.mode == DAILY and any(budget.spent(DAILY, day) for day in (today + 1, today + 2))
+    if ahead or (budget.mode == DAILY and campaign.causes & CAMPAIGN_BUDGET):
+        campaign.account.watched[campaign] = None

@@ -6,13 +6,16 @@ the same inputs, in whatever batches, the same entries come out.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from shared.rules import commands, corrections, expiry, pauses, setting_budgets, waterfall
 from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part
 from shared.rules.entries import Entry, Step
+from shared.rules.forgetting import EndedGrants, forget_lines
+from shared.rules.grants import GrantKey, RecordedGrant, restore
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.refusal import Refused
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant
@@ -24,6 +27,9 @@ Event = tuple[bytes, str, str, str, int, str, int, bytes | None, str | None]
 CHARGED: Final = "charged"
 DUPLICATE: Final = "duplicate"
 DAY_US: Final = 86_400_000_000
+# So many campaigns or holdings a batch lose the lines that they no longer need.
+FORGOTTEN_AT_ONCE: Final = 500
+FEWEST_IDLE_TIMERS: Final = 1000
 _EXPIRY, _TURN_OVER = 0, 1
 _IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
 
@@ -62,7 +68,6 @@ class Shard:
         self.policy = policy
         self.position = 0
         self.now = -(2**62)
-        self.grants_made = 0
         self.business_centers: dict[str, BusinessCenter] = {}
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
@@ -73,6 +78,11 @@ class Shard:
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
         self._spends: dict[bytes, ChargedSpend] = {}
+        self._recorded: Mapping[GrantKey, RecordedGrant] = {}
+        self._ended = EndedGrants()
+        self._idle_timers = 0
+        self._quiet_day = 0
+        self._quiet: Iterator[None] = iter(())
         self.batch = self._previous = Batch(0)
 
     @property
@@ -93,23 +103,47 @@ class Shard:
         policy: Policy | None = None,
         known: Mapping[bytes, Event] | None = None,
         spends: dict[bytes, ChargedSpend] | None = None,
+        grants: Mapping[GrantKey, RecordedGrant] | None = None,
     ) -> None:
         """Open the next batch at ledger time `now` (µs), which never goes back.
 
-        `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name;
-        those of the batch before need not be among them.
+        `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name,
+        `grants` those that its commands name or those spends drew on; what the batch before did need not be among them.
         """
         self._previous = self.batch
         self.position = self._previous.position + len(self._previous.entries)
         self.batch = Batch(self.position)
         self._known = known or {}
         self._spends = spends or {}
+        self._recorded = grants or {}
+        self._forget_grants()
         now = max(now, self.now)
         if policy is not None and policy != self.policy:
             self._change_policy(policy)
         while self._timers and self._timers[0][0] <= now:
             self._fire(heapq.heappop(self._timers))
         self._advance(now)
+        self._forget_lines()
+
+    def _forget_grants(self) -> None:
+        """Let go what the ledger can tell by now, and the timers of what has gone."""
+        for grant in self._ended.next_batch():
+            self._idle_timers += grant.expires_at is not None and not grant.expired
+        if self._idle_timers > FEWEST_IDLE_TIMERS and self._idle_timers > len(self._timers) // 2:
+            self._timers = sorted({timer for timer in self._timers if self._is_needed(timer)})
+            self._idle_timers = 0
+
+    def _forget_lines(self) -> None:
+        """Once a day, a portion a batch."""
+        if self.now // DAY_US > self._quiet_day:
+            self._quiet_day = self.now // DAY_US
+            self._quiet = forget_lines(self.accounts.values(), self.business_centers.values())
+        for _ in islice(self._quiet, FORGOTTEN_AT_ONCE):
+            pass
+
+    def _is_needed(self, timer: tuple[int, int, str, str, str]) -> bool:
+        _, kind, center_id, first, second = timer
+        return kind != _EXPIRY or (first, second) in self.business_centers[center_id].grants
 
     def next_due(self) -> int | None:
         """When the next timer is due, in µs; None: never."""
@@ -183,7 +217,7 @@ class Shard:
             step = Step(self.entries, occurred_at, event_id)
             step.part = part
             pauses.settle_business_center(step, account.business_center, self.policy)
-            pauses.settle_account(step, account, self.policy)
+            pauses.settle_account(step, account, self.policy, campaign)
             pauses.settle_campaign(step, campaign, self.policy)
 
     def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
@@ -197,6 +231,9 @@ class Shard:
             return fault
         if corrections.overflows(account, amount):
             return "invalid", "a balance would go beyond what 64 bits of micros hold"
+        for part in spend.parts:
+            if part.grant_id is not None and part.pocket is not None:
+                self.grant(account.business_center, part.pocket, part.grant_id)
         step = Step(self.entries, occurred_at, event_id)
         campaign = account.campaigns[campaign_id]
         corrections.reverse(step, spend, campaign, amount, reason, reverses)
@@ -262,12 +299,35 @@ class Shard:
             zone.advance(self.now)
         return zone
 
-    # ---- Timers -----------------------------------------------------------------------------------------------
+    # ---- Grants -----------------------------------------------------------------------------------------------
 
-    def schedule_expiry(self, center: BusinessCenter, grant: Grant) -> None:
-        """Let the grant expire at its time."""
+    def grant(self, center: BusinessCenter, kind: str, id: str) -> Grant | None:
+        """The Business Center's grant of that id, from memory or as the ledger tells it; None: it never had one."""
+        found = center.grants.get((kind, id))
+        if found is None:
+            recorded = self._recorded.get((center.id, kind, id))
+            if recorded is not None and recorded.position <= self.position:
+                found = restore(center, kind, id, recorded, self.now, self.position)
+                self.keep_grant(center, found)
+        return found
+
+    def keep_grant(self, center: BusinessCenter, grant: Grant) -> None:
+        """Hold a grant in memory from now on, until nothing is left of it, and let it expire at its time."""
+        self._ended.add(center, grant)
         if grant.expires_at is not None and not grant.expired:
             heapq.heappush(self._timers, (grant.expires_at, _EXPIRY, center.id, grant.kind, grant.id))
+
+    def forgotten(self, keys: Iterable[GrantKey]) -> list[GrantKey]:
+        """Those of these grants that are in memory no more, or may not be in the next batch."""
+        return [key for key in keys if not self._has_something_left(key)]
+
+    def _has_something_left(self, key: GrantKey) -> bool:
+        center_id, kind, id = key
+        center = self.business_centers.get(center_id)
+        grant = None if center is None else center.grants.get((kind, id))
+        return grant is not None and grant.filled > 0
+
+    # ---- Timers -----------------------------------------------------------------------------------------------
 
     def schedule_turn_over(self, account: AdAccount) -> None:
         """Look at the account's budgets when its next day begins, if a new day can change anything."""
@@ -288,7 +348,9 @@ class Shard:
         center = self.business_centers[center_id]
         step = Step(self.entries, due)
         if kind == _EXPIRY:
-            expiry.expire(step, center, center.grants[first, second], self.policy)
+            grant = center.grants.get((first, second))
+            if grant is not None:
+                expiry.expire(step, center, grant, self.policy)
         else:
             account = center.accounts[first]
             account.turn_over_at = None

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.rules.budgets import NO_MONTHS, Budget
 from shared.rules.day_counts import NO_DAYS, DayCounts
+from shared.rules.pauses import index_campaigns
 from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
@@ -25,10 +26,21 @@ FORMAT: Final = 3
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
     BusinessCenter: frozenset({"accounts", "grants", "vouchers", "ad_credits"}),
-    AdAccount: frozenset({"business_center", "campaigns", "vouchers", "ad_credits"}),
-    Campaign: frozenset({"account", "line", "lines", "payer"}),
-    Grant: frozenset({"holdings"}),
-    Holding: frozenset({"grant", "draw_order"}),
+    AdAccount: frozenset(
+        {
+            "business_center",
+            "campaigns",
+            "vouchers",
+            "ad_credits",
+            "holdings",
+            "stopped_campaigns",
+            "daily_campaigns",
+            "watched",
+        }
+    ),
+    Campaign: frozenset({"account", "order", "line", "lines", "payer"}),
+    Grant: frozenset({"holdings", "filled", "center", "ended"}),
+    Holding: frozenset({"grant", "draw_order", "lines"}),
     Budget: frozenset(),
 }
 
@@ -159,7 +171,6 @@ def dump(shard: Shard) -> Iterator[Any]:
             "position": shard.batch.position + len(shard.batch.entries),
             "now": shard.now,
             "policy": shard.policy.content(),
-            "grants_made": shard.grants_made,
         },
         _all_fields(),
     ]
@@ -177,11 +188,20 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
     shard.policy = policy_of(of_shard["policy"])
     shard.now = of_shard["now"]
     shard.position = of_shard["position"]
-    shard.grants_made = of_shard["grants_made"]
     shard.batch = Batch(shard.position)
     loader = _Loader(shard)
     for kind, row in rest:
         loader.load(kind, row)
+    for center in shard.business_centers.values():
+        _derive(shard, center)
+
+
+def _derive(shard: Shard, center: BusinessCenter) -> None:
+    """What is known once all objects of a Business Center are there."""
+    for grant in list(center.grants.values()):
+        shard.keep_grant(center, grant)
+    for account in center.accounts.values():
+        index_campaigns(account, shard.policy)
 
 
 def _all_fields() -> dict[str, list[str]]:
@@ -244,7 +264,6 @@ class _Loader:
         self._grant = grant = Grant(fields["kind"], fields["id"], fields["order"], fields["expires_at"])
         _fill(grant, fields)
         self._center.grants[grant.kind, grant.id] = grant
-        self._shard.schedule_expiry(self._center, grant)
 
     def put_holding(self, fields: dict[str, Any]) -> None:
         """Add what one holder has of a grant to the holder's pocket."""

@@ -3,7 +3,7 @@
 Amounts are micros, times microseconds since the Unix epoch, days proleptic ordinals.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from sys import intern
 from typing import Final
 
@@ -15,9 +15,13 @@ FOREVER: Final = 2**63 - 1
 
 
 class Grant:
-    """A voucher or an ad credit: who granted what until when, and where it is held now."""
+    """A voucher or an ad credit: who granted what until when, and where it is held now.
 
-    __slots__ = ("campaigns", "expired", "expires_at", "holdings", "id", "kind", "order")
+    `order` is the position of its entry in the ledger. `filled` counts its holdings that hold something; once none
+    does, the grant adds itself to `ended`, the list of its shard.
+    """
+
+    __slots__ = ("campaigns", "center", "ended", "expired", "expires_at", "filled", "holdings", "id", "kind", "order")
 
     def __init__(
         self, kind: str, id: str, order: int, expires_at: int | None, campaigns: frozenset[str] | None = None
@@ -29,43 +33,52 @@ class Grant:
         self.campaigns = campaigns
         self.expired = False
         self.holdings: list[Holding] = []
-
-    def pays_for(self, campaign_id: str) -> bool:
-        """A grant tied to campaigns pays for those campaigns only (domain page, section 2.1)."""
-        return self.campaigns is None or campaign_id in self.campaigns
+        self.filled = 0
+        self.center: BusinessCenter | None = None
+        self.ended: dict[Grant, None] | None = None
 
 
 class Holding:
-    """What one holder has of a grant; `account` is None for the Business Center."""
+    """What one holder has of a grant; `account` is None for the Business Center.
 
-    __slots__ = ("account", "draw_order", "grant", "remaining")
+    `lines` are those of the entries of campaigns that it paid for.
+    """
+
+    __slots__ = ("account", "draw_order", "grant", "lines", "remaining")
 
     def __init__(self, grant: Grant, account: "AdAccount | None") -> None:
         self.grant = grant
         self.account = account
         self.remaining = 0
         self.draw_order = (FOREVER if grant.expires_at is None else grant.expires_at, grant.order)
+        self.lines: dict[Campaign, Line] = {}
         grant.holdings.append(self)
+        if account is not None:
+            account.holdings[grant] = self
 
 
 class GrantPocket:
     """A pocket of grants, in the order in which they pay: earliest expiry first, then oldest.
 
-    `holdings` has only those that still hold something.
+    `untied` and `tied_to`, by the id of the campaign that they pay for, have only holdings that still hold something.
+    `total` is what all hold, `tied` what the tied ones do. `changed` are the campaigns whose payers came or went since
+    pauses were settled; None where pauses do not depend on it.
     """
 
-    __slots__ = ("holdings", "tied", "total")
+    __slots__ = ("changed", "tied", "tied_to", "total", "untied")
 
     def __init__(self) -> None:
-        self.holdings: list[Holding] = []
+        self.untied: list[Holding] = []
+        self.tied_to: dict[str, list[Holding]] = {}
         self.total = 0
         self.tied = 0
+        self.changed: set[str] | None = None
 
     def put(self, holding: Holding, amount: int) -> None:
         """Add to a holding of this pocket."""
         assert self is not NO_GRANTS, "that one belongs to nobody"
         if holding.remaining == 0 and amount:
-            insort(self.holdings, holding, key=lambda held: held.draw_order)
+            self._fill(holding)
         holding.remaining += amount
         self._count(holding, amount)
 
@@ -75,12 +88,62 @@ class GrantPocket:
         holding.remaining -= amount
         self._count(holding, -amount)
         if holding.remaining == 0 and amount:
-            self.holdings.remove(holding)
+            self._empty(holding)
+
+    def first_for(self, campaign_id: str) -> Holding | None:
+        """The holding that pays first for this campaign: a tied one pays for its campaigns only (section 2.1)."""
+        untied = self.untied[0] if self.untied else None
+        tied = self.tied_to.get(campaign_id) if self.tied else None
+        if tied is None:
+            return untied
+        return tied[0] if untied is None or tied[0].draw_order < untied.draw_order else untied
 
     def _count(self, holding: Holding, change: int) -> None:
         self.total += change
         if holding.grant.campaigns is not None:
             self.tied += change
+
+    def _fill(self, holding: Holding) -> None:
+        grant = holding.grant
+        grant.filled += 1
+        if grant.campaigns is None:
+            insort(self.untied, holding, key=_draw_order)
+            return
+        for campaign_id in grant.campaigns:
+            insort(self.tied_to.setdefault(campaign_id, []), holding, key=_draw_order)
+        self._note(grant.campaigns)
+
+    def _empty(self, holding: Holding) -> None:
+        grant = holding.grant
+        if grant.campaigns is None:
+            _remove(self.untied, holding)
+        else:
+            self._untie(holding, grant.campaigns)
+        grant.filled -= 1
+        if not grant.filled and grant.ended is not None:
+            grant.ended[grant] = None
+
+    def _untie(self, holding: Holding, campaigns: frozenset[str]) -> None:
+        for campaign_id in campaigns:
+            payers = self.tied_to[campaign_id]
+            _remove(payers, holding)
+            if not payers:
+                del self.tied_to[campaign_id]
+        self._note(campaigns)
+
+    def _note(self, campaigns: frozenset[str]) -> None:
+        if self.changed is not None:
+            self.changed |= campaigns
+
+
+def _draw_order(holding: Holding) -> tuple[int, int]:
+    return holding.draw_order
+
+
+def _remove(holdings: list[Holding], holding: Holding) -> None:
+    at = bisect_left(holdings, holding.draw_order, key=_draw_order)
+    assert holdings[at] is holding, "a pocket is in order"
+    del holdings[at]
 
 
 # The pocket of all who never held a grant, which most never do: every spend asks, and one for all is at hand.
@@ -90,14 +153,16 @@ NO_GRANTS: Final = GrantPocket()
 class Campaign:
     """A campaign of an ad account. Comes into being when first named.
 
-    `lines` are those of its entries by what pays; `line` is the one used last, for `payer`.
+    `order` is its place among the account's. `lines` are those of its entries by what pays, grants apart; `line` is the
+    one used last, for `payer`.
     """
 
-    __slots__ = ("account", "budget", "causes", "id", "line", "lines", "payer")
+    __slots__ = ("account", "budget", "causes", "id", "line", "lines", "order", "payer")
 
     def __init__(self, account: "AdAccount", id: str) -> None:
         self.id = id
         self.account = account
+        self.order = len(account.campaigns)
         self.budget = Budget()
         self.causes = 0
         self.lines: dict[object, Line] = {}
@@ -106,7 +171,12 @@ class Campaign:
 
 
 class AdAccount:
-    """An ad account with its own pockets and budget."""
+    """An ad account with its own pockets and budget.
+
+    `holdings` are all that it has of grants in memory, used up or not. `stopped_campaigns` are those that only others'
+    vouchers could pay for, `daily_campaigns` counts those with a daily budget, and `watched` are those of them whose
+    pauses a new day may change.
+    """
 
     __slots__ = (
         "ad_credits",
@@ -120,12 +190,15 @@ class AdAccount:
         "changes",
         "changes_day",
         "credit",
+        "daily_campaigns",
+        "holdings",
         "id",
         "owned",
         "participates",
         "stopped_campaigns",
         "turn_over_at",
         "vouchers",
+        "watched",
         "zone",
     )
 
@@ -148,7 +221,10 @@ class AdAccount:
         self.changes = 0
         self.causes = 0
         self.campaigns: dict[str, Campaign] = {}
-        self.stopped_campaigns = 0
+        self.holdings: dict[Grant, Holding] = {}
+        self.stopped_campaigns: dict[Campaign, None] = {}
+        self.daily_campaigns = 0
+        self.watched: dict[Campaign, None] = {}
         self.turn_over_at: int | None = None
 
     def available(self, pockets: tuple[str, ...]) -> int:
@@ -165,11 +241,16 @@ class AdAccount:
 
 
 class BusinessCenter:
-    """A Business Center with its shared balance. `empty`: nothing can be drawn from it."""
+    """A Business Center with its shared balance. `empty`: nothing can be drawn from it.
+
+    `grants` are those in memory: what is used up or expired leaves it. `automatic_position` is the position of the
+    entry that enabled automatic allocation, at `automatic_since`.
+    """
 
     __slots__ = (
         "accounts",
         "ad_credits",
+        "automatic_position",
         "automatic_since",
         "cash",
         "credit_limit",
@@ -189,6 +270,7 @@ class BusinessCenter:
         self.zone = zone
         self.finance_roles = finance_roles
         self.automatic_since: int | None = None
+        self.automatic_position = 0
         self.cash = 0
         self.vouchers = NO_GRANTS
         self.ad_credits = NO_GRANTS

@@ -4,7 +4,7 @@ Source: the domain page, section 2. This is the hot path: every spend passes her
 and lines are made once a campaign and pocket, because both show in the figures of `make bench`.
 """
 
-from shared.rules.budgets import count_for_account
+from shared.rules.budgets import DAILY, count_for_account
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
@@ -60,6 +60,8 @@ def charge(
 def _limit(campaign: Campaign, amount: int, day: int, today: int) -> tuple[int, int, list[tuple[Line, int]]]:
     """What the budgets let through, the first day of the account's period, and the parts beyond the budgets."""
     budget = campaign.account.budget
+    if day > today and campaign.budget.mode == DAILY:
+        campaign.account.watched[campaign] = None
     beyond: list[tuple[Line, int]] = []
     for limiting, cause in ((campaign.budget, "campaign_budget"), (budget, "ad_account_budget")):
         room = limiting.room(day, today) if limiting.history else None
@@ -113,14 +115,15 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
 
 
 def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: Campaign, left: int) -> int:
-    for holding in list(pocket.holdings):
-        if not left:
+    """From the first that pays, until nothing is left of the spend or nobody pays: whoever is used up makes room."""
+    while left:
+        holding = pocket.first_for(campaign.id)
+        if holding is None:
             break
-        if holding.grant.pays_for(campaign.id):
-            taken = min(left, holding.remaining)
-            pocket.take(holding, taken)
-            parts.append((_grant_line(campaign, holding), -taken))
-            left -= taken
+        taken = min(left, holding.remaining)
+        pocket.take(holding, taken)
+        parts.append((_grant_line(campaign, holding), -taken))
+        left -= taken
     return left
 
 
@@ -153,11 +156,11 @@ def _draw_line(campaign: Campaign, pocket: str) -> Line:
 
 
 def _grant_line(campaign: Campaign, holding: Holding) -> Line:
-    line = campaign.lines.get(holding)
+    line = holding.lines.get(campaign)
     if line is None:
         account, grant = campaign.account, holding.grant
         own = holding.account is not None
-        line = campaign.lines[holding] = Line(
+        line = holding.lines[campaign] = Line(
             _DEBITS[grant.kind] if own else "business_center_draw",
             account.business_center.id,
             account.id,

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.allocation.decoding import Command, decode_command, decode_event
-from shared.contracts.commands import same_content
+from shared.contracts.commands import command_meaning, same_content
 from shared.ledger.encoding import encode_entries
+from shared.ledger.lookup import grants_of
 from shared.rules import snapshot
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
+from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Event, Shard
 
@@ -45,7 +47,9 @@ class PureLedger:
         known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
         reversed_ids = [event[7] for event in events if event[7] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
-        self.rules.begin(now, self.policy, known, spends)
+        commands = [item.content for item in decoded if isinstance(item, Command)]
+        grants = self._grants(self.rules.forgotten(grants_of(commands, spends.values())))
+        self.rules.begin(now, self.policy, known, spends, grants)
         fates = [self._decide(item) for item in decoded]
         self.entries += self.rules.entries
         self.recorded += [self.rules.now] * len(self.rules.entries)
@@ -87,6 +91,23 @@ class PureLedger:
         outcome = ("accepted", None) if refused is None else ("rejected", refused.code)
         self._outcomes[command.id] = (meaning, outcome)
         return outcome
+
+    def _grants(self, keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
+        """The grants as the database would give them: from entries alone, without those of the batch before."""
+        committed = self.entries[: self.rules.position]
+        found: dict[GrantKey, RecordedGrant] = {}
+        for position, (line, *_) in enumerate(committed if keys else (), 1):
+            key = (line.business_center_id, line.pocket or "", line.grant_id or "")
+            if key not in keys or line.kind not in ("grant", "allocation_in"):
+                continue
+            if line.kind == "grant":
+                command = command_meaning(json.loads(line.details or "{}")["command"])
+                tied_to = command.get("campaign_ids")
+                campaigns = None if tied_to is None else frozenset(tied_to)
+                found[key] = RecordedGrant(position, command.get("expires_at"), campaigns, line.ad_account_id)
+            else:
+                found[key].allocated.append((position, line.ad_account_id or ""))
+        return found
 
     def _spend(self, event_id: bytes) -> ChargedSpend | None:
         """The spend as the database would give it."""

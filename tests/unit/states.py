@@ -10,6 +10,7 @@ from typing import Any
 from shared.rules.budgets import Budget
 from shared.rules.calendar import Zone
 from shared.rules.day_counts import DayCounts
+from shared.rules.pauses import index_campaigns
 from shared.rules.policy import Policy
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
@@ -20,8 +21,25 @@ ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/
 # taken; routes are looked up again.
 NOT_STATE = {
     Campaign: {"line", "lines", "payer"},
+    Holding: {"lines"},
+    Grant: {"center", "ended"},
     Zone: {"_day", "_from", "_info", "_starts", "_to", "_tomorrow"},
-    Shard: {"batch", "_previous", "_known", "_spends", "_campaigns", "_window", "accounts_elsewhere", "zones"},
+    Shard: {
+        "batch",
+        "_previous",
+        "_known",
+        "_spends",
+        "_recorded",
+        "_campaigns",
+        "_window",
+        "accounts_elsewhere",
+        "zones",
+        # When to let go of what no decision depends on.
+        "_ended",
+        "_idle_timers",
+        "_quiet_day",
+        "_quiet",
+    },
 }
 
 
@@ -31,9 +49,9 @@ def structure(item: Any) -> Any:
         return [(structure(key), structure(value)) for key, value in item.items()]
     if isinstance(item, list | tuple):
         return [structure(each) for each in item]
-    if isinstance(item, frozenset):
+    if isinstance(item, frozenset | set):
         return sorted(item)
-    if isinstance(item, GrantPocket) and not item.holdings:
+    if isinstance(item, GrantPocket) and not (item.untied or item.tied_to):
         return item.total, item.tied
     if isinstance(item, Policy):
         return structure(item.content())
@@ -67,7 +85,6 @@ class States:
         """A shard of several Business Centers, between two batches."""
         shard = Shard(Policy(self._name(), ("cash", "voucher", "credit"), ("credit_line", "voucher")))
         shard.now = NOON + self._number(10**12)
-        shard.grants_made = self._number()
         shard.batch = Batch(self._number())
         shard.position = shard.batch.position
         for _ in range(self._random.randint(1, 3)):
@@ -78,7 +95,7 @@ class States:
     def _center(self, shard: Shard) -> BusinessCenter:
         zone = shard.zone(self._random.choice(ZONES))
         center = BusinessCenter(self._name(), self._random.choice(("EUR", "JPY")), zone, self._flag())
-        center.automatic_since = self._random.choice((None, self._number()))
+        center.automatic_since, center.automatic_position = self._random.choice((None, self._number())), self._number()
         center.cash, center.credit_limit, center.empty = self._number(), self._number(), self._flag()
         center.credit_used = self._number() - self._number()
         for _ in range(self._random.randint(1, 4)):
@@ -86,8 +103,9 @@ class States:
             center.accounts[account.id] = shard.accounts[account.id] = account
         for kind in self._random.choices(("voucher", "ad_credit"), k=self._random.randint(0, 5)):
             grant = self._grant(center, kind)
-            center.grants[kind, grant.id] = grant
-            shard.schedule_expiry(center, grant)
+            shard.keep_grant(center, grant)
+        for account in center.accounts.values():
+            index_campaigns(account, shard.policy)
         return center
 
     def _account(self, shard: Shard, center: BusinessCenter) -> AdAccount:
@@ -97,7 +115,7 @@ class States:
         )
         account.participates, account.cash, account.credit = self._flag(), self._number(), self._number()
         account.changes_day, account.changes = TODAY - self._number(9), self._number(10)
-        account.causes, account.stopped_campaigns = self._number(15), self._number(3)
+        account.causes = self._number(15)
         account.budget = self._budget(("daily", "monthly", "custom", "unlimited"))
         for _ in range(self._random.randint(0, 4)):
             campaign = Campaign(account, self._name())

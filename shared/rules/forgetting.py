@@ -1,0 +1,68 @@
+"""What leaves memory: grants that are used up or expired, and lines of entries that nobody has written for days.
+
+No decision depends on it. A grant that is needed again is handed to the rules as the ledger tells it (`Shard.grant`).
+The next batch is decided before the one before it can be read, so a grant leaves only once the batch that ended it is
+two batches back.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, GrantPocket
+
+QUIET_DAYS = 2
+
+
+class EndedGrants:
+    """Grants of which nothing is left, by the batch that ended them."""
+
+    def __init__(self) -> None:
+        self.now: dict[Grant, None] = {}
+        self._before: list[Grant] = []
+
+    def add(self, center: BusinessCenter, grant: Grant) -> None:
+        """Keep a grant in memory, until it ends; one of which nothing is left has just ended."""
+        center.grants[grant.kind, grant.id] = grant
+        grant.center, grant.ended = center, self.now
+        if not grant.filled:
+            self.now[grant] = None
+
+    def next_batch(self) -> list[Grant]:
+        """Let the grants go that the batch before the last one ended, and nothing was returned to since."""
+        gone = [grant for grant in self._before if not grant.filled and grant not in self.now]
+        for grant in gone:
+            _let_go(grant)
+        self._before = list(self.now)
+        self.now.clear()
+        return gone
+
+
+def _let_go(grant: Grant) -> None:
+    assert grant.center is not None, "it was kept in memory"
+    del grant.center.grants[grant.kind, grant.id]
+    for holding in grant.holdings:
+        if holding.account is not None:
+            del holding.account.holdings[grant]
+
+
+def forget_lines(accounts: Iterable[AdAccount], centers: Iterable[BusinessCenter]) -> Iterator[None]:
+    """Drop the lines of quiet campaigns and of all grants, a step for each: who is needed again makes them again."""
+    for center in list(centers):
+        yield from _forget_lines_of_grants(center.vouchers)
+    for account in list(accounts):
+        yield from _forget_lines_of_grants(account.vouchers)
+        yield from _forget_lines_of_grants(account.ad_credits)
+        for campaign in list(account.campaigns.values()):
+            _forget_lines_if_quiet(campaign)
+            yield
+
+
+def _forget_lines_of_grants(pocket: GrantPocket) -> Iterator[None]:
+    for holding in [*pocket.untied, *(held for tied in pocket.tied_to.values() for held in tied)]:
+        holding.lines = {}
+        yield
+
+
+def _forget_lines_if_quiet(campaign: Campaign) -> None:
+    if campaign.lines and campaign.budget.day <= campaign.account.zone.today - QUIET_DAYS:
+        campaign.lines = {}
+        campaign.line = campaign.payer = None

@@ -1,0 +1,180 @@
+"""What an input costs is what it changes, however much there is beside. Counted in the interpreter's steps and in time.
+
+Sizes: 10,000 accounts, 100,000 campaigns. Steps are counted on fewer, because counting takes fifty times as long.
+"""
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from shared.rules import shard
+from shared.rules.shard import DAY_US
+from tests.unit.test_rules_tables import NOON, Book
+
+Call = Callable[[], object]
+
+
+def steps(call: Call) -> int:
+    """How many bytecodes the call runs, loops within expressions included."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _arg: Any) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def seconds(call: Call) -> float:
+    """How long the processor works on the call."""
+    gc.collect()
+    gc.disable()
+    try:
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+    finally:
+        gc.enable()
+
+
+# ---- Enabling automatic allocation ----------------------------------------------------------------------------------
+
+
+def with_vouchers(accounts: int) -> Book:
+    book = Book()
+    for number in range(accounts):
+        book.open(f"a-{number}")
+        book.do("grant_voucher", voucher_id=str(number), amount=5, ad_account_id=f"a-{number}")
+    return book
+
+
+def enable(book: Book) -> Call:
+    return lambda: book.do("enable_automatic_allocation")
+
+
+def test_enabling_takes_ten_times_the_steps_for_ten_times_the_accounts() -> None:
+    assert steps(enable(with_vouchers(500))) < 11 * steps(enable(with_vouchers(50)))
+
+
+def test_enabling_with_ten_thousand_accounts_takes_a_second_or_two() -> None:
+    small, large = seconds(enable(with_vouchers(2_000))), seconds(enable(with_vouchers(10_000)))
+    assert large < 8 * small
+    assert large < 5
+
+
+def test_an_account_with_ten_thousand_vouchers_joins_as_quickly() -> None:
+    def book(vouchers: int) -> Book:
+        book = Book()
+        for number in range(vouchers):
+            book.do("grant_voucher", voucher_id=str(number), amount=5, ad_account_id="a")
+        return book
+
+    assert seconds(enable(book(10_000))) < 8 * seconds(enable(book(2_000)))
+
+
+# ---- Many campaigns -------------------------------------------------------------------------------------------------
+
+
+def with_campaigns(campaigns: int, mode: str | None = None) -> Book:
+    """An account in which all that is left is a voucher tied to one campaign; the others are stopped."""
+    book = Book()
+    book.do("deposit_cash", amount=campaigns, ad_account_id="a")
+    for number in range(campaigns):
+        book.spend(1, f"c-{number}")
+        if mode:
+            book.do("set_campaign_budget", ad_account_id="a", campaign_id=f"c-{number}", mode=mode, amount=10**6)
+    book.do("grant_voucher", voucher_id="v", amount=10**9, ad_account_id="a", campaign_ids=["c-0"])
+    assert len(book.rules.accounts["a"].stopped_campaigns) == campaigns - 1
+    book.later(NOON)
+    return book
+
+
+def set_campaign_budget(book: Book) -> Call:
+    return lambda: book.do("set_campaign_budget", ad_account_id="a", campaign_id="c-0", mode="daily", amount=10**6)
+
+
+def end_another_voucher(book: Book) -> Call:
+    """A second voucher tied to a campaign is used up: that one stops again."""
+    book.do("grant_voucher", voucher_id="w", amount=1, ad_account_id="a", campaign_ids=["c-1"])
+    return lambda: book.spend(1, "c-1")
+
+
+@pytest.fixture(scope="module")
+def few() -> Book:
+    return with_campaigns(10)
+
+
+@pytest.fixture(scope="module")
+def many() -> Book:
+    return with_campaigns(100_000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda book: lambda: book.spend(1, "c-0"),
+        lambda book: lambda: book.spend(1, "c-2"),
+        set_campaign_budget,
+        end_another_voucher,
+    ],
+    ids=["a spend that is paid", "a spend that nobody pays", "a campaign's budget", "a tied voucher is used up"],
+)
+def test_beside_a_hundred_thousand_campaigns_it_costs_as_much_as_beside_ten(
+    few: Book, many: Book, make: Callable[[Book], Call]
+) -> None:
+    among_few, among_many = make(few), make(many)
+    assert steps(among_many) < 1.5 * steps(among_few)
+    among_few, among_many = make(few), make(many)
+    repeated = range(1_000)
+    assert seconds(lambda: [among_many() for _ in repeated]) < 3 * seconds(lambda: [among_few() for _ in repeated])
+
+
+def test_a_new_day_looks_at_the_campaigns_that_it_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "FORGOTTEN_AT_ONCE", 0)
+
+    def turn_over(campaigns: int) -> Call:
+        book = with_campaigns(campaigns, "daily")
+        book.do("deposit_cash", amount=10**9, ad_account_id="a")
+        book.do("set_campaign_budget", ad_account_id="a", campaign_id="c-1", mode="daily", amount=1)
+        return lambda: book.later(NOON + DAY_US)
+
+    assert steps(turn_over(1_000)) < 1.5 * steps(turn_over(10))
+
+
+# ---- Many grants ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [None, ["other"]])
+def test_a_spend_beside_many_vouchers_looks_at_those_that_pay(tied: list[str] | None) -> None:
+    def spend(vouchers: int) -> Call:
+        book = Book()
+        for number in range(vouchers):
+            book.do("grant_voucher", voucher_id=str(number), amount=5, ad_account_id="a", campaign_ids=tied)
+        return lambda: book.spend(3)
+
+    assert steps(spend(1_000)) < 1.5 * steps(spend(10))
+
+
+def test_an_allocation_beside_many_of_the_same_ad_credit_costs_as_much_as_the_second() -> None:
+    def allocate(accounts: int) -> Call:
+        book = Book()
+        book.do("grant_ad_credit", ad_credit_id="x", amount=10**9)
+        for number in range(accounts):
+            book.open(f"a-{number}")
+            book.do("allocate_ad_credit", ad_credit_id="x", ad_account_id=f"a-{number}", amount=1)
+        return lambda: book.do("allocate_ad_credit", ad_credit_id="x", ad_account_id="a", amount=1)
+
+    assert steps(allocate(1_000)) < 1.5 * steps(allocate(2))

@@ -1,0 +1,181 @@
+"""Pauses, kept step by step, are at every moment what somebody would find who looked at everything anew."""
+
+from collections import defaultdict
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.rules.pauses import AD_ACCOUNT_BALANCE, AD_ACCOUNT_BUDGET, BUSINESS_CENTER_BALANCE, CAMPAIGN_BUDGET
+from shared.rules.policy import Policy
+from shared.rules.shard import DAY_US
+from shared.rules.state import AdAccount, BusinessCenter, Campaign
+from tests.unit.pure_ledger import PureLedger
+from tests.unit.test_rules_tables import HOUR, NOON, Book
+from tests.unit.tied_work import TiedWork
+
+
+def held(center: BusinessCenter, account: AdAccount | None, kind: str) -> list[tuple[frozenset[str] | None, int]]:
+    """What a holder has of each grant: the campaigns that it is tied to, and how much."""
+    grants = [grant for grant in center.grants.values() if grant.kind == kind]
+    return [(grant.campaigns, each.remaining) for grant in grants for each in grant.holdings if each.account is account]
+
+
+def balance(holder: AdAccount | BusinessCenter, pocket: str) -> int:
+    if pocket in ("voucher", "ad_credit"):
+        center, account = (holder, None) if isinstance(holder, BusinessCenter) else (holder.business_center, holder)
+        return sum(amount for _, amount in held(center, account, pocket))
+    if isinstance(holder, BusinessCenter):
+        return holder.cash if pocket == "cash" else max(0, holder.credit_limit - holder.credit_used)
+    return holder.cash if pocket == "cash" else holder.credit
+
+
+def is_used_up(entity: AdAccount | Campaign, account: AdAccount) -> bool:
+    amount, today = entity.budget.amount, account.zone.today
+    return amount is not None and entity.budget.spent(entity.budget.mode, today) >= amount
+
+
+def causes_of_account(account: AdAccount, policy: Policy) -> int:
+    """Section 5 of the domain page, word by word."""
+    center = account.business_center
+    causes = AD_ACCOUNT_BUDGET if is_used_up(account, account) else 0
+    if account.participates:
+        drawable = sum(balance(center, pocket) for pocket in policy.business_center)
+        return causes | (0 if drawable else BUSINESS_CENTER_BALANCE)
+    own = sum(balance(account, pocket) for pocket in policy.ad_account)
+    return causes | (0 if own else AD_ACCOUNT_BALANCE)
+
+
+def causes_of_campaign(campaign: Campaign, policy: Policy) -> int:
+    """Its budget; and what its account has left, all of it, is tied to others (section 5.4)."""
+    account = campaign.account
+    causes = CAMPAIGN_BUDGET if is_used_up(campaign, account) else 0
+    if account.participates or "voucher" not in policy.ad_account:
+        return causes
+    vouchers = [(tied_to, amount) for tied_to, amount in held(account.business_center, account, "voucher") if amount]
+    others = sum(amount for tied_to, amount in vouchers if tied_to is not None and campaign.id not in tied_to)
+    own = sum(balance(account, pocket) for pocket in policy.ad_account)
+    return causes | (AD_ACCOUNT_BALANCE if own and own == others and has_no_payer(vouchers, campaign) else 0)
+
+
+def has_no_payer(vouchers: list[tuple[frozenset[str] | None, int]], campaign: Campaign) -> bool:
+    return not any(tied_to is None or campaign.id in tied_to for tied_to, _ in vouchers)
+
+
+def assert_causes_are_what_balances_and_budgets_say(ledger: PureLedger) -> None:
+    policy = ledger.rules.policy
+    for account in ledger.rules.accounts.values():
+        assert account.causes == causes_of_account(account, policy), account.id
+        for campaign in account.campaigns.values():
+            assert campaign.causes == causes_of_campaign(campaign, policy), (account.id, campaign.id)
+
+
+def assert_written_in_order(ledger: PureLedger, first: int) -> None:
+    """Of one step and account: what changes for it, then for its campaigns in the order in which they came to be."""
+    steps: defaultdict[tuple[bytes | None, int, str], list[int]] = defaultdict(list)
+    number = 0
+    for line, amount, _, source, part, _, _ in ledger.entries[first:]:
+        number += part == 0
+        if amount is None and line.cause is not None and line.ad_account_id is not None:
+            account = ledger.rules.accounts[line.ad_account_id]
+            campaign = account.campaigns[line.campaign_id] if line.campaign_id is not None else None
+            steps[source, number, account.id].append(-1 if campaign is None else campaign.order)
+    for orders in steps.values():
+        assert [order for order, _ in groupby(orders)] == sorted(set(orders))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000), campaigns=st.integers(3, 9))
+def test_causes_are_after_every_input_what_they_are_when_all_is_looked_at_anew(seed: int, campaigns: int) -> None:
+    ledger, first = PureLedger(), 0
+    for policy, now, messages in TiedWork(seed, campaigns).history(80):
+        ledger.policy = policy
+        for message in messages:
+            ledger.batch([message], now)
+            assert_causes_are_what_balances_and_budgets_say(ledger)
+            assert_written_in_order(ledger, first)
+            first = len(ledger.entries)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_so_they_are_after_a_reload_too(seed: int) -> None:
+    ledger = PureLedger()
+    for number, (policy, now, messages) in enumerate(TiedWork(seed).history(150)):
+        ledger.policy = policy
+        if number % 3 == 0:
+            ledger.reload()
+        ledger.batch(messages, now)
+        assert_causes_are_what_balances_and_budgets_say(ledger)
+
+
+# ---- Who comes when -------------------------------------------------------------------------------------------------
+
+
+def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, int]]:
+    """Kind, campaign, cause and part of the pauses and resumes from an index on."""
+    return [
+        (line.kind, line.campaign_id, line.cause, part)
+        for line, _, _, _, part, _, _ in book.rules.entries[first:]
+        if line.kind in ("pause", "resume")
+    ]
+
+
+def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
+    """Campaigns c1, c2, c3; cash is used up; a voucher each is tied to some of them, the last one may expire."""
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    for number, campaign in enumerate(("c1", "c2", "c3"), 1):
+        book.rules.event(book.event(10, campaign, id=number))
+    for campaign in tied:
+        ends: dict[str, Any] = {"expires_at": expires_at} if campaign == tied[-1] else {}
+        book.do("grant_voucher", voucher_id=campaign, amount=5, ad_account_id="a", campaign_ids=[campaign], **ends)
+    return book
+
+
+def test_the_campaign_of_a_reversal_has_its_turn_among_those_that_its_money_resumes() -> None:
+    book = only_tied_is_left("c2")
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c2", mode="lifetime", amount=10)
+    first = len(book.rules.entries)
+    book.rules.event(book.event(1, "c2", reverses=UUID(int=2).bytes))
+    assert changes(book, first) == [
+        ("resume", "c1", "ad_account_balance", 1),
+        ("resume", "c2", "campaign_budget", 2),
+        ("resume", "c3", "ad_account_balance", 3),
+    ]
+
+
+def test_at_midnight_an_expiry_that_stops_a_campaign_finds_the_new_day() -> None:
+    book = only_tied_is_left("c1", "c2", expires_at=NOON + 12 * HOUR)
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c1", mode="daily", amount=10)
+    book.later(NOON + 12 * HOUR)
+    assert changes(book, 0) == [("resume", "c1", "campaign_budget", 1), ("pause", "c2", "ad_account_balance", 2)]
+
+
+@pytest.mark.parametrize("ahead", [13 * HOUR, DAY_US])
+def test_a_day_that_was_spent_ahead_of_its_time_begins_with_a_pause(ahead: int) -> None:
+    book = Book()
+    book.do("deposit_cash", amount=100, ad_account_id="a")
+    book.spend(10, "c", NOON + ahead)
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c", mode="daily", amount=10)
+    book.later(NOON + 12 * HOUR)
+    assert changes(book, 0) == [("pause", "c", "campaign_budget", 0)]
+    book.later(NOON + 36 * HOUR)
+    assert changes(book, 0) == [("resume", "c", "campaign_budget", 0)]
+
+
+def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
+    """On 28 March 2027 the day has 23 hours in Berlin: what occurs 24 hours from 23:59 before it is of the 29th."""
+    book = Book()
+    book.open("b", zone="Europe/Berlin")
+    book.do("deposit_cash", amount=100, ad_account_id="b")
+    before_midnight = NOON + 17 * DAY_US + 11 * HOUR - 60_000_000
+    book.later(before_midnight)
+    book.do("set_campaign_budget", ad_account_id="b", campaign_id="c", mode="daily", amount=10)
+    book.rules.event(book.event(10, "c", before_midnight + DAY_US, account="b"))
+    book.later(before_midnight + HOUR)
+    assert changes(book, 0) == []
+    book.later(before_midnight + DAY_US)
+    assert changes(book, 0) == [("pause", "c", "campaign_budget", 0)]
