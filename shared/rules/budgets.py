@@ -4,7 +4,7 @@ Source: the domain page, section 4. One class serves accounts (daily, monthly, c
 campaigns (daily, lifetime, unlimited). Amounts are micros, days proleptic ordinals.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Final
@@ -95,11 +95,12 @@ class Budget:
             return self.mode, self.amount
         if self.mode == MONTHLY and month_start(day) == month_start(today):
             return self.mode, self.amount
-        settings_by_then = bisect_right(self.history, day, key=_since)
-        if not settings_by_then:
-            return UNLIMITED, None
-        _, mode, amount = self.history[settings_by_then - 1]
+        mode, amount = self._at_end_of(day)
         return (UNLIMITED, None) if mode == CUSTOM else (mode, amount)
+
+    def _at_end_of(self, day: int) -> tuple[str, int | None]:
+        by_then = bisect_right(self.history, day, key=_since)
+        return self.history[by_then - 1][1:] if by_then else (UNLIMITED, None)
 
     def room(self, day: int, today: int) -> int | None:
         """How much a spend of that day may still be billed; None: no limit."""
@@ -122,19 +123,24 @@ class Budget:
         self.total += billed
 
     def _turn_to(self, day: int) -> None:
-        closed_before = max(day, self.day, self.days.newest) - OPEN_DAYS
-        self._leave_day(closed_before)
+        newest = max(self.day, self.days.newest)
+        closed_before = max(day, newest) - OPEN_DAYS
+        if self._day_decides(self.day, closed_before):
+            self._remember_day()
+        if day > newest:
+            self._forget_days(closed_before)
         month = month_start(day)
         if month != month_start(self.day):
             self._turn_to_month(month, closed_before)
         self.day = day
         self.before_day = self.total - self.days.of(day)
 
-    def _leave_day(self, closed_before: int) -> None:
-        if self._day_decides(self.day, closed_before):
-            if self.days is NO_DAYS:
-                self.days = DayCounts()
-            self.days.put(self.day, self.total - self.before_day)
+    def _remember_day(self) -> None:
+        if self.days is NO_DAYS:
+            self.days = DayCounts()
+        self.days.put(self.day, self.total - self.before_day)
+
+    def _forget_days(self, closed_before: int) -> None:
         days = self.days
         while days.amounts and not self._day_decides(days.first, closed_before):
             days.drop_first()
@@ -152,19 +158,19 @@ class Budget:
 
     def _day_decides(self, day: int, closed_before: int) -> bool:
         """May what the day has spent be asked for again?"""
-        return day >= closed_before or self._held(DAILY, day, day)
+        return day >= closed_before or self._at_end_of(day)[0] == DAILY
 
     def _month_decides(self, first: int, closed_before: int) -> bool:
         """May what the month has spent be asked for again?"""
         if first < month_start(closed_before - KEPT_DAYS):
             return False
-        return first >= month_start(closed_before) or self._held(MONTHLY, first, month_start(first + 31) - 1)
+        return first >= month_start(closed_before) or self._was_monthly_in(first, month_start(first + 31))
 
-    def _held(self, mode: str, first: int, last: int) -> bool:
-        """Did a setting of that mode hold at the end of one of these days?"""
+    def _was_monthly_in(self, first: int, following: int) -> bool:
+        """Did a monthly setting hold at the end of one of these days, before `following`?"""
         before = max(0, bisect_right(self.history, first, key=_since) - 1)
-        by_then = bisect_right(self.history, last, key=_since)
-        return any(setting[1] == mode for setting in self.history[before:by_then])
+        by_then = bisect_left(self.history, following, key=_since)
+        return any(mode == MONTHLY for _, mode, _ in self.history[before:by_then])
 
     @property
     def counted(self) -> int:

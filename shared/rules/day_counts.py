@@ -35,7 +35,8 @@ class DayCounts:
         """Remember the amount of a day. Days that are 400 days older than the newest are forgotten."""
         if day <= self.newest - KEPT_DAYS:
             return
-        self._reach(day)
+        if not self.first <= day <= self.newest:
+            self._reach(day)
         try:
             self.amounts[day - self.first] = amount
         except OverflowError:  # Sums of spend may outgrow 64 bits.
