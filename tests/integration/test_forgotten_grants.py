@@ -78,16 +78,14 @@ def refused_alone(ledger: Remembering, now: int) -> list[Batch]:
     """Batches in which nothing happens but that a voucher is granted under the id of one that was used up long ago."""
     grants = ledger.rules.business_centers["b"].grants.values()
     used_up = next(grant.id for grant in grants if grant.kind == "voucher" and not grant.filled)
-    again: dict[str, object] = {
+    again = {
         "type": "grant_voucher",
-        "voucher_id": used_up,
-        "amount": "1",
-        "business_center_id": "b",
-    }
-    again |= {
         "command_id": str(UUID(int=1)),
+        "business_center_id": "b",
         "issued_at": "2027-03-10T12:00:00Z",
         "actor": {"id": "x", "role": "admin"},
+        "voucher_id": used_up,
+        "amount": "1",
     }
     message = json.dumps(again).encode()
     return [(POLICIES[0], now + n, messages) for n, messages in enumerate([[], [], [("command", message)]], 1)]
