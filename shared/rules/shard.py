@@ -37,10 +37,11 @@ _IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
 class Batch:
     """What a batch has decided: needed by the next one, which may be decided before this one is committed."""
 
-    __slots__ = ("entries", "events", "indexed", "position", "spends", "starts")
+    __slots__ = ("commands", "entries", "events", "indexed", "position", "spends", "starts")
 
     def __init__(self, position: int) -> None:
         self.position = position
+        self.commands = 0
         self.entries: list[Entry] = []
         self.events: dict[bytes, Event] = {}
         self.spends: dict[bytes, ChargedSpend] = {}
@@ -126,7 +127,12 @@ class Shard:
         self._forget_lines()
 
     def _forget_grants(self) -> None:
-        """Let go what the ledger can tell by now, and the timers of what has gone."""
+        """Let go what the ledger can tell by now, and the timers of what has gone.
+
+        Not after a batch of timers alone: what was looked up before it may still hold for the inputs after it.
+        """
+        if not (self._previous.commands or self._previous.events):
+            return
         for grant in self._ended.next_batch():
             self._idle_timers += grant.expires_at is not None and not grant.expired
         if self._idle_timers > FEWEST_IDLE_TIMERS and self._idle_timers > len(self._timers) // 2:
@@ -277,6 +283,7 @@ class Shard:
 
         `command` has its values as the rules know them: amounts in micros, times in µs, the actor's `role`.
         """
+        self.batch.commands += 1
         step = Step(self.entries, self.now, command_id, content)
         try:
             commands.decide(self, step, command)

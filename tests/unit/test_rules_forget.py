@@ -90,7 +90,10 @@ class Told(PureLedger):
 
     def pass_two_batches(self) -> None:
         for _ in range(2):
-            self.batch([], self.now)
+            self.decide_something()
+
+    def decide_something(self) -> None:
+        assert self.do("disable_automatic_allocation") in ("conflict", "irreversible")
 
     def last_movement(self) -> tuple[str, str | None, int | None]:
         """Kind, holder and amount of the last entry that moves money."""
@@ -121,9 +124,23 @@ def test_a_grant_stays_for_the_batch_after_the_one_that_ended_it() -> None:
     told = Told()
     told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a")
     told.event("5")
-    told.batch([], told.now)
+    told.decide_something()
     assert told.grants, "the batch that ended it may not be in the ledger yet"
-    told.batch([], told.now)
+    told.decide_something()
+    assert not told.grants
+
+
+def test_batches_of_timers_alone_let_nothing_go() -> None:
+    """What was looked up for the inputs that come after them was looked up before them."""
+    told = Told()
+    told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", expires_at="2027-03-10T13:00:00Z")
+    told.now += HOUR
+    for _ in range(3):
+        told.batch([], told.now)
+    assert told.grants["voucher", "v"].expired
+    told.pass_two_batches()
+    assert told.grants, "the first of them is the first after the timers"
+    told.decide_something()
     assert not told.grants
 
 
