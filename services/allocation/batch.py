@@ -17,6 +17,7 @@ from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import find_events, read_events, read_spends
 from shared.ledger.times import to_datetime
+from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend
 from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
@@ -100,20 +101,36 @@ async def _decided_commands(
 class Decider:
     """Decides batches of one shard, one after the other."""
 
-    def __init__(self, shard: int, shards: int, rules: Shard, policy: Policy) -> None:
+    def __init__(self, shard: int, shards: int, rules: Shard, policy: Policy, zones: Zones) -> None:
         self._shard = shard
         self._shards = shards
         self._rules = rules
         self._policy = policy
+        self._zones = zones
+        self._recorded: set[str] = set()
         self._decided: dict[bytes, tuple[str, Outcome]] = {}
         self._decided_before: dict[bytes, tuple[str, Outcome]] = {}
 
-    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> None:
-        """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it."""
+    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> bool:
+        """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it.
+
+        False: more was due than one batch writes, so this one has taken none of the records; they come next.
+        """
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
-        rules.begin(now, self._policy, known.events, known.spends)
+        rules.begin(now, self._policy, known.events, known.spends, self._zones)
         write.recorded_at = rules.now
+        write.policy_version, write.rules_version = self._policy.version, self._policy.rules
+        write.zones_release = self._zones.release
+        takes_records = not rules.has_due()
+        if takes_records:
+            await self._decide_records(decoded, known, write)
+        write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
+        self._recorded.update(rules.batch.zones)
+        await self._encode(write)
+        return takes_records
+
+    async def _decide_records(self, decoded: Decoded, known: Known, write: BatchWrite) -> None:
         self._decided_before, self._decided = self._decided, {}
         for raw, command in decoded.commands:
             self._decide_command(raw, command, known, write)
@@ -121,8 +138,7 @@ class Decider:
         for start in range(0, len(decoded.events), SLICE_RECORDS):
             self._decide_events(decoded.events[start : start + SLICE_RECORDS], write, counts)
             await asyncio.sleep(0)
-        await self._encode(write)
-        self._count(len(decoded.events), counts, write)
+        self._count(len(decoded.events), counts)
 
     def _decide_events(
         self, slice_: list[tuple[Any, Event | Fault]], write: BatchWrite, counts: dict[str, int]
@@ -212,11 +228,14 @@ class Decider:
                 entries[start : start + SLICE_RECORDS], self._shard, first + start, self._rules.now
             )
             await asyncio.sleep(0)
+        self._count_entries(write)
 
-    def _count(self, events: int, counts: dict[str, int], write: BatchWrite) -> None:
+    def _count(self, events: int, counts: dict[str, int]) -> None:
         counts[CHARGED] = events - sum(counts.values())
         for outcome, count in counts.items():
             metrics.EVENTS.labels(self._shard, outcome).inc(count)
+
+    def _count_entries(self, write: BatchWrite) -> None:
         metrics.ENTRIES.labels(self._shard).inc(len(write.rows))
         for entry in self._rules.entries:
             line = entry[0]

@@ -8,6 +8,7 @@ import asyncio
 from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -17,10 +18,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import metrics, state
-from services.allocation.batch import Decider, as_raw, decode, is_command, look_up
+from services.allocation.batch import Decider, Decoded, as_raw, decode, is_command, look_up
 from services.allocation.decoding import Raw
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease
+from shared.ledger.zones import zones_to_write_with
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.runtime.clock import Clock
@@ -55,7 +57,7 @@ class Worker:
         self.lease = lease
         self._rules = rules
         self._policy = policy
-        self._decider = Decider(lease.shard, shards, rules, policy)
+        self._decider = Decider(lease.shard, shards, rules, policy, zones_to_write_with(rules.tables))
         self._consumer = consumer
         self._reading = reading
         self._writing = writing
@@ -163,7 +165,6 @@ class Worker:
         commands = records.get(self._commands, [])
         if not (spends or commands or forwarded or self._is_due()):
             return
-        started = perf_counter()
         write = BatchWrite(
             recorded_at=0,
             policy_version=self._policy.version,
@@ -177,13 +178,28 @@ class Worker:
             + [as_raw(record, *self._commands) for record in commands],
             [raw for raw in forwarded if not is_command(raw.topic)] + spends,
         )
-        known = await look_up(self._reading, self.lease.shard, self._rules, decoded)
-        await self._decider.decide(decoded, known, max(self._clock.now_us(), self.lease.ledger_time), write)
-        await self._committed()
+        while not await self._write(decoded, write):
+            pass
         metrics.BATCH_RECORDS.observe(len(spends) + len(commands) + len(forwarded))
-        self._commit = asyncio.create_task(self._append(write, started))
-        if self.lease.position + len(write.rows) >= self._next_snapshot:
+
+    async def _write(self, decoded: Decoded, write: BatchWrite) -> bool:
+        """Decide the records and begin to append them; False: what was due went before them, and they come next."""
+        started = perf_counter()
+        known = await look_up(self._reading, self.lease.shard, self._rules, decoded)
+        now = max(self._clock.now_us(), self.lease.ledger_time)
+        takes_records = await self._decider.decide(decoded, known, now, write)
+        await self._committed()
+        batch = write if takes_records else self._without_records(write)
+        self._commit = asyncio.create_task(self._append(batch, started))
+        if self.lease.position + len(batch.rows) >= self._next_snapshot:
             await self._keep_state()
+        return takes_records
+
+    def _without_records(self, write: BatchWrite) -> BatchWrite:
+        """What was due, alone: the offsets and forwarded records are those of the batch that decides them."""
+        alone = replace(write, spend_offset=self.lease.spend_offset, command_offset=self.lease.command_offset, taken=[])
+        write.rows, write.changes_delivery = [], False
+        return alone
 
     def _after(self, partition: TopicPartition, records: Sequence[Any]) -> int:
         """The offset after these records, which must not go back."""
@@ -199,7 +215,9 @@ class Worker:
         return self._next[partition]
 
     async def _append(self, write: BatchWrite, started: float) -> None:
-        nothing = not (write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken)
+        nothing = not (
+            write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken or write.zones
+        )
         if nothing and (write.spend_offset, write.command_offset) == (
             self.lease.spend_offset,
             self.lease.command_offset,

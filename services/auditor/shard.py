@@ -1,6 +1,7 @@
 """Auditing one shard: deciding its ledger again and, beside that, folding it and asking after every answer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import asyncpg
 
@@ -15,8 +16,9 @@ from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import command_meaning
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.merkle import CompactRange
-from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
+from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch, newer_rules
 from shared.rules.shard import Shard
+from shared.rules.versions import CHANGES
 
 _NEVER = 2**63
 
@@ -82,6 +84,8 @@ class ShardAudit(Redecider):
             refusal = self._outcomes.refusals[0]
             if refusal.position != position or refusal.recorded_at != self.rules.now:
                 break
+            if not self._is_decided_as_now(refusal):
+                break
             self._refuse(refusal)
         if position > self._next_refusal:
             raise DifferenceError(
@@ -129,9 +133,15 @@ class ShardAudit(Redecider):
             self._decide_alone(self._outcomes.refusals[0])
 
     def _decide_alone(self, refusal: Outcome) -> None:
-        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due."""
-        if refusal.recorded_at > self.rules.now:
-            self.rules.begin(refusal.recorded_at)
+        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due.
+
+        Where the batch before has left something that was due to the next one, that next one is this.
+        """
+        if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
+            where = self._where(refusal.position)
+            expect(refusal.rules_version in CHANGES, f"{where}: {newer_rules(refusal.rules_version)}")
+            policy = replace(self.rules.policy, rules=refusal.rules_version)
+            self.rules.begin(refusal.recorded_at, policy, zones=self.zones_of(refusal.zones_release))
             if self.rules.entries:
                 line = self.rules.entries[0][0]
                 raise DifferenceError(
@@ -139,6 +149,11 @@ class ShardAudit(Redecider):
                     f" a {line.kind} was due, the ledger does not hold it"
                 )
         self._refuse(refusal)
+
+    def _is_decided_as_now(self, refusal: Outcome) -> bool:
+        """Does the present batch take commands, and under the rules and time zones that refused this one?"""
+        in_force = (self.rules.policy.rules, self.rules.zones.release)
+        return not self.rules.has_due() and in_force == (refusal.rules_version, refusal.zones_release)
 
     def _refuse(self, refusal: Outcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"

@@ -4,6 +4,7 @@ A snapshot is a cache: whoever does not know its format decides the ledger again
 Lists, not objects with names, because a shard may have a hundred thousand campaigns.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,26 +13,32 @@ from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-FORMAT = 2
+FORMAT = 3
 _UNUSED = Budget()
 
 
 def dump(shard: Shard) -> dict[str, Any]:
     """The state after the present batch. It may be taken between two batches only."""
+    policy, zones = shard.in_force()
     return {
         "position": shard.batch.position + len(shard.batch.entries),
         "now": shard.now,
-        "policy": shard.policy.content(),
+        "reached": shard.reached,
+        "policy": policy.content(),
+        "rules": policy.rules,
+        "zones_release": zones.release,
         "grants_made": shard.grants_made,
         "business_centers": [_dump_center(center) for center in shard.business_centers.values()],
     }
 
 
 def load(shard: Shard, dumped: dict[str, Any]) -> None:
-    """Fill an empty shard with what `dump` answered."""
+    """Fill an empty shard with what `dump` answered. It has the `tables` of the release of time zones in force."""
     assert not shard.business_centers, "a snapshot is loaded into an empty shard"
-    shard.policy = policy_of(dumped["policy"])
-    shard.now = dumped["now"]
+    shard.policy = replace(policy_of(dumped["policy"]), rules=dumped["rules"])
+    shard.zones = shard.tables[dumped["zones_release"]]
+    shard.named = (shard.policy, shard.zones)
+    shard.now, shard.reached = dumped["now"], dumped["reached"]
     shard.position = dumped["position"]
     shard.batch = Batch(shard.position)
     shard.grants_made = dumped["grants_made"]

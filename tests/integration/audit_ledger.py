@@ -13,6 +13,7 @@ from services.allocation.decoding import Raw
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.contracts.zones import installed_zones
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.follow import Follower, advance
 from shared.ledger.lease import Lease, claim
@@ -36,6 +37,7 @@ class LedgerWriter:
         self.policy = policy
         self._connection = connection
         self._leases = {lease.shard: lease for lease in leases}
+        self.zones = installed_zones()
         self._rules = {shard: Shard(policy) for shard in self._leases}
 
     async def write(self, works: Iterable[Work]) -> None:
@@ -58,10 +60,14 @@ class LedgerWriter:
         }
         lease, rules = self._leases[shard], self._rules[shard]
         decoded = await decode(raws["command"], raws["event"])
-        known = await look_up(self._connection, shard, rules, decoded)
-        write = BatchWrite(0, self.policy.version, lease.spend_offset + len(works), lease.command_offset)
-        await Decider(shard, SHARDS, rules, self.policy).decide(decoded, known, self.now, write)
-        await append(self._connection, lease, write)
+        takes_records = False
+        while not takes_records:
+            known = await look_up(self._connection, shard, rules, decoded)
+            write = BatchWrite(0, "", lease.spend_offset, lease.command_offset)
+            decider = Decider(shard, SHARDS, rules, self.policy, self.zones)
+            takes_records = await decider.decide(decoded, known, self.now, write)
+            write.spend_offset += len(works) if takes_records else 0
+            await append(self._connection, lease, write)
 
 
 @contextlib.asynccontextmanager

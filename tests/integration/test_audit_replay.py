@@ -38,8 +38,9 @@ A_SPEND = (
 )
 NEXT_BATCH = """
     INSERT INTO ledger.batches SELECT 0, s.position + 1, s.position + 1, s.ledger_time, b.policy_version, b.root,
-        b.epoch, b.spend_offset, b.command_offset FROM ledger.shards s JOIN ledger.batches b
-        ON b.shard = s.shard AND b.last_position = s.position WHERE s.shard = 0
+        b.epoch, b.spend_offset, b.command_offset, b.rules_version, b.zones_release
+        FROM ledger.shards s JOIN ledger.batches b ON b.shard = s.shard AND b.last_position = s.position
+        WHERE s.shard = 0
 """
 
 

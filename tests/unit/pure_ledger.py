@@ -5,8 +5,10 @@ from typing import Any
 
 from services.allocation.decoding import Command, decode_command, decode_event
 from shared.contracts.commands import same_content
+from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
 from shared.rules import snapshot
+from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
 from shared.rules.policy import STANDARD, Policy
@@ -18,32 +20,44 @@ SHARD = 3
 class PureLedger:
     """One shard: messages in, entries out. Keeps what the database would."""
 
-    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7) -> None:
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, zones: Zones | None = None) -> None:
         self.policy = policy
+        self.zones = zones or installed_zones()
         self._days = deduplication_days
-        self.rules = Shard(policy, deduplication_days)
+        self.rules = Shard(policy, deduplication_days, self.zones)
         self.entries: list[Entry] = []
         self.recorded: list[int] = []
         self._events: dict[bytes, tuple[Event, int]] = {}
         self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
 
     def batch(self, messages: Sequence[tuple[str, bytes]], now: int) -> list[Any]:
-        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each."""
+        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each.
+
+        What is due may take batches of its own before that.
+        """
         decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
         known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
         reversed_ids = [event[7] for event in events if event[7] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
-        self.rules.begin(now, self.policy, known, spends)
+        self.rules.begin(now, self.policy, known, spends, self.zones)
+        while self.rules.has_due():
+            self._append()
+            self.rules.begin(now, self.policy, known, spends, self.zones)
         fates = [self._decide(item) for item in decoded]
+        self._append()
+        return fates
+
+    def _append(self) -> None:
         self.entries += self.rules.entries
         self.recorded += [self.rules.now] * len(self.rules.entries)
-        return fates
 
     def reload(self) -> None:
         """Crash and start again from a snapshot."""
         dumped = snapshot.dump(self.rules)
-        self.rules = Shard(self.policy, self._days)
+        tables = self.rules.tables
+        self.rules = Shard(self.policy, self._days, self.zones)
+        self.rules.tables |= tables
         snapshot.load(self.rules, dumped)
 
     def encoded(self) -> list[bytes]:

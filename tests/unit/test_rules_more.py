@@ -8,7 +8,6 @@ from uuid import UUID
 import pytest
 
 from shared.rules import snapshot
-from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
 from shared.rules.incentives import divide_half_even
@@ -19,6 +18,8 @@ from shared.rules.setting_budgets import changes_today
 from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import NO_GRANTS, AdAccount, BusinessCenter, GrantPocket
 from tests.unit.test_rules_tables import HOUR, NOON, TODAY, Book, budget_of
+from tests.zones import INSTALLED
+from tests.zones import zone as zone_of
 
 Movement = tuple[str, str | None, str | None, str | None, str | None, int | None]
 
@@ -807,7 +808,7 @@ def test_the_only_setting_is_never_forgotten() -> None:
     ],
 )
 def test_days_of_clocks_that_jump_around_midnight(zone: str, day: date, begins: str) -> None:
-    assert Zone(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
+    assert zone_of(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
 
 
 # ---- Policies and snapshots -----------------------------------------------------------------------------------------
@@ -841,7 +842,7 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
         book.later(NOON + days * DAY_US)
         book.spend(5, at=book.rules.now)
     dumped = json.loads(json.dumps(snapshot.dump(book.rules)))
-    again = Shard(Policy("other"))
+    again = Shard(Policy("other"), zones=INSTALLED)
     snapshot.load(again, dumped)
     assert snapshot.dump(again) == snapshot.dump(book.rules)
     assert json.loads(json.dumps(snapshot.dump(again))) == dumped
@@ -860,7 +861,7 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     book = Book()
     book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
     book.spend(1, "c")
-    again = Shard()
+    again = Shard(zones=INSTALLED)
     snapshot.load(again, snapshot.dump(book.rules))
     book.rules = again
     assert again.accounts["a"].campaigns["c"].causes == again.accounts["a"].stopped_campaigns == 1
