@@ -70,10 +70,15 @@ class ShardAudit(Redecider):
         """Refusals of batches that wrote nothing lie between two that wrote something."""
         while self._outcomes.refusals:
             refusal = self._outcomes.refusals[0]
-            earlier = refusal.recorded_at < batch.recorded_at or refusal.recorded_at == self.rules.now
-            if refusal.position != batch.first - 1 or not earlier:
+            if refusal.position != batch.first - 1 or not self._is_earlier(refusal, batch):
                 break
             self._decide_alone(refusal)
+
+    def _is_earlier(self, refusal: Outcome, batch: StoredBatch) -> bool:
+        """Was it refused before this batch? One of the same time and decided under the same may as well be its own."""
+        if refusal.recorded_at != batch.recorded_at or refusal.recorded_at == self.rules.now:
+            return refusal.recorded_at <= batch.recorded_at
+        return (refusal.rules_version, refusal.zones_release) != (batch.rules_version, batch.zones_release)
 
     def between(self) -> None:
         """Refusals of the batch, each after the inputs that it came behind."""

@@ -42,13 +42,14 @@ class PureLedger:
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
         self.rules.begin(now, self.policy, known, spends, self.zones)
         while self.rules.has_due():
-            self._append()
+            self.append()
             self.rules.begin(now, self.policy, known, spends, self.zones)
         fates = [self._decide(item) for item in decoded]
-        self._append()
+        self.append()
         return fates
 
-    def _append(self) -> None:
+    def append(self) -> None:
+        """Keep what the present batch has written."""
         self.entries += self.rules.entries
         self.recorded += [self.rules.now] * len(self.rules.entries)
 
@@ -98,15 +99,22 @@ class PureLedger:
         position = self._events[event_id][1]
         if position > len(self.entries):
             return None
-        _, center, account, campaign, _, _, occurred_at, _, _ = self._events[event_id][0]
-        parts = []
-        for line, amount, _, source, _, _, _ in self.entries[position - 1 :]:
-            if source != event_id or amount is None:
-                break
-            parts.append(Part(line.holder, line.pocket, line.grant_id, line.cause, abs(amount)))
-        _, _, _, _, _, day, period = self.entries[position - 1]
-        assert day is not None
-        assert period is not None
-        spend = ChargedSpend(center, account, campaign, occurred_at, position, day, period, parts)
-        take_back(spend, sum(abs(amount or 0) for line, amount, *_ in self.entries if line.reverses == event_id))
-        return spend
+        return spend_of(self.entries, event_id, position - 1)
+
+
+def spend_of(entries: Sequence[Entry], event_id: bytes, start: int) -> ChargedSpend:
+    """The spend whose first entry has this index, with what is not yet reversed of it."""
+    line, _, occurred_at, _, _, day, period = entries[start]
+    assert line.ad_account_id is not None
+    assert line.campaign_id is not None
+    assert day is not None
+    assert period is not None
+    parts = []
+    for each, amount, _, source, _, _, _ in entries[start:]:
+        if source != event_id or amount is None:
+            break
+        parts.append(Part(each.holder, each.pocket, each.grant_id, each.cause, abs(amount)))
+    ids = (line.business_center_id, line.ad_account_id, line.campaign_id)
+    spend = ChargedSpend(*ids, occurred_at, start + 1, day, period, parts)
+    take_back(spend, sum(abs(amount or 0) for line, amount, *_ in entries if line.reverses == event_id))
+    return spend
