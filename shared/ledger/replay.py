@@ -159,6 +159,8 @@ class Redecider:
             raise ReplayDiffersError(f"{where}: no policy {batch.policy_version!r} is recorded")
         if batch.rules_version not in CHANGES:
             raise ReplayDiffersError(f"{where}: {newer_rules(batch.rules_version)}")
+        if batch.zones_release not in self._zones:
+            raise ReplayDiffersError(f"{where}: no time zones of the release {batch.zones_release!r} are recorded")
         return replace(policy, rules=batch.rules_version)
 
     def zones_of(self, release: str) -> Zones:

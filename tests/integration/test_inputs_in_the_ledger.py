@@ -1,5 +1,6 @@
 """What decisions depend on is in the database: rules, policies and time zones, through updates of all of them."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -17,13 +18,15 @@ from shared.ledger import zones as zones_of_the_ledger
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
-from shared.ledger.replay import newer_rules
+from shared.ledger.merkle import CompactRange
+from shared.ledger.replay import SLICE, Redecider, newer_rules
 from shared.ledger.times import to_datetime
 from shared.ledger.zones import ZonesDifferError, record_zones, recorded_zones, zones_to_write_with
 from shared.rules import shard as shard_rules
 from shared.rules import snapshot
 from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy
+from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.settings import Settings
@@ -31,9 +34,9 @@ from tests.golden import recorded
 from tests.golden.chapters import Told
 from tests.golden.deciding import Again
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
-from tests.integration.audit_ledger import SHARDS, LedgerWriter, fold, ledger_writer
+from tests.integration.audit_ledger import SHARDS, LedgerWriter, bulk_ledger_works, fold, ledger_writer
 from tests.model.forms import rfc3339
-from tests.model.workload import Workload
+from tests.model.workload import Work, Workload
 from tests.zones import INSTALLED, release
 
 OTHER = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
@@ -160,10 +163,40 @@ async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
         "SELECT array_agg(last_position - first_position + 1 ORDER BY last_position) FROM ledger.batches"
         " GROUP BY shard, recorded_at HAVING count(*) > 2 ORDER BY recorded_at"
     )
-    assert [row[0] for row in sizes][:2] == [[1, 1, 1, 1], [1, 1, 1]]
+    assert [row[0] for row in sizes][1:3] == [[1, 1, 1, 1], [1, 1, 1]]
     assert await audited(database_url) == PASSED
     for lease in writer.leases:
         await is_loaded_as_written(database, writer, lease)
+
+
+class Watched(Redecider):
+    """Counts what is decided between two turns of another task."""
+
+    longest = length = 0
+
+    def between(self) -> None:
+        self.length += 1
+        self.longest = max(self.longest, self.length)
+
+    async def tick(self) -> None:
+        while True:
+            self.length = 0
+            await asyncio.sleep(0)
+
+
+async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, database: asyncpg.Connection) -> None:
+    """Shards are loaded beside others that write, and beside the heartbeat: a large batch must not hold them up."""
+    await writer.write(bulk_ledger_works(accounts=2))
+    tell = Told("bulk", 1)
+    spends = [tell.spend("", "0.01", writer.now).message for _ in range(2 * SLICE)]
+    await writer.write(Work("event", {**spend, "ad_account_id": "acct-0"}) for spend in spends)
+    [lease] = [lease for lease in writer.leases if lease.position]
+    watched = Watched(database, Shard(deduplication_days=None), lease.shard, CompactRange())
+    ticking = asyncio.create_task(watched.tick())
+    await watched.run(0, lease.position)
+    ticking.cancel()
+    assert watched.inputs > 2 * SLICE
+    assert watched.longest <= SLICE + 1
 
 
 async def test_newer_rules_are_refused_in_a_sentence(
