@@ -30,7 +30,7 @@ def test_every_batch_is_decided_again_to_the_same_bytes_and_roots() -> None:
 
 def test_it_holds_every_kind_of_entry_that_the_page_names() -> None:
     page = (ROOT / "docs/ledger.md").read_text()
-    kinds = page[page.index("## Kinds") : page.index("## Canonical bytes")]
+    kinds = page[page.index("## Kinds") : page.index("## Batches")]
     named = {kind for row in re.findall(r"^\| (.*?) \|", kinds, re.MULTILINE) for kind in re.findall(r"`(\w+)`", row)}
     moves = re.findall(r"`(\w+)`", kinds[kinds.index("Money that moves") : kinds.index("They name")])
     held = {entry[0].kind for entry in decide(GOLDEN).entries}

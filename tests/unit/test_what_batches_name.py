@@ -10,7 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from services.api.deals import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND, command_content, command_meaning
 from shared.contracts.zones import installed_zones, is_zone
 from shared.ledger.encoding import ALL_NUMBERS, MOST_BYTES, encode_entries
@@ -31,6 +33,15 @@ FIRST_RULES = replace(STANDARD, rules=1)
 MOVED = release("2030b", Africa__Cairo="Asia/Tokyo", Asia__Tokyo="UTC")
 BEFORE = release("2030a")
 
+DEAL = {
+    "client": "acme",
+    "ad_account_ids": ["a"],
+    "starts_on": "2026-10-01",
+    "ends_on": "2026-12-31",
+    "currency": "USD",
+    "slabs": [{"from": "0", "rate": "0.03"}],
+}
+
 Terms = tuple[Policy, Zones]
 Batch = tuple[int, Terms, list[tuple[str, dict[str, Any]]]]
 
@@ -42,6 +53,7 @@ Batch = tuple[int, Terms, list[tuple[str, dict[str, Any]]]]
 def test_names_of_the_database_are_zones_links_included(name: str) -> None:
     assert is_zone(name)
     assert Book().open("z", zone=name) is None
+    assert DEAL_TERMS.validate_python({**DEAL, "time_zone": name}).time_zone == name
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,8 @@ def test_names_of_the_database_are_zones_links_included(name: str) -> None:
 def test_names_that_mean_what_one_machine_has_are_none(name: str) -> None:
     assert not is_zone(name)
     assert Book().open("z", zone=name) == "invalid"
+    with pytest.raises(ValidationError, match=r"time_zone"):
+        DEAL_TERMS.validate_python({**DEAL, "time_zone": name})
     assert Shard(zones=INSTALLED).is_zone(name) is False
 
 
@@ -245,7 +259,7 @@ def test_what_only_a_batch_without_entries_named_has_left_no_trace() -> None:
 TERMS = ((STANDARD, BEFORE), (STANDARD, MOVED), (NO_VOUCHERS, BEFORE), (ONLY_VOUCHERS, MOVED))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=25))
 def test_whatever_the_batches_name_the_ledger_alone_gives_the_same_bytes(
     seed: int, steps: list[tuple[int, int, bool]]
