@@ -1,0 +1,5 @@
+"""Zones are those of the pinned package in tests too, whatever files a machine has."""
+
+import zoneinfo
+
+zoneinfo.reset_tzpath(())

@@ -32,6 +32,7 @@ from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import find_events, grants_of, read_events, read_grants, read_spends
 from shared.ledger.times import to_datetime
+from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import Policy
@@ -209,11 +210,15 @@ async def _decided_commands(
 class Decider:
     """Decides batches of one shard, one after the other."""
 
-    def __init__(self, shard: int, shards: int, rules: Shard, policy: Policy, bounds: Bounds = UNBOUNDED) -> None:
+    def __init__(
+        self, shard: int, shards: int, rules: Shard, policy: Policy, zones: Zones, bounds: Bounds = UNBOUNDED
+    ) -> None:
         self._shard = shard
         self._shards = shards
         self._rules = rules
         self._policy = policy
+        self._zones = zones
+        self._recorded: set[str] = set()
         self._bounds = bounds
         self._decided: dict[bytes, tuple[str, Outcome]] = {}
         self._decided_before: dict[bytes, tuple[str, Outcome]] = {}
@@ -229,14 +234,17 @@ class Decider:
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
         try:
-            rules.begin(now, self._policy, known.events, known.spends, known.grants)
+            rules.begin(now, self._policy, known.events, known.spends, known.grants, self._zones)
         except Exception as error:
             raise BeginFailedError(said(error)) from error
         write.recorded_at = rules.now
+        write.policy_version, write.rules_version = self._policy.version, self._policy.rules
+        write.zones_release = self._zones.release
         self._decided_before, self._decided = self._decided, {}
-        due = rules.next_due()
-        if due is None or due > now:  # Otherwise what time decides fills this batch.
+        if not rules.has_due():  # Otherwise what was due has filled this batch.
             await self._decide_records(decoded, known, write, decision, give_up_at)
+        write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
+        self._recorded.update(rules.batch.zones)
         try:
             await self._encode(write)
         except Exception as error:

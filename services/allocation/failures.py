@@ -14,6 +14,7 @@ import structlog
 from services.allocation import bounds, metrics
 from services.allocation.decoding import Fault, Raw, printable
 from shared.ledger.lease import LeaseLostError
+from shared.ledger.zones import ZonesDifferError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS
 
@@ -67,7 +68,8 @@ def is_of_the_records(error: Exception) -> bool:
         return str(error.sqlstate or "")[:2] in (_DATA, _CONSTRAINT, _TOO_LARGE)
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return isinstance(error, ValueError)  # The client's own refusal of a value.
-    return not isinstance(error, OSError | TimeoutError | LeaseLostError | CannotGoOnError | BeginFailedError)
+    others = OSError | TimeoutError | LeaseLostError | CannotGoOnError | BeginFailedError | ZonesDifferError
+    return not isinstance(error, others)
 
 
 def is_taken_account(error: Exception) -> bool:

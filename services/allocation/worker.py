@@ -32,6 +32,7 @@ from services.allocation.failures import (
 from services.allocation.standing import Standing
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease
+from shared.ledger.zones import zones_to_write_with
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.runtime.clock import Clock
@@ -73,7 +74,8 @@ class Worker:
         self.lease = lease
         self._rules = rules
         self._policy = policy
-        self._decider = Decider(lease.shard, shards, rules, policy, bounds.BOUNDS)
+        zones = zones_to_write_with(rules.tables)
+        self._decider = Decider(lease.shard, shards, rules, policy, zones, bounds.BOUNDS)
         self._consumer = consumer
         self._reading = reading
         self._writing = writing
@@ -280,7 +282,9 @@ class Worker:
             return await self._decider.decide(portion, known, now, write)
 
     async def _append(self, write: BatchWrite, decided: Decoded, decision: Decision, started: float) -> None:
-        nothing = not (write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken)
+        nothing = not (
+            write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken or write.zones
+        )
         if nothing and (write.spend_offset, write.command_offset) == (
             self.lease.spend_offset,
             self.lease.command_offset,

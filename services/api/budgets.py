@@ -7,7 +7,8 @@ from typing import Any
 
 from services.api.models import microseconds, money
 from shared.contracts.fields import format_time
-from shared.rules.calendar import month_start, zone
+from shared.contracts.zones import zone
+from shared.rules.calendar import month_start
 
 CHANGES_PER_DAY = 10
 _LONGEST_MONTH_DAYS = 31

@@ -20,7 +20,7 @@ from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem,
 from services.api.openapi import READ_PROBLEMS
 from services.api.tokens import Caller
 from shared.contracts.fields import Amount, Currency, Identifier
-from shared.rules.calendar import is_zone
+from shared.contracts.zones import is_zone
 from shared.rules.incentives import Method, format_rate, parse_rate
 from shared.rules.money import format_micros, parse_amount
 

@@ -14,7 +14,8 @@ from services.api.context import Api
 from services.api.deals import read_deal
 from services.api.models import AsOf, Money, PathId, money
 from services.api.openapi import READ_PROBLEMS
-from shared.rules.calendar import Zone, zone
+from shared.contracts.zones import zone
+from shared.rules.calendar import Zone
 from shared.rules.incentives import (
     Line,
     Period,

@@ -21,8 +21,9 @@ from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, P
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.policies import DEFAULT_POLICY
+from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
-from shared.rules.calendar import date_text, zone
+from shared.rules.calendar import date_text
 from shared.runtime.clock import Clock
 
 DAYS_AT_MOST = 400

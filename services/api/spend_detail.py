@@ -22,8 +22,9 @@ from services.api.errors import invalid
 from services.api.models import AsOf, Money, PathId, money
 from services.api.openapi import READ_PROBLEMS
 from shared.contracts.fields import IDENTIFIER_PATTERN
+from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
-from shared.rules.calendar import date_text, zone
+from shared.rules.calendar import date_text
 
 DAYS_LATE = 2
 JSON_ROWS, CSV_ROWS_AT_MOST = 100, 100_000

@@ -37,7 +37,10 @@ ENTRY_FIELDS = (
     *("campaign_id", "cause", "source_event_id", "part", "reverses", "occurred_at", "recorded_at", "day", "period"),
     *("causes", "details", "encoded"),
 )
-BATCH_FIELDS = ("shard", "first_position", "last_position", "recorded_at", "policy_version", "root")
+BATCH_FIELDS = (
+    *("shard", "first_position", "last_position", "recorded_at"),
+    *("policy_version", "rules_version", "zones_release", "root"),
+)
 _DETAIL_AMOUNTS = frozenset({"amount", "spent"})
 _DETAIL_TIMES = frozenset({"started_at", "spend_occurred_at"})
 
@@ -213,6 +216,8 @@ def _batch(shard: int, batch: StoredBatch) -> Row:
         "last_position": batch.last,
         "recorded_at": format_time(batch.recorded_at),
         "policy_version": batch.policy_version,
+        "rules_version": batch.rules_version,
+        "zones_release": batch.zones_release,
         "root": batch.root.hex(),
     }
 

@@ -8,7 +8,16 @@ import asyncpg
 
 from services.auditor.difference import DifferenceError, expect
 
-APPEND_ONLY = ("entries", "batches", "outcomes", "quarantine", "quarantine_replays", "policies", "ad_accounts")
+APPEND_ONLY = (
+    "entries",
+    "batches",
+    "outcomes",
+    "quarantine",
+    "quarantine_replays",
+    "policies",
+    "ad_accounts",
+    "time_zones",
+)
 # Before each statement that updates, deletes or truncates: the bits of pg_trigger.tgtype (PostgreSQL, trigger.h).
 _BEFORE_UPDATE_DELETE_TRUNCATE = 2 | 8 | 16 | 32
 

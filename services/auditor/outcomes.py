@@ -18,7 +18,10 @@ ACCEPTED, REJECTED = "accepted", "rejected"
 
 @dataclass(slots=True)
 class Outcome:
-    """A row of ledger.outcomes. `answer`: status, code, message, first position, position, time in µs."""
+    """A row of ledger.outcomes. `answer`: status, code, message, first position, position, time in µs.
+
+    `rules_version` and `zones_release` name what it was decided under; of a repetition, what it was repeated under.
+    """
 
     sequence: int
     command_id: bytes
@@ -27,6 +30,8 @@ class Outcome:
     type: str
     content: dict[str, Any]
     answer: tuple[str, str | None, str, int | None, int, int]
+    rules_version: int
+    zones_release: str
 
     @property
     def status(self) -> str:
@@ -132,11 +137,15 @@ async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -
     """The outcomes of a shard up to a sequence number. The connection has `plain_types`."""
     rows = await connection.fetch(
         "SELECT sequence, command_id, first, business_center_id, type, content, status, code, message, first_position,"
-        " position, recorded_at FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
+        " position, recorded_at, rules_version, zones_release FROM ledger.outcomes"
+        " WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
         shard,
         last,
     )
-    return [Outcome(*row[:6], (*row[6:11], from_datetime(row[11]))) for row in map(tuple, rows)]  # type: ignore[call-arg]
+    return [
+        Outcome(*row[:6], (*row[6:11], from_datetime(row[11])), *row[12:])  # type: ignore[call-arg]
+        for row in map(tuple, rows)
+    ]
 
 
 def _hex(id_: bytes | None) -> str:

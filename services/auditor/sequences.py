@@ -7,16 +7,18 @@ from services.auditor.standing import Head
 
 
 async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
-    """Batches follow each other without a gap, in time and under ever newer leases. Answers how many; raises."""
+    """Batches follow each other without a gap, in time, under ever newer leases and rules. Answers how many; raises."""
     row = await connection.fetchrow(
         """
-        SELECT first_position, expected, recorded_at < before AS back, epoch < older AS outdated FROM (
-            SELECT first_position, last_position, recorded_at, epoch,
+        SELECT first_position, expected, recorded_at < before AS back, epoch < older AS outdated,
+            rules_version < ruled AS outruled FROM (
+            SELECT first_position, last_position, recorded_at, epoch, rules_version,
                 coalesce(lag(last_position) OVER w, 0) + 1 AS expected,
-                lag(recorded_at) OVER w AS before, lag(epoch) OVER w AS older
+                lag(recorded_at) OVER w AS before, lag(epoch) OVER w AS older, lag(rules_version) OVER w AS ruled
             FROM ledger.batches WHERE shard = $1 AND last_position <= $2
             WINDOW w AS (ORDER BY last_position)) b
         WHERE first_position <> expected OR last_position < first_position OR recorded_at < before OR epoch < older
+            OR rules_version < ruled
         ORDER BY last_position LIMIT 1
         """,
         head.shard,
@@ -27,6 +29,7 @@ async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
         expect(row["first_position"] == row["expected"], f"{where}: the next batch begins at {row['first_position']}")
         expect(not row["back"], f"{where}: ledger time goes back")
         expect(not row["outdated"], f"{where}: the batch was written under an older lease than the one before")
+        expect(not row["outruled"], f"{where}: the batch was decided by older rules than the one before")
         raise DifferenceError(f"{where}: the batch ends before it begins")
     count, epoch = await connection.fetchrow(
         "SELECT count(*), coalesce(max(epoch), 0) FROM ledger.batches WHERE shard = $1 AND last_position <= $2",

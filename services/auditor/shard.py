@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import asyncpg
 
@@ -17,8 +18,9 @@ from shared.contracts.commands import command_meaning
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.lookup import grants_of, read_grants
 from shared.ledger.merkle import CompactRange
-from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch
+from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch, newer_rules
 from shared.rules.shard import Shard
+from shared.rules.versions import CHANGES
 
 _NEVER = 2**63
 
@@ -77,10 +79,15 @@ class ShardAudit(Redecider):
         """Refusals of batches that wrote nothing lie between two that wrote something."""
         while self._outcomes.refusals:
             refusal = self._outcomes.refusals[0]
-            earlier = refusal.recorded_at < batch.recorded_at or refusal.recorded_at == self.rules.now
-            if refusal.position != batch.first - 1 or not earlier:
+            if refusal.position != batch.first - 1 or not self._is_earlier(refusal, batch):
                 break
             self._decide_alone(refusal)
+
+    def _is_earlier(self, refusal: Outcome, batch: StoredBatch) -> bool:
+        """Was it refused before this batch? One of the same time and decided under the same may as well be its own."""
+        if refusal.recorded_at != batch.recorded_at or refusal.recorded_at == self.rules.now:
+            return refusal.recorded_at <= batch.recorded_at
+        return (refusal.rules_version, refusal.zones_release) != (batch.rules_version, batch.zones_release)
 
     def between(self) -> None:
         """Refusals of the batch, each after the inputs that it came behind."""
@@ -90,6 +97,8 @@ class ShardAudit(Redecider):
         while self._outcomes.refusals:
             refusal = self._outcomes.refusals[0]
             if refusal.position != position or refusal.recorded_at != self.rules.now:
+                break
+            if not self._is_decided_as_now(refusal):
                 break
             self._refuse(refusal)
         if position > self._next_refusal:
@@ -138,9 +147,17 @@ class ShardAudit(Redecider):
             self._decide_alone(self._outcomes.refusals[0])
 
     def _decide_alone(self, refusal: Outcome) -> None:
-        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due."""
-        if refusal.recorded_at > self.rules.now:
-            self.rules.begin(refusal.recorded_at, grants=self.grants)
+        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due.
+
+        Where the batch before has left something that was due to the next one, that next one is this.
+        """
+        if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
+            where = self._where(refusal.position)
+            expect(refusal.rules_version in CHANGES, f"{where}: {newer_rules(refusal.rules_version)}")
+            policy = replace(self.rules.policy, rules=refusal.rules_version)
+            self.rules.begin(
+                refusal.recorded_at, policy, grants=self.grants, zones=self.zones_of(refusal.zones_release)
+            )
             if self.rules.entries:
                 line = self.rules.entries[0][0]
                 raise DifferenceError(
@@ -148,6 +165,11 @@ class ShardAudit(Redecider):
                     f" a {line.kind} was due, the ledger does not hold it"
                 )
         self._refuse(refusal)
+
+    def _is_decided_as_now(self, refusal: Outcome) -> bool:
+        """Does the present batch take commands, and under the rules and time zones that refused this one?"""
+        in_force = (self.rules.policy.rules, self.rules.zones.release)
+        return not self.rules.has_due() and in_force == (refusal.rules_version, refusal.zones_release)
 
     def _refuse(self, refusal: Outcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"

@@ -20,7 +20,8 @@ ad_accounts AS (
 ),
 automatic_allocation AS (
     INSERT INTO balance.automatic_allocation (business_center_id, enabled_at)
-    SELECT business_center_id, occurred_at FROM facts WHERE kind = 'automatic_allocation_enabled'
+    SELECT DISTINCT business_center_id, occurred_at FROM facts WHERE kind = 'automatic_allocation_enabled'
+    ON CONFLICT DO NOTHING -- Who takes part is listed in as many entries as it takes.
 ),
 left_out AS (
     INSERT INTO balance.left_out (business_center_id, ad_account_id, reason)

@@ -13,6 +13,8 @@ from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
 from shared.ledger.lease import Lease, LeaseLostError
 from shared.ledger.merkle import leaf_hash
+from shared.ledger.zones import UNRECORDED, record_zones
+from shared.rules.versions import CURRENT
 
 OUTCOME_COLUMNS = (
     "shard",
@@ -28,6 +30,8 @@ OUTCOME_COLUMNS = (
     "first_position",
     "position",
     "recorded_at",
+    "rules_version",
+    "zones_release",
 )
 QUARANTINE_COLUMNS = (
     "shard",
@@ -52,18 +56,23 @@ class BatchWrite:
     """What a batch appends. `rows` are canonical bytes; the other lists hold records without shard and sequence.
 
     `forwarded` are records for other shards, `taken` the ids of forwarded records that this batch has dealt with.
+    `policy_version`, `rules_version` and `zones_release` name what it was decided under, `zones` are the time zones of
+    that release that may not be recorded yet.
     """
 
     recorded_at: int
     policy_version: str
     spend_offset: int
     command_offset: int
+    rules_version: int = CURRENT
+    zones_release: str = UNRECORDED
     rows: list[bytes] = field(default_factory=list)
     outcomes: list[tuple[Any, ...]] = field(default_factory=list)
     quarantined: list[tuple[Any, ...]] = field(default_factory=list)
     forwarded: list[tuple[Any, ...]] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)
     accounts: list[tuple[str, str]] = field(default_factory=list)
+    zones: list[tuple[str, bytes]] = field(default_factory=list)
     changes_delivery: bool = False
     snapshot: tuple[int, int, bytes] | None = None
 
@@ -118,7 +127,7 @@ def _close_batch(lease: Lease, write: BatchWrite) -> str:
     return (
         f"INSERT INTO ledger.batches VALUES ({lease.shard}, {first}, {last}, ledger.moment({write.recorded_at}),"
         f" {_literal(write.policy_version)}, {_literal(root)}, {lease.epoch},"
-        f" {write.spend_offset}, {write.command_offset});"
+        f" {write.spend_offset}, {write.command_offset}, {write.rules_version}, {_literal(write.zones_release)});"
     )
 
 
@@ -155,13 +164,16 @@ async def _copy(connection: asyncpg.Connection, lease: Lease, write: BatchWrite)
 
 async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
     shard = lease.shard
+    if write.zones:
+        await record_zones(connection, write.zones_release, write.zones)
     if write.accounts:
         await connection.executemany(
             "INSERT INTO ledger.ad_accounts (ad_account_id, shard, business_center_id) VALUES ($1, $2, $3)",
             [(account, shard, center) for account, center in write.accounts],
         )
     if write.outcomes:
-        rows = [(shard, lease.outcome_sequence + n, *rest) for n, rest in enumerate(write.outcomes, 1)]
+        decided_under = (write.rules_version, write.zones_release)
+        rows = [(shard, lease.outcome_sequence + n, *rest, *decided_under) for n, rest in enumerate(write.outcomes, 1)]
         await connection.copy_records_to_table("outcomes", schema_name="ledger", columns=OUTCOME_COLUMNS, records=rows)
         await connection.execute("SELECT pg_notify('outcomes', $1)", str(shard))
     if write.quarantined:

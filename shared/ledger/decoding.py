@@ -1,5 +1,6 @@
 """Reading entries back from their canonical bytes, which binary COPY gives as they were written."""
 
+import asyncio
 import struct
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import asyncpg
 from shared.ledger.encoding import ALL_NUMBERS, COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
+# So many are decoded before other tasks get their turn.
+_SLICE = 1_000
 _LENGTH = struct.Struct(">i")
 _LINE_FIELD = FIELDS.index("kind")
 _LINE_FIELDS = len(FIELDS) - _LINE_FIELD
@@ -74,18 +77,32 @@ class Reader:
 
     async def read(self, connection: asyncpg.Connection, shard: int, first: int, last: int) -> list[StoredEntry]:
         """The entries of a shard at the positions first … last, in order."""
-        return self.decode(await copy_entries(connection, shard, first, last))
+        data = await copy_entries(connection, shard, first, last)
+        entries: list[StoredEntry] = []
+        at: int | None = len(COPY_HEADER)
+        while at is not None:
+            at = self._decode_some(data, at, entries)
+            await asyncio.sleep(0)
+        return entries
 
     def decode(self, data: bytes) -> list[StoredEntry]:
         """The entries of a binary COPY of `FIELDS`."""
+        entries: list[StoredEntry] = []
+        at: int | None = len(COPY_HEADER)
+        while at is not None:
+            at = self._decode_some(data, at, entries)
+        return entries
+
+    def _decode_some(self, data: bytes, at: int, entries: list[StoredEntry]) -> int | None:
+        """Append some entries; answer where the next begins. None: there is none."""
         if len(self._lines) > 500_000:
             self._lines.clear()
-        entries = []
-        at = len(COPY_HEADER)
-        while data[at : at + 2] != b"\xff\xff":
+        for _ in range(_SLICE):
+            if data[at : at + 2] == COPY_TRAILER:
+                return None
             stored, at = self._decode_row(data, at)
             entries.append(stored)
-        return entries
+        return at
 
     def _decode_row(self, data: bytes, start: int) -> tuple[StoredEntry, int]:
         """One row, and where the next begins. Nearly all have every number: those are unpacked in one call."""

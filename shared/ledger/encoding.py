@@ -34,6 +34,10 @@ FIELDS = (
 COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
 EPOCH_2000_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+# Of an entry's canonical bytes, so that formats with lengths of 16 bits can hold it.
+MOST_BYTES = 65_535
+# The first version of the rules knew no bound.
+UNBOUNDED_BYTES = 2**31 - 1
 DAY_2000 = date(2000, 1, 1).toordinal()
 
 _NULL = struct.pack(">i", -1)
@@ -41,8 +45,17 @@ ALL_NUMBERS = struct.Struct(">hihiqiqiqiqi16siiiiii")
 _LENGTH = struct.Struct(">i")
 
 
-def encode_entries(entries: Sequence[Entry], shard: int, first_position: int, recorded_at: int) -> list[bytes]:
-    """The canonical bytes of each entry; the first stands at `first_position`, times in µs since the Unix epoch."""
+def encode_entries(
+    entries: Sequence[Entry],
+    shard: int,
+    first_position: int,
+    recorded_at: int,
+    most_bytes: int = MOST_BYTES,
+) -> list[bytes]:
+    """The canonical bytes of each entry; the first stands at `first_position`, times in µs since the Unix epoch.
+
+    None is longer than `most_bytes`, which is asserted once a line: the rules see to it.
+    """
     pack = ALL_NUMBERS.pack
     recorded = recorded_at - EPOCH_2000_US
     rows = []
@@ -51,7 +64,9 @@ def encode_entries(entries: Sequence[Entry], shard: int, first_position: int, re
         line, amount, occurred_at, source, part, day, period = entry
         tail = line.encoded
         if tail is None:
-            tail = line.encoded = _encode_line(line)
+            tail = _encode_line(line)
+            assert len(tail) + ALL_NUMBERS.size <= most_bytes, f"an entry of the kind {line.kind} is too long"
+            line.encoded = tail
         if amount is None or source is None or day is None or period is None:
             rows.append(_encode_numbers(entry, shard, position, recorded) + tail)
         else:

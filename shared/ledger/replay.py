@@ -1,14 +1,16 @@
 """Deciding the ledger again, from what the ledger itself holds.
 
 Spends and reversals are read back from their entries, commands from their first entry, timers from time. The rules
-then decide the same batches at the same ledger times under the same policies, and must come to the same bytes.
+then decide the same batches at the same ledger times under the same policies, versions of the rules and time zones, and
+must come to the same bytes.
 """
 
+import asyncio
 import json
 from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import asyncpg
@@ -16,14 +18,21 @@ import asyncpg
 from shared.contracts.commands import command_meaning
 from shared.contracts.fields import parse_uuid
 from shared.ledger.decoding import Reader, StoredEntry
-from shared.ledger.encoding import encode_entries
+from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import grants_of, read_grants, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hash
 from shared.ledger.times import from_datetime
+from shared.ledger.zones import UNRECORDED, recorded_zones
+from shared.rules.calendar import Zones
+from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.shard import Event, Shard
+from shared.rules.versions import BOUNDED, CHANGES, CURRENT
+
+# So much is decided, encoded or hashed before other tasks get their turn: shards are loaded beside others that write.
+SLICE = 500
 
 
 class ReplayDiffersError(Exception):
@@ -32,13 +41,15 @@ class ReplayDiffersError(Exception):
 
 @dataclass(slots=True)
 class StoredBatch:
-    """A batch row: positions first … last were appended at `recorded_at` (µs) under that policy version."""
+    """A batch row: positions first … last were appended at `recorded_at` (µs), decided under what it names."""
 
     first: int
     last: int
     recorded_at: int
     policy_version: str
     root: bytes
+    rules_version: int = CURRENT
+    zones_release: str = UNRECORDED
 
 
 async def policies(connection: asyncpg.Connection) -> dict[str, Policy]:
@@ -53,8 +64,9 @@ async def batches_after(
     """The batches of a shard that lie behind `position`, up to `last`, some at a time."""
     while position < last:
         rows = await connection.fetch(
-            "SELECT first_position, last_position, recorded_at, policy_version, root FROM ledger.batches"
-            " WHERE shard = $1 AND last_position > $2 AND last_position <= $3 ORDER BY last_position LIMIT $4",
+            "SELECT first_position, last_position, recorded_at, policy_version, root, rules_version, zones_release"
+            " FROM ledger.batches WHERE shard = $1 AND last_position > $2 AND last_position <= $3"
+            " ORDER BY last_position LIMIT $4",
             shard,
             position,
             last,
@@ -62,7 +74,7 @@ async def batches_after(
         )
         if not rows:
             return
-        yield [StoredBatch(row[0], row[1], from_datetime(row[2]), row[3], row[4]) for row in rows]
+        yield [StoredBatch(row[0], row[1], from_datetime(row[2]), *row[3:]) for row in map(tuple, rows)]
         position = rows[-1][1]
 
 
@@ -83,6 +95,7 @@ class Redecider:
         self._connection = connection
         self._reader = Reader()
         self._policies: dict[str, Policy] = {}
+        self._zones: dict[str, Zones] = {}
 
     def before(self, batch: StoredBatch) -> None:
         """The batch comes next: the rules stand where the one before left them."""
@@ -99,6 +112,7 @@ class Redecider:
             self._policies = await policies(self._connection)
         except ValueError as error:
             raise ReplayDiffersError(f"a recorded policy is none: {error}") from error
+        self._zones = await recorded_zones(self._connection)
         # Reversed spends are looked up by their index, however young the table's statistics are.
         await self._connection.execute("SET enable_seqscan = off; SET jit = off")
         async for batches in batches_after(self._connection, self.shard, position, last):
@@ -116,13 +130,12 @@ class Redecider:
             end = start + batch.last - batch.first + 1
             await self._decide(batch, stored[start:end])
             start = end
+            await asyncio.sleep(0)
 
     async def _decide(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
         self._check_positions(batch, stored)
         self.before(batch)
-        policy = self._policies.get(batch.policy_version)
-        if policy is None:
-            raise ReplayDiffersError(f"{self._where(batch.first)}: no policy {batch.policy_version!r} is recorded")
+        policy = self._policy_of(batch)
         with self._guarded(batch):
             inputs = inputs_of(stored)
         reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
@@ -131,11 +144,14 @@ class Redecider:
         with self._guarded(batch):
             named = self.rules.forgotten(grants_of(commands, spends.values()))
             grants = ChainMap(await read_grants(self._connection, self.shard, named), self.grants)
-            self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants)
-            rows = self._decide_inputs(batch, inputs)
+            zones = self.zones_of(batch.zones_release)
+            self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants, zones=zones)
+            rows = await self._decide_inputs(batch, inputs)
         if rows != [entry.encoded for entry in stored]:
             raise ReplayDiffersError(self._difference(batch, stored, rows))
-        self.tree.append([leaf_hash(row) for row in rows])
+        for start in range(0, len(rows), SLICE):
+            self.tree.append([leaf_hash(row) for row in rows[start : start + SLICE]])
+            await asyncio.sleep(0)
         if self.tree.root() != batch.root:
             raise ReplayDiffersError(
                 f"{self._where(batch.first)} to {batch.last}: the entries add up to the root {self.tree.root().hex()},"
@@ -145,13 +161,39 @@ class Redecider:
         self.inputs += len(inputs)
         self.after(batch, stored)
 
-    def _decide_inputs(self, batch: StoredBatch, inputs: list[Any]) -> list[bytes]:
+    def _policy_of(self, batch: StoredBatch) -> Policy:
+        where = self._where(batch.first)
+        policy = self._policies.get(batch.policy_version)
+        if policy is None:
+            raise ReplayDiffersError(f"{where}: no policy {batch.policy_version!r} is recorded")
+        if batch.rules_version not in CHANGES:
+            raise ReplayDiffersError(f"{where}: {newer_rules(batch.rules_version)}")
+        if batch.zones_release not in self._zones:
+            raise ReplayDiffersError(f"{where}: no time zones of the release {batch.zones_release!r} are recorded")
+        return replace(policy, rules=batch.rules_version)
+
+    def zones_of(self, release: str) -> Zones:
+        """The recorded time zones of a release; without any, where none is recorded."""
+        return self._zones.get(release) or Zones(release)
+
+    async def _decide_inputs(self, batch: StoredBatch, inputs: list[Any]) -> list[bytes]:
         """The canonical bytes of what the rules write for these inputs."""
         self.between()
-        for item in inputs:
+        for number, item in enumerate(inputs, 1):
             self._decide_input(batch, item)
             self.between()
-        return encode_entries(self.rules.entries, self.shard, batch.first, batch.recorded_at)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+        return await self._encode(batch, self.rules.entries)
+
+    async def _encode(self, batch: StoredBatch, entries: list[Entry]) -> list[bytes]:
+        most = MOST_BYTES if batch.rules_version >= BOUNDED else UNBOUNDED_BYTES
+        rows: list[bytes] = []
+        for start in range(0, len(entries), SLICE):
+            some = entries[start : start + SLICE]
+            rows += encode_entries(some, self.shard, batch.first + start, batch.recorded_at, most)
+            await asyncio.sleep(0)
+        return rows
 
     def _decide_input(self, batch: StoredBatch, item: "Event | dict[str, Any]") -> None:
         position = batch.first + len(self.rules.entries)
@@ -219,6 +261,11 @@ class Redecider:
 
     def _where(self, position: int) -> str:
         return f"shard {self.shard}, position {position}"
+
+
+def newer_rules(version: int) -> str:
+    """Why a batch of that version of the rules cannot be decided here."""
+    return f"written by newer rules (version {version}, this release knows up to {CURRENT}): use a newer release"
 
 
 def describe(encoded: bytes) -> str:

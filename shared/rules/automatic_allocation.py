@@ -10,6 +10,10 @@ from shared.rules.policy import Policy
 from shared.rules.refusal import require_room
 from shared.rules.setting_budgets import write_budget
 from shared.rules.state import AdAccount, BusinessCenter
+from shared.rules.versions import BOUNDED
+
+# Accounts that one entry lists: with the longest ids, and beside the longest command, within an entry's bound.
+MOST_LISTED = 200
 
 
 def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: Policy) -> None:
@@ -20,19 +24,27 @@ def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: 
     reasons = {account.id: reason_left_out(account) for account in center.accounts.values()}
     joining = _eligible(center)
     center.automatic_since, center.automatic_position = now, position + len(step.entries) + 1
-    step.write(
-        "automatic_allocation_enabled",
-        center.id,
-        details={
-            "left_out": [{"ad_account_id": id, "reason": reason} for id, reason in reasons.items() if reason],
-            "participants": [account.id for account in joining],
-        },
-    )
+    left_out = [{"ad_account_id": id, "reason": reason} for id, reason in reasons.items() if reason]
+    _write_enabled(step, center, left_out, [account.id for account in joining], policy)
     for account in joining:
         _join(step, account, now, position, policy)
     settle_business_center(step, center, policy)
     for account in joining:
         settle_account(step, account, policy)
+
+
+def _write_enabled(
+    step: Step, center: BusinessCenter, left_out: list[dict[str, str]], participants: list[str], policy: Policy
+) -> None:
+    """Who is left out and who takes part: so many accounts an entry, further ones in entries of the same kind."""
+    most = MOST_LISTED if policy.rules >= BOUNDED else max(1, len(left_out) + len(participants))
+    for start in range(0, max(1, len(left_out) + len(participants)), most):
+        joined = max(0, start - len(left_out)), max(0, start + most - len(left_out))
+        step.write(
+            "automatic_allocation_enabled",
+            center.id,
+            details={"left_out": left_out[start : start + most], "participants": participants[slice(*joined)]},
+        )
 
 
 def require_balances_fit(center: BusinessCenter) -> None:

@@ -6,8 +6,12 @@ Days are proleptic ordinals (`datetime.date.toordinal`), instants are microsecon
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from io import BytesIO
+from typing import Final
 from zoneinfo import ZoneInfo
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -18,27 +22,44 @@ _EPOCH_DAY = _EPOCH.toordinal()
 _WIDEST_OFFSET_US = 26 * 3600 * _SECOND_US
 
 
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """The time zones of one release of the IANA database: the TZif bytes of each by name.
+
+    The rules are given them, because a machine's own files are no input that a ledger holds.
+    """
+
+    release: str
+    table: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+
+NO_ZONES: Final = Zones("")
+
+
 class Zone:
-    """The days of one IANA time zone. Raises ValueError for a name that is none.
+    """The days of one IANA time zone, by the TZif bytes (RFC 9636) of some release.
 
     `today` is the day that the last call of `advance` reached; who shares a zone must share its time.
     """
 
-    __slots__ = ("_day", "_from", "_info", "_starts", "_to", "_tomorrow", "name", "today")
+    __slots__ = ("_day", "_from", "_info", "_starts", "_to", "_tomorrow", "data", "name", "today")
 
-    def __init__(self, name: str) -> None:
-        try:
-            self._info = ZoneInfo(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{name!r} is not a time zone of the IANA database") from error
+    def __init__(self, name: str, data: bytes) -> None:
+        """Raises ValueError where the bytes are no time zone."""
         self.name = name
+        self.today = 0
+        self.use(data)
+
+    def use(self, data: bytes) -> None:
+        """Have the days of another release from now on. Whoever calls it advances the zone next."""
+        self.data = data
+        self._info = ZoneInfo.from_file(BytesIO(data), self.name)
         self._starts: dict[int, int] = {}
         self._from = self._to = self._day = 0
         self._tomorrow = -(2**63)
-        self.today = 0
 
     def advance(self, instant_us: int) -> None:
-        """Time has come to this instant; it never goes back."""
+        """Time has come to this instant; it never goes back, except for `use`."""
         if instant_us >= self._tomorrow:
             self.today = self.day(instant_us)
             self._tomorrow = self.start(self.today + 1)
@@ -81,21 +102,6 @@ class Zone:
 
     def _local(self, instant_us: int) -> datetime:
         return (_EPOCH + timedelta(microseconds=instant_us)).astimezone(self._info).replace(tzinfo=None)
-
-
-@lru_cache(maxsize=1024)
-def zone(name: str) -> Zone:
-    """The zone of that name. Raises ValueError for a name that is none."""
-    return Zone(name)
-
-
-def is_zone(name: str) -> bool:
-    """Is this a name of the IANA time zone database?"""
-    try:
-        zone(name)
-    except ValueError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=4096)

@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from shared.rules import automatic_allocation, funds, grants, opening, setting_budgets
-from shared.rules.calendar import is_zone
-from shared.rules.entries import Step
+from shared.rules.entries import Step, canonical_json
 from shared.rules.refusal import Refused, require, require_above_zero, require_room
 from shared.rules.roles import require_permission
 from shared.rules.state import AdAccount, BusinessCenter, Grant
+from shared.rules.versions import BOUNDED
 
 if TYPE_CHECKING:
     from shared.rules.shard import Shard
+
+# A command stands whole in its first entry, whose canonical bytes are bounded (docs/ledger.md): this leaves room for
+# whatever else that entry says.
+MOST_CONTENT_BYTES = 40_960
 
 Command = Mapping[str, Any]
 Handler = Callable[["Shard", Step, Command], None]
@@ -23,11 +27,23 @@ Handler = Callable[["Shard", Step, Command], None]
 
 def decide(shard: "Shard", step: Step, command: Command) -> None:
     """Write what the command does. Raises Refused, with nothing written or changed, where it may not."""
+    if shard.policy.rules >= BOUNDED:
+        _require_short(step)
     _HANDLERS[command["type"]](shard, step, command)
 
 
+def _require_short(step: Step) -> None:
+    size = len(canonical_json(step.command))
+    require(
+        size <= MOST_CONTENT_BYTES,
+        "invalid",
+        f"the command takes {size} bytes in the ledger, {MOST_CONTENT_BYTES} are allowed: say it shorter, or in several"
+        " commands",
+    )
+
+
 def _open_business_center(shard: "Shard", step: Step, command: Command) -> None:
-    require(is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
     _permit(command, command["finance_roles"])
     id = command["business_center_id"]
     require(id not in shard.business_centers, "already_exists", f"the Business Center {id} is open already")
@@ -38,7 +54,7 @@ def _open_business_center(shard: "Shard", step: Step, command: Command) -> None:
 
 
 def _open_ad_account(shard: "Shard", step: Step, command: Command) -> None:
-    require(is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
     center = _center(shard, command)
     _permit(command, center.finance_roles)
     id = command["ad_account_id"]

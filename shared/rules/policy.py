@@ -6,20 +6,27 @@ A policy has a version by which the ledger names it. Several versions live side 
 from dataclasses import dataclass
 from typing import Any
 
+from shared.rules.versions import CURRENT
+
 AD_ACCOUNT_POCKETS = ("voucher", "ad_credit", "cash", "credit")
 BUSINESS_CENTER_POCKETS = ("voucher", "cash", "credit_line")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`ad_account` pockets pay first, in order, then those of the Business Center where it allocates automatically."""
+    """`ad_account` pockets pay first, in order, then those of the Business Center where it allocates automatically.
+
+    It is handed through all rules, so it also carries `rules`: the version of the rules that decide with it, which the
+    ledger names beside it (`versions`).
+    """
 
     version: str
     ad_account: tuple[str, ...] = AD_ACCOUNT_POCKETS
     business_center: tuple[str, ...] = BUSINESS_CENTER_POCKETS
+    rules: int = CURRENT
 
     def content(self) -> dict[str, Any]:
-        """The policy as JSON, as `policy_of` reads it."""
+        """The policy as JSON, as `policy_of` reads it. The version of the rules is no part of it."""
         return {
             "version": self.version,
             "ad_account": list(self.ad_account),
@@ -31,7 +38,7 @@ STANDARD = Policy("standard-1")
 
 
 def policy_of(content: Any) -> Policy:
-    """The policy of a JSON object `{"version", "ad_account": [pocket], "business_center": [pocket]}`.
+    """The policy of a JSON object `{"version", "ad_account": [pocket], "business_center": [pocket]}`, current rules.
 
     Raises ValueError where it names something that is no pocket, or one twice.
     """

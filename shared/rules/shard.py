@@ -1,8 +1,9 @@
 """One shard's rules: inputs in, entries out.
 
 `begin` opens a batch at a ledger time and lets happen what was due by then; `event` and `command` decide one input
-each. `entries` are what the batch appends, `position` is where the ledger stood before it. No I/O, no clock: given
-the same inputs, in whatever batches, the same entries come out.
+each. `entries` are what the batch appends, `position` is where the ledger stood before it. No I/O, no clock, no
+setting: given what the ledger holds of its batches, the same entries come out. A batch that wrote nothing leaves no
+trace, so nothing may depend on it: what it alone was decided under is not in force when the next one begins.
 """
 
 import heapq
@@ -11,7 +12,7 @@ from itertools import islice
 from typing import Any, Final
 
 from shared.rules import commands, corrections, expiry, pauses, setting_budgets, waterfall
-from shared.rules.calendar import Zone
+from shared.rules.calendar import NO_ZONES, Zone, Zones
 from shared.rules.corrections import ChargedSpend, Part
 from shared.rules.entries import Entry, Step
 from shared.rules.forgetting import EndedGrants, forget_lines
@@ -19,6 +20,7 @@ from shared.rules.grants import GrantKey, RecordedGrant, restore
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.refusal import Refused
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant
+from shared.rules.versions import BOUNDED
 
 # event id, business center, ad account, campaign, amount in micros, currency, occurred_at in µs, reverses, reason.
 # All of it is the event's content; `reverses` is None for a spend.
@@ -30,14 +32,19 @@ DAY_US: Final = 86_400_000_000
 # So many campaigns or holdings a batch lose the lines that they no longer need.
 FORGOTTEN_AT_ONCE: Final = 500
 FEWEST_IDLE_TIMERS: Final = 1000
+# What is due is fired until it has written so much; what one timer writes stands together.
+MOST_TIMER_ENTRIES: Final = 10_000
 _EXPIRY, _TURN_OVER = 0, 1
 _IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
 
 
 class Batch:
-    """What a batch has decided: needed by the next one, which may be decided before this one is committed."""
+    """What a batch has decided: needed by the next one, which may be decided before this one is committed.
 
-    __slots__ = ("commands", "entries", "events", "indexed", "position", "spends", "starts")
+    `zones` are the time zones that the shard had no use for before, with their TZif bytes: the ledger records them.
+    """
+
+    __slots__ = ("commands", "entries", "events", "indexed", "position", "spends", "starts", "zones")
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -46,6 +53,7 @@ class Batch:
         self.events: dict[bytes, Event] = {}
         self.spends: dict[bytes, ChargedSpend] = {}
         self.starts: dict[bytes, int] = {}
+        self.zones: dict[str, bytes] = {}
         self.indexed = 0
 
     def start_of(self, event_id: bytes) -> int:
@@ -65,14 +73,20 @@ class Shard:
     does not know what the window was. Nothing else depends on it.
     """
 
-    def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7) -> None:
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7, zones: Zones = NO_ZONES) -> None:
         self.policy = policy
+        self.zones = zones
+        # The time-zone releases that a snapshot may name.
+        self.tables = {zones.release: zones}
+        # What the last batch that wrote something was decided under: the ledger names it.
+        self.named = (policy, zones)
         self.position = 0
-        self.now = -(2**62)
+        # Ledger time, and up to where what was due has happened: behind it while a batch has left some to the next.
+        self.now = self.reached = -(2**62)
         self.business_centers: dict[str, BusinessCenter] = {}
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
-        self.zones: dict[str, Zone] = {}
+        self._zones: dict[str, Zone] = {}
         # A spend's ids lead to its campaign in one step, once it has been charged for.
         self._campaigns: dict[str, Campaign] = {}
         self.set_window(deduplication_days)
@@ -105,25 +119,36 @@ class Shard:
         known: Mapping[bytes, Event] | None = None,
         spends: dict[bytes, ChargedSpend] | None = None,
         grants: Mapping[GrantKey, RecordedGrant] | None = None,
+        zones: Zones | None = None,
     ) -> None:
         """Open the next batch at ledger time `now` (µs), which never goes back.
 
+        First happens what is due by then, under what was in force; then `policy` (with its version of the rules) and
+        `zones` rule. Where `has_due` holds afterwards the batch takes no inputs: more was due than one batch writes.
         `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name,
         `grants` those that its commands name or those spends drew on; what the batch before did need not be among them.
         """
         self._previous = self.batch
         self.position = self._previous.position + len(self._previous.entries)
+        self._keep_to_the_ledger()
         self.batch = Batch(self.position)
         self._known = known or {}
         self._spends = spends or {}
         self._recorded = grants or {}
         self._forget_grants()
         now = max(now, self.now)
-        if policy is not None and policy != self.policy:
-            self._change_policy(policy)
-        while self._timers and self._timers[0][0] <= now:
-            self._fire(heapq.heappop(self._timers))
-        self._advance(now)
+        policy = policy or self.policy
+        if policy.rules < BOUNDED:
+            self._change(policy, zones)
+            self._fire_until(now, None)
+        else:
+            self._fire_until(now, MOST_TIMER_ENTRIES)
+        self.now = now
+        if self.has_due():
+            self.reached = self._timers[0][0] - 1  # So a snapshot schedules again what is still due.
+        else:
+            self._advance(now)
+            self._change(policy, zones)
         self._forget_lines()
 
     def _forget_grants(self) -> None:
@@ -155,19 +180,66 @@ class Shard:
         """When the next timer is due, in µs; None: never."""
         return self._timers[0][0] if self._timers else None
 
+    def has_due(self) -> bool:
+        """Has the batch left something that is due by its time to the next one? Then it takes no inputs."""
+        return bool(self._timers) and self._timers[0][0] <= self.now
+
+    def in_force(self) -> tuple[Policy, Zones]:
+        """What the next batch finds in force: nothing in the ledger names what a batch without entries brought."""
+        return (self.policy, self.zones) if self.batch.entries else self.named
+
+    def _keep_to_the_ledger(self) -> None:
+        """Go back to what the ledger names, if the batch before brought something else and wrote nothing.
+
+        It has changed nothing but that, and pauses are what they were: whoever reads the ledger knows no such batch.
+        """
+        self.named = policy, zones = self.in_force()
+        self.policy = policy
+        if zones != self.zones:
+            self._use_zones(zones)
+
+    def _fire_until(self, now: int, most: int | None) -> None:
+        """Let happen what is due, in order, until it has written `most` entries. None: all of it."""
+        entries = self.entries
+        while self._timers and self._timers[0][0] <= now and (most is None or len(entries) < most):
+            self._fire(heapq.heappop(self._timers))
+
     def _advance(self, now: int) -> None:
-        self.now = now
-        for zone in self.zones.values():
+        self.reached = now
+        for zone in self._zones.values():
             zone.advance(now)
 
-    def _change_policy(self, policy: Policy) -> None:
-        """Another policy draws on other pockets: what that pauses or resumes is written at once."""
+    def _change(self, policy: Policy, zones: Zones | None) -> None:
+        """Other pockets, rules or days: what that pauses or resumes is written at once, accounts before campaigns."""
+        if policy == self.policy and (zones is None or zones == self.zones):
+            return
         self.policy = policy
+        if zones is not None and zones != self.zones:
+            self._use_zones(zones)
         step = Step(self.entries, self.now)
         for center in self.business_centers.values():
             pauses.settle_business_center(step, center, policy)
             for account in center.accounts.values():
                 pauses.settle_account(step, account, policy)
+                for campaign in account.campaigns.values():
+                    pauses.settle_campaign(step, campaign, policy)
+
+    def _use_zones(self, zones: Zones) -> None:
+        """Take days from another release, and turn over when its days begin. A zone that it lacks stays as it was."""
+        self.zones = self.tables[zones.release] = zones
+        for name, zone in self._zones.items():
+            zone.use(zones.table.get(name, zone.data))
+            zone.advance(self.reached)
+            self.batch.zones[name] = zone.data
+        for account in self.accounts.values():
+            pauses.index_campaigns(account, self.policy)
+        turn_overs = [timer for timer in self._timers if timer[1] == _TURN_OVER]
+        self._timers = [timer for timer in self._timers if timer[1] != _TURN_OVER]
+        heapq.heapify(self._timers)
+        for _, _, _, account_id, _ in turn_overs:
+            account = self.accounts[account_id]
+            account.turn_over_at = None
+            self.schedule_turn_over(account)
 
     # ---- Spends and reversals ---------------------------------------------------------------------------------
 
@@ -298,13 +370,27 @@ class Shard:
             campaign = account.campaigns[id] = Campaign(account, id)
         return campaign
 
+    def is_zone(self, name: str) -> bool:
+        """Is this a time zone of the release in force? The ledger records it then, used or not: replay asks again."""
+        data = self.zones.table.get(name)
+        if data is not None and name not in self._zones:
+            self.batch.zones[name] = data
+        return data is not None
+
     def zone(self, name: str) -> Zone:
-        """The time zone of that name, at the shard's time. Raises ValueError where there is none."""
-        zone = self.zones.get(name)
+        """The time zone of that name, at the shard's time. Raises ValueError where the release in force has none."""
+        zone = self._zones.get(name)
         if zone is None:
-            zone = self.zones[name] = Zone(name)
-            zone.advance(self.now)
+            data = self.zones.table.get(name)
+            if data is None:
+                raise ValueError(f"the release {self.zones.release!r} of the time zones has no {name!r}")
+            zone = self._zones[name] = Zone(name, data)
+            zone.advance(self.reached)
         return zone
+
+    def zones_used(self) -> list[tuple[str, bytes]]:
+        """The time zones of the shard's Business Centers and ad accounts, with their TZif bytes."""
+        return [(name, zone.data) for name, zone in self._zones.items()]
 
     # ---- Grants -----------------------------------------------------------------------------------------------
 

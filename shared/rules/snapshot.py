@@ -10,6 +10,7 @@ A snapshot is a cache: whoever does not know its format decides the ledger again
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from sys import intern
 from typing import Any, Final, NamedTuple
@@ -166,11 +167,15 @@ def dump(shard: Shard) -> Iterator[Any]:
 
     A piece shares nothing with the state: the shard may go on while pieces are written.
     """
+    policy, zones = shard.in_force()
     yield [
         {
             "position": shard.batch.position + len(shard.batch.entries),
             "now": shard.now,
-            "policy": shard.policy.content(),
+            "reached": shard.reached,
+            "policy": policy.content(),
+            "rules": policy.rules,
+            "zones_release": zones.release,
         },
         _all_fields(),
     ]
@@ -179,14 +184,19 @@ def dump(shard: Shard) -> Iterator[Any]:
 
 
 def load(shard: Shard, pieces: Iterable[Any]) -> None:
-    """Fill an empty shard with what `dump` gave. Raises ValueError where the fields are not those of these rules."""
+    """Fill an empty shard with what `dump` gave. It has the `tables` of the release of time zones in force.
+
+    Raises ValueError where the fields are not those of these rules.
+    """
     assert not shard.business_centers, "a snapshot is loaded into an empty shard"
     rest = iter(pieces)
     of_shard, fields = next(rest)
     if fields != _all_fields():
         raise ValueError("the snapshot has the fields of other rules")
-    shard.policy = policy_of(of_shard["policy"])
-    shard.now = of_shard["now"]
+    shard.policy = replace(policy_of(of_shard["policy"]), rules=of_shard["rules"])
+    shard.zones = shard.tables[of_shard["zones_release"]]
+    shard.named = (shard.policy, shard.zones)
+    shard.now, shard.reached = of_shard["now"], of_shard["reached"]
     shard.position = of_shard["position"]
     shard.batch = Batch(shard.position)
     loader = _Loader(shard)

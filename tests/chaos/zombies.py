@@ -18,6 +18,7 @@ from services.allocation import state
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
 from services.allocation.service import ROLE
+from shared.contracts.zones import installed_zones
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from shared.ledger.lookup import plain_types
@@ -157,7 +158,9 @@ async def _decide(
     decoded = await decode(commands, events)
     known = await look_up(connection, lease.shard, rules, decoded)
     write = BatchWrite(0, STANDARD.version, lease.spend_offset + len(events), lease.command_offset + len(commands))
-    await Decider(lease.shard, 1, rules, STANDARD).decide(decoded, known, max(_START_US, lease.ledger_time), write)
+    await Decider(lease.shard, 1, rules, STANDARD, installed_zones()).decide(
+        decoded, known, max(_START_US, lease.ledger_time), write
+    )
     return write
 
 

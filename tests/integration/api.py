@@ -162,7 +162,7 @@ async def _write_outcome(database: asyncpg.Connection, shard: int, content: dict
     first = await database.fetchval("SELECT content FROM ledger.outcomes WHERE command_id = $1 AND first", command_id)
     same = first is None or {**json.loads(first), "issued_at": ""} == {**content, "issued_at": ""}
     await database.execute(
-        "INSERT INTO ledger.outcomes VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now())",
+        "INSERT INTO ledger.outcomes VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now(), 2, 'test')",
         shard,
         sequence,
         command_id,

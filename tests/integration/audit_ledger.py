@@ -4,6 +4,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -13,12 +14,15 @@ from services.allocation.decoding import Raw
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.contracts.zones import installed_zones
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.follow import Follower, advance
 from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
+from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
+from shared.rules.versions import CURRENT
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from tests.model.shards import shard_of
 from tests.model.workload import Work, Workload
@@ -36,7 +40,17 @@ class LedgerWriter:
         self.policy = policy
         self._connection = connection
         self._leases = {lease.shard: lease for lease in leases}
+        self.zones = installed_zones()
         self._rules = {shard: Shard(policy) for shard in self._leases}
+
+    @property
+    def leases(self) -> list[Lease]:
+        """The leases of all shards."""
+        return list(self._leases.values())
+
+    def rules(self, shard: int) -> Shard:
+        """A shard's rules, as its last batch left them."""
+        return self._rules[shard]
 
     async def write(self, works: Iterable[Work]) -> None:
         """Decide and append a batch in each shard that some of the work belongs to."""
@@ -58,10 +72,15 @@ class LedgerWriter:
         }
         lease, rules = self._leases[shard], self._rules[shard]
         decoded = await decode(raws["command"], raws["event"])
-        known = await look_up(self._connection, shard, rules, decoded)
-        write = BatchWrite(0, self.policy.version, lease.spend_offset + len(works), lease.command_offset)
-        await Decider(shard, SHARDS, rules, self.policy).decide(decoded, known, self.now, write)
-        await append(self._connection, lease, write)
+        takes_records = False
+        while not takes_records:
+            known = await look_up(self._connection, shard, rules, decoded)
+            write = BatchWrite(0, "", lease.spend_offset, lease.command_offset)
+            decider = Decider(shard, SHARDS, rules, self.policy, self.zones)
+            await decider.decide(decoded, known, self.now, write)
+            takes_records = not rules.has_due()
+            write.spend_offset += len(works) if takes_records else 0
+            await append(self._connection, lease, write)
 
 
 @contextlib.asynccontextmanager
@@ -78,15 +97,19 @@ async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> A
         await connection.close()
 
 
-async def write_random_ledger(url: str, seed: int, steps: int) -> None:
+async def write_random_ledger(
+    url: str, seed: int, steps: int, rules: int = CURRENT, zones: Zones | None = None
+) -> None:
     """Some days of everything that can happen, in batches of different sizes, under two policies."""
-    other = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
+    other = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"), rules)
+    standard = replace(STANDARD, rules=rules)
     workload = Workload(seed)
-    async with ledger_writer(url, (STANDARD, other)) as writer:
+    async with ledger_writer(url, (standard, other)) as writer:
+        writer.zones = zones or writer.zones
         await writer.write(workload.opening(writer.now))
         for step in range(steps):
             writer.now += 1_700_000_000 if step % 7 else 0
-            writer.policy = other if step > steps * 2 // 3 else STANDARD
+            writer.policy = other if step > steps * 2 // 3 else standard
             await writer.write(workload.next(writer.now) for _ in range(1 + step % 6))
 
 

@@ -109,6 +109,7 @@ async def test_a_pocket_that_the_policy_leaves_out_is_not_available(api: Api) ->
     shard = shard_of("policy-1")
     await api.insert("ledger.policies", version="no-vouchers", content=content)
     batch = {"recorded_at": RECORDED_AT, "root": b"", "epoch": 1, "spend_offset": 0, "command_offset": 0}
+    batch |= {"rules_version": 2, "zones_release": "test"}
     last = (await api.database.fetchval("SELECT max(last_position) FROM ledger.batches")) or 0
     await api.insert(
         "ledger.batches",

@@ -38,8 +38,9 @@ A_SPEND = (
 )
 NEXT_BATCH = """
     INSERT INTO ledger.batches SELECT 0, s.position + 1, s.position + 1, s.ledger_time, b.policy_version, b.root,
-        b.epoch, b.spend_offset, b.command_offset FROM ledger.shards s JOIN ledger.batches b
-        ON b.shard = s.shard AND b.last_position = s.position WHERE s.shard = 0
+        b.epoch, b.spend_offset, b.command_offset, b.rules_version, b.zones_release
+        FROM ledger.shards s JOIN ledger.batches b ON b.shard = s.shard AND b.last_position = s.position
+        WHERE s.shard = 0
 """
 
 
@@ -341,6 +342,11 @@ BESIDE_THE_ENTRIES = {
     "ledger.batches SET policy_version = 'other-order' WHERE shard = 0": "shard 0, position",
     "ledger.batches SET policy_version = 'nobody''s' WHERE shard = 0": "shard 0, position 1: no policy",
     "ledger.batches SET recorded_at = '2020-01-01Z' WHERE shard = 0 AND first_position > 90": "shard 0, position",
+    "ledger.batches SET rules_version = 99 WHERE shard = 0": "shard 0, position 1: written by newer rules (version 99",
+    "ledger.batches SET rules_version = 1 WHERE shard = 0 AND first_position > 90": "shard 0, position",
+    "ledger.batches SET zones_release = 'none' WHERE shard = 0": "shard 0, position 1: no time zones of the release",
+    "ledger.time_zones SET data = (SELECT data FROM ledger.time_zones WHERE name = 'UTC')": "shard 0, position",
+    "ledger.time_zones SET data = '' WHERE name = 'UTC'": "shard 0, position",
     "ledger.policies SET content = '{}' WHERE version = 'standard-1'": "a recorded policy is none",
     "ledger.ad_accounts SET business_center_id = 'bc-1' WHERE business_center_id = 'bc-0'": (
         "shard 0: ledger.ad_accounts holds"
@@ -352,6 +358,7 @@ BESIDE_THE_ENTRIES = {
 LOST_BESIDE_THE_ENTRIES = {
     "ledger.batches WHERE shard = 0 AND first_position > 30 AND first_position < 60": "shard 0, position",
     "ledger.ad_accounts WHERE shard = 0": "shard 0: ledger.ad_accounts holds",
+    "ledger.time_zones": "shard 0, position 1: no time zones of the release",
     "ledger.quarantine WHERE shard = 0 AND sequence = 2": "shard 0: the quarantined record 2 is missing",
 }
 STATEMENTS_BESIDE = {

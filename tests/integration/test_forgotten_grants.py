@@ -23,6 +23,7 @@ from tests.integration.audit_ledger import SHARDS
 from tests.model.shards import shard_of
 from tests.unit.test_rules_forget import Remembering
 from tests.unit.tied_work import POLICIES, Batch, Message, TiedWork
+from tests.zones import INSTALLED
 
 SHARD = shard_of("b", SHARDS)
 
@@ -41,7 +42,7 @@ class BusyWriter:
     """Decides each batch while the one before it is not in the ledger yet, as the worker does."""
 
     def __init__(self, connection: asyncpg.Connection, lease: Lease) -> None:
-        self.rules = Shard()
+        self.rules = Shard(zones=INSTALLED)
         self._connection = connection
         self._lease = lease
         self._pending: BatchWrite | None = None
@@ -54,7 +55,7 @@ class BusyWriter:
         known = await look_up(self._connection, SHARD, self.rules, decoded)
         self._offset += len(messages)
         write = BatchWrite(0, policy.version, self._offset, self._lease.command_offset)
-        await Decider(SHARD, SHARDS, self.rules, policy).decide(decoded, known, now, write)
+        await Decider(SHARD, SHARDS, self.rules, policy, INSTALLED).decide(decoded, known, now, write)
         await self.finish()
         self._pending = write
 

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import asyncpg
@@ -14,6 +15,10 @@ from drawdown.serving import SERVICES
 from services.auditor.cli import PASSED, replay
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.contracts.zones import installed_zones
+from shared.ledger.zones import UNRECORDED
+from shared.rules.calendar import Zones
+from shared.rules.versions import CURRENT
 from shared.runtime import migrate as migrating
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.migrate import migrate
@@ -130,11 +135,27 @@ async def as_left_by_the_version_before(settings: Settings, monkeypatch: pytest.
     await connection.close()
 
 
+@asynccontextmanager
+async def room_for_what_batches_name(admin: asyncpg.Connection) -> AsyncIterator[None]:
+    """While this writes a ledger as the version before did: what it knew nothing of, and left nothing in."""
+    columns = ("rules_version integer", "zones_release text")
+    tables = ("ledger.batches", "ledger.outcomes")
+    for table in tables:
+        await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"ADD COLUMN {column}" for column in columns))
+    await admin.execute("CREATE TABLE ledger.time_zones (release text, name text, data bytea, UNIQUE (release, name))")
+    yield
+    for table in tables:
+        await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"DROP COLUMN {each.split()[0]}" for each in columns))
+    await admin.execute("DROP TABLE ledger.time_zones")
+
+
 async def test_a_ledger_of_the_version_before_is_migrated_with_its_data_and_goes_on(
     empty: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await as_left_by_the_version_before(empty, monkeypatch)
-    await write_random_ledger(empty.database_url, seed=7, steps=300)
+    async with room_for_what_batches_name(admin):
+        zones = Zones(UNRECORDED, installed_zones().table)
+        await write_random_ledger(empty.database_url, seed=7, steps=300, rules=1, zones=zones)
     await fold(empty.database_url, BALANCE, INCENTIVES, steps=3)  # Not to the end: the rest is for the new version.
     before = await admin.fetchrow("SELECT count(*), sum(amount) FROM ledger.entries")
     assert before[0] > 1000
@@ -153,6 +174,10 @@ async def test_a_ledger_of_the_version_before_is_migrated_with_its_data_and_goes
             await (door.command(work.message) if work.kind == "command" else door.publish(work.message))
         await door.fence()
     assert (await admin.fetchval("SELECT count(*) FROM ledger.entries")) > before[0] + 50
+    named = await admin.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1")
+    assert [tuple(row) for row in named] == [(1, UNRECORDED), (CURRENT, installed_zones().release)]
+    recorded = await admin.fetch("SELECT release, count(*) FROM ledger.time_zones GROUP BY 1")
+    assert {row[0] for row in recorded} == {UNRECORDED, installed_zones().release}
     assert await replay(empty) == PASSED
 
 

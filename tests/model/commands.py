@@ -4,8 +4,8 @@ Checks stand in the order in which the contracts page ranks the codes.
 """
 
 from collections import Counter
+from importlib.resources import files
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from tests.model.budgets import restart_custom, set_account_budget
 from tests.model.days import day_of
@@ -15,6 +15,7 @@ from tests.model.state import AdAccount, BusinessCenter, Campaign, Grant, Settin
 Command = dict[str, Any]
 LARGEST_BALANCE = 2**63 - 1
 CHANGES_PER_DAY = 10
+_ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split())
 
 # Readings of our own, where the page names no code.
 RESET_OF_ANOTHER_MODE = "not_eligible"
@@ -40,11 +41,8 @@ def _permit(finance_roles: bool, command: Command) -> None:
 
 
 def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        return False
-    return True
+    """The package's list, but for the zone of machines that nobody has told where they are."""
+    return name in _ZONES and name != "Factory"
 
 
 def _broken_by_itself(command: Command, now: int) -> bool:

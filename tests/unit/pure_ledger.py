@@ -6,9 +6,11 @@ from typing import Any
 
 from services.allocation.decoding import Command, decode_command, decode_event
 from shared.contracts.commands import command_meaning, same_content
+from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import grants_of
 from shared.rules import snapshot
+from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
@@ -31,34 +33,46 @@ def load_pieces(rules: Shard, pieces: list[str]) -> None:
 class PureLedger:
     """One shard: messages in, entries out. Keeps what the database would."""
 
-    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7) -> None:
+    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, zones: Zones | None = None) -> None:
         self.policy = policy
+        self.zones = zones or installed_zones()
         self._days = deduplication_days
-        self.rules = Shard(policy, deduplication_days)
+        self.rules = Shard(policy, deduplication_days, self.zones)
         self.entries: list[Entry] = []
         self.recorded: list[int] = []
         self._events: dict[bytes, tuple[Event, int]] = {}
         self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
 
     def batch(self, messages: Sequence[tuple[str, bytes]], now: int) -> list[Any]:
-        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each."""
+        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each.
+
+        What is due may take batches of its own before that.
+        """
         decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
         known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
         reversed_ids = [event[7] for event in events if event[7] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
         commands = [item.content for item in decoded if isinstance(item, Command)]
-        grants = self._grants(self.rules.forgotten(grants_of(commands, spends.values())))
-        self.rules.begin(now, self.policy, known, spends, grants)
+        named = self.rules.forgotten(grants_of(commands, spends.values()))
+        self.rules.begin(now, self.policy, known, spends, self._grants(named), self.zones)
+        while self.rules.has_due():
+            self.append()
+            self.rules.begin(now, self.policy, known, spends, self._grants(named), self.zones)
         fates = [self._decide(item) for item in decoded]
+        self.append()
+        return fates
+
+    def append(self) -> None:
+        """Keep what the present batch has written."""
         self.entries += self.rules.entries
         self.recorded += [self.rules.now] * len(self.rules.entries)
-        return fates
 
     def reload(self, deduplication_days: int | None = None) -> None:
         """Crash and start again from a snapshot, perhaps with another window."""
         self._days = deduplication_days or self._days
-        before, self.rules = self.rules, Shard(self.policy, self._days)
+        before, self.rules = self.rules, Shard(self.policy, self._days, self.zones)
+        self.rules.tables |= before.tables
         load_pieces(self.rules, dump_pieces(before))
 
     def encoded(self) -> list[bytes]:
@@ -93,21 +107,8 @@ class PureLedger:
         return outcome
 
     def _grants(self, keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
-        """The grants as the database would give them: from entries alone, without those of the batch before."""
-        committed = self.entries[: self.rules.position]
-        found: dict[GrantKey, RecordedGrant] = {}
-        for position, (line, *_) in enumerate(committed if keys else (), 1):
-            key = (line.business_center_id, line.pocket or "", line.grant_id or "")
-            if key not in keys or line.kind not in ("grant", "allocation_in"):
-                continue
-            if line.kind == "grant":
-                command = command_meaning(json.loads(line.details or "{}")["command"])
-                tied_to = command.get("campaign_ids")
-                campaigns = None if tied_to is None else frozenset(tied_to)
-                found[key] = RecordedGrant(position, command.get("expires_at"), campaigns, line.ad_account_id)
-            else:
-                found[key].allocated.append((position, line.ad_account_id or ""))
-        return found
+        """The grants as the database would give them, without those of the batch before."""
+        return grants_in(self.entries[: self.rules.position], keys)
 
     def _spend(self, event_id: bytes) -> ChargedSpend | None:
         """The spend as the database would give it."""
@@ -116,15 +117,39 @@ class PureLedger:
         position = self._events[event_id][1]
         if position > len(self.entries):
             return None
-        _, center, account, campaign, _, _, occurred_at, _, _ = self._events[event_id][0]
-        parts = []
-        for line, amount, _, source, _, _, _ in self.entries[position - 1 :]:
-            if source != event_id or amount is None:
-                break
-            parts.append(Part(line.holder, line.pocket, line.grant_id, line.cause, abs(amount)))
-        _, _, _, _, _, day, period = self.entries[position - 1]
-        assert day is not None
-        assert period is not None
-        spend = ChargedSpend(center, account, campaign, occurred_at, position, day, period, parts)
-        take_back(spend, sum(abs(amount or 0) for line, amount, *_ in self.entries if line.reverses == event_id))
-        return spend
+        return spend_of(self.entries, event_id, position - 1)
+
+
+def grants_in(entries: Sequence[Entry], keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
+    """The grants as entries alone tell them."""
+    found: dict[GrantKey, RecordedGrant] = {}
+    for position, (line, *_) in enumerate(entries if keys else (), 1):
+        key = (line.business_center_id, line.pocket or "", line.grant_id or "")
+        if key not in keys or line.kind not in ("grant", "allocation_in"):
+            continue
+        if line.kind == "grant":
+            command = command_meaning(json.loads(line.details or "{}")["command"])
+            tied_to = command.get("campaign_ids")
+            campaigns = None if tied_to is None else frozenset(tied_to)
+            found[key] = RecordedGrant(position, command.get("expires_at"), campaigns, line.ad_account_id)
+        else:
+            found[key].allocated.append((position, line.ad_account_id or ""))
+    return found
+
+
+def spend_of(entries: Sequence[Entry], event_id: bytes, start: int) -> ChargedSpend:
+    """The spend whose first entry has this index, with what is not yet reversed of it."""
+    line, _, occurred_at, _, _, day, period = entries[start]
+    assert line.ad_account_id is not None
+    assert line.campaign_id is not None
+    assert day is not None
+    assert period is not None
+    parts = []
+    for each, amount, _, source, _, _, _ in entries[start:]:
+        if source != event_id or amount is None:
+            break
+        parts.append(Part(each.holder, each.pocket, each.grant_id, each.cause, abs(amount)))
+    ids = (line.business_center_id, line.ad_account_id, line.campaign_id)
+    spend = ChargedSpend(*ids, occurred_at, start + 1, day, period, parts)
+    take_back(spend, sum(abs(amount or 0) for line, amount, *_ in entries if line.reverses == event_id))
+    return spend

@@ -21,6 +21,7 @@ from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
 from shared.ledger.merkle import CompactRange, leaf_hash
 from shared.rules.entries import Entry, Line
 from shared.rules.shard import Shard
+from tests.zones import INSTALLED
 
 DAY = 739_000
 SPEND = uuid.UUID(int=7).bytes
@@ -84,7 +85,7 @@ def test_an_unknown_kind_is_a_difference() -> None:
 
 def opened() -> Shard:
     """Rules that hold 70 in the BC's cash and nothing else."""
-    rules = Shard()
+    rules = Shard(zones=INSTALLED)
     rules.begin(0)
     command = {"business_center_id": "bc", "role": "admin"}
     opening = {"type": "open_business_center", "currency": "USD", "time_zone": "UTC", "finance_roles": True}
@@ -135,7 +136,12 @@ def outcome(sequence: int, position: int, **others: Any) -> Outcome:
     content = {"command_id": str(command_id), "business_center_id": "bc", "type": "t", "actor": {"role": "r"}}
     values: dict[str, Any] = {"command_id": command_id.bytes, "first": True, "content": content, **others}
     answer = ("accepted", None, "done", position, position, 0)
-    return Outcome(sequence=sequence, business_center_id="bc", type="t", **{"answer": answer, **values})
+    return Outcome(
+        sequence=sequence,
+        business_center_id="bc",
+        type="t",
+        **{"answer": answer, "rules_version": 2, "zones_release": "", **values},
+    )
 
 
 def test_an_acceptance_without_entries_is_a_difference() -> None:

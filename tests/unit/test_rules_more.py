@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 
-from shared.rules.calendar import Zone
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
 from shared.rules.incentives import divide_half_even
@@ -19,6 +18,8 @@ from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import NO_GRANTS, AdAccount, BusinessCenter, GrantPocket
 from tests.unit.pure_ledger import dump_pieces, load_pieces
 from tests.unit.test_rules_tables import HOUR, NOON, TODAY, Book, budget_of
+from tests.zones import INSTALLED
+from tests.zones import zone as zone_of
 
 Movement = tuple[str, str | None, str | None, str | None, str | None, int | None]
 
@@ -801,7 +802,7 @@ def test_the_period_of_a_spend_is_its_day_its_month_or_the_start_of_the_custom_b
     ],
 )
 def test_days_of_clocks_that_jump_around_midnight(zone: str, day: date, begins: str) -> None:
-    assert Zone(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
+    assert zone_of(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
 
 
 # ---- Policies and snapshots -----------------------------------------------------------------------------------------
@@ -834,7 +835,7 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
     for days in (0, 1, 30):
         book.later(NOON + days * DAY_US)
         book.spend(5, at=book.rules.now)
-    again = Shard(Policy("other"))
+    again = Shard(Policy("other"), zones=INSTALLED)
     load_pieces(again, dump_pieces(book.rules))
     assert dump_pieces(again) == dump_pieces(book.rules)
     assert (again.now, again.policy) == (book.rules.now, STANDARD)
@@ -852,7 +853,7 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     book = Book()
     book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
     book.spend(1, "c")
-    again = Shard()
+    again = Shard(zones=INSTALLED)
     load_pieces(again, dump_pieces(book.rules))
     book.rules = again
     assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 1

@@ -6,13 +6,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from shared.contracts.zones import is_zone
 from shared.rules.budgets import Budget
-from shared.rules.calendar import Zone, date_text, is_zone
+from shared.rules.calendar import date_text
 from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
 from shared.rules.pauses import cause_names
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.rules.roles import may
 from shared.rules.shard import DAY_US, Event, Shard
+from tests.zones import INSTALLED
+from tests.zones import zone as zone_of
 
 NOON = int(datetime(2027, 3, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
@@ -23,7 +26,7 @@ class Book:
     """A shard with one BC `b` and one account `a`, told what to do in short words."""
 
     def __init__(self, policy: Policy = STANDARD, billing: str = "monthly_invoicing") -> None:
-        self.rules = Shard(policy)
+        self.rules = Shard(policy, zones=INSTALLED)
         self.rules.begin(NOON, policy)
         self.do("open_business_center", currency="USD", time_zone="UTC", finance_roles=True)
         self.open("a", billing=billing)
@@ -273,20 +276,20 @@ def test_which_setting_holds_a_spend(
     ],
 )
 def test_days_begin_at_their_first_instant(zone: str, day: date, begins: str) -> None:
-    start = Zone(zone).start(day.toordinal())
+    start = zone_of(zone).start(day.toordinal())
     assert start == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
-    assert Zone(zone).day(start) == day.toordinal()
-    assert Zone(zone).day(start - 1) == day.toordinal() - 1
+    assert zone_of(zone).day(start) == day.toordinal()
+    assert zone_of(zone).day(start - 1) == day.toordinal() - 1
 
 
 @pytest.mark.parametrize(("day", "hours"), [(date(2027, 3, 14), 23), (date(2027, 11, 7), 25), (date(2027, 3, 10), 24)])
 def test_days_of_23_and_25_hours(day: date, hours: int) -> None:
-    zone = Zone("America/New_York")
+    zone = zone_of("America/New_York")
     assert zone.start(day.toordinal() + 1) - zone.start(day.toordinal()) == hours * HOUR
 
 
 def test_today_moves_with_time() -> None:
-    zone = Zone("Asia/Tokyo")
+    zone = zone_of("Asia/Tokyo")
     zone.advance(NOON)
     assert date_text(zone.today) == "2027-03-10"
     zone.advance(NOON + 3 * HOUR - 1)

@@ -1,0 +1,74 @@
+"""The time zones that the ledger holds: the days of the past are decided by them, whatever is installed today."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import asyncpg
+import structlog
+
+from shared.contracts.zones import installed_zones
+from shared.rules.calendar import Zones
+
+log = structlog.get_logger()
+
+# What batches name that were written before releases were noted: whatever was installed then.
+UNRECORDED = "unrecorded"
+
+_RECORD = """
+    INSERT INTO ledger.time_zones (release, name, data)
+    SELECT $1, name, data FROM unnest($2::text[], $3::bytea[]) AS used (name, data) ORDER BY name
+    ON CONFLICT DO NOTHING
+"""
+_OTHERS = """
+    SELECT name FROM ledger.time_zones JOIN unnest($2::text[], $3::bytea[]) AS used (name, its_data) USING (name)
+    WHERE release = $1 AND data <> its_data
+"""
+
+
+class ZonesDifferError(Exception):
+    """Another process has recorded other bytes for the same zone and release. The shard has to be loaded again."""
+
+
+async def recorded_zones(connection: asyncpg.Connection) -> dict[str, Zones]:
+    """The recorded zones of each release.
+
+    What was decided before releases were noted falls back on the installed package, until a shard is loaded once.
+    """
+    tables: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+    for release, name, data in await connection.fetch("SELECT release, name, data FROM ledger.time_zones"):
+        tables[release][name] = data
+    kept = {release: Zones(release, table) for release, table in tables.items()}
+    kept[UNRECORDED] = _on_top_of_installed(UNRECORDED, tables[UNRECORDED])
+    return kept
+
+
+def zones_to_write_with(recorded: Mapping[str, Zones]) -> Zones:
+    """The zones for the next batch: the installed release, but what was recorded of it wins."""
+    installed = installed_zones()
+    kept = recorded.get(installed.release)
+    if kept is None:
+        return installed
+    for name, data in kept.table.items():
+        if installed.table.get(name) != data:
+            log.warning(
+                "the ledger holds another table of a time zone under this release: the ledger's is used",
+                release=installed.release,
+                zone=name,
+            )
+    return _on_top_of_installed(installed.release, kept.table)
+
+
+async def record_zones(connection: asyncpg.Connection, release: str, used: Iterable[tuple[str, bytes]]) -> None:
+    """Record the zones of a release that are not recorded yet.
+
+    Raises ZonesDifferError where the ledger holds other bytes.
+    """
+    names, data = zip(*used, strict=True)
+    await connection.execute(_RECORD, release, names, data)
+    others = await connection.fetchval(_OTHERS, release, names, data)
+    if others is not None:
+        raise ZonesDifferError(f"the ledger holds another table of {others} in the time-zone release {release}")
+
+
+def _on_top_of_installed(release: str, recorded: Mapping[str, bytes]) -> Zones:
+    return Zones(release, {**installed_zones().table, **recorded})

@@ -1,0 +1,15 @@
+"""The version of the rules: every batch in the ledger names the one that decided it.
+
+A rule that changes asks `policy.rules` and keeps its old branch, so that what was decided then is never decided
+otherwise. docs/decisions/changing-a-rule.md says how.
+"""
+
+from typing import Final
+
+CHANGES: Final = {
+    1: "the rules of the first ledgers",
+    2: "what is due is bounded in a batch; long lists go on in further entries; a command's content is bounded;"
+    " what is due happens before another policy, version or time-zone release begins",
+}
+BOUNDED: Final = 2
+CURRENT: Final = max(CHANGES)

@@ -1,0 +1,76 @@
+"""Deciding the golden ledger again from what it holds, without a database."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from shared.contracts.commands import command_meaning
+from shared.contracts.fields import parse_uuid
+from shared.ledger.decoding import Reader, StoredEntry
+from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUNDED_BYTES, encode_entries
+from shared.ledger.lookup import grants_of
+from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.ledger.replay import inputs_of
+from shared.rules.corrections import ChargedSpend
+from shared.rules.entries import Entry
+from shared.rules.grants import GrantKey, RecordedGrant
+from shared.rules.shard import Shard
+from shared.rules.versions import BOUNDED
+from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
+from tests.unit.pure_ledger import grants_in, spend_of
+
+
+class Again:
+    """The rules, as each batch of the golden ledger leaves them."""
+
+    def __init__(self, ledger: GoldenLedger) -> None:
+        self.rules = Shard(deduplication_days=None)
+        self.tree = CompactRange()
+        self.entries: list[Entry] = []
+        self.starts: dict[bytes, int] = {}
+        self._ledger = ledger
+        self._reader = Reader()
+
+    def decide(self, batch: GoldenBatch) -> tuple[list[bytes], bytes]:
+        """The canonical bytes that the rules write for the batch's inputs, and the root after them."""
+        stored = self._reader.decode(COPY_HEADER + b"".join(batch.rows) + COPY_TRAILER)
+        inputs = inputs_of(stored)
+        policy, zones = self._ledger.terms(batch)
+        reversed_ids = [item[7] for item in inputs if isinstance(item, tuple) and item[7] in self.starts]
+        spends = {id: self._spend(id) for id in reversed_ids}
+        named = grants_of([item for item in inputs if isinstance(item, dict)], spends.values())
+        self.rules.begin(batch.recorded_at, policy, None, spends, self._grants(named), zones)
+        for item in inputs:
+            if isinstance(item, dict):
+                assert self.rules.command(command_meaning(item), parse_uuid(item["command_id"]), item) is None, item
+            else:
+                currency = self.rules.business_centers[item[1]].currency
+                assert self.rules.event((*item[:5], currency, *item[6:])) == ("charged", ""), item
+        return self._append(batch, stored)
+
+    def refused(self, batch: GoldenBatch) -> list[str | None]:
+        """What the rules answer now to the commands that a batch without entries refused."""
+        policy, zones = self._ledger.terms(batch)
+        grants = self._grants(grants_of([content for _, content, _ in batch.refusals], ()))
+        self.rules.begin(batch.recorded_at, replace(self.rules.policy, rules=policy.rules), grants=grants, zones=zones)
+        codes: list[str | None] = []
+        for _, content, _ in batch.refusals:
+            answer = self.rules.command(command_meaning(content), parse_uuid(content["command_id"]), content)
+            codes.append(None if answer is None else answer.code)
+        return codes
+
+    def _append(self, batch: GoldenBatch, stored: list[StoredEntry]) -> tuple[list[bytes], bytes]:
+        first = len(self.entries) + 1
+        for index, (_, _, _, source, part, day, _) in enumerate(self.rules.entries, len(self.entries)):
+            if source is not None and part == 0 and day is not None:
+                self.starts[source] = index
+        self.entries += self.rules.entries
+        most = MOST_BYTES if batch.rules >= BOUNDED else UNBOUNDED_BYTES
+        rows = encode_entries(self.rules.entries, SHARD, first, batch.recorded_at, most)
+        self.tree.append([leaf_hash(row) for row in rows])
+        return rows, self.tree.root()
+
+    def _grants(self, named: Iterable[GrantKey]) -> dict[GrantKey, RecordedGrant]:
+        return grants_in(self.entries, self.rules.forgotten(named))
+
+    def _spend(self, event_id: bytes) -> ChargedSpend:
+        return spend_of(self.entries, event_id, self.starts[event_id])

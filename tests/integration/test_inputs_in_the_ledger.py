@@ -1,0 +1,324 @@
+"""What decisions depend on is in the database: rules, policies and time zones, through updates of all of them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+import structlog
+
+from services.allocation import state
+from services.auditor.cli import DIFFERS, PASSED
+from services.auditor.cli import replay as audit_replay
+from shared.ledger import zones as zones_of_the_ledger
+from shared.ledger.append import BatchWrite, append
+from shared.ledger.lease import Lease, claim
+from shared.ledger.lookup import plain_types
+from shared.ledger.merkle import CompactRange
+from shared.ledger.replay import SLICE, Redecider, newer_rules
+from shared.ledger.times import to_datetime
+from shared.ledger.zones import ZonesDifferError, record_zones, recorded_zones, zones_to_write_with
+from shared.rules import shard as shard_rules
+from shared.rules import snapshot
+from shared.rules.calendar import Zones
+from shared.rules.policy import STANDARD, Policy
+from shared.rules.shard import Shard
+from shared.rules.versions import CURRENT
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.settings import Settings
+from tests.golden import recorded
+from tests.golden.chapters import Told
+from tests.golden.deciding import Again
+from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
+from tests.integration.audit_ledger import SHARDS, LedgerWriter, bulk_ledger_works, fold, ledger_writer
+from tests.model.forms import rfc3339
+from tests.model.workload import Work, Workload
+from tests.zones import INSTALLED, release
+
+OTHER = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
+USUAL = release("2030a")
+MOVED = release("2030b", Asia__Tokyo="America/New_York", Asia__Kathmandu="Pacific/Kiritimati")
+
+
+@pytest.fixture
+async def writer(database_url: str) -> AsyncIterator[LedgerWriter]:
+    async with ledger_writer(database_url, (STANDARD, OTHER)) as writer:
+        yield writer
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url, server_settings={"timezone": "UTC"})
+    await plain_types(connection)
+    yield connection
+    await connection.close()
+
+
+async def audited(url: str) -> int:
+    return await audit_replay(Settings(database_url=url))
+
+
+async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
+    """The shard is loaded as it stands in the writer's memory."""
+    loaded = await state.load(database, lease, STANDARD, 7)
+    kept, made = list(snapshot.dump(writer.rules(lease.shard))), list(snapshot.dump(loaded))
+    for of_shard, _ in (kept[0], made[0]):
+        # What a batch without entries leaves no trace of.
+        del of_shard["now"], of_shard["reached"]
+    assert made == kept
+
+
+async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
+    kept = await state.dump(writer.rules(lease.shard), lease.tree)
+    await database.execute(
+        "INSERT INTO ledger.snapshots VALUES ($1, $2, $3, $4)"
+        " ON CONFLICT (shard) DO UPDATE SET position = $2, format = $3, state = $4",
+        lease.shard,
+        kept.position,
+        kept.format,
+        kept.state,
+    )
+
+
+async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = None) -> None:
+    """Rules, policy and time zones change, each at another time; the zones change back."""
+    workload = Workload(seed)
+    writer.policy, writer.zones = replace(STANDARD, rules=1), USUAL
+    await writer.write(workload.opening(writer.now))
+    for step in range(240):
+        writer.now += 2_700_000_000 if step % 5 else 0
+        policy = OTHER if step % 80 > 50 else STANDARD
+        writer.policy = replace(policy, rules=1 if step < 60 else CURRENT)
+        writer.zones = MOVED if 90 < step < 170 else USUAL
+        await writer.write(workload.next(writer.now) for _ in range(1 + step % 4))
+        if between is not None and step % 60 == 59:
+            await between()
+
+
+async def test_the_past_is_decided_by_what_was_recorded(
+    writer: LedgerWriter, database: asyncpg.Connection, database_url: str
+) -> None:
+    """A shard is loaded from its beginning and from a snapshot, and an auditor finds no difference."""
+    leases = writer.leases
+
+    async def keep() -> None:
+        for lease in leases:
+            await keep_state(database, writer, lease)
+
+    await write_days_of_changes(writer, seed=3)
+    await fold(database_url)
+    assert await audited(database_url) == PASSED
+    for lease in leases:
+        await is_loaded_as_written(database, writer, lease)
+    await keep()
+    for lease in leases:
+        await is_loaded_as_written(database, writer, lease)
+    named = await database.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1, 2")
+    assert [tuple(row) for row in named] == [(1, "2030a"), (2, "2030a"), (2, "2030b")]
+
+
+async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
+    writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def keep() -> None:
+        for lease in writer.leases:
+            await keep_state(database, writer, lease)
+
+    await write_days_of_changes(writer, seed=4, between=keep)
+    await fold(database_url)
+    monkeypatch.setattr(zones_of_the_ledger, "installed_zones", lambda: Zones("2031z", {}))
+    assert await audited(database_url) == PASSED
+    for lease in writer.leases:
+        await is_loaded_as_written(database, writer, lease)
+    await database.execute("DELETE FROM ledger.snapshots")
+    for lease in writer.leases:
+        await is_loaded_as_written(database, writer, lease)
+
+
+async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
+    writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vouchers that expire at one moment, one a batch; commands are refused and accepted right behind them.
+
+    The last voucher is used up: it leaves something due, and then writes nothing.
+    """
+    monkeypatch.setattr(shard_rules, "MOST_TIMER_ENTRIES", 1)
+    tell, hour = Told("due", 1), 3_600_000_000
+    await writer.write([tell.command("open_business_center", currency="USD", time_zone="UTC"), tell.account("a")])
+    await writer.write([tell.command("deposit_cash", ad_account_id="due-a", amount="1")])
+    refused, paid = tell.command("disable_automatic_allocation"), tell.command("deposit_cash", amount="1")
+    for number, behind in enumerate(([refused, paid], [tell.command("disable_automatic_allocation")], [])):
+        until = {"amount": "1", "expires_at": rfc3339(writer.now + hour)}
+        vouchers = [tell.command("grant_voucher", voucher_id=f"{number}-{each}", **until) for each in range(3)]
+        last = tell.command("grant_voucher", voucher_id=f"{number}-9", ad_account_id="due-a", **until)
+        await writer.write([*vouchers, last, tell.spend("a", "1", writer.now)])
+        writer.now += 2 * hour
+        await writer.write(behind or [tell.spend("a", "0.1", writer.now)])
+        writer.now += 1
+    await write_days_of_changes(writer, seed=6)
+    await fold(database_url)
+    sizes = await database.fetch(
+        "SELECT array_agg(last_position - first_position + 1 ORDER BY last_position) FROM ledger.batches"
+        " GROUP BY shard, recorded_at HAVING count(*) > 2 ORDER BY recorded_at"
+    )
+    assert [row[0] for row in sizes][1:3] == [[1, 1, 1, 1], [1, 1, 1]]
+    assert await audited(database_url) == PASSED
+    for lease in writer.leases:
+        await is_loaded_as_written(database, writer, lease)
+
+
+class Watched(Redecider):
+    """Counts what is decided between two turns of another task."""
+
+    longest = length = 0
+
+    def between(self) -> None:
+        self.length += 1
+        self.longest = max(self.longest, self.length)
+
+    async def tick(self) -> None:
+        while True:
+            self.length = 0
+            await asyncio.sleep(0)
+
+
+async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, database: asyncpg.Connection) -> None:
+    """Shards are loaded beside others that write, and beside the heartbeat: a large batch must not hold them up."""
+    await writer.write(bulk_ledger_works(accounts=2))
+    tell = Told("bulk", 1)
+    spends = [tell.spend("", "0.01", writer.now).message for _ in range(2 * SLICE)]
+    await writer.write(Work("event", {**spend, "ad_account_id": "acct-0"}) for spend in spends)
+    [lease] = [lease for lease in writer.leases if lease.position]
+    watched = Watched(database, Shard(deduplication_days=None), lease.shard, CompactRange())
+    ticking = asyncio.create_task(watched.tick())
+    await watched.run(0, lease.position)
+    ticking.cancel()
+    assert watched.inputs > 2 * SLICE
+    assert watched.longest <= SLICE + 1
+
+
+async def test_newer_rules_are_refused_in_a_sentence(
+    writer: LedgerWriter, database: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workload = Workload(1, centers=1)
+    writer.policy = replace(STANDARD, rules=CURRENT + 1)
+    await writer.write(workload.opening(writer.now))
+    [lease] = [lease for lease in writer.leases if lease.position]
+    sentence = newer_rules(CURRENT + 1)
+    with pytest.raises(CannotGoOnError) as refusal:
+        await state.load(database, lease, STANDARD, 7)
+    assert str(refusal.value) == f"shard {lease.shard}: {sentence}"
+    await fold(database_url)
+    assert await audited(database_url) == DIFFERS
+    assert f"shard {lease.shard}, position 1: {sentence}" in capsys.readouterr().out
+
+
+# ---- Recorded time zones ------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_all(
+    writer: LedgerWriter, database: asyncpg.Connection
+) -> None:
+    async def held() -> set[tuple[str, str]]:
+        return {tuple(row) for row in await database.fetch("SELECT release, name FROM ledger.time_zones")}
+
+    command = Workload(1, centers=1)
+    writer.zones = USUAL
+    await writer.write(command.opening(writer.now))
+    used = {zone for _, zone in await held()}
+    assert used
+    assert used < set(INSTALLED.table)
+    assert await held() == {("2030a", zone) for zone in used}
+    writer.zones = MOVED
+    await writer.write([command.next(writer.now)])
+    assert await held() == {(name, zone) for name in ("2030a", "2030b") for zone in used}
+
+
+async def test_what_was_recorded_of_a_release_wins_and_that_is_said(
+    database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = INSTALLED.table["Asia/Tokyo"]
+    await record_zones(database, INSTALLED.release, [("UTC", other), ("Asia/Tokyo", other)])
+    with structlog.testing.capture_logs() as logs:
+        zones = zones_to_write_with(await recorded_zones(database))
+    assert zones == INSTALLED
+    assert (zones.table["UTC"], zones.table["Europe/Kiev"]) == (other, INSTALLED.table["Europe/Kiev"])
+    assert [(log["zone"], log["log_level"]) for log in logs] == [("UTC", "warning")]
+
+
+async def test_two_processes_never_record_different_bytes_for_one_zone(database: asyncpg.Connection) -> None:
+    lease, *_ = await claim(database, "test", SHARDS)
+    write = BatchWrite(1, "standard-1", 0, 1, zones_release="2030a", zones=[("UTC", b"one")])
+    await append(database, lease, write)
+    await append(database, lease, replace(write, command_offset=2))
+    with pytest.raises(ZonesDifferError, match="another table of UTC in the time-zone release 2030a"):
+        await append(database, lease, replace(write, command_offset=3, zones=[("UTC", b"two")]))
+    assert await database.fetchval("SELECT command_offset FROM ledger.shards WHERE shard = $1", lease.shard) == 2
+
+
+# ---- The golden ledger --------------------------------------------------------------------------------------------
+
+
+async def test_the_golden_ledger_passes_an_audit(database: asyncpg.Connection, database_url: str) -> None:
+    golden = recorded.read()
+    for policy in golden.policies.values():
+        await database.execute("INSERT INTO ledger.policies VALUES ($1, $2)", policy.version, policy.content())
+    lease = next(lease for lease in await claim(database, "test", SHARDS) if lease.shard == SHARD)
+    for batch, write in writes(golden):
+        await append(database, lease, write)
+        assert lease.tree.root() == batch.root
+    await fold(database_url)
+    assert await audited(database_url) == PASSED
+    loaded = await state.load(database, lease, STANDARD, 7)
+    assert loaded.batch.position + len(loaded.batch.entries) == lease.position
+
+
+def writes(golden: GoldenLedger) -> Iterator[tuple[GoldenBatch, BatchWrite]]:
+    """The golden batches as a writer appends them."""
+    again, noted = Again(golden), set()
+    for number, batch in enumerate(golden.batches, 1):
+        write = BatchWrite(batch.recorded_at, batch.policy, 0, number, batch.rules, batch.zones, batch.rows)
+        answers = [(refusal[0], 0, refused(batch, *refusal)) for refusal in batch.refusals]
+        if batch.rows:
+            first = len(again.entries) + 1
+            again.decide(batch)
+            answers += accepted(batch, again, first)
+            write.accounts = opened(again, first)
+        write.outcomes = [row for _, _, row in sorted(answers, key=lambda answer: answer[:2])]
+        if batch.zones not in noted:
+            noted.add(batch.zones)
+            write.zones = list(golden.zones[batch.zones].table.items())
+        yield batch, write
+
+
+def refused(batch: GoldenBatch, position: int, content: dict[str, Any], code: str) -> tuple[Any, ...]:
+    answer = ("rejected", code, "refused", None, position, to_datetime(batch.recorded_at))
+    return (*told(content), *answer)
+
+
+def accepted(batch: GoldenBatch, again: Again, first: int) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    entries = again.entries
+    for position in range(first, len(entries) + 1):
+        line, _, _, source, part, day, _ = entries[position - 1]
+        if source is None or part or day is not None:
+            continue
+        last = position
+        while last < len(entries) and entries[last][3] == source:
+            last += 1
+        content = json.loads(line.details or "")["command"]
+        answer = ("accepted", None, "done", position, last, to_datetime(batch.recorded_at))
+        yield position - 1, 1, (*told(content), *answer)
+
+
+def told(content: dict[str, Any]) -> tuple[Any, ...]:
+    command_id = UUID(content["command_id"]).bytes
+    return (command_id, True, content["business_center_id"], content["type"], content)
+
+
+def opened(again: Again, first: int) -> list[tuple[str, str]]:
+    lines = [entry[0] for entry in again.entries[first - 1 :]]
+    return [(line.ad_account_id or "", line.business_center_id) for line in lines if line.kind == "ad_account_opened"]
