@@ -229,7 +229,6 @@ class Decider:
         The batch may be full before all records are decided: the decision says how many are. Raises
         RecordFailedError for the one at which the rules failed; their memory is then good for nothing.
         """
-        give_up_at = perf_counter() + self._bounds.seconds
         decision = Decision()
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
@@ -242,7 +241,7 @@ class Decider:
         write.zones_release = self._zones.release
         self._decided_before, self._decided = self._decided, {}
         if not rules.has_due():  # Otherwise what was due has filled this batch.
-            await self._decide_records(decoded, known, write, decision, give_up_at)
+            await self._decide_records(decoded, known, write, decision)
         write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
         self._recorded.update(rules.batch.zones)
         try:
@@ -252,18 +251,21 @@ class Decider:
         self._count(write, decision)
         return decision
 
-    async def _decide_records(
-        self, decoded: Decoded, known: Known, write: BatchWrite, decision: Decision, give_up_at: float
-    ) -> None:
-        commands, events = iter(decoded.commands), iter(decoded.events)
+    async def _decide_records(self, decoded: Decoded, known: Known, write: BatchWrite, decision: Decision) -> None:
+        """Decide until the batch is full. Time in which other tasks have their turn does not count."""
+        commands, events, left = iter(decoded.commands), iter(decoded.events), self._bounds.seconds
         has_room = True
-        while has_room and length_hint(commands):
+        while has_room and left > 0 and length_hint(commands):
+            began = perf_counter()
             with _attributed(decoded.commands, commands):
-                has_room = self._decide_commands(commands, known, write, decision) and perf_counter() < give_up_at
+                has_room = self._decide_commands(commands, known, write, decision)
+            left -= perf_counter() - began
             await asyncio.sleep(0)
-        while has_room and length_hint(events):
+        while has_room and left > 0 and length_hint(events):
+            began = perf_counter()
             with _attributed(decoded.events, events):
-                has_room = self._decide_events(events, write, decision) and perf_counter() < give_up_at
+                has_room = self._decide_events(events, write, decision)
+            left -= perf_counter() - began
             await asyncio.sleep(0)
         decision.commands = len(decoded.commands) - length_hint(commands)
         decision.events = len(decoded.events) - length_hint(events)

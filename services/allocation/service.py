@@ -395,11 +395,15 @@ class Allocation:
         for shard, task in list(self._tasks.items()):
             if not task.done():
                 continue
-            del self._tasks[shard], self._leases[shard], self._standings[shard]
+            lease = self._leases.pop(shard)
+            del self._tasks[shard], self._standings[shard]
             try:
-                await release(keeper, await task)
+                await task
             except (LeaseLostError, asyncio.CancelledError) as lost:
-                log.warning("shard lost", shard=shard, error=str(lost))
+                if not (self._is_ending and task.cancelled()):
+                    log.warning("shard lost", shard=shard, error=str(lost))
+                    continue
+            await release(keeper, lease)
 
     async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
         """Be counted no more, finish what is under way and release the shards; cut off what a server holds up."""

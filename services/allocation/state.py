@@ -123,7 +123,8 @@ async def forget(rules: Shard) -> None:
     while objects:
         for thing in objects[-_FORGOTTEN_AT_ONCE:]:
             for name in type(thing).__slots__:
-                delattr(thing, name)
+                if hasattr(thing, name):
+                    delattr(thing, name)
         del objects[-_FORGOTTEN_AT_ONCE:]
         await asyncio.sleep(0)
 

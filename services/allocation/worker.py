@@ -98,6 +98,7 @@ class Worker:
         self._fetching: asyncio.Task[Any] | None = None
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
+        self._has_locks = False
         self._kept_at = lease.position
         self._next_snapshot = lease.position + state.entries_between(state.objects_in(rules))
 
@@ -213,7 +214,6 @@ class Worker:
             return
         self._note_offsets(self._spends, spends)
         self._note_offsets(self._commands, commands)
-        metrics.BATCH_RECORDS.observe(len(spends) + len(commands) + len(forwarded))
         self._backlog = await decode(
             [raw for raw in forwarded if is_command(raw.topic)]
             + [as_raw(record, *self._commands) for record in commands],
@@ -247,6 +247,7 @@ class Worker:
         opened = accounts.opened_in(portion)
         if opened:
             await self._committed()
+            self._has_locks = True
             await accounts.lock(self._writing, opened)
         write = BatchWrite(0, self._policy.version, self._spend_offset, self._command_offset)
         decision = await self._decide(portion, now, write)
@@ -259,8 +260,6 @@ class Worker:
         self._taking.update(write.taken)
         await self._committed()
         self._commit = asyncio.create_task(self._append(write, decided, decision, started))
-        if opened:
-            self._commit = asyncio.create_task(self._unlocked_after(self._commit))
         if self.lease.position + len(write.rows) >= self._next_snapshot:
             await self._keep_state()
 
@@ -289,25 +288,27 @@ class Worker:
             self.lease.spend_offset,
             self.lease.command_offset,
         ):
+            await self._unlock()
             return
-        with _blamed_on(decided):
-            await append(self._writing, self.lease, write)
+        try:
+            with _blamed_on(decided):
+                await append(self._writing, self.lease, write)
+        finally:
+            await self._unlock()
         self._taking.difference_update(write.taken)
         self._failures.committed(decided)
         decision.count(self.lease.shard)
         metrics.POSITION.labels(self.lease.shard).set(self.lease.position)
+        metrics.BATCH_RECORDS.observe(len(decided))
         metrics.BATCH_SECONDS.observe(perf_counter() - started)
         if write.outcomes:
             self._outcomes_written.set()
 
-    async def _unlocked_after(self, commit: asyncio.Task[None]) -> None:
-        """The same commit, and the accounts it has opened kept from nobody any more."""
-        try:
-            await commit
-        finally:
-            commit.cancel()
-            if not self._writing.is_closed():
-                await accounts.unlock(self._writing)
+    async def _unlock(self) -> None:
+        """Let other shards open the accounts again that this one has kept them from."""
+        if self._has_locks and not self._writing.is_closed():
+            self._has_locks = False
+            await accounts.unlock(self._writing)
 
     async def _committed(self) -> None:
         """Wait until the batch before is in the ledger."""
@@ -351,6 +352,9 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._commit is not None:
             self._tell_of(self._commit)
+        # Their errors lead back here: such a circle would stay, because `gc.freeze` sets it apart at the next load.
+        self._fetching = self._woken = self._commit = None
+        self._backlog = Decoded()
 
     def _tell_of(self, commit: asyncio.Task[None]) -> None:
         says = log.bind(shard=self.lease.shard, position=self.lease.position)

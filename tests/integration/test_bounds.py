@@ -70,7 +70,7 @@ async def test_pauses_and_resumes_of_many_accounts_are_cut_into_batches(
 async def test_a_batch_is_closed_when_its_time_is_up_and_the_rest_is_decided_in_order(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with bounded_writing(settings, monkeypatch, seconds=0.0) as writer:
+    async with bounded_writing(settings, monkeypatch, seconds=1e-9) as writer:
         center = await writer.opened()
         before = len(await batches(writer))
         deposits = [command(center, "deposit_cash", amount="1") for _ in range(100)]

@@ -189,7 +189,7 @@ def breaks(function: Callable[..., Any], when: Callable[..., bool], error: Excep
 
     def broken(*arguments: Any, **options: Any) -> Any:
         if when(*arguments, **options):
-            raise error
+            raise type(error)(*error.args)
         return function(*arguments, **options)
 
     return broken
@@ -202,7 +202,7 @@ def breaks_later(
 
     async def broken(*arguments: Any, **options: Any) -> Any:
         if when(*arguments, **options):
-            raise error
+            raise type(error)(*error.args)
         return await function(*arguments, **options)
 
     return broken
