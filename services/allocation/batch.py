@@ -11,7 +11,15 @@ from typing import Any
 import asyncpg
 
 from services.allocation import metrics
-from services.allocation.decoding import Command, Fault, Raw, business_center_of, decode_command, decode_event
+from services.allocation.decoding import (
+    Command,
+    Fault,
+    Raw,
+    business_center_of,
+    business_center_of_command,
+    decode_command,
+    decode_event,
+)
 from shared.contracts.commands import same_content
 from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
@@ -135,7 +143,7 @@ class Decider:
                     outcome = self._set_aside(self._as_raw(record), event, Fault(outcome, detail), write)
             else:
                 assert isinstance(event, Fault)
-                self._quarantine(self._as_raw(record), event, business_center_of(record.value), write)
+                self._quarantine(self._as_raw(record), event, business_center_of(record.value, record.headers), write)
                 outcome = "quarantined"
             if outcome is not CHARGED:
                 counts[outcome] = counts.get(outcome, 0) + 1
@@ -149,7 +157,7 @@ class Decider:
 
     def _decide_command(self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite) -> None:
         if isinstance(command, Fault):
-            self._quarantine(raw, command, business_center_of(raw.value), write)
+            self._quarantine(raw, command, business_center_of_command(raw.value), write)
             return
         center = command.content["business_center_id"]
         if self._forward(raw, center, write):

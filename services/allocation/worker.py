@@ -234,8 +234,8 @@ class Worker:
             await self._keep_state()
 
 
-def _headers(kept: list[list[str]] | None) -> list[tuple[str, bytes]]:
-    return [(name, b64decode(value)) for name, value in kept or []]
+def _headers(kept: list[list[Any]] | None) -> list[tuple[str, bytes | None]]:
+    return [(name, None if value is None else b64decode(value)) for name, value in kept or []]
 
 
 async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:

@@ -51,7 +51,6 @@ BAD_TIMES = [
     "2026-11-21T12:00:00",
     "2026-11-21 12:00:00Z",
     "2026-13-21T12:00:00Z",
-    "2026-11-21T12:00:60Z",
     "0000-01-01T00:00:00Z",
     "2026-11-21T12:00:00+25:00",
     "1795262400",
@@ -220,7 +219,7 @@ def test_a_broken_command_is_a_fault(changes: dict[str, Any]) -> None:
 
 
 def test_the_center_of_a_broken_record_is_told_where_it_can_be_read() -> None:
-    assert business_center_of(encoded(amount="x")) == "bc-1"
-    assert business_center_of(b"{") is None
-    assert business_center_of(None) is None
-    assert business_center_of(encoded(business_center_id="a\0b")) == "a\\x00b"
+    assert business_center_of(encoded(amount="x"), ()) == "bc-1"
+    assert business_center_of(b"{", ()) is None
+    assert business_center_of(None, ()) is None
+    assert business_center_of(encoded(business_center_id="a\0b"), ()) == "a\\x00b"
