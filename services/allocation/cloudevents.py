@@ -1,10 +1,10 @@
 """CloudEvents 1.0 on Kafka, binary and structured mode, brought to the plain form of `spend.events`.
 
-Sources: the Kafka protocol binding and the JSON format of CloudEvents 1.0.2. A `content-type` header of
-`application/cloudevents+json`, or a JSON object with a member `specversion`, is structured mode; otherwise a header
-`ce_specversion` is binary mode. The CloudEvents `id` is the event id and its `time` the `occurred_at` where the data has
-none; where both are there they must agree. No other attribute is looked at: the data's `type` decides, and data that
-is JSON is read as JSON whatever its content type says.
+Sources: the Kafka protocol binding and the JSON format of CloudEvents 1.0.2. A `content-type` header that begins with
+`application/cloudevents` is structured mode; otherwise a header `ce_specversion` is binary mode; otherwise what is no
+plain event and is a JSON object with a member `specversion` is structured mode. The CloudEvents `id` is the event id
+and its `time` the `occurred_at` where the data has none; where both are there they must agree. No other attribute is
+looked at: the data's `type` decides, and data that is JSON is read whatever `datacontenttype` says.
 """
 
 from base64 import b64decode
