@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import structlog
 
 from services.allocation import metrics
 from services.allocation.decoding import (
@@ -29,6 +30,8 @@ from shared.rules.corrections import ChargedSpend
 from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
+
+log = structlog.get_logger()
 
 # So many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
 SLICE_RECORDS = 500
@@ -196,6 +199,15 @@ class Decider:
         return True
 
     def _quarantine(self, raw: Raw, fault: Fault, center: str | None, write: BatchWrite) -> None:
+        if fault.error is not None:
+            log.error(
+                "a record could not be decoded for a fault of ours: it is in quarantine, replay it once this is mended",
+                topic=raw.topic,
+                partition=raw.partition,
+                offset=raw.offset,
+                error=fault.detail,
+                exc_info=fault.error,
+            )
         write.quarantined.append(
             (
                 fault.reason,

@@ -5,7 +5,7 @@ path: one prepared validator, no framework.
 """
 
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -44,10 +44,11 @@ class Raw:
 
 @dataclass(slots=True)
 class Fault:
-    """Why a record is quarantined: the contract's reason and a sentence."""
+    """Why a record is quarantined: the contract's reason and a sentence; `error` where it should not have happened."""
 
     reason: str
     detail: str
+    error: Exception | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
             if ((78 in value or 73 in value) and value.count(b",") > 7) or size > _ROOM_FOR_NESTING_BYTES:
                 refused = refusal(value)
                 if refused is not None:
-                    return Fault("malformed", refused)
+                    return Fault("malformed", f"Invalid JSON: {refused}")
         amount = parse_amount(event["amount"])
         if amount <= 0:
             return Fault("invalid", "amount: must be above zero")
@@ -117,7 +118,7 @@ def decode_command(value: bytes | None) -> Command | Fault:
         command = FINANCE_COMMAND.validate_json(value)
         refused = refusal(value)
         if refused is not None:
-            return Fault("malformed", refused)
+            return Fault("malformed", f"Invalid JSON: {refused}")
         content = command_content(command)
         return Command(parse_uuid(content["command_id"]), content, command_meaning(content))
     except Exception as error:
@@ -168,7 +169,9 @@ def _refused(error: Exception, value: bytes | None) -> Fault:
         return _fault("malformed", str(error))
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return _fault("invalid", str(error))
-    return _fault("internal_error", f"{type(error).__name__}: {error}")
+    fault = _fault("internal_error", f"{type(error).__name__}: {error}")
+    fault.error = error
+    return fault
 
 
 def _not_valid(error: ValidationError, value: bytes) -> Fault:
@@ -177,7 +180,7 @@ def _not_valid(error: ValidationError, value: bytes) -> Fault:
         return _fault("malformed", first["msg"])
     refused = refusal(value)
     if refused is not None:
-        return Fault("malformed", refused)
+        return Fault("malformed", f"Invalid JSON: {refused}")
     place = ".".join(str(part) for part in first["loc"])
     return _fault("invalid", f"{place}: {first['msg']}" if place else first["msg"])
 

@@ -32,21 +32,21 @@ def read(text: bytes) -> Any:
         raise MalformedError(f"Invalid JSON: {error}") from None
     refused = refusal(text)
     if refused is not None:
-        raise MalformedError(refused)
+        raise MalformedError(f"Invalid JSON: {refused}")
     return value
 
 
 def refusal(text: bytes) -> str | None:
-    """Why a text that pydantic's parser takes is still no JSON of the contract; None where it is."""
+    """Why a text that pydantic's parser takes is still no JSON of the contract; None where it is JSON."""
     if not _needs_a_look(text):
         return None
     bare = _STRING.sub(b"", text)
     if b"N" in bare or b"I" in bare:
-        return "Invalid JSON: NaN and Infinity are no JSON"
+        return "NaN and Infinity are no JSON"
     if _levels(bare) > MOST_LEVELS:
-        return f"Invalid JSON: it is nested deeper than {MOST_LEVELS} levels"
+        return f"it is nested deeper than {MOST_LEVELS} levels"
     if _most_digits(bare) > MOST_DIGITS:
-        return f"Invalid JSON: a number has more than {MOST_DIGITS} digits"
+        return f"a number has more than {MOST_DIGITS} digits"
     return None
 
 

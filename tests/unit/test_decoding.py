@@ -431,4 +431,5 @@ def test_what_nobody_foresaw_is_an_internal_error(error: Exception, monkeypatch:
         assert isinstance(found, Fault)
         assert found.reason == "internal_error"
         assert type(error).__name__ in found.detail
+        assert found.error is error
         assert "\0" not in found.detail
