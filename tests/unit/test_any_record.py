@@ -122,7 +122,7 @@ def check_event(found: Any) -> None:
     assert re.fullmatch(CURRENCY_PATTERN, currency, re.ASCII)
     assert 1 <= amount <= LARGEST_AMOUNT
     assert to_datetime(occurred_at).date() >= date.min
-    assert reason is None or (len(reason) <= 256 and "\0" not in reason and reason.encode())
+    assert reason is None or (len(reason) <= 256 and "\0" not in reason and reason.encode() is not None)
     assert reverses is not None or reason is None
     line = Line("reversal", center, account, campaign, pocket="cash", reverses=reverses, details=reason)
     day = to_datetime(occurred_at).toordinal()
