@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import lzma
-import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 import cramjam
 
-from shared.contracts.fields import TIME_PATTERN, parse_time
+from shared.contracts.fields import is_time, parse_time
 
 Format = Literal["json", "csv", "ipinyou"]
 Event = dict[str, Any]
@@ -87,17 +86,15 @@ class Row:
     def key(self) -> bytes | None:
         """The Business Center, if it names one."""
         center = self.event.get("business_center_id") if self.event else None
-        return center.encode() if isinstance(center, str) else None
+        return center.encode(errors="replace") if isinstance(center, str) else None
 
     @property
     def occurred_at(self) -> datetime | None:
         """When it happened, if it says so as the contract does."""
-        text = self.event.get("occurred_at") if self.event else None
-        if not isinstance(text, str) or re.fullmatch(TIME_PATTERN, text, re.ASCII) is None:
-            return None
+        text: Any = self.event.get("occurred_at") if self.event else None
         try:
-            return _EPOCH + timedelta(microseconds=parse_time(text))
-        except (ValueError, OverflowError):
+            return _EPOCH + timedelta(microseconds=parse_time(text)) if is_time(text) else None
+        except ValueError:
             return None
 
 
@@ -208,7 +205,7 @@ def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
             continue
         try:
             event = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None  # It goes out byte for byte: what is wrong with it is the ledger's to say.
         yield Row(event if isinstance(event, dict) else None, text.encode(errors="surrogateescape"))
 

@@ -6,25 +6,32 @@ and looked up while this one is being committed.
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from operator import length_hint
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
 from services.allocation import metrics
 from services.allocation.bounds import UNBOUNDED, Bounds
-from services.allocation.decoding import Command, Fault, Raw, business_center_of, decode_command, decode_event
+from services.allocation.decoding import (
+    Command,
+    Fault,
+    Raw,
+    business_center_of,
+    business_center_of_command,
+    decode_command,
+    decode_event,
+)
 from services.allocation.failures import (
     INTERNAL_ERROR,
     BatchFailedError,
     BeginFailedError,
     RecordFailedError,
-    internal_error,
     said,
 )
 from shared.contracts.commands import same_content
@@ -44,6 +51,7 @@ SLICE_RECORDS = 250
 SLICE_COMMANDS = 20
 SLICE_ENTRIES = 500
 
+T = TypeVar("T")
 Outcome = tuple[str, str | None, str, int | None, int, Any]  # status, code, message, first position, position, time
 
 
@@ -136,33 +144,13 @@ async def decode(commands: list[Raw], events: list[Any]) -> Decoded:
     """Decode each record by itself. `events` are Kafka's records or `Raw`s: both have value and headers."""
     decoded = Decoded()
     for start in range(0, len(commands), SLICE_RECORDS):
-        decoded.commands += [(raw, _decode_command(raw)) for raw in commands[start : start + SLICE_RECORDS]]
+        decoded.commands += [(raw, decode_command(raw.value)) for raw in commands[start : start + SLICE_RECORDS]]
         await asyncio.sleep(0)
     for start in range(0, len(events), SLICE_RECORDS):
-        decoded.events += _decode_events(events[start : start + SLICE_RECORDS])
+        part = events[start : start + SLICE_RECORDS]
+        decoded.events += [(record, decode_event(record.value, record.headers)) for record in part]
         await asyncio.sleep(0)
     return decoded
-
-
-def _decode_command(raw: Raw) -> Command | Fault:
-    try:
-        return decode_command(raw.value)
-    except Exception as error:  # Whatever a record holds, it stops nothing.
-        return internal_error(error)
-
-
-def _decode_events(records: Sequence[Any]) -> list[tuple[Any, Event | Fault]]:
-    try:
-        return [(record, decode_event(record.value, record.headers)) for record in records]
-    except Exception:
-        return [(record, _decode_event(record)) for record in records]
-
-
-def _decode_event(record: Any) -> Event | Fault:
-    try:
-        return decode_event(record.value, record.headers)
-    except Exception as error:
-        return internal_error(error)
 
 
 async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
@@ -297,7 +285,8 @@ class Decider:
                     return False
             else:
                 assert isinstance(event, Fault)
-                self._quarantine(self._as_raw(record), event, _center_of(record, event), write, decision)
+                center = _if_readable(event, business_center_of, record.value, record.headers)
+                self._quarantine(self._as_raw(record), event, center, write, decision)
                 decision.fates["quarantined"] += 1
         return True
 
@@ -312,7 +301,8 @@ class Decider:
         self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite, decision: Decision
     ) -> None:
         if isinstance(command, Fault):
-            self._quarantine(raw, command, _center_of(raw, command), write, decision)
+            named = _if_readable(command, business_center_of_command, raw.value)
+            self._quarantine(raw, command, named, write, decision)
             return
         center = command.content["business_center_id"]
         if self._forward(raw, center, write):
@@ -360,7 +350,7 @@ class Decider:
                 raw.offset,
                 raw.key,
                 raw.value,
-                _headers_of(raw, fault),
+                _if_readable(fault, raw.headers_json),
                 center,
                 to_datetime(self._rules.now),
             )
@@ -394,19 +384,10 @@ def _attributed(records: Sequence[tuple[Any, Any]], rest: Iterator[Any]) -> Iter
         raise RecordFailedError(records[len(records) - length_hint(rest) - 1][0]) from error
 
 
-def _center_of(record: Any, fault: Fault) -> str | None:
-    """The Business Center that a quarantined record names; none where reading it may be what failed."""
+def _if_readable(fault: Fault, read: Callable[..., T], *arguments: Any) -> T | None:
+    """What a quarantined record holds beside its bytes; None where reading it may be what failed."""
     try:
-        return business_center_of(record.value)
-    except Exception:
-        if fault.reason == INTERNAL_ERROR:
-            return None
-        raise
-
-
-def _headers_of(raw: Raw, fault: Fault) -> list[list[str]] | None:
-    try:
-        return raw.headers_json()
+        return read(*arguments)
     except Exception:
         if fault.reason == INTERNAL_ERROR:
             return None

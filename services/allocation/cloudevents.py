@@ -1,78 +1,142 @@
 """CloudEvents 1.0 on Kafka, binary and structured mode, brought to the plain form of `spend.events`.
 
-The CloudEvents `id` is the event id and its `time` the `occurred_at` where the data has none; where both are there
-they must agree. The CloudEvents `type` is not looked at, the data's decides.
+Sources: the Kafka protocol binding and the JSON format of CloudEvents 1.0.2. A `content-type` header that begins with
+`application/cloudevents` is structured mode; otherwise a header `ce_specversion` is binary mode; otherwise what is no
+plain event and is a JSON object with a member `specversion` is structured mode. The CloudEvents `id` is the event id
+and its `time` the `occurred_at` where the data has none; where both are there they must agree. No other attribute is
+looked at: the data's `type` decides, and data that is JSON is read whatever `datacontenttype` says.
 """
 
-import json
-from collections.abc import Sequence
-from typing import Any
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic_core import from_json
 
-from shared.contracts.fields import parse_time, parse_uuid
+from shared.contracts.fields import is_time, is_uuid, parse_time, parse_uuid
+from shared.contracts.strict_json import read
 
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
-_STANDS_FOR = {"id": ("event_id", parse_uuid), "time": ("occurred_at", parse_time)}
+Headers = Sequence[tuple[str, bytes | None]]
+
+STRUCTURED: Final[Headers] = (("content-type", b"application/cloudevents+json"),)
+_MEDIA_TYPE: Final = b"application/cloudevents"
+_STRUCTURED_MEDIA_TYPES: Final = (_MEDIA_TYPE, b"application/cloudevents+json")
+_READ: Final = {"ce_specversion": "specversion", "ce_id": "id", "ce_time": "time"}
 
 
-def is_binary(headers: Sequence[tuple[str, bytes]]) -> bool:
-    """Binary mode: the attributes are headers, the value is the data."""
-    return any(name.lower() == "ce_specversion" for name, _ in headers)
+def is_cloud_event(headers: Headers) -> bool:
+    """Do the headers say that this is a CloudEvent, in either mode?"""
+    return _is_binary(headers) or _says_structured(headers)
 
 
 def is_structured(value: bytes) -> bool:
-    """Structured mode: the value is an object with attributes and data."""
-    if b'"specversion"' not in value:
-        return False
+    """Are these bytes, whose headers say nothing, a CloudEvent in structured mode?"""
     try:
-        event = _ANY.validate_json(value)
+        return _is_envelope(from_json(value))
     except ValueError:
         return False
-    return isinstance(event, dict) and "specversion" in event
 
 
-def plain_form(value: bytes, headers: Sequence[tuple[str, bytes]]) -> bytes:
-    """The plain JSON of a CloudEvent.
+def plain_form(value: bytes, headers: Headers) -> dict[str, Any]:
+    """The plain form of a CloudEvent whose headers say that it is one.
 
-    Raises pydantic.ValidationError for broken JSON and ValueError where it is no CloudEvent 1.0 with JSON data, or
-    its attributes contradict its data.
+    Raises MalformedError for broken JSON, also in `data_base64`, and ValueError where it is no CloudEvent 1.0 with
+    JSON data, or its attributes contradict its data.
     """
-    attributes, data = _binary(value, headers) if is_binary(headers) else _structured(value)
+    attributes, data = _structured(value, headers) if _says_structured(headers) else _binary(value, headers)
     if attributes.get("specversion") != "1.0":
         raise ValueError("specversion: only CloudEvents 1.0 are known")
     if not isinstance(data, dict):
         raise ValueError("data: must be a JSON object")  # noqa: TRY004 - it is the input that is wrong
-    for attribute in _STANDS_FOR:
-        _agree(attributes, data, attribute)
-    return json.dumps(data).encode()
+    _agree(attributes.get("id"), data, "id", "event_id", _uuid)
+    _agree(attributes.get("time"), data, "time", "occurred_at", _time)
+    return data
 
 
-def _binary(value: bytes, headers: Sequence[tuple[str, bytes]]) -> tuple[dict[str, Any], Any]:
-    attributes = {name[3:].lower(): held.decode() for name, held in headers if name.lower().startswith("ce_")}
-    return attributes, _ANY.validate_json(value)
+def data_of(value: bytes, headers: Headers) -> Any:
+    """What the plain form would be made of, whatever else is wrong: a CloudEvent's data, or all of a plain event.
+
+    Raises ValueError where no JSON can be read.
+    """
+    document = from_json(value)
+    if _says_structured(headers) or (_is_envelope(document) and not _is_binary(headers)):
+        return _data(document, from_json)
+    return document
 
 
-def _structured(value: bytes) -> tuple[dict[str, Any], Any]:
-    event = _ANY.validate_json(value)
-    if "data_base64" in event:
-        raise ValueError("data_base64: the data must be JSON")
-    return event, event.get("data")
+def _is_envelope(document: Any) -> bool:
+    return isinstance(document, dict) and "specversion" in document
 
 
-def _agree(attributes: dict[str, Any], data: dict[str, Any], attribute: str) -> None:
-    field, parse = _STANDS_FOR[attribute]
-    outer, inner = attributes.get(attribute), data.get(field)
+def _says_structured(headers: Headers) -> bool:
+    return _media_type(headers).startswith(_MEDIA_TYPE)
+
+
+def _is_binary(headers: Headers) -> bool:
+    return any(name.lower() == "ce_specversion" for name, _ in headers)
+
+
+def _media_type(headers: Headers) -> bytes:
+    """The `content-type` without its parameters, in small letters (RFC 9110 section 8.3.1)."""
+    held = [value for name, value in headers if name.lower() == "content-type"]
+    return (held[-1] or b"").split(b";", 1)[0].strip().lower() if held else b""
+
+
+def _binary(value: bytes, headers: Headers) -> tuple[dict[str, Any], Any]:
+    data = read(value)
+    held = ((_READ.get(name.lower()), value) for name, value in headers)
+    return {name: _text(name, value) for name, value in held if name is not None and value is not None}, data
+
+
+def _text(name: str, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"ce_{name}: must be UTF-8") from None
+
+
+def _structured(value: bytes, headers: Headers) -> tuple[dict[str, Any], Any]:
+    media_type = _media_type(headers)
+    if media_type not in _STRUCTURED_MEDIA_TYPES:
+        named = media_type.decode(errors="backslashreplace")
+        raise ValueError(f"content-type: {named} is unknown, send each event as application/cloudevents+json")
+    event = read(value)
+    data = _data(event, read)
+    return event, data
+
+
+def _data(event: Any, read_json: Callable[[bytes], Any]) -> Any:
+    if not isinstance(event, dict):
+        raise ValueError("a CloudEvent in structured mode must be a JSON object")  # noqa: TRY004 - see above
+    encoded = event.get("data_base64")
+    if encoded is None:
+        return event.get("data")
+    if event.get("data") is not None:
+        raise ValueError("data and data_base64: only one of them may be there")
+    try:
+        decoded = b64decode(encoded, validate=True)
+    except (ValueError, TypeError):
+        raise ValueError("data_base64: must be a text in Base64") from None
+    return read_json(decoded)
+
+
+def _agree(outer: Any, data: dict[str, Any], attribute: str, field: str, meaning: Callable[[Any], Any]) -> None:
+    """The data takes the attribute's value where it has none; raises ValueError where both differ."""
+    inner = data.get(field)
     if outer is None:
         return
     if inner is None:
         data[field] = outer
-    elif outer != inner and _value(parse, outer) != _value(parse, inner):
-        raise ValueError(f"{attribute} and {field} differ")
+    elif meaning(outer) is None or meaning(outer) != meaning(inner):
+        raise ValueError(f"{attribute} and {field} differ, or one of them is none")
 
 
-def _value(parse: Any, text: Any) -> Any:
+def _uuid(value: Any) -> bytes | None:
+    return parse_uuid(value) if is_uuid(value) else None
+
+
+def _time(value: Any) -> int | None:
     try:
-        return parse(text)
-    except (ValueError, AttributeError, TypeError):
-        return object()
+        return parse_time(value) if is_time(value) else None
+    except ValueError:
+        return None

@@ -129,7 +129,7 @@ class Failures:
         for part in parts:
             for record, held in part:
                 if type(held) is Fault and held.reason == INTERNAL_ERROR and _place(record) not in self._culprits:
-                    self._note(record, held)
+                    self._note(record, held, held.error)
             if self._culprits:
                 part[:] = [(record, self._culprits.get(_place(record), held)) for record, held in part]
 

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
 
 from services.allocation import metrics
+from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.ledger.lease import Lease
 from shared.runtime.incarnation import is_same_incarnation
@@ -71,11 +72,7 @@ def parsed(key: bytes | None) -> bytes | None:
 
 
 class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """For consumers so marked: the parser's own records (offset, key, value, headers), and no gaps.
-
-    Making a dataclass from each record was a third of the writer's time (`make bench`). The version of aiokafka is
-    pinned, and a test of the consumer fails should the names move.
-    """
+    """For consumers so marked: the parser's own records (offset, key, value, headers), and no gaps."""
 
     def __init__(
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any
@@ -91,7 +88,16 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         return record if self._is_parsed else super()._consumer_record(partition, record)
 
 
-fetcher.PartitionRecords = _ParsedRecords
+def install() -> None:
+    """Put our reading of a fetch into aiokafka, for all consumers of this process.
+
+    `fetcher.MemoryRecords` becomes `FetchedRecords`: a header whose name is not UTF-8 must not stop a partition.
+    `fetcher.PartitionRecords` becomes `_ParsedRecords`: making a dataclass from each record was a third of the
+    writer's time (`make bench`), and a gap must not lose spends. aiokafka offers no other way. Its version is pinned,
+    and tests of the consumer fail should the names move.
+    """
+    fetcher.MemoryRecords = FetchedRecords
+    fetcher.PartitionRecords = _ParsedRecords
 
 
 async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> AIOKafkaConsumer:
@@ -106,6 +112,7 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
             " if the old topics are gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
     lease.incarnation = incarnation
+    install()
     consumer = await start_client(
         settings,
         AIOKafkaConsumer,

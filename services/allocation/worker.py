@@ -381,5 +381,5 @@ def _blamed_on(records: Decoded) -> Iterator[None]:
         raise
 
 
-def _headers(kept: list[list[str]] | None) -> list[tuple[str, bytes]]:
-    return [(name, b64decode(value)) for name, value in kept or []]
+def _headers(kept: list[list[Any]] | None) -> list[tuple[str, bytes | None]]:
+    return [(name, None if value is None else b64decode(value)) for name, value in kept or []]

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from services.api.errors import ApiError, invalid, sentence
+from shared.contracts.strict_json import refusal
 
 T = TypeVar("T")
 
@@ -33,9 +34,12 @@ async def read_body(
             eight seconds, 413 for one above 64 KiB.
 
     """
-    text = _with(await _read(request), known) if known else await _read(request)
+    text = await _read(request)
+    refused = refusal(text)
+    if refused is not None:
+        raise invalid(f"the body is not JSON: {refused}")
     try:
-        return adapter.validate_json(text, strict=True)
+        return adapter.validate_json(_with(text, known) if known else text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         location = first["loc"][1:] if tagged else first["loc"]

@@ -191,10 +191,17 @@ def command_content(command: Command) -> dict[str, Any]:
     """
     content = command.model_dump(exclude_none=True)
     content["command_id"] = content["command_id"].lower()
-    parse_time(content["issued_at"])
-    if "expires_at" in content:
-        parse_time(content["expires_at"])
+    for name in ("issued_at", "expires_at"):
+        if name in content:
+            _check_time(name, content[name])
     return content
+
+
+def _check_time(name: str, text: str) -> None:
+    try:
+        parse_time(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def command_meaning(content: dict[str, Any]) -> dict[str, Any]:

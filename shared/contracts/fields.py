@@ -5,38 +5,71 @@ They check form only. What an amount or a time means is decided by the rules.
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}$"
 AMOUNT_PATTERN = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
-# RFC 3339 section 5.6; the offset is not optional.
-TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+# RFC 3339 section 5.6; the offset is not optional. What the pattern takes and no calendar has (30 February, a moment
+# outside the years 1 to 9999 in UTC) is refused by `parse_time`.
+TIME_PATTERN = (
+    r"^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+    r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+LONGEST_TIME = 64
 CURRENCY_PATTERN = r"^[A-Z]{3}$"
 
 Identifier = Annotated[str, Field(pattern=IDENTIFIER_PATTERN)]
 Amount = Annotated[str, Field(pattern=AMOUNT_PATTERN)]
 Uuid = Annotated[str, Field(pattern=UUID_PATTERN)]
-Time = Annotated[str, Field(pattern=TIME_PATTERN, max_length=64)]
+Time = Annotated[str, Field(pattern=TIME_PATTERN, max_length=LONGEST_TIME)]
 Currency = Annotated[str, Field(pattern=CURRENCY_PATTERN)]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_from_iso_format = datetime.fromisoformat
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 _LONG_FRACTION = re.compile(r"(\.[0-9]{6})[0-9]+")
+_LEAP_SECOND = re.compile(r"^(.{16}):60(?:\.[0-9]+)?")
+_IS_TIME = re.compile(TIME_PATTERN, re.ASCII).fullmatch
+_IS_UUID = re.compile(UUID_PATTERN, re.ASCII).fullmatch
+
+
+def is_time(value: Any) -> bool:
+    """Is this a text of the form of `Time`?"""
+    return isinstance(value, str) and len(value) <= LONGEST_TIME and _IS_TIME(value) is not None
 
 
 def parse_time(text: str) -> int:
     """Microseconds since the Unix epoch of an RFC 3339 time that matches `TIME_PATTERN`.
 
-    Digits beyond microseconds are cut off. Raises ValueError for a time that no calendar has.
+    Digits beyond microseconds are cut off. A leap second (`:60`, whatever its fraction) is the first instant of the
+    next minute. Raises ValueError for a time that no calendar has: one outside the years 1 to 9999 in UTC too.
     """
     if len(text) > 26:
         text = _LONG_FRACTION.sub(r"\1", text)
-    if text[-1] == "z":
+    if "z" in text:
         text = text.upper()
-    since = datetime.fromisoformat(text) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    try:
+        since = _from_iso_format(text) - _EPOCH
+    except (ValueError, TypeError):
+        since = _since_epoch_of_leap_second(text)
+    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if _FIRST_US <= microseconds <= _LAST_US:
+        return microseconds
+    raise ValueError(f"{text} is outside the years 1 to 9999")
+
+
+def _since_epoch_of_leap_second(text: str) -> timedelta:
+    second_before, leaps = _LEAP_SECOND.subn(r"\1:59", text)
+    try:
+        if leaps:
+            return datetime.fromisoformat(second_before) - _EPOCH + timedelta(seconds=1)
+    except (ValueError, TypeError):
+        pass
+    raise ValueError(f"{text} is a time that no calendar has")
 
 
 def format_time(microseconds: int) -> str:
@@ -48,3 +81,8 @@ def format_time(microseconds: int) -> str:
 def parse_uuid(text: str) -> bytes:
     """The 16 bytes of a UUID that matches `UUID_PATTERN`; upper and lower case are the same value."""
     return bytes.fromhex(text.replace("-", ""))
+
+
+def is_uuid(value: Any) -> bool:
+    """Is this a text of the form of `Uuid`?"""
+    return isinstance(value, str) and _IS_UUID(value) is not None

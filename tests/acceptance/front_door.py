@@ -20,6 +20,7 @@ import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from shared.runtime.kafka import connection_arguments
+from tests import any_headers
 from tests.acceptance.platform import Record
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
@@ -103,6 +104,10 @@ class FrontDoor:
         """Publishes any bytes."""
         sent = await self._producer.send_and_wait(topic, value, key, partition, headers=headers)
         return Place(sent.partition, sent.offset)
+
+    async def publish_any(self, topic: str, partition: int, headers: any_headers.Headers, value: bytes | None) -> Place:
+        """Publishes a record without a key whose headers have any bytes."""
+        return Place(partition, await any_headers.publish(self._producer, topic, partition, None, value, headers))
 
     async def publish_soon(self, event: Record) -> Awaitable[Place]:
         """Hands a spend to the producer; awaiting the result waits for the broker."""

@@ -2,15 +2,20 @@
 
 import json
 import zlib
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
-from tests.acceptance.front_door import FrontDoor, Place, until
+from shared.runtime.kafka import FINANCE_COMMANDS
+from tests.acceptance.front_door import SPENDS, FrontDoor, Place, until
 from tests.acceptance.platform import Record
+from tests.any_headers import Headers
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
 from tests.servers import RunningSystem
@@ -43,6 +48,11 @@ class Desk:
     async def send(self, value: bytes | None, key: bytes | None = CENTER.encode()) -> Place:
         """Publishes bytes to the shard of the Business Center."""
         return await self.door.publish_raw(value, key, shard_of(CENTER, self.door.shards))
+
+    async def send_with(self, headers: Headers, value: bytes | None, partition: int | None = None) -> Place:
+        """Publishes a record with headers of any bytes to the shard of the Business Center, or to another."""
+        own = shard_of(CENTER, self.door.shards)
+        return await self.door.publish_any(SPENDS, own if partition is None else partition, headers, value)
 
     async def quarantined(self, place: Place) -> Record:
         """The quarantined record that lay there; it has to be there once the next spend is charged."""
@@ -77,6 +87,11 @@ MALFORMED: dict[str, bytes | None] = {
     "gzip": b"\x1f\x8b\x08\x00",
     "deep nesting": b"[" * 30_000,
     "a lone surrogate": b'{"type": "spend", "campaign_id": "\\ud800"}',
+    "NaN that nobody reads": b'{"type": "spend", "x": [{"y": NaN}]}',
+    "Infinity in a CloudEvent": b'{"specversion": "1.0", "data": {"x": -Infinity}}',
+    "Base64 of no JSON": b'{"specversion": "1.0", "data_base64": "AAEC"}',
+    "129 levels": b'{"x": ' + b"[" * 128 + b"]" * 128 + b"}",
+    "4,301 digits": b'{"x": 0.' + b"1" * 4300 + b"}",
 }
 
 
@@ -121,6 +136,8 @@ INVALID: dict[str, Record] = {
     "no such hour": {"occurred_at": "2027-03-10T25:00:00Z"},
     "the year 0": {"occurred_at": "0000-01-01T00:00:00Z"},
     "a date": {"occurred_at": "2027-03-10"},
+    "an offset of 60 minutes": {"occurred_at": "2027-03-10T12:00:00+14:60"},
+    "an offset of a day": {"occurred_at": "2027-03-10T12:00:00+24:00"},
     "seconds since 1970": {"occurred_at": 1_800_000_000},
     "words": {"occurred_at": "yesterday"},
     "no UUID": {"event_id": "42"},
@@ -222,3 +239,133 @@ async def test_a_good_spend_between_bad_ones_is_charged(desk: Desk) -> None:
         await desk.send(json.dumps(spend).encode())
     await desk.door.fence(shard_of(CENTER, desk.door.shards))
     assert [await desk.cash_debits(spend["event_id"]) for spend in good] == [1] * 5
+
+
+def envelope(spend: Record, **attributes: Any) -> Record:
+    """A CloudEvent in structured mode. What is `...` is left out."""
+    event = {"specversion": "1.0", "id": spend["event_id"], "source": "/ads", "type": "ad.spend", "data": spend}
+    return {name: value for name, value in {**event, **attributes}.items() if value is not ...}
+
+
+POISON_TIMES = ["", [], {}, {"a": 1}, 0, True, "2027-02-30T00:00:00Z", "z"]
+
+
+@pytest.mark.parametrize("time", POISON_TIMES, ids=repr)
+async def test_a_time_that_is_none_is_invalid_wherever_it_stands(desk: Desk, time: Any) -> None:
+    good, bad = desk.spend(), desk.spend(occurred_at=time)
+    values = [envelope(good, time=time), envelope(bad, time=good["occurred_at"]), envelope(bad, time=time), bad]
+    places = [await desk.send(json.dumps(value).encode()) for value in values]
+    head = [(b"ce_specversion", b"1.0"), (b"ce_time", good["occurred_at"].encode())]
+    places.append(await desk.send_with(head, json.dumps(bad).encode()))
+    assert [(await desk.quarantined(place))["reason"] for place in places] == ["invalid"] * 5
+    assert await desk.cash_debits(good["event_id"]) == 0
+
+
+async def test_a_quarantined_cloud_event_is_that_of_the_center_in_its_data(desk: Desk) -> None:
+    broken = json.dumps(desk.spend(amount="x")).encode()
+    head = b'{"specversion": "1.0", "business_center_id": "another", '
+    forms = [b'"data": ' + broken, b'"data_base64": "' + b64encode(broken) + b'"']
+    headers: Headers = [(b"gr\xfcn\x00", None), (b"x", b"\xff")]
+    places = [await desk.send_with(headers, head + form + b"}") for form in forms]
+    connection = await asyncpg.connect(desk.door.system.database_url)
+    for place in places:
+        assert (await desk.quarantined(place))["reason"] == "invalid"
+        row = await connection.fetchrow(
+            'SELECT business_center_id, headers FROM ledger.quarantine WHERE partition = $1 AND "offset" = $2', *place
+        )
+        assert row["business_center_id"] == CENTER
+        assert json.loads(row["headers"]) == [["gr\\xfcn\\x00", None], ["x", "/w=="]]
+    await connection.close()
+
+
+async def test_a_cloud_event_is_charged_in_every_form(desk: Desk) -> None:
+    structured: Headers = [(b"Content-Type", b"Application/CloudEvents+JSON; charset=utf-8")]
+    spends = [desk.spend(note="\u00fc" * 15_000) for _ in range(4)]
+    data = [json.dumps(spend, ensure_ascii=False).encode() for spend in spends]
+    head = b'{"specversion": "1.0", "source": "/ads", "type": "t", "x": {}, '
+    places = [
+        await desk.send(head + b'"data": ' + data[0] + b"}"),
+        await desk.send(head + b'"data_base64": "' + b64encode(data[1]) + b'"}'),
+        await desk.send_with(structured, head + b'"data": ' + data[2] + b"}"),
+        await desk.send_with([(b"ce_specversion", b"1.0"), (b"content-type", b"text/json")], data[3]),
+    ]
+    await desk.door.fence(places[0].partition)
+    assert [await desk.cash_debits(spend["event_id"]) for spend in spends] == [1] * 4
+
+
+async def test_a_leap_second_is_charged_as_the_next_minute(desk: Desk) -> None:
+    now = rfc3339(desk.door.now_us())
+    spend = desk.spend(occurred_at=f"{now[:16]}:60.25Z")
+    place = await desk.send(json.dumps(spend).encode())
+    await desk.door.fence(place.partition)
+    (entry,) = await desk.door.entries(spend["event_id"])
+    next_minute = datetime.fromisoformat(f"{now[:16]}:00+00:00") + timedelta(minutes=1)
+    assert datetime.fromisoformat(entry["occurred_at"]) == next_minute
+
+
+BAD_HEADERS: dict[str, Headers] = {
+    "an empty time": [(b"ce_specversion", b"1.0"), (b"ce_time", b"")],
+    "a version without a value": [(b"ce_specversion", None)],
+    "another version": [(b"ce_specversion", b"0.3")],
+    "a version of any bytes": [(b"ce_specversion", b"\xff")],
+    "a time of any bytes": [(b"ce_specversion", b"1.0"), (b"ce_time", b"\xff\xfe")],
+    "an id of any bytes": [(b"ce_specversion", b"1.0"), (b"ce_id", b"\x00")],
+    "a batch": [(b"content-type", b"application/cloudevents-batch+json")],
+    "Avro": [(b"Content-Type", b"application/cloudevents+avro")],
+}
+
+
+@pytest.mark.parametrize("headers", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
+async def test_headers_that_contradict_are_invalid(desk: Desk, headers: Headers) -> None:
+    value = json.dumps(desk.spend()).encode()
+    record = await desk.quarantined(await desk.send_with(headers, value))
+    assert (record["reason"], record["raw"]) == ("invalid", value)
+
+
+GOOD_HEADERS: dict[str, Headers] = {
+    "a name that is not UTF-8": [(b"kampagne-gr\xfcn", b"1")],
+    "half a surrogate as a name": [(b"\xed\xa0\x80", None)],
+    "no name": [(b"", b"")],
+    "a name of NUL": [(b"\x00", b"\x00")],
+    "an attribute that nobody reads": [(b"ce_specversion", b"1.0"), (b"ce_subject", b"\xff"), (b"ce_gr\xfcn", b"")],
+    "attributes without a value": [(b"ce_specversion", b"1.0"), (b"ce_time", None), (b"ce_id", None), (b"ce_x", None)],
+}
+
+
+@pytest.mark.parametrize("headers", GOOD_HEADERS.values(), ids=GOOD_HEADERS.keys())
+async def test_a_header_that_nobody_reads_stops_nothing(desk: Desk, headers: Headers) -> None:
+    here, elsewhere = desk.spend(), desk.spend()
+    own = shard_of(CENTER, desk.door.shards)
+    other = (own + 1) % desk.door.shards
+    place = await desk.send_with(headers, json.dumps(here).encode())
+    await desk.send_with(headers, json.dumps(elsewhere).encode(), other)
+    await desk.door.fence(place.partition, other)
+    assert await desk.cash_debits(here["event_id"]) == 1
+    await until("it is charged", lambda: _charged(desk, elsewhere["event_id"]))
+    bad = await desk.quarantined(await desk.send_with(headers, b"{"))
+    assert (bad["reason"], bad["raw"]) == ("malformed", b"{")
+
+
+async def _charged(desk: Desk, event_id: str) -> bool | None:
+    return await desk.cash_debits(event_id) == 1 or None
+
+
+@pytest.mark.parametrize("headers", [*GOOD_HEADERS.values(), *BAD_HEADERS.values()])
+async def test_headers_of_a_command_are_not_looked_at(desk: Desk, headers: Headers) -> None:
+    command: Record = {
+        "command_id": str(uuid4()),
+        "type": "deposit_cash",
+        "business_center_id": CENTER,
+        "ad_account_id": ACCOUNT,
+        "amount": "1",
+        "issued_at": rfc3339(desk.door.now_us()),
+        "actor": {"id": "ann", "role": "admin"},
+    }
+    own = shard_of(CENTER, desk.door.shards)
+    await desk.door.publish_any(FINANCE_COMMANDS, own, headers, json.dumps(command).encode())
+
+    async def entries() -> list[Record] | None:
+        return await desk.door.entries(command["command_id"]) or None
+
+    (deposit,) = await until("it is in the ledger", entries)
+    assert deposit["kind"] == "deposit"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.api import commands
 from tests.integration.api import Api, command, running_api
 from tests.servers import Postgres
+from tests.unit.test_strict_json import JSON, NO_JSON, with_field
 
 DEPOSIT = command("deposit_cash", "bc-1", amount="1")
 SLABS = [{"from": "0", "rate": "0.03"}]
@@ -111,6 +112,23 @@ def body_with(**changes: Any) -> bytes:
 async def test_what_is_not_a_command_is_400_with_the_field(api: Api, body: bytes, named: str) -> None:
     message = await assert_refused(api, "POST", "/v1/commands", 400, "invalid", content=body)
     assert named in message
+
+
+@pytest.mark.parametrize("held", NO_JSON.values(), ids=NO_JSON.keys())
+async def test_what_is_no_json_is_400_wherever_it_stands(api: Api, held: bytes) -> None:
+    for path, method, message in (
+        ("/v1/commands", "POST", DEPOSIT),
+        ("/v1/deals/d-1", "PUT", DEAL),
+        ("/v1/quarantine/replay", "POST", {"ids": []}),
+    ):
+        for first in (False, True):
+            body = with_field(message, held, first=first)
+            assert "JSON" in await assert_refused(api, method, path, 400, "invalid", content=body)
+
+
+@pytest.mark.parametrize("held", JSON.values(), ids=JSON.keys())
+async def test_what_is_json_is_a_command_whatever_it_holds_besides(api: Api, held: bytes) -> None:
+    await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=with_field(DEPOSIT, held))
 
 
 async def test_the_content_type_does_not_matter(api: Api) -> None:

@@ -50,6 +50,14 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("held", [b"[" * 100_000, b"9" * 5000, b'"\\ud800"', b"NaN", b'"\xff"'])
+def test_a_line_that_is_no_event_goes_out_as_it_stands(held: bytes, tmp_path: Path) -> None:
+    line = json.dumps(SPEND).encode().replace(b'"bc-1"', held)
+    rows = list(read(written(tmp_path / "spend", json_lines(SPEND) + line + b"\n" + json_lines(LATER))))
+    assert [row.raw for row in rows] == [json.dumps(SPEND).encode(), line, json.dumps(LATER).encode()]
+    assert rows[1].key in (None, b"?")
+
+
 @pytest.mark.parametrize(
     "pack",
     [bytes, gzip.compress, bz2.compress, lzma.compress, lambda content: bytes(cramjam.zstd.compress(content))],

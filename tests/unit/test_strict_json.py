@@ -1,0 +1,105 @@
+"""JSON as the contract takes it, whoever sends it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.allocation.decoding import Fault, decode_command, decode_event
+from shared.contracts.strict_json import MOST_DIGITS, MOST_LEVELS, MalformedError, read, refusal
+from tests.unit.test_decoding import COMMAND, SPEND, binary, structured
+from tests.unit.test_decoding import EVENT as THE_EVENT
+
+DIGITS = b"1" * MOST_DIGITS
+NO_JSON: dict[str, bytes] = {
+    "NaN": b"NaN",
+    "Infinity": b"Infinity",
+    "-Infinity": b"-Infinity",
+    "NaN in a list": b'[1, {"a": [NaN]}]',
+    "129 levels of lists": b"[" * MOST_LEVELS + b"]" * MOST_LEVELS,
+    "129 levels of objects": b'{"":' * MOST_LEVELS + b"1" + b"}" * MOST_LEVELS,
+    "as many levels as the parser knows": b"[" * 199 + b"]" * 199,
+    "more levels than the parser knows": b"[" * 10_000 + b"]" * 10_000,
+    "a digit too many": DIGITS + b"1",
+    "a digit too many behind a minus": b"-1" + DIGITS,
+    "a digit too many in a fraction": b"0." + DIGITS,
+    "a digit too many in an exponent": b"1e" + DIGITS,
+    "a digit too many of a long number": b"1" * 3000 + b"." + b"1" * 1000 + b"E+" + b"1" * 301,
+}
+JSON: dict[str, bytes] = {
+    "a text": b'"NaN, Infinity"',
+    "a text with quotes": b'"\\"NaN\\\\"',
+    "a name": b'{"NaN": 1, "Infinity": [true, false, null]}',
+    "128 levels of lists": b"[" * (MOST_LEVELS - 1) + b"]" * (MOST_LEVELS - 1),
+    "128 levels of objects": b'{"":' * (MOST_LEVELS - 1) + b"1" + b"}" * (MOST_LEVELS - 1),
+    "many lists": b"[" + b"[]," * 10_000 + b"[]]",
+    "brackets in texts": b'["' + b"[{" * 1000 + b'"]',
+    "as many digits": DIGITS,
+    "as many digits in all": b"-" + b"1" * 4000 + b"." + b"1" * 200 + b"e-" + b"1" * 100,
+    "many numbers": b"[" + b"1.5," * 10_000 + b"1]",
+    "digits in a text": b'"' + DIGITS * 2 + b'"',
+}
+
+
+def with_field(message: dict[str, Any], held: bytes, *, first: bool = False) -> bytes:
+    """The message with one field more; `first` puts it where a known field of the same name overrules it."""
+    text = json.dumps(message).encode()
+    if first:
+        return b'{"business_center_id": ' + held + b", " + text[1:]
+    return text[:-1] + b', "x": ' + held + b"}"
+
+
+@pytest.mark.parametrize("held", NO_JSON.values(), ids=NO_JSON.keys())
+@pytest.mark.parametrize("first", [False, True])
+def test_what_is_no_json_is_malformed_wherever_it_stands(held: bytes, first: bool) -> None:
+    event, command = with_field(SPEND, held, first=first), with_field(COMMAND, held, first=first)
+    reversal = with_field({**SPEND, "type": "reversal", "reverses": SPEND["event_id"]}, held, first=first)
+    broken = with_field({**SPEND, "amount": "x"}, held, first=first)
+    found: list[Any] = [decode_event(each, ()) for each in (event, reversal, broken)]
+    found += [decode_command(command), decode_event(event, binary())]
+    found += [decode_event(each, ()) for each in structured(event)]
+    found.append(decode_event(with_field({**json.loads(structured()[0])}, held, first=first), ()))
+    assert [each.reason if isinstance(each, Fault) else each for each in found] == ["malformed"] * len(found)
+    with pytest.raises(MalformedError):
+        read(held if held.startswith((b"N", b"I", b"-I")) or held[:1].isdigit() else event)
+
+
+@pytest.mark.parametrize("held", JSON.values(), ids=JSON.keys())
+def test_what_is_json_is_read_wherever_it_stands(held: bytes) -> None:
+    event = with_field(SPEND, held)
+    assert decode_event(event, ()) == (*THE_EVENT, None, None)
+    assert decode_event(event, binary()) == (*THE_EVENT, None, None)
+    assert not isinstance(decode_command(with_field(COMMAND, held)), Fault)
+    assert read(held) == json.loads(held)
+
+
+def test_no_event_that_is_not_looked_at_has_room_for_nesting() -> None:
+    smallest = {**SPEND, **dict.fromkeys(("business_center_id", "ad_account_id", "campaign_id"), "a"), "amount": "1"}
+    smallest["occurred_at"] = "2026-11-21T12:00:00Z"
+    text = json.dumps(smallest, separators=(",", ":")).encode()
+    deep = text[:-1] + b',"":' + NO_JSON["129 levels of lists"] + b"}"
+    found = decode_event(deep, ())
+    assert isinstance(found, Fault)
+    assert found.reason == "malformed"
+
+
+_TEXTS = st.text() | st.sampled_from(["NaN", "Infinity", '"', "\\", "[{", "\\NaN", '\\"NaN'])
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(_VALUES)
+@settings(max_examples=300)
+def test_only_numbers_that_are_none_are_refused(value: Any) -> None:
+    text = json.dumps(value).encode()
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        assert refusal(text) is not None
+    else:
+        assert refusal(text) is None
