@@ -16,17 +16,17 @@ is published again. `docs/decisions/signals-are-read-back.md` says what else was
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from prometheus_client import Counter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from services.signals.publishing import LOCK, NAME, send
 from shared.contracts.fields import Identifier
@@ -61,8 +61,9 @@ _overtaken = Counter(
 
 
 class Entity(NamedTuple):
-    """An ad account, or a campaign of it; of an account the second is empty."""
+    """An ad account of a shard, or a campaign of it; of an account the last is empty."""
 
+    shard: int
     ad_account_id: str
     campaign_id: str
 
@@ -70,6 +71,7 @@ class Entity(NamedTuple):
 class Told(BaseModel):
     """What is read of a signal."""
 
+    shard: Annotated[int, Field(ge=0)]
     ad_account_id: Identifier
     campaign_id: Identifier | None
     position: int
@@ -83,11 +85,10 @@ class Awaited(NamedTuple):
 
 
 class Partition:
-    """How far a shard's signals have been read back, and whose newest signals must still come."""
+    """One of the topic, which holds signals of every shard, and the entities whose newest signals must still come."""
 
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
-        self.topic = TopicPartition(DELIVERY_SIGNALS, shard)
+    def __init__(self, number: int) -> None:
+        self.topic = TopicPartition(DELIVERY_SIGNALS, number)
         self.awaited: dict[Entity, Awaited] = {}
 
     def see(self, told: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
@@ -151,23 +152,29 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
 
 async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, settings: Settings) -> list[Partition]:
     """Go on from the offsets that are kept; a broker that no longer has them is read from its beginning."""
-    partitions = [Partition(shard) for shard in range(settings.shards)]
+    partitions = [Partition(number) for number in range(settings.shards)]
     consumer.assign([partition.topic for partition in partitions])
     checked = dict(await connection.fetch(_CHECKED))
     for partition in partitions:
-        consumer.seek(partition.topic, checked.get(partition.shard, 0))
+        consumer.seek(partition.topic, checked.get(partition.topic.partition, 0))
     return partitions
 
 
 async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition) -> int:
-    """Look at the records of a shard that have come; return how many there were."""
+    """Look at the records of a partition that have come; return how many there were."""
     records = await _take(consumer, partition.topic)
-    if records:
-        try:
-            await _compare(connection, consumer, partition, records)
-        except asyncpg.LockNotAvailableError:  # Its publisher waits for the broker; the other shards need not.
-            consumer.seek(partition.topic, records[0].offset)
-            return 0
+    if not records:
+        return 0
+    try:
+        expected = await _compare(connection, partition, _told(records))
+    except asyncpg.LockNotAvailableError:  # Signals of a shard wait for the broker: look again when they do not.
+        consumer.seek(partition.topic, records[0].offset)
+        return 0
+    if expected:
+        end = (await consumer.end_offsets([partition.topic]))[partition.topic]
+        partition.awaited.update(dict.fromkeys(expected, Awaited(end, monotonic())))
+    elif not partition.awaited:
+        await connection.execute(_CHECK, partition.topic.partition, records[-1].offset + 1)
     return len(records)
 
 
@@ -180,27 +187,15 @@ async def _take(consumer: AIOKafkaConsumer, topic: TopicPartition) -> Sequence[A
         # A stranger's batch that cannot be read. It holds no signal of ours: ours stand in batches of their own.
         offset = await consumer.position(topic)
         structlog.get_logger().warning(
-            "a record that is not ours is passed over", topic=topic.topic, shard=topic.partition, offset=offset,
+            "passed over a record that cannot be read and is not ours",
+            topic=topic.topic,
+            partition=topic.partition,
+            offset=offset,
             error=repr(error),
-        )  # fmt: skip
+        )
         consumer.seek(topic, offset + 1)
         return ()
     return cast("Sequence[Any]", heaps.get(topic, ()))
-
-
-async def _compare(
-    connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition, records: Sequence[Any]
-) -> None:
-    """Compare what was read with the newest signals; where nothing is awaited, keep how far that was."""
-    told = _told(records)
-    async with connection.transaction():
-        await _lock(connection, partition)
-        expected = partition.see(told, await _newest(connection, partition, told))
-        if not expected and not partition.awaited:
-            await connection.execute(_CHECK, partition.shard, records[-1].offset + 1)
-    if expected:
-        end = (await consumer.end_offsets([partition.topic]))[partition.topic]
-        partition.awaited.update(dict.fromkeys(expected, Awaited(end, monotonic())))
 
 
 def _told(records: Sequence[Any]) -> dict[Entity, int]:
@@ -209,23 +204,39 @@ def _told(records: Sequence[Any]) -> dict[Entity, int]:
     for record in records:
         with suppress(ValidationError):
             signal = Told.model_validate_json(record.value or b"")
-            told[Entity(signal.ad_account_id, signal.campaign_id or "")] = signal.position
+            told[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
     return told
 
 
-async def _lock(connection: asyncpg.Connection, partition: Partition) -> None:
+async def _compare(connection: asyncpg.Connection, partition: Partition, told: Mapping[Entity, int]) -> list[Entity]:
+    """Compare what was read with the newest signals; return the entities whose newest must come from now on."""
+    expected: list[Entity] = []
+    for shard, entities in _by_shard(told).items():
+        async with connection.transaction():
+            await _lock(connection, shard)
+            newest = await _newest(connection, shard, entities)
+        expected += partition.see({entity: told[entity] for entity in entities}, newest)
+    return expected
+
+
+def _by_shard(entities: Iterable[Entity]) -> dict[int, list[Entity]]:
+    shards: dict[int, list[Entity]] = {}
+    for entity in entities:
+        shards.setdefault(entity.shard, []).append(entity)
+    return shards
+
+
+async def _lock(connection: asyncpg.Connection, shard: int) -> None:
     await connection.execute("SET LOCAL lock_timeout = '1s'")
-    await connection.execute(LOCK, NAME, partition.shard)
+    await connection.execute(LOCK, NAME, shard)
 
 
-async def _newest(
-    connection: asyncpg.Connection, partition: Partition, entities: Collection[Entity]
-) -> dict[Entity, int]:
-    """The positions of the newest signals of those of these entities that have any."""
+async def _newest(connection: asyncpg.Connection, shard: int, entities: Sequence[Entity]) -> dict[Entity, int]:
+    """The positions of the newest signals of those of a shard's entities that have any."""
     accounts = [entity.ad_account_id for entity in entities]
     campaigns = [entity.campaign_id for entity in entities]
-    rows = await connection.fetch(_NEWEST, partition.shard, accounts, campaigns)
-    return {Entity(account, campaign): position for account, campaign, position in rows}
+    rows = await connection.fetch(_NEWEST, shard, accounts, campaigns)
+    return {Entity(shard, account, campaign): position for account, campaign, position in rows}
 
 
 async def _follow_up(
@@ -233,19 +244,22 @@ async def _follow_up(
 ) -> None:
     """Publish the newest signals again of the entities that an old one has overtaken."""
     overtaken = partition.overtaken(await consumer.position(partition.topic), monotonic())
-    if not overtaken:
-        return
-    try:
-        async with connection.transaction():
-            await _lock(connection, partition)
-            newest = await _newest(connection, partition, overtaken)
-            entries = await connection.fetch(_ENTRIES, partition.shard, list(newest.values()))
-            await (await send(producer, entries))
-    except asyncpg.LockNotAvailableError:
-        return  # in the next round
-    for entity in overtaken:
-        del partition.awaited[entity]
-    _overtaken.labels(partition.shard).inc(len(overtaken))
+    for shard, entities in _by_shard(overtaken).items():
+        with suppress(asyncpg.LockNotAvailableError):  # Then in the next round.
+            await _publish_again(connection, producer, shard, entities)
+            for entity in entities:
+                del partition.awaited[entity]
+
+
+async def _publish_again(
+    connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int, entities: Sequence[Entity]
+) -> None:
+    async with connection.transaction():
+        await _lock(connection, shard)
+        newest = await _newest(connection, shard, entities)
+        entries = await connection.fetch(_ENTRIES, shard, list(newest.values()))
+        await (await send(producer, entries))
+    _overtaken.labels(shard).inc(len(entities))
     structlog.get_logger().warning(
-        "old signals came behind newer ones: published the newest again", shard=partition.shard, entities=len(overtaken)
+        "old signals came behind newer ones: published the newest again", shard=shard, entities=len(entities)
     )
