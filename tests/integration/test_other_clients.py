@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from confluent_kafka import KafkaException, Producer
 
 from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import Settings
-from tests.acceptance.front_door import FrontDoor
+from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.librdkafka import CODECS, compress_in_the_topic, make_producer, produce
 from tests.servers import RunningSystem, running_system
 
@@ -126,6 +127,26 @@ async def test_what_is_committed_is_charged_and_what_is_aborted_never_is(door: F
     await asyncio.to_thread(work)
     assert await charged(door, kept) == COMMITTED
     assert await charged(door, dropped) == 0
+
+
+async def test_the_end_of_a_transaction_is_no_record_that_waits(door: FrontDoor) -> None:
+    """It takes an offset of the topic, and nobody is ever given it."""
+
+    def work() -> None:
+        for end in (Producer.commit_transaction, Producer.abort_transaction):
+            producer = begin(door.system.settings, "ad-delivery-3")
+            send(producer, spends(1))
+            end(producer, _SECONDS)
+
+    await asyncio.to_thread(work)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        allocation = door.system.services["allocation"].url
+
+        async def nothing_waits() -> bool | None:
+            detail = (await client.get(f"{allocation}/readyz")).json()["detail"]
+            return True if detail.endswith(", 0 records wait") else None
+
+        await until("nothing waits", nothing_waits)
 
 
 async def test_a_transaction_that_stays_open_holds_up_what_is_behind_it_until_the_broker_aborts_it(
