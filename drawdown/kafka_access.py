@@ -27,7 +27,7 @@ from shared.runtime.settings import BadSettingError, Settings
 
 # As Kafka's protocol numbers them.
 _READ, _WRITE, _CREATE, _DESCRIBE, _DESCRIBE_CONFIGS = 3, 4, 5, 8, 10
-_TOPIC, _GROUP = 2, 3
+_TOPIC, _GROUP, _TRANSACTIONAL_ID = 2, 3, 5
 _LITERAL, _PREFIXED = 3, 4
 _ALLOW = 3
 _SCRAM_SHA_512 = 2
@@ -37,7 +37,7 @@ _ITERATIONS = 8192
 _SERVICES: dict[str, dict[str, tuple[int, ...]]] = {
     "drawdown-migrate": dict.fromkeys(TOPICS, (_CREATE,)),
     "drawdown-allocation": {SPEND_EVENTS: (_READ,), FINANCE_COMMANDS: (_READ,), FINANCE_OUTCOMES: (_WRITE,)},
-    "drawdown-signals": {DELIVERY_SIGNALS: (_WRITE,)},
+    "drawdown-signals": {DELIVERY_SIGNALS: (_WRITE, _READ)},  # It reads back what it publishes.
     "drawdown-api": {FINANCE_COMMANDS: (_WRITE,)},
 }
 _CLIENTS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -79,8 +79,9 @@ def _rights() -> Iterator[CreateAclsRequest]:
         for topic in TOPICS:
             yield _right(name, _TOPIC, topic, _LITERAL, _DESCRIBE)
             yield _right(name, _TOPIC, topic, _LITERAL, _DESCRIBE_CONFIGS)
-    for name in _CLIENTS:  # In consumer groups that begin with their name.
+    for name in _CLIENTS:  # In consumer groups, and in transactions, whose ids begin with their name.
         yield _right(name, _GROUP, name, _PREFIXED, _READ)
+        yield _right(name, _TRANSACTIONAL_ID, name, _PREFIXED, _WRITE)  # Kafka takes it for the right to describe too.
 
 
 def _right(name: str, kind: int, resource: str, pattern: int, operation: int) -> CreateAclsRequest:

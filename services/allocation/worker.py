@@ -111,7 +111,13 @@ class Worker:
         partitions = (self._spends, self._commands)
         ends = await self._consumer.end_offsets(partitions)
         # The embedded broker counts up to the start of its last batch; a fetch may know better.
-        return tuple(max(ends[partition], self._consumer.highwater(partition) or 0) for partition in partitions)
+        known = (max(ends[partition], self._consumer.highwater(partition) or 0) for partition in partitions)
+        return tuple([await self._last_record(*each) for each in zip(partitions, known, strict=True)])
+
+    async def _last_record(self, partition: TopicPartition, end: int) -> int:
+        """The end, or the offset behind the last record where all that follows it are ends of transactions."""
+        position = await self._consumer.position(partition)
+        return self._next[partition] if position >= end else end
 
     def stop(self) -> None:
         """Finish what is under way, keep the state, and end."""

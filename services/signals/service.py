@@ -1,18 +1,16 @@
 """Signals: publishes each pause and resume of the ledger to `delivery.signals`, at least once and in order.
 
 The checkpoint's lock is held until the broker has acknowledged: otherwise a slow process could publish an old
-signal behind a newer one of another process, and a compacted topic would keep the old one.
+signal behind a newer one of another process, and a compacted topic would keep the old one. What is late all the same,
+because a session of the database ended meanwhile, `last_word` sees.
 """
-
-import asyncio
-from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaProducer
 
-from services.signals.messages import signal, signal_key
+from services.signals.last_word import keep_the_last_word
+from services.signals.publishing import LOCK, NAME, send
 from shared.ledger.channels import DELIVERY_CHANNEL
 from shared.ledger.follow import Follower, Range, follow, follower_connection
 from shared.runtime.contact import keep_in_touch_with_broker
@@ -24,7 +22,6 @@ from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell, first_to_end
 from shared.runtime.topics import ensure_topics
 
-NAME = "signals"
 MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked
 STOP_SECONDS = 4.0  # for what is under way, at the end: longer than a follower needs
 
@@ -41,7 +38,6 @@ _REMEMBER = """
     GROUP BY 1, 2, 3
     ON CONFLICT (shard, ad_account_id, campaign_id) DO UPDATE SET position = excluded.position
 """
-_LOCK = "SELECT FROM ledger.checkpoints WHERE follower = $1 AND shard = $2 FOR UPDATE"
 _TOLD = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
 _STATE = """
     SELECT shard, position, e.kind, e.business_center_id, e.ad_account_id, e.campaign_id, e.cause, e.details,
@@ -52,7 +48,7 @@ _STATE = """
 """
 _TELL = """
     INSERT INTO signals.incarnations (shard, cluster_id) VALUES ($1, $2)
-    ON CONFLICT (shard) DO UPDATE SET cluster_id = excluded.cluster_id
+    ON CONFLICT (shard) DO UPDATE SET cluster_id = excluded.cluster_id, checked_offset = 0
 """
 
 
@@ -89,7 +85,9 @@ async def run(settings: Settings) -> None:
 
 async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
     await tell_present_state(settings, producer, cluster)
-    await follow(settings, follower(producer), health)
+    await first_to_end(
+        follow(settings, follower(producer), health), keep_the_last_word(settings, producer), seconds=STOP_SECONDS
+    )
 
 
 def follower(producer: AIOKafkaProducer) -> Follower:
@@ -109,18 +107,6 @@ def follower(producer: AIOKafkaProducer) -> Follower:
     return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4)
 
 
-async def send(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> asyncio.Future[list[Any]]:
-    """Send the signals of these entries in their order; what is answered is done when all are acknowledged.
-
-    It raises aiokafka.errors.KafkaError when one is not.
-    """
-    acknowledgements = [
-        await producer.send(DELIVERY_SIGNALS, signal(entry).model_dump_json().encode(), key=signal_key(entry))
-        for entry in entries
-    ]
-    return asyncio.gather(*acknowledgements)
-
-
 async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
     """Publish the last signal of every entity again, unless this cluster was told before.
 
@@ -129,7 +115,7 @@ async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, clu
     async with follower_connection(settings, NAME) as connection:
         for shard in range(settings.shards):
             async with connection.transaction():
-                await connection.execute(_LOCK, NAME, shard)
+                await connection.execute(LOCK, NAME, shard)
                 if await connection.fetchval(_TOLD, shard) != cluster:
                     told = await _tell_shard(connection, producer, shard)
                     await connection.execute(_TELL, shard, cluster)

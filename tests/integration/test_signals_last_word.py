@@ -1,0 +1,290 @@
+"""The newest signal of an entity has the last word in the compacted topic, whatever arrives late."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from drawdown.system import environment_of
+from services.signals import service
+from services.signals.last_word import SETTLE_SECONDS, Awaited, Entity, Partition
+from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
+from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
+from tests.chaos.proxy import Proxy
+from tests.containers import KafkaContainer
+from tests.integration.followers_ledger import Ledger, allow_erasing
+from tests.servers import free_ports, settings_with
+
+PATIENCE_SECONDS = 120.0
+CAUSES = ("ad_account_balance", "ad_account_budget", "business_center_balance")
+
+
+class Topic:
+    """The topic, read as far as one likes."""
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self.records: list[Any] = []
+
+    def positions(self, account: str) -> list[int]:
+        key = f"ad_account/{account}".encode()
+        values = [record.value for record in self.records if record.key == key]
+        return [json.loads(value)["position"] for value in values if value and b'"recorded_at"' in value]
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not is_so():
+                self.records.append(await self._consumer.getone())
+
+
+@contextlib.asynccontextmanager
+async def reading(settings: Settings) -> AsyncIterator[Topic]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(DELIVERY_SIGNALS, number) for number in range(settings.shards)])
+        yield Topic(consumer)
+    finally:
+        await consumer.stop()
+
+
+@pytest.fixture
+async def topic(settings: Settings) -> AsyncIterator[Topic]:
+    await ensure_topics(settings)
+    async with reading(settings) as topic:
+        yield topic
+
+
+@pytest.fixture
+async def producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    producer = await create_producer(settings)
+    yield producer
+    await producer.stop()
+
+
+@pytest.fixture
+async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    await allow_erasing(connection)
+    yield connection
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def publishing(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
+    """The service, in this process."""
+    task = asyncio.create_task(service.run(settings))
+    try:
+        yield task
+    finally:
+        task.cancel()  # Where it has ended already, its error says more than the waiting does.
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def pause(admin: asyncpg.Connection, position: int, account: str, causes: int) -> None:
+    """One more cause, at this position of the ledger."""
+    ledger = Ledger(first=position)
+    ledger.add("pause", "bc-1", account, cause=CAUSES[causes - 1], details={"causes": list(CAUSES[:causes])})
+    await ledger.write(admin)
+
+
+async def say_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
+    """What a producer, a socket or a proxy does that held a signal back until now."""
+    late = next(record for record in topic.records if f'"position":{position},'.encode() in (record.value or b""))
+    await producer.send_and_wait(DELIVERY_SIGNALS, late.value, key=late.key)
+
+
+async def test_an_old_signal_that_arrives_late_is_followed_by_the_newest_and_nothing_else_is_said_again(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    await pause(admin, 2, "acct-1", 2)
+    await pause(admin, 3, "acct-2", 1)
+    async with publishing(settings):
+        await topic.until(lambda: (topic.positions("acct-1"), topic.positions("acct-2")) == ([1, 2], [3]))
+        for position in (1, 2, 3):  # As a range is published again that was not acknowledged.
+            await say_again(producer, topic, position)
+        await say_again(producer, topic, 1)
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2])
+        await say_again(producer, topic, 1)
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2, 1, 2])
+        await topic.until(lambda: topic.positions("acct-2") == [3, 3])
+
+
+async def test_what_arrives_while_nobody_lives_is_seen_at_the_next_start(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    await pause(admin, 2, "acct-1", 2)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2])
+        await until_checked(admin, 2)
+    await say_again(producer, topic, 1)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
+        await until_checked(admin, 4)
+
+
+async def until_checked(admin: asyncpg.Connection, records: int) -> None:
+    checked = "SELECT sum(checked_offset)::int FROM signals.incarnations"
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await admin.fetchval(checked) != records:  # noqa: ASYNC110 - another task's work
+            await asyncio.sleep(0.05)
+
+
+async def test_no_record_of_a_stranger_ends_the_reading(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    await pause(admin, 2, "acct-1", 2)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2])
+        strangers = (
+            None,
+            b"",
+            b"\xff",
+            b"[]",
+            b"{}",
+            b'{"position": "x"}',
+            b'{"ad_account_id": "a\\u0000", "position": 1}',
+        )
+        for value in strangers:
+            await producer.send_and_wait(DELIVERY_SIGNALS, value, key=b"ad_account/acct-1")
+        await say_again(producer, topic, 1)
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
+
+
+def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() -> None:
+    partition, entity = Partition(0), Entity(0, "acct-1", "")
+    assert partition.see({entity: 2}, {entity: 2}) == []
+    assert partition.see({entity: 3}, {}) == []  # published, and its range was undone
+    assert partition.see({entity: 1}, {entity: 2}) == [entity]
+    partition.awaited[entity] = Awaited(end=10, since=0.0)
+    assert partition.see({entity: 1}, {entity: 2}) == []  # is awaited already
+    assert partition.overtaken(9, SETTLE_SECONDS) == []
+    assert partition.overtaken(10, SETTLE_SECONDS / 2) == []
+    assert partition.overtaken(10, SETTLE_SECONDS) == [entity]
+    assert partition.see({entity: 2}, {entity: 2}) == []
+    assert partition.overtaken(10, SETTLE_SECONDS) == []
+
+
+class ProxiedKafka(KafkaContainer):
+    """A node with a second way in, which leads through a proxy."""
+
+    def __init__(self, proxy_port: int) -> None:
+        super().__init__()
+        self.second_port = free_ports(1)
+        self.with_bind_ports(9096, self.second_port)
+        listeners = "CLIENT://0.0.0.0:9092,PROXIED://0.0.0.0:9096,BROKER://localhost:9093,CONTROLLER://localhost:9094"
+        advertised = f"CLIENT://{self.bootstrap_servers},PROXIED://127.0.0.1:{proxy_port},BROKER://localhost:9093"
+        names = ("CLIENT", "PROXIED", "BROKER", "CONTROLLER")
+        self.with_envs(
+            KAFKA_LISTENERS=listeners,
+            KAFKA_ADVERTISED_LISTENERS=advertised,
+            KAFKA_LISTENER_SECURITY_PROTOCOL_MAP=",".join(f"{name}:PLAINTEXT" for name in names),
+        )
+
+
+@contextlib.asynccontextmanager
+async def another_process(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "drawdown", "signals"), env={**os.environ, **environment_of(settings)}
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def until_one_waits_for_acknowledgements(admin: asyncpg.Connection) -> None:
+    """Whoever has remembered its signals and goes no further."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'signals' "
+        "AND datname = current_database() AND state = 'idle in transaction' AND query LIKE '%INTO signals.latest%'"
+    )
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await admin.fetchval(waiting):  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.containers
+@pytest.mark.parametrize("end", [None, signal.SIGKILL, signal.SIGSTOP], ids=["lives on", "is killed", "is stopped"])
+async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
+    end: signal.Signals | None, admin: asyncpg.Connection, database_url: str, proxied: tuple[Proxy, str], tmp_path: Path
+) -> None:
+    proxy, direct_address = proxied
+    direct = settings_with(database_url, At(direct_address), tmp_path)
+    database, database_port = urlsplit(database_url), free_ports(1)
+    through = direct.model_copy(
+        update={
+            "kafka_bootstrap_servers": f"127.0.0.1:{proxy.port}",
+            "database_url": database_url.replace(f":{database.port}/", f":{database_port}/"),
+        }
+    )
+    account = f"acct-{end.name if end else 'lives'}"
+    await ensure_topics(direct)
+    await pause(admin, 1, account, 1)
+    async with (
+        Proxy(database_port, database.port or 0) as to_database,
+        reading(direct) as topic,
+        another_process(through) as overtaken,
+    ):
+        await topic.until(lambda: topic.positions(account) == [1])
+        proxy.partition()
+        await pause(admin, 2, account, 2)
+        await until_one_waits_for_acknowledgements(admin)
+        if end is not None:
+            overtaken.send_signal(end)
+        to_database.partition()
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'signals' "
+            "AND datname = current_database()"
+        )
+        async with publishing(direct):
+            await topic.until(lambda: topic.positions(account) == [1, 2])
+            await pause(admin, 3, account, 3)
+            await topic.until(lambda: topic.positions(account) == [1, 2, 3])
+            proxy.heal()
+            if end is signal.SIGSTOP:
+                overtaken.send_signal(signal.SIGCONT)
+            await topic.until(lambda: topic.positions(account)[:4] == [1, 2, 3, 2])
+            await topic.until(lambda: topic.positions(account)[-1] == 3)
+
+
+@dataclass(frozen=True)
+class At:
+    """A broker that is not this test's to start or stop."""
+
+    url: str
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+async def proxied() -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before a node of Apache Kafka, and the node's own address."""
+    port = free_ports(1)
+    container = ProxiedKafka(port)
+    await asyncio.to_thread(container.start)
+    try:
+        async with Proxy(port, container.second_port) as proxy:
+            yield proxy, container.bootstrap_servers
+    finally:
+        await asyncio.to_thread(container.stop)
