@@ -33,7 +33,7 @@ from shared.contracts.fields import Identifier
 from shared.ledger.follow import follower_connection
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import DELIVERY_SIGNALS, start_client
-from shared.runtime.postgres import LOST
+from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
 
@@ -121,7 +121,9 @@ async def keep_the_last_word(settings: Settings, producer: AIOKafkaProducer) -> 
         try:
             async with follower_connection(settings, NAME) as connection:
                 await _read_back(settings, connection, producer)
-        except LOST as error:
+        except Exception as error:
+            if not is_lost(error):
+                raise
             structlog.get_logger().warning("connection lost", reading="signals", error=repr(error))
             await asyncio.sleep(_REST_SECONDS)
 
