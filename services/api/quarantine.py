@@ -2,7 +2,7 @@
 
 import base64
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import asyncpg
 import structlog
@@ -16,21 +16,13 @@ from services.api.errors import invalid, not_found
 from services.api.models import Instant, Limit, time
 from services.api.openapi import READ_PROBLEMS
 from services.api.tokens import Caller
+from shared.contracts.known import known
+from shared.rules.vocabulary import QUARANTINE_REASONS
 from shared.runtime.kafka import murmur2_partition
 
-Reason = Literal[
-    "too_large",
-    "malformed",
-    "invalid",
-    "unknown_business_center",
-    "unknown_ad_account",
-    "currency_mismatch",
-    "too_old",
-    "too_far_ahead",
-    "content_conflict",
-    "unknown_reversal",
-    "reversal_mismatch",
-    "reversal_exceeds_spend",
+# What can be asked for: also a reason of a newer version, which this one does not know.
+Reason = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="A reason", examples=["unknown_ad_account"])
 ]
 RecordId = Annotated[str, Field(pattern=r"^[0-9]{1,5}-[0-9]{1,19}$", examples=["0-1"])]
 
@@ -46,7 +38,7 @@ class QuarantinedRecord(BaseModel):
     """A record that was not allocated; `raw` is base64, null for a record without a value."""
 
     id: str
-    reason: Reason
+    reason: Annotated[str, known(*QUARANTINE_REASONS)]
     detail: str
     topic: str
     partition: int

@@ -168,4 +168,21 @@ async def test_the_command_line_lists_and_replays(
         with pytest.raises(quarantine.RequestRefusedError, match="no such"):
             await quarantine.replay_records(api.settings, ["1-99"], None)
         with pytest.raises(quarantine.RequestRefusedError, match="reason"):
-            await quarantine.list_records(api.settings, "none")
+            await quarantine.list_records(api.settings, "no reason")
+
+
+async def test_the_command_line_says_which_reasons_there_are_where_nothing_has_the_one_asked_for(
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_api(postgres.url, tmp_path) as api, serving(api.settings):
+        await api.database.execute(
+            "INSERT INTO ledger.quarantine SELECT 1, 1, 'cosmic_rays', 'why', 'spend.events', 1, 1, NULL, NULL, NULL,"
+            " NULL, now()"
+        )
+        capsys.readouterr()
+        await quarantine.list_records(api.settings, "cosmic_rays")
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["reason"] == "cosmic_rays"
+        await quarantine.list_records(api.settings, "malfromed")
+        assert "for the reason malfromed: this version knows too_large, malformed," in capsys.readouterr().err
+        await quarantine.list_records(api.settings, "too_old")
+        assert capsys.readouterr().err.endswith("nothing is in quarantine for the reason too_old\n")
