@@ -101,6 +101,14 @@ class FrontDoor:
             return None
         return dict(response.json()) if response.status_code == httpx.codes.OK else None
 
+    async def readiness(self) -> tuple[str, str]:
+        """What the API says of itself and of the shards' writers: its status, and a sentence."""
+        try:
+            answer = (await self._client.get(f"{self._urls['api']}/readyz")).json()
+            return str(answer["status"]), str(answer["detail"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return "not ready", "the API does not answer"
+
     async def backlog(self) -> tuple[int, int] | None:
         """Records that allocation has yet to take, and entries that the slowest follower has; None: unknown."""
         found = await asyncio.gather(*(self.figures(service) for service in self._urls if service != "api"))

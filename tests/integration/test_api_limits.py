@@ -78,7 +78,7 @@ async def test_without_tokens_an_address_that_asks_too_often_is_429(settings: Se
         for path in ("/openapi.json", "/docs", "/metrics", "/asyncapi.json"):
             assert 429 in [(await client.get(path)).status_code for _ in range(5)]
         for path in ("/healthz", "/readyz"):
-            assert {(await client.get(path)).status_code for _ in range(10)} == {200}
+            assert 429 not in {(await client.get(path)).status_code for _ in range(10)}
 
 
 async def test_usual_clients_never_see_429(settings: Settings) -> None:

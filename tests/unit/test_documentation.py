@@ -18,7 +18,7 @@ from shared.runtime.settings import Settings
 def app() -> Any:
     nobody = cast("Any", None)  # The page asks no server.
     access = Access(Settings(api_authentication="off"))
-    return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, shards=4))
+    return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4))
 
 
 @pytest.fixture
