@@ -97,7 +97,7 @@ async def _serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
         async with connected(settings) as context:
             watching = [asyncio.create_task(context.watcher.run()), asyncio.create_task(context.writers.run())]
             transport = httpx.ASGITransport(create_app(context), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
                 yield Api(client, context, database, settings, broker)
             for task in watching:
                 task.cancel()

@@ -113,10 +113,20 @@ async def test_what_is_not_a_command_is_400_with_the_field(api: Api, body: bytes
     assert named in message
 
 
-async def test_the_content_type_does_not_matter(api: Api) -> None:
-    for content_type in ("text/plain", "application/xml", "multipart/form-data", ""):
-        headers = {"content-type": content_type}
-        await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=body_with(), headers=headers)
+@pytest.mark.parametrize(
+    "headers", [{}, {"content-type": "application/json"}, {"content-type": "Application/JSON; charset=utf-8"}]
+)
+async def test_a_command_is_json_in_any_of_these_words(api: Api, headers: dict[str, str]) -> None:
+    await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=body_with(), headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/commands"), ("PUT", "/v1/deals/d"), ("POST", "/v1/quarantine/0-1/replay")]
+)
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+async def test_without_tokens_a_write_of_another_type_is_415(api: Api, method: str, path: str, kind: str) -> None:
+    headers = {"content-type": kind}
+    await assert_refused(api, method, path, 415, "unsupported_media_type", content=body_with(), headers=headers)
 
 
 @pytest.mark.parametrize("path", ["/v1/commands", "/v1/quarantine/replay"])

@@ -23,7 +23,7 @@ def app() -> Any:
 
 @pytest.fixture
 async def page(app: Any) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get("/docs")
 
 
