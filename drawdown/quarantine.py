@@ -6,16 +6,12 @@ from typing import Any
 
 import httpx
 
-from drawdown.front_door import ApiToken
+from drawdown.front_door import ApiToken, RequestRefusedError
 from shared.rules.vocabulary import QUARANTINE_REASONS
 from shared.runtime.settings import Settings
 
 _PAGE = 1000
 _TIMEOUT_SECONDS = 60.0
-
-
-class RequestRefusedError(Exception):
-    """The API refused; the text is its message."""
 
 
 async def list_records(settings: Settings, reason: str | None) -> int:

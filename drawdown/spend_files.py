@@ -87,7 +87,7 @@ class Row:
     def key(self) -> bytes | None:
         """The Business Center, if it names one."""
         center = self.event.get("business_center_id") if self.event else None
-        return center.encode() if isinstance(center, str) else None
+        return center.encode(errors="surrogatepass") if isinstance(center, str) else None
 
     @property
     def occurred_at(self) -> datetime | None:

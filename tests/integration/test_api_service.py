@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from drawdown import quarantine
+from drawdown.front_door import RequestRefusedError
 from services.api.service import run
 from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.migrate import migrate
@@ -175,9 +176,9 @@ async def test_the_command_line_lists_and_replays(
         assert "1 sent back" in capsys.readouterr().out
         await quarantine.replay_records(api.settings, [], "malformed")
         assert "4 sent back" in capsys.readouterr().out
-        with pytest.raises(quarantine.RequestRefusedError, match="no such"):
+        with pytest.raises(RequestRefusedError, match="no such"):
             await quarantine.replay_records(api.settings, ["1-99"], None)
-        with pytest.raises(quarantine.RequestRefusedError, match="reason"):
+        with pytest.raises(RequestRefusedError, match="reason"):
             await quarantine.list_records(api.settings, "no reason")
 
 
