@@ -63,7 +63,7 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
         UnreadableFileError: it holds no spend.
 
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _digest(path)
     summary = summarise(path)
     say(f"{path.name}: {summary.rows:,} rows, {len(summary.accounts):,} ad accounts, {_span(summary)}")
     now = Clock(settings).now()
@@ -203,6 +203,11 @@ def _opening(file: File, center: str, accounts: list[str], now: datetime) -> Ite
         amount = str((max(spent, Decimal(1)) * _AMPLE).to_integral_value(ROUND_CEILING))
         key = f"cash/{file.digest}/{center}/{account}"
         yield command(key, type="deposit_cash", ad_account_id=account, amount=amount)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chosen_shift(settings: Settings, digest: str, last: datetime, now: datetime) -> tuple[timedelta, bool]:
