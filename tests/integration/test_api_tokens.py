@@ -81,7 +81,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/deals/{deal_id}"): Call("/v1/deals/ours-deal", READERS, 404),
     ("GET", "/v1/deals/{deal_id}/pacing"): Call("/v1/deals/ours-deal/pacing", READERS, 404),
     ("GET", "/v1/deals/{deal_id}/spend-detail"): Call("/v1/deals/ours-deal/spend-detail", READERS, 404),
-    ("POST", "/v1/events/lookup"): Call("/v1/events/lookup", READERS, 200, body={"events": RECORDS, "after": "0.0.0.0"}),
+    ("POST", "/v1/events/lookup"): Call(
+        "/v1/events/lookup", READERS, 200, body={"events": RECORDS, "after": "0.0.0.0"}
+    ),
     ("GET", "/v1/quarantine"): Call("/v1/quarantine", READERS, 200),
     ("POST", "/v1/quarantine/replay"): Call("/v1/quarantine/replay", WRITERS, 404, body={"ids": ["{record}"]}),
     ("POST", "/v1/quarantine/{record_id}/replay"): Call("/v1/quarantine/{record}/replay", WRITERS, 404),
