@@ -13,7 +13,8 @@ import httpx
 import typer
 from aiokafka.errors import KafkaError
 
-from drawdown.quarantine import RequestRefusedError, list_records, replay_records
+from drawdown.front_door import RequestRefusedError
+from drawdown.quarantine import list_records, replay_records
 from drawdown.serving import run_until_signalled, serve
 from drawdown.spend_files import UnreadableFileError
 from shared.contracts.commands import Role
@@ -176,16 +177,13 @@ def spend_send(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, CSV or an iPinYou log.")],
     keep_times: KeepTimes = False,
 ) -> None:
-    """Send a file of ad spend, its times shifted so that its last event is now."""
-    from drawdown import spend_sending
+    """Send a file of ad spend, its times shifted so that its last event is now, and say what became of it.
 
-    settings = _settings("spend")
+    Ends with 0 when all of it was decided, be it charged or quarantined, and with 1 when something was not.
+    """
+    from drawdown.spend_command import send_file
 
-    async def prepare_and_send() -> None:
-        prepared = spend_sending.prepare(settings, file, keep_times=keep_times, say=print)
-        await spend_sending.send(settings, prepared, print)
-
-    _run(prepare_and_send())
+    _run(send_file(_settings("spend"), file, keep_times=keep_times))
 
 
 @offsets.command("adopt")

@@ -1,19 +1,29 @@
 """A subscriber of `delivery.signals`: what delivers now, and what changed last."""
 
 import asyncio
-import json
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer
+from pydantic import ValidationError
 
+from shared.contracts.signals import DeliverySignal
 from shared.runtime.kafka import DELIVERY_SIGNALS, start_client
 from shared.runtime.settings import Settings
 
 _REMEMBERED = 200
+
+
+def signal_of(value: bytes | None) -> dict[str, Any] | None:
+    """The signal that a record holds; None: it holds none, whoever wrote it."""
+    try:
+        return DeliverySignal.model_validate_json(value or b"").model_dump()
+    except ValidationError:
+        return None
 
 
 @dataclass
@@ -71,7 +81,15 @@ class Deliveries:
         )
         try:
             async for record in consumer:
-                if record.key is not None and record.value is not None:
-                    self.take(record.key, json.loads(record.value))
+                signal = None if record.key is None else signal_of(record.value)
+                if record.key is not None and signal is not None:
+                    self.take(record.key, signal)
+                elif record.value is not None:
+                    structlog.get_logger().warning(
+                        "what is no signal is skipped",
+                        topic=record.topic,
+                        partition=record.partition,
+                        offset=record.offset,
+                    )
         finally:
             await asyncio.shield(consumer.stop())

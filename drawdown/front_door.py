@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.runtime.settings import Settings
 
 _TIMEOUT_SECONDS = 30.0
-_COMMAND_ATTEMPTS = 10
+_ATTEMPTS = 10
 _PAUSE_SECONDS = 1.0
 _IDLE_POLL_SECONDS = 0.5
 
@@ -35,6 +35,10 @@ class Figures:
         for found, value in self.values.get(name, ()):
             sums[found.get(label, "")] += value
         return dict(sums)
+
+
+class RequestRefusedError(Exception):
+    """The API refused; the text is its message."""
 
 
 class ApiToken(httpx.Auth):
@@ -80,15 +84,33 @@ class FrontDoor:
             httpx.HTTPError: no answer after ten attempts.
 
         """
-        for attempt in range(1, _COMMAND_ATTEMPTS + 1):
+        return dict((await self._post("/v1/commands", command)).json())
+
+    async def look_up(self, events: Sequence[Mapping[str, Any]], after: str | None) -> dict[str, Any]:
+        """Ask what became of events: `POST /v1/events/lookup`; asked again while the API is busy or away.
+
+        Raises:
+            RequestRefusedError: the API will not say.
+            httpx.HTTPError: no answer after ten attempts.
+
+        """
+        body = {"events": list(events)} if after is None else {"events": list(events), "after": after}
+        response = await self._post("/v1/events/lookup", body)
+        answer = dict(response.json())
+        if not response.is_success:
+            raise RequestRefusedError(str(answer.get("message", response.status_code)))
+        return answer
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """The answer, unless it is one that another attempt may better. Raises httpx.HTTPError after ten attempts."""
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
-                url = f"{self._urls['api']}/v1/commands"
-                response = await self._client.post(url, json=dict(command), auth=self._token)
+                response = await self._client.post(f"{self._urls['api']}{path}", json=dict(body), auth=self._token)
                 if not (response.is_server_error or response.status_code == httpx.codes.TOO_MANY_REQUESTS):
-                    return dict(response.json())
+                    return response
                 response.raise_for_status()
             except httpx.HTTPError:
-                if attempt == _COMMAND_ATTEMPTS:
+                if attempt == _ATTEMPTS:
                     raise
             await asyncio.sleep(_PAUSE_SECONDS)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -100,6 +122,14 @@ class FrontDoor:
         except httpx.HTTPError:
             return None
         return dict(response.json()) if response.status_code == httpx.codes.OK else None
+
+    async def readiness(self) -> tuple[str, str]:
+        """What the API says of itself and of the shards' writers: its status, and a sentence."""
+        try:
+            answer = (await self._client.get(f"{self._urls['api']}/readyz")).json()
+            return str(answer["status"]), str(answer["detail"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return "not ready", "the API does not answer"
 
     async def backlog(self) -> tuple[int, int] | None:
         """Records that allocation has yet to take, and entries that the slowest follower has; None: unknown."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from drawdown.front_door import ApiToken
+from drawdown.front_door import ApiToken, RequestRefusedError
+from shared.rules.vocabulary import QUARANTINE_REASONS
 from shared.runtime.settings import Settings
 
 _PAGE = 1000
@@ -14,29 +15,36 @@ _PORTION = 10_000
 _TIMEOUT_SECONDS = 60.0
 
 
-class RequestRefusedError(Exception):
-    """The API refused; the text is its message."""
-
-
 async def list_records(settings: Settings, reason: str | None) -> int:
     """Print every quarantined record as a line of JSON, by shard and sequence; return the exit code.
 
     Raises:
-        RequestRefusedError: there is no such reason.
+        RequestRefusedError: that can be no reason.
         httpx.HTTPError: the API does not answer.
 
     """
     async with _client(settings) as client:
         after: str | None = None
+        listed = 0
         while True:
             asked = {"limit": _PAGE, "reason": reason, "after": after}
             query = {name: value for name, value in asked.items() if value is not None}
             page = _answer(await client.get("/v1/quarantine", params=query))
             for record in page["entries"]:
                 sys.stdout.write(json.dumps(record) + "\n")
+            listed += len(page["entries"])
             after = page["next"]
             if after is None:
+                if not listed:
+                    print(_nothing(reason), file=sys.stderr)
                 return 0
+
+
+def _nothing(reason: str | None) -> str:
+    if reason is None:
+        return "nothing is in quarantine"
+    known = "" if reason in QUARANTINE_REASONS else f": this version knows {', '.join(QUARANTINE_REASONS)}"
+    return f"nothing is in quarantine for the reason {reason}{known}"
 
 
 async def replay_records(settings: Settings, ids: list[str], reason: str | None) -> int:

@@ -32,6 +32,7 @@ class Picture:
     spends: dict[str, int] = field(default_factory=dict)
     spends_per_second: float = 0.0
     backlog: tuple[int, int] | None = None
+    trouble: str | None = None
     centers: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
@@ -50,12 +51,13 @@ class Observer:
             if signal["business_center_id"] not in self.centers:
                 self.centers.append(signal["business_center_id"])
         shown = self.centers[:_CENTERS_SHOWN]
-        figures, backlog, *models = await asyncio.gather(
+        figures, backlog, (status, detail), *models = await asyncio.gather(
             self._door.figures("allocation"),
             self._door.backlog(),
+            self._door.readiness(),
             *(self._door.read(f"/v1/business-centers/{center}") for center in shown),
         )
-        picture = Picture(backlog=backlog)
+        picture = Picture(backlog=backlog, trouble=None if status == "ready" else f"{status}: {detail}")
         picture.centers = [(center, model) for center, model in zip(shown, models, strict=True) if model]
         if figures is not None:
             self._count(picture, figures)
@@ -150,6 +152,8 @@ class Screen:
         head.append(f"   {_counts(picture)}   {_lag(picture)}\n")
         head.append(f"{self._deliveries.paused} paused now, {self._deliveries.pauses} pauses, ")
         head.append(f"{self._deliveries.resumes} resumes so far")
+        if picture.trouble is not None:
+            head.append(f"\n{picture.trouble}", style="bold red")
         where, messages = (Text("\n".join(lines), style="dim") for lines in (self.where, self._messages))
         return Group(where, head, _centers_table(picture), self._signals_table(), messages)
 
@@ -181,8 +185,9 @@ def _line(picture: Picture, deliveries: Deliveries) -> str:
         f"{name} {_money(center['balance']['available'])} {center['currency']}" for name, center in picture.centers
     )
     latest = f"; last: {_told(deliveries.latest[-1])}" if deliveries.latest else ""
+    trouble = "" if picture.trouble is None else f"{picture.trouble}; "
     return (
-        f"{picture.spends_per_second:,.0f} spends/s, {_counts(picture)}, {_lag(picture)}, "
+        f"{trouble}{picture.spends_per_second:,.0f} spends/s, {_counts(picture)}, {_lag(picture)}, "
         f"{deliveries.paused} paused{latest}; available: {balances or 'nothing yet'}"
     )
 

@@ -9,27 +9,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from drawdown.front_door import Figures, FrontDoor
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError
+
+from drawdown.front_door import FrontDoor
 from drawdown.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
+from drawdown.spend_outcomes import Outcomes, Say, Sent, Tally, event_id_of
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer
 from shared.runtime.settings import Settings
 
-Say = Callable[[str], None]
+# Told how many rows were sent and decided so far.
+Progress = Callable[[int, int], None]
+# A row's number, the row, and the record to send.
+Numbered = tuple[int, tuple[Row, bytes]]
 
 _NAMESPACE = uuid.UUID("0d0a6b1e-52c1-4a0c-8f2e-2f4f3b7f9a55")
 _REMEMBERED = "sent-files.json"
 _PROGRESS_SECONDS = 2.0
-_POLL_SECONDS = 0.5
-# Nothing has been decided for so long: the report says what is missing.
+_WINDOW_ROWS = 10_000
+# For the read models, to show all that was decided.
 _PATIENCE_SECONDS = 60.0
 _COMMANDS_AT_ONCE = 16
 # An account that a file names is opened with so many times the cash that the file spends.
 _AMPLE = 10
-_DECIDED = ("charged", "duplicate", "quarantined")
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
         UnreadableFileError: it holds no spend.
 
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _digest(path)
     summary = summarise(path)
     say(f"{path.name}: {summary.rows:,} rows, {len(summary.accounts):,} ad accounts, {_span(summary)}")
     now = Clock(settings).now()
@@ -73,22 +80,50 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
     return File(path, digest, summary, shift)
 
 
-async def send(settings: Settings, file: File, say: Say) -> int:
-    """Send every row, in the file's order, keyed by Business Center; return their number once all are acknowledged."""
+async def send(settings: Settings, file: File, door: FrontDoor, say: Say, progress: Progress) -> Tally:
+    """Send every row, in the file's order, keyed by Business Center, and wait until each is decided.
+
+    A window of rows at a time, so that memory stays the same however large the file is, and so that a row which comes
+    again later is seen to be in the ledger already.
+    """
+    outcomes, tally = Outcomes(door, say), Tally()
     producer = await create_producer(settings, linger_ms=5)
-    sent, said_at = 0, time.monotonic()
     try:
-        for row, record in file.records():
-            await producer.send(SPEND_EVENTS, record, key=row.key)
-            sent += 1
-            if time.monotonic() - said_at > _PROGRESS_SECONDS:
-                said_at = time.monotonic()
-                say(f"sent {sent:,} of {file.summary.rows:,}")
-        await producer.flush()
+        for window in _windows(enumerate(file.records(), 1)):
+            ids = [event_id_of(row.event) for _, (row, _) in window]
+            before = await outcomes.before(ids)
+            rows = await _publish(producer, window, ids, tally)
+            progress(tally.sent, tally.decided)
+            answers = await outcomes.of(rows, before)
+            tally.take(rows, answers, frozenset() if before is None else before.charged)
+            progress(tally.sent, tally.decided)
     finally:
         await producer.stop()
-    say(f"sent {sent:,} of {file.summary.rows:,}")
-    return sent
+    return tally
+
+
+def _windows(records: Iterator[Numbered]) -> Iterator[list[Numbered]]:
+    while window := list(islice(records, _WINDOW_ROWS)):
+        yield window
+
+
+async def _publish(
+    producer: AIOKafkaProducer, window: list[Numbered], ids: list[str | None], tally: Tally
+) -> list[Sent]:
+    """Send rows; return those that the broker has, in their order."""
+    sending = []
+    for (number, (row, record)), event_id in zip(window, ids, strict=True):
+        try:
+            sending.append((number, event_id, await producer.send(SPEND_EVENTS, record, key=row.key)))
+        except MessageSizeTooLargeError:
+            tally.unsent += 1
+    await producer.flush()
+    tally.sent += len(sending)
+    rows = []
+    for number, event_id, acknowledged in sending:
+        kept = await acknowledged
+        rows.append(Sent(number, event_id, kept.partition, kept.offset))
+    return rows
 
 
 async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
@@ -111,15 +146,41 @@ async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Sa
     )
 
 
-async def send_and_report(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
-    """Open what the file names, send it, wait until every row is decided, and say what became of them."""
-    await open_accounts(settings, door, file, say)
-    before = await _figures(door)
-    sent = await send(settings, file, say)
-    after = await _wait_until_decided(door, before, sent, say)
-    await door.wait_until_idle(_PATIENCE_SECONDS)
-    for line in await _report(door, file, before, after, sent):
+async def send_and_report(
+    settings: Settings, door: FrontDoor, file: File, say: Say, progress: Progress | None = None
+) -> int:
+    """Send a file and say what became of it; return the exit code: 1 where something is not decided."""
+    tally = await send(settings, file, door, say, progress or _said_now_and_then(file, say))
+    for line in tally.lines(file.path.name):
         say(line)
+    return 0 if tally.is_complete else 1
+
+
+async def open_send_and_report(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
+    """Open what the file names, send it, and say what became of it and of the Business Centers."""
+    await open_accounts(settings, door, file, say)
+    await send_and_report(settings, door, file, say)
+    await door.wait_until_idle(_PATIENCE_SECONDS)
+    for center in sorted({center for center, _ in file.summary.accounts}):
+        model = await door.read(f"/v1/business-centers/{center}")
+        if model is not None:
+            spend = model["spend"]
+            say(
+                f"  {center}: gross {spend['gross']}, billed {spend['billed']}, "
+                f"overdelivered {spend['overdelivered']} {model['currency']} in all"
+            )
+
+
+def _said_now_and_then(file: File, say: Say) -> Progress:
+    said_at = time.monotonic()
+
+    def progress(sent: int, decided: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at > _PROGRESS_SECONDS:
+            said_at = time.monotonic()
+            say(f"sent {sent:,} of {file.summary.rows:,}, decided {decided:,}")
+
+    return progress
 
 
 def _opening(file: File, center: str, accounts: list[str], now: datetime) -> Iterator[dict[str, Any]]:
@@ -144,52 +205,9 @@ def _opening(file: File, center: str, accounts: list[str], now: datetime) -> Ite
         yield command(key, type="deposit_cash", ad_account_id=account, amount=amount)
 
 
-async def _figures(door: FrontDoor) -> Figures:
-    return await door.figures("allocation") or Figures()
-
-
-def _decided(before: Figures, after: Figures) -> dict[str, int]:
-    """How many rows got which outcome between two readings."""
-    was, now = (each.sums_by("drawdown_spends_total", "outcome") for each in (before, after))
-    return {outcome: round(now.get(outcome, 0) - was.get(outcome, 0)) for outcome in _DECIDED}
-
-
-async def _wait_until_decided(door: FrontDoor, before: Figures, sent: int, say: Say) -> Figures:
-    last, changed_at, said_at = -1, time.monotonic(), time.monotonic()
-    while True:
-        figures = await _figures(door)
-        decided = sum(_decided(before, figures).values())
-        if decided >= sent:
-            return figures
-        if decided != last:
-            last, changed_at = decided, time.monotonic()
-        if time.monotonic() - changed_at > _PATIENCE_SECONDS:
-            say(f"nothing more has been decided for {_PATIENCE_SECONDS:.0f} s: {decided:,} of {sent:,}")
-            return figures
-        if time.monotonic() - said_at > _PROGRESS_SECONDS:
-            said_at = time.monotonic()
-            say(f"decided {decided:,} of {sent:,}")
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _report(door: FrontDoor, file: File, before: Figures, after: Figures, sent: int) -> list[str]:
-    decided = _decided(before, after)
-    counts = ", ".join(f"{count:,} {outcome}" for outcome, count in decided.items())
-    lines = [f"{file.path.name}: {sent:,} sent, {counts}"]
-    was, now = (each.sums_by("drawdown_quarantined_total", "reason") for each in (before, after))
-    for reason in sorted(now):
-        count = round(now[reason] - was.get(reason, 0))
-        if count:
-            lines.append(f"  quarantined, {reason}: {count:,}")
-    for center in sorted({center for center, _ in file.summary.accounts}):
-        model = await door.read(f"/v1/business-centers/{center}")
-        if model is not None:
-            spend = model["spend"]
-            lines.append(
-                f"  {center}: gross {spend['gross']}, billed {spend['billed']}, "
-                f"overdelivered {spend['overdelivered']} {model['currency']} in all"
-            )
-    return lines
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chosen_shift(settings: Settings, digest: str, last: datetime, now: datetime) -> tuple[timedelta, bool]:

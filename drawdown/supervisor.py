@@ -172,7 +172,7 @@ class _Run:
         keep_times = self._options.keep_times
         file = await asyncio.to_thread(spend_sending.prepare, settings, path, keep_times=keep_times, say=say)
         observer.centers = sorted({center for center, _ in file.summary.accounts})
-        await spend_sending.send_and_report(settings, door, file, say)
+        await spend_sending.open_send_and_report(settings, door, file, say)
 
     async def _drain(self, door: FrontDoor) -> None:
         self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; the same again stops at once)")

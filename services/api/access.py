@@ -9,9 +9,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from services.api.errors import ApiError, permission_denied
 from services.api.limits import RateLimit
+from services.api.pages import require_no_stranger
 from services.api.tokens import Caller, Verifier, unauthenticated
 from shared.contracts.commands import Role
-from shared.runtime.settings import Settings
+from shared.runtime.settings import Settings, is_loopback
 
 PROBES = frozenset({"/healthz", "/readyz"})
 ANYBODY = Caller("anybody", "admin", None)
@@ -32,6 +33,7 @@ class Access:
         """Raises BadSettingError when tokens are wanted and there are no keys to check them with."""
         self.verifier = Verifier(settings) if settings.api_wants_tokens else None
         self._rate = RateLimit(settings.http_rate)
+        self._is_local = is_loopback(settings.http_host)
 
     async def identify(self, token: str | None, address: str) -> Caller:
         """Who asks. Raises ApiError: 401, 403, and 429 for who asks too often."""
@@ -47,6 +49,11 @@ class Access:
             raise
         self.count(f"subject {caller.id}")
         return caller
+
+    def refuse_strangers(self, request: Request) -> None:
+        """Where no tokens are wanted: let no web page of somebody else in. Raises ApiError: 403, 415, 421."""
+        if self.verifier is None:
+            require_no_stranger(request.method, request.headers, is_local=self._is_local)
 
     def count(self, client: str) -> None:
         """Count a request of this client. Raises ApiError (429)."""
@@ -69,9 +76,7 @@ async def identify(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> Caller:
     """Who asks: what every route that holds anybody's data depends on."""
-    if _access(request).verifier is None and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-        # A browser shows no token by itself. Where none is wanted, any page in it could give commands to this machine.
-        raise permission_denied("pages of other sites may not ask where no tokens are wanted")
+    _access(request).refuse_strangers(request)
     token = None if credentials is None else credentials.credentials
     return await _access(request).identify(token, _address(request))
 
@@ -79,6 +84,7 @@ async def identify(
 async def count_open(request: Request) -> None:
     """Count a request that needs no token. Probes are not: however busy an address is, they tell the truth."""
     if request.url.path not in PROBES:
+        _access(request).refuse_strangers(request)
         _access(request).count(f"address {_address(request)}")
 
 

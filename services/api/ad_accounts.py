@@ -20,11 +20,10 @@ from services.api.openapi import READ_PROBLEMS
 from services.api.past import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.policies import read_policies
 from services.api.tokens import Caller
+from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
 from shared.runtime.clock import Clock
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
-
-POCKETS = ("voucher", "ad_credit", "cash", "credit")
 
 
 @router.get(
@@ -160,7 +159,7 @@ async def _ad_account_at(connection: asyncpg.Connection, entity: Entity, moment:
 def balance_answer(pockets: Mapping[str, int], policy: Mapping[str, Any]) -> dict[str, str]:
     """The balance as it is answered; what is available is in the pockets that the policy names."""
     drawable = policy["ad_account"]
-    amounts = {pocket: money(pockets.get(pocket, 0)) for pocket in POCKETS}
+    amounts = {pocket: money(pockets.get(pocket, 0)) for pocket in AD_ACCOUNT_POCKETS}
     return {**amounts, "available": money(sum(pockets.get(pocket, 0) for pocket in drawable))}
 
 

@@ -13,6 +13,7 @@ from services.api import (
     documentation,
     errors,
     ledger,
+    lookup,
     openapi,
     operations,
     pacing,
@@ -31,6 +32,7 @@ PROTECTED = (
     campaigns,
     series,
     ledger,
+    lookup,
     deals,
     pacing,
     spend_detail,
@@ -58,5 +60,5 @@ def create_app(context: Context) -> FastAPI:
         app.include_router(module.router, dependencies=[Depends(access.count_open)])
     errors.install(app)
     app.add_middleware(operations.CountRequests)
-    openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST])
+    openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
     return app

@@ -15,6 +15,7 @@ from services.api.bodies import body_schema, read_body
 from services.api.context import Api, Context
 from services.api.errors import ApiError, invalid, permission_denied, unavailable
 from services.api.models import Outcome, Problem, time
+from services.api.openapi import BODY_PROBLEMS
 from shared.contracts.commands import FINANCE_COMMAND, Command, command_content, same_content
 from shared.contracts.fields import parse_time
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
@@ -41,7 +42,7 @@ router = APIRouter(tags=["commands"])
     openapi_extra=body_schema(FINANCE_COMMAND, {"deposit_cash": _EXAMPLE}),
     responses={
         400: {"model": Problem, "description": "Not a command"},
-        413: {"model": Problem, "description": "A body above 64 KiB"},
+        **BODY_PROBLEMS,
         422: {"model": Outcome, "description": "The command was rejected: the outcome, with its code"},
         503: {"model": Problem, "description": "The broker or the database is away: ask again"},
         504: {"model": Problem, "description": "Not decided in time: ask again with the same command_id"},

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from services.api.access import Access
 from services.api.waiting import Watcher
+from services.api.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health
 
@@ -28,6 +29,7 @@ class Context:
     producer: AIOKafkaProducer
     watcher: Watcher
     health: Health
+    writers: Writers
     clock: Clock
     shards: int
 

@@ -12,33 +12,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from services.api import patterns
 from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api
 from services.api.errors import ApiError, not_found, permission_denied
 from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, time
-from services.api.openapi import READ_PROBLEMS
+from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS
 from services.api.tokens import Caller
 from shared.contracts.fields import Amount, Currency, Identifier
-from shared.contracts.zones import is_zone
+from shared.contracts.zones import installed_zones, is_zone
 from shared.rules.incentives import Method, format_rate, parse_rate
 from shared.rules.money import format_micros, parse_amount
 
 SLABS_AT_MOST = 100
-_FIRST_DAY, _LAST_DAY = date(1970, 1, 2), date(2999, 12, 31)
-
 router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
-
-
-def _day(text: str) -> str:
-    if not _FIRST_DAY <= date.fromisoformat(text) <= _LAST_DAY:
-        raise ValueError(f"should be between {_FIRST_DAY} and {_LAST_DAY}")
-    return text
-
-
-def _rate(text: str) -> str:
-    parse_rate(text)
-    return text
 
 
 def _time_zone(text: str) -> str:
@@ -47,10 +35,12 @@ def _time_zone(text: str) -> str:
     return text
 
 
-Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", examples=["2026-11-01"]), AfterValidator(_day)]
-Rate = Annotated[str, Field(max_length=8, examples=["0.03"]), AfterValidator(_rate)]
+Day = Annotated[str, Field(pattern=patterns.DAY, examples=["2026-11-01"])]
+Rate = Annotated[str, Field(pattern=patterns.RATE, examples=["0.03"])]
 TimeZone = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$", examples=["Asia/Tokyo"]), AfterValidator(_time_zone)
+    str,
+    Field(max_length=64, examples=["Asia/Tokyo"], json_schema_extra={"enum": list(installed_zones().table)}),
+    AfterValidator(_time_zone),
 ]
 Client = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$", examples=["Acme"])]
 
@@ -139,6 +129,7 @@ _EXAMPLE = {
     summary="Register a deal, or replace it",
     openapi_extra=body_schema(DEAL_TERMS, {"deal": _EXAMPLE}),
     responses={
+        **BODY_PROBLEMS,
         201: {"model": Deal, "description": "Registered: there was none"},
         422: {"model": Problem, "description": "Unknown ad accounts, or of another currency"},
     },

@@ -10,6 +10,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 router = APIRouter(include_in_schema=False)
 
+# Longer lists of values are left to /openapi.json.
+_ENUM_AT_MOST = 20
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881 }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem }
@@ -143,6 +145,8 @@ def _type(schema: dict[str, Any]) -> str:
         return f'<a href="#schema-{name}">{name}</a>'
     if options := _options(schema):
         return " or ".join(_type(each) for each in options)
+    if len(schema.get("enum", ())) > _ENUM_AT_MOST:
+        return f"one of {len(schema['enum'])} names, listed in OpenAPI"
     if "enum" in schema:
         return " | ".join(f"<code>{escape(str(each))}</code>" for each in schema["enum"])
     if "const" in schema:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from services.api import patterns
 from services.api.waiting import is_away
 from shared.contracts.fields import (
     AMOUNT_PATTERN,
@@ -30,6 +31,12 @@ _FORMS = {
     IDENTIFIER_PATTERN: "should be 1 to 64 of A-Z a-z 0-9 _ . : -",
     TIME_PATTERN: "should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z",
     UUID_PATTERN: "should be a UUID",
+    patterns.DAY: "should be a day from 1970 to 2999, such as 2026-11-01",
+    patterns.RATE: 'should be a decimal fraction above 0 and at most 1, such as "0.03", with at most six places',
+    patterns.RECORD_CURSOR: "should be the `next` of another page",
+    patterns.RECORD_ID: "should be the id of a record, such as 0-1",
+    patterns.POSITION_CURSOR: "should be the `next` of another page, or a position",
+    patterns.ROW_CURSOR: "should be the `next` of another page",
 }
 _STATUSES = {
     404: ("not_found", "there is nothing here"),

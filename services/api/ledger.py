@@ -5,7 +5,6 @@ blocks of 65,536 positions an entity has entries, so only those are searched, an
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -14,9 +13,9 @@ from uuid import UUID
 import asyncpg
 from fastapi import APIRouter, Query
 
+from services.api import patterns
 from services.api.access import FinanceReader
 from services.api.context import Api
-from services.api.errors import invalid
 from services.api.models import Entries, Limit, money, time
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import BLOCK_POSITIONS
@@ -26,14 +25,17 @@ from shared.runtime.kafka import murmur2_partition
 # So many blocks a request: then the page ends early, and `next` goes on.
 BLOCKS_AT_MOST = 64
 _LAST_POSITION = 2**63 - 1
-_CURSOR = re.compile(r"(?:([0-9]{1,5})-)?([0-9]{1,19})", re.ASCII)
 _DETAIL_AMOUNTS = frozenset({"amount", "spent"})
 _DETAIL_TIMES = frozenset({"started_at", "spend_occurred_at"})
 
 Filter = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN)]
 Source = Annotated[str | None, Query(pattern=UUID_PATTERN, description="An event id or a command id")]
 After = Annotated[
-    str | None, Query(description="The `next` of the page before, or a position: of each shard, what is beyond it")
+    str | None,
+    Query(
+        pattern=patterns.POSITION_CURSOR,
+        description="The `next` of the page before, or a position: of each shard, what is beyond it",
+    ),
 ]
 
 router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
@@ -98,11 +100,8 @@ async def get_ledger(
 
 
 def _parse_cursor(after: str | None) -> Cursor:
-    match = _CURSOR.fullmatch(after or "0")
-    if match is None:
-        raise invalid("after should be the `next` of another page, or a position")
-    shard = int(match[1]) if match[1] else None
-    return Cursor(shard, min(int(match[2]), _LAST_POSITION))
+    shard, _, position = (after or "0").rpartition("-")
+    return Cursor(int(shard) if shard else None, min(int(position), _LAST_POSITION))
 
 
 async def _scan(

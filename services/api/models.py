@@ -2,13 +2,15 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
-from shared.contracts.commands import OutcomeCode
 from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
+from shared.contracts.known import known
+from shared.contracts.signals import Cause
+from shared.rules import vocabulary
 from shared.rules.money import format_micros
 
 Money = Annotated[str, Field(examples=["12.345678"])]
@@ -49,8 +51,8 @@ class Outcome(BaseModel):
     command_id: str
     business_center_id: str
     type: str
-    status: Literal["accepted", "rejected"]
-    code: OutcomeCode | None
+    status: Annotated[str, known(*vocabulary.OUTCOME_STATUSES)]
+    code: Annotated[str, known(*vocabulary.OUTCOME_CODES)] | None
     message: str
     shard: int
     position: int
@@ -101,7 +103,7 @@ class LeftOut(BaseModel):
     """An ad account that automatic allocation left out, and why."""
 
     ad_account_id: str
-    reason: Literal["not_owned", "not_auction", "not_monthly_invoicing"]
+    reason: Annotated[str, known(*vocabulary.LEFT_OUT_REASONS)]
 
 
 class AutomaticAllocation(BaseModel):
@@ -150,7 +152,7 @@ class AdAccountBalance(BaseModel):
 class Budget(BaseModel):
     """A budget and what its current period has spent; unlimited: null."""
 
-    mode: Literal["daily", "monthly", "custom", "lifetime", "unlimited"]
+    mode: Annotated[str, known(*vocabulary.BUDGET_MODES)]
     amount: Money | None = None
     spent: Money | None = None
     remaining: Money | None = None
@@ -168,13 +170,13 @@ class Delivery(BaseModel):
     """An ad account delivers while it has no causes."""
 
     delivering: bool
-    causes: list[str]
+    causes: list[Cause]
 
 
 class CampaignDelivery(Delivery):
     """A campaign delivers while neither it nor its ad account has causes."""
 
-    ad_account_causes: list[str]
+    ad_account_causes: list[Cause]
 
 
 class AdAccountFields(BaseModel):
@@ -223,9 +225,9 @@ class Entry(BaseModel):
 
     shard: int
     position: int
-    kind: Annotated[str, Field(examples=["cash_debit"])]
-    holder: str | None
-    pocket: str | None
+    kind: Annotated[str, known(*vocabulary.ENTRY_KINDS)]
+    holder: Annotated[str, known(*vocabulary.HOLDERS)] | None
+    pocket: Annotated[str, known(*vocabulary.POCKETS)] | None
     grant_id: str | None
     amount: Money | None
     business_center_id: str
@@ -237,8 +239,8 @@ class Entry(BaseModel):
     recorded_at: Instant
     day: str | None
     period: str | None
-    cause: str | None
-    causes: list[str] | None
+    cause: Cause | None
+    causes: list[Cause] | None
     reverses: str | None
     details: dict[str, Any] | None
 

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.context import Api
+from services.api.writers import NOT_READY, Readiness
 
 REQUESTS = Counter("drawdown_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 LATENCY = Histogram("drawdown_http_request_seconds", "Seconds until an HTTP request was answered", ["method", "route"])
@@ -23,11 +24,20 @@ async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it serve?", responses={503: {"description": "Not ready"}})
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    summary="Can it serve, and is the ledger being written?",
+    responses={503: {"model": Readiness, "description": "Not ready"}},
+)
 async def readyz(context: Api) -> JSONResponse:
-    """Tells what the process saw last, at once: nobody is asked, so nothing can hang."""
-    is_ready, detail = context.health.readiness()
-    return JSONResponse({"status": "ready" if is_ready else "not ready", "detail": detail}, 200 if is_ready else 503)
+    """Tells what the process saw last, at once: nobody is asked, so nothing can hang.
+
+    `degraded` (200): it can serve, and some shards of the ledger are not written as they should be: `detail` says
+    which, and since when. `not ready` (503): it cannot serve, or nobody writes any shard.
+    """
+    answer = context.writers.readiness(*context.health.readiness())
+    return JSONResponse(answer, 503 if answer["status"] == NOT_READY else 200)
 
 
 @router.get("/metrics", summary="Metrics for Prometheus")

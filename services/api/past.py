@@ -23,6 +23,7 @@ from services.api.policies import DEFAULT_POLICY
 from services.api.tokens import Caller
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
+from shared.rules.vocabulary import BUDGET_KINDS
 
 T = TypeVar("T")
 
@@ -38,7 +39,6 @@ At = Annotated[
 ]
 
 BLOCK_POSITIONS = 65_536  # of balance.entry_blocks
-_BUDGET_FACTS = ("budget_set", "budget_synced", "budget_reset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ async def spans_after(
 
 def is_budget(kind: str) -> bool:
     """Does a fact of this kind say what an account's budget is?"""
-    return kind in _BUDGET_FACTS
+    return kind in BUDGET_KINDS
 
 
 def sum_spend(rows: list[Any]) -> tuple[int, int]:

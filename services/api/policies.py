@@ -5,9 +5,11 @@ from typing import Any
 
 import asyncpg
 
+from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
+
 # What holds until a batch names a policy: the built-in waterfall (domain page, section 2).
 DEFAULT_POLICY: dict[str, list[str]] = {
-    "ad_account": ["voucher", "ad_credit", "cash", "credit"],
+    "ad_account": [*AD_ACCOUNT_POCKETS],
     "business_center": ["voucher", "cash", "credit_line"],
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from services.api.heads import fault_of
+
 # A process may usually open 1,024 files, and needs some for itself.
 CONNECTIONS_AT_MOST = 900
 # The first line and all headers of a request, a token among them; looked at whenever more of them is waited for.
@@ -35,6 +37,14 @@ class BoundedProtocol(H11Protocol):
         """Take what has come; the first and the last byte of a request count, the ones between win no time."""
         super().data_received(data)
         self._watch()
+
+    def handle_events(self) -> None:
+        """Go on with what has come, unless it is a head that others could read in another way."""
+        fault = fault_of(self.conn.trailing_data[0]) if self.conn.their_state is h11.IDLE else None
+        if fault is None:
+            super().handle_events()
+        else:
+            self.send_400_response(fault)
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, which may have come already."""

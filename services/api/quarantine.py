@@ -1,42 +1,32 @@
 """Quarantined records: listed with their raw bytes, and sent back to their shard after a fix."""
 
 import base64
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import asyncpg
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from services.api import patterns
 from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api
-from services.api.errors import invalid, not_found
+from services.api.errors import not_found
 from services.api.models import Instant, Limit, time
-from services.api.openapi import READ_PROBLEMS
+from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.replaying import AFTER_PATTERN, replay_reason, send_back
 from services.api.tokens import Caller
+from shared.contracts.known import known
+from shared.rules.vocabulary import QUARANTINE_REASONS
 
-Reason = Literal[
-    "too_large",
-    "malformed",
-    "invalid",
-    "unknown_business_center",
-    "unknown_ad_account",
-    "currency_mismatch",
-    "too_old",
-    "too_far_ahead",
-    "content_conflict",
-    "unknown_reversal",
-    "reversal_mismatch",
-    "reversal_exceeds_spend",
+# What can be asked for: also a reason of a newer version, which this one does not know.
+Reason = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="A reason", examples=["unknown_ad_account"])
 ]
-RecordId = Annotated[str, Field(pattern=r"^[0-9]{1,5}-[0-9]{1,19}$", examples=["0-1"])]
+RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 
 # A page ends early rather than carry more raw bytes than this.
 PAGE_BYTES = 8 * 1024 * 1024
-_ID = re.compile(r"([0-9]{1,5})-([0-9]{1,19})", re.ASCII)
-_LARGEST_SHARD, _LARGEST_SEQUENCE = 2**15 - 1, 2**63 - 1
 
 router = APIRouter(tags=["quarantine"], responses=READ_PROBLEMS)
 
@@ -45,7 +35,7 @@ class QuarantinedRecord(BaseModel):
     """A record that was not allocated; `raw` is base64, null for a record without a value."""
 
     id: str
-    reason: Reason
+    reason: Annotated[str, known(*QUARANTINE_REASONS)]
     detail: str
     topic: str
     partition: int
@@ -69,10 +59,15 @@ class Replayed(BaseModel):
     next: str | None = None
 
 
+def _either(schema: dict[str, Any]) -> None:
+    schema["properties"] = {name: present(of) for name, of in schema["properties"].items()}
+    schema["oneOf"] = [{"required": [name]} for name in schema["properties"]]
+
+
 class ReplayRequest(BaseModel):
     """Which records: either these ids, or all of a reason that were not replayed yet, at most `limit` of them."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_extra=_either)
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=4000)] | None = None
     reason: Reason | None = None
     limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
@@ -95,7 +90,9 @@ async def list_quarantine(
     context: Api,
     caller: FinanceReader,
     reason: Annotated[Reason | None, Query()] = None,
-    after: Annotated[str | None, Query(description="The `next` of the page before")] = None,
+    after: Annotated[
+        str | None, Query(pattern=patterns.RECORD_CURSOR, description="The `next` of the page before")
+    ] = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
     """Records by shard and sequence: those that name one of the caller's Business Centers, or all to who has all.
@@ -103,8 +100,6 @@ async def list_quarantine(
     A page may be shorter than `limit`: `next` says whether there is more.
     """
     start = _parse_id(after or "0-0")
-    if start is None:
-        raise invalid("after should be the `next` of another page")
     async with context.snapshot() as connection:
         rows = await _page(connection, caller, start, reason, limit + 1)
     page = rows[: _fitting(rows[:limit])]
@@ -120,6 +115,7 @@ async def list_quarantine(
     response_model=Replayed,
     response_model_exclude_none=True,
     summary="Send several records back",
+    responses=BODY_PROBLEMS,
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
 async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, Any]:
@@ -143,19 +139,18 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     response_model_exclude_none=True,
     summary="Send one record back",
 )
-async def replay_one(record_id: str, context: Api, caller: FinanceWriter) -> dict[str, Any]:
+async def replay_one(
+    record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)], context: Api, caller: FinanceWriter
+) -> dict[str, Any]:
     """Send a record back to its shard, as it came."""
     async with context.transaction() as connection:
         rows = await _by_ids(connection, caller, [record_id])
         return {"replayed": await send_back(context, connection, caller, rows)}
 
 
-def _parse_id(text: str) -> tuple[int, int] | None:
-    match = _ID.fullmatch(text)
-    if match is None:
-        return None
-    shard, sequence = int(match[1]), int(match[2])
-    return (shard, sequence) if shard <= _LARGEST_SHARD and sequence <= _LARGEST_SEQUENCE else None
+def _parse_id(text: str) -> tuple[int, int]:
+    shard, _, sequence = text.partition("-")
+    return int(shard), int(sequence)
 
 
 def _id(row: asyncpg.Record) -> str:
@@ -211,8 +206,7 @@ def _answer(row: asyncpg.Record) -> dict[str, Any]:
 
 async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: list[str]) -> list[asyncpg.Record]:
     """The rows of these ids. Raises ApiError (404) when one is unknown, or not the caller's: then none is replayed."""
-    parsed = [_parse_id(id_) for id_ in dict.fromkeys(ids)]
-    known = [id_ for id_ in parsed if id_ is not None]
+    known = {_parse_id(id_) for id_ in ids}
     rows: list[asyncpg.Record] = await connection.fetch(
         """
         SELECT shard, sequence, business_center_id FROM ledger.quarantine
@@ -221,6 +215,6 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: list[str]
         [shard for shard, _ in known],
         [sequence for _, sequence in known],
     )
-    if len(rows) < len(set(parsed)) or not all(caller.sees(row["business_center_id"]) for row in rows):
+    if len(rows) < len(known) or not all(caller.sees(row["business_center_id"]) for row in rows):
         raise not_found("quarantined record" if len(ids) == 1 else "quarantined record as one of these ids")
     return rows

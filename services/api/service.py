@@ -15,6 +15,7 @@ from services.api.context import Context
 from services.api.errors import ApiError
 from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol
 from services.api.waiting import ROLE, STALE_SECONDS, Watcher
+from services.api.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.health import Health
@@ -42,11 +43,12 @@ async def run(settings: Settings) -> None:
     Raises OSError when the port is taken, and what the connections raise when a server stays away.
     """
     async with connected(settings) as context, asyncio.TaskGroup() as tasks:
-        watching = tasks.create_task(context.watcher.run())
+        watching = [tasks.create_task(context.watcher.run()), tasks.create_task(context.writers.run())]
         try:
             await _serve(settings, context)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +73,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         stack.callback(keeping.cancel)
         watcher = Watcher(settings, pool, health.contact("the database"))
         health.work = lambda: _readiness(watcher)
-        yield Context(access, pool, producer, watcher, health, Clock(settings), settings.shards)
+        yield Context(access, pool, producer, watcher, health, Writers(pool), Clock(settings), settings.shards)
 
 
 def _readiness(watcher: Watcher) -> tuple[bool, str]:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from services.api import patterns
 from services.api.access import FinanceReader
 from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
@@ -21,15 +22,13 @@ from services.api.deals import Day, read_deal
 from services.api.errors import invalid
 from services.api.models import AsOf, Money, PathId, money
 from services.api.openapi import READ_PROBLEMS
-from shared.contracts.fields import IDENTIFIER_PATTERN
 from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
 
 DAYS_LATE = 2
-JSON_ROWS, CSV_ROWS_AT_MOST = 100, 100_000
+JSON_ROWS, JSON_ROWS_AT_MOST, CSV_ROWS_AT_MOST = 100, 1_000, 100_000
 COLUMNS = ("day", "ad_account_id", "business_center_id", "currency", "cash_spend")
-_CURSOR = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})/(" + IDENTIFIER_PATTERN.strip("^$") + ")", re.ASCII)
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULA = tuple("=+-@\t\r")
 
@@ -88,13 +87,14 @@ _EXAMPLE = {
 _CSV_EXAMPLE = ",".join(COLUMNS) + "\r\n2026-03-10,acct-1,bc-1,USD,80000.000000\r\n"
 From = Annotated[Day | None, Query(alias="from", description="Absent: the deal's first day", examples=["2026-03-01"])]
 To = Annotated[Day | None, Query(description="Absent: the deal's last day", examples=["2026-03-31"])]
-After = Annotated[str | None, Query(description="The `next` of the page before")]
+After = Annotated[str | None, Query(pattern=patterns.ROW_CURSOR, description="The `next` of the page before")]
 Rows = Annotated[
     int | None,
     Query(
         ge=1,
         le=CSV_ROWS_AT_MOST,
-        description=f"How many rows at most: JSON {JSON_ROWS} unless said, 1000 at most; CSV {CSV_ROWS_AT_MOST}",
+        description=f"How many rows at most: {JSON_ROWS} unless said, of CSV {CSV_ROWS_AT_MOST}; a page of JSON never "
+        f"has more than {JSON_ROWS_AT_MOST}",
     ),
 ]
 Format = Annotated[Literal["json", "csv"] | None, Query(description="Stronger than the header `Accept`")]
@@ -173,17 +173,11 @@ def _prefers_csv(accept: str) -> bool:
 def _parse_page(after: str | None, limit: int | None, *, as_csv: bool) -> _Page:
     if limit is None:
         limit = CSV_ROWS_AT_MOST if as_csv else JSON_ROWS
-    if not as_csv and limit > 1000:
-        raise invalid("limit should be at most 1000, unless for CSV")
-    if after is None:
+    limit = limit if as_csv else min(limit, JSON_ROWS_AT_MOST)
+    if not after:
         return _Page((date.min, ""), limit)
-    match = _CURSOR.fullmatch(after)
-    try:
-        if match is not None:
-            return _Page((date.fromisoformat(match[1]), match[2]), limit)
-    except ValueError:
-        pass
-    raise invalid("after should be the `next` of another page")
+    day, _, ad_account_id = after.partition("/")
+    return _Page((date.fromisoformat(day), ad_account_id), limit)
 
 
 def _cursor(row: asyncpg.Record) -> str:

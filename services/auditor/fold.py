@@ -15,32 +15,13 @@ from services.auditor.tables import Rows
 from shared.ledger.decoding import StoredEntry
 from shared.rules.entries import Line
 from shared.rules.money import format_micros
+from shared.rules.vocabulary import CASH_POCKETS, MONEY_KINDS
 
 QUARTER_US = 15 * 60 * 1_000_000
 BLOCK_POSITIONS = 65_536
 MOST_PLANS = 600_000
-_CASH = frozenset({"cash", "credit", "credit_line"})
-_MONEY_KINDS = frozenset(
-    (
-        "voucher_debit",
-        "ad_credit_debit",
-        "cash_debit",
-        "credit_debit",
-        "business_center_draw",
-        "overdelivery",
-        "reversal",
-        "forfeit",
-        "deposit",
-        "grant",
-        "expiry",
-        "allocation_out",
-        "allocation_in",
-        "transfer_out",
-        "transfer_in",
-        "credit_limit_change",
-        "credit_repayment",
-    )
-)
+_CASH = frozenset(CASH_POCKETS)
+_MONEY_KINDS = frozenset(MONEY_KINDS)
 
 Cell = list[int]
 

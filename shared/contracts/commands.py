@@ -14,17 +14,6 @@ from shared.rules.money import parse_amount
 
 TimeZone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$")]
 Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "system"]
-OutcomeCode = Literal[
-    "invalid",
-    "not_found",
-    "permission_denied",
-    "already_exists",
-    "irreversible",
-    "not_eligible",
-    "budget_change_limit",
-    "insufficient_funds",
-    "conflict",
-]
 
 
 class Actor(BaseModel):

@@ -1,10 +1,13 @@
 """`delivery.signals`: pause and resume, one message for each cause added or removed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel
 
-Cause = Literal["ad_account_balance", "ad_account_budget", "business_center_balance", "campaign_budget"]
+from shared.contracts.known import known
+from shared.rules.vocabulary import CAUSES
+
+Cause = Annotated[str, known(*CAUSES)]
 
 
 class DeliverySignal(BaseModel):

@@ -47,12 +47,13 @@ def _write_enabled(
         )
 
 
-def require_balances_fit(center: BusinessCenter) -> None:
-    """Refuse where the accounts' balances would not fit in the BC's."""
+def require_balances_fit(center: BusinessCenter, rules: int) -> None:
+    """Refuse where the accounts' balances would not fit in the BC's. The credit line is asked since version 2."""
     joining = _eligible(center)
     require_room(center.cash, sum(account.cash for account in joining))
     require_room(center.vouchers.total, sum(account.vouchers.total for account in joining))
-    require_room(center.credit_available, sum(account.credit for account in joining))
+    if rules >= BOUNDED:
+        require_room(center.credit_available, sum(account.credit for account in joining))
 
 
 def _eligible(center: BusinessCenter) -> list[AdAccount]:

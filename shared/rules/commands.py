@@ -148,7 +148,7 @@ def _transfer_balance(shard: "Shard", step: Step, command: Command) -> None:
 
 def _enable(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
-    automatic_allocation.require_balances_fit(center)
+    automatic_allocation.require_balances_fit(center, shard.policy.rules)
     _permit(command, center.finance_roles)
     require(center.automatic_since is None, "already_exists", "automatic allocation is enabled already")
     automatic_allocation.enable(step, center, shard.now, shard.position, shard.policy)

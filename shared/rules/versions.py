@@ -9,7 +9,8 @@ from typing import Final
 CHANGES: Final = {
     1: "the rules of the first ledgers",
     2: "what is due is bounded in a batch; long lists go on in further entries; a command's content is bounded;"
-    " what is due happens before another policy, version or time-zone release begins",
+    " enabling asks whether the credit line fits in 64 bits; what is due happens before another policy, version or"
+    " time-zone release begins",
 }
 BOUNDED: Final = 2
 CURRENT: Final = max(CHANGES)

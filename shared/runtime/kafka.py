@@ -4,21 +4,26 @@ import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     BrokerNotAvailableError,
+    IncompatibleBrokerVersion,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     KafkaUnavailableError,
+    NoError,
     ProducerClosed,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
+    for_code,
 )
 from aiokafka.partitioner import murmur2
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.retries import with_retries
@@ -89,7 +94,8 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
 async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProducer:
     """Start a producer that is acknowledged by all replicas in sync, and idempotent where the broker can be.
 
-    The embedded broker cannot; `kafka_idempotence` says it of others. Raises like `start_client`.
+    The embedded broker cannot; `kafka_idempotence` says it of others. A broker that turns out not to is said so in the
+    log, and has a producer that is not: one that waited for it would hang. Raises like `start_client`.
 
     Args:
         settings: where the broker is and how it is reached.
@@ -101,7 +107,39 @@ async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProdu
         "enable_idempotence": settings.kafka_idempotence and not settings.kafka_is_embedded,
         **overrides,
     }
+    if arguments["enable_idempotence"]:
+        arguments["enable_idempotence"] = await until_kafka_answers(settings, lambda: _is_idempotent(settings))
     return await start_client(settings, AIOKafkaProducer, **arguments)
+
+
+async def _is_idempotent(settings: Settings) -> bool:
+    """Ask the first server that answers for a producer's id, which is what makes a producer idempotent."""
+    arguments = connection_arguments(settings)
+    hosts = collect_hosts(arguments.pop("bootstrap_servers"))
+    for number, (host, port, _) in enumerate(hosts, 1):
+        try:
+            connection = await create_conn(host, port, request_timeout_ms=_PROBE_TIMEOUT_MS, **arguments)
+        except AWAY:
+            if number == len(hosts):
+                raise
+            continue
+        try:
+            answer = await connection.send(InitProducerIdRequest(None, _PROBE_TIMEOUT_MS))
+            error = for_code(answer.error_code)
+        except IncompatibleBrokerVersion:
+            error = IncompatibleBrokerVersion
+        finally:
+            connection.close()
+        if error is NoError or error.retriable:
+            return True
+        structlog.get_logger().warning(
+            "the broker has no idempotent producers: a record that is sent again may be kept twice; "
+            "DRAWDOWN_KAFKA_IDEMPOTENCE=false says that it is so",
+            broker=f"{host}:{port}",
+            error=error.__name__,
+        )
+        return False
+    raise AssertionError("unreachable: the last server answers or raises")
 
 
 async def start_client(settings: Settings, make: Callable[..., Client], **arguments: Any) -> Client:

@@ -95,13 +95,13 @@ async def _serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
     database = await asyncpg.connect(settings.database_url)
     try:
         async with connected(settings) as context:
-            watching = asyncio.create_task(context.watcher.run())
+            watching = [asyncio.create_task(context.watcher.run()), asyncio.create_task(context.writers.run())]
             transport = httpx.ASGITransport(create_app(context), raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
                 yield Api(client, context, database, settings, broker)
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
     finally:
         await database.close()
 

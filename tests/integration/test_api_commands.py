@@ -9,6 +9,7 @@ import pytest
 from services.api import commands
 from services.api.service import PRODUCER
 from tests.integration.api import Api, allocation, command, running_api, shard_of
+from tests.integration.shard_writers import shard_writer
 from tests.servers import Postgres
 
 
@@ -118,7 +119,7 @@ async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
-    async with running_api(postgres.url, tmp_path) as api:
+    async with running_api(postgres.url, tmp_path) as api, shard_writer(api.settings.database_url):
         await readiness(api, 200)
         await api.broker.stop()
         response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))

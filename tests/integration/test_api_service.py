@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from drawdown import quarantine
+from drawdown.front_door import RequestRefusedError
 from services.api.service import run
 from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.migrate import migrate
@@ -57,11 +58,21 @@ async def _published(settings: Settings) -> AsyncIterator[AIOKafkaConsumer]:
         await consumer.stop()
 
 
-async def _answers(client: httpx.AsyncClient, status: int = 200) -> bool:
+async def _answers(client: httpx.AsyncClient) -> bool:
     try:
-        return (await client.get("/readyz")).status_code == status
+        return (await client.get("/healthz")).is_success
     except httpx.TransportError:
         return False
+
+
+async def _misses_the_database(client: httpx.AsyncClient) -> bool:
+    response = await client.get("/readyz")
+    return response.status_code == 503 and "the database has not answered for" in response.json()["detail"]
+
+
+async def _misses_no_server(client: httpx.AsyncClient) -> bool:
+    """Nobody writes the ledger in these tests: that is all that it may miss."""
+    return bool((await client.get("/readyz")).json()["detail"] == "nobody writes shards 0, 1, 2, 3")
 
 
 async def test_a_request_in_progress_is_answered_when_the_service_ends(
@@ -124,11 +135,11 @@ async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again
                 assert int(response.headers["retry-after"]) > 0
             sent = await client.post("/v1/commands", json=command("deposit_cash", "b", amount="1"))
             assert (sent.status_code, sent.json()["code"]) == (503, "unavailable")
-            await eventually(lambda: _answers(client, 503))
+            await eventually(lambda: _misses_the_database(client))
             assert (await client.get("/healthz")).status_code == 200
             await database.start()
             assert (await client.get("/v1/business-centers")).status_code == 200
-            await eventually(lambda: _answers(client))
+            await eventually(lambda: _misses_no_server(client))
     finally:
         await database.stop()
 
@@ -165,7 +176,24 @@ async def test_the_command_line_lists_and_replays(
         assert "1 sent back" in capsys.readouterr().out
         await quarantine.replay_records(api.settings, [], "malformed")
         assert "4 sent back" in capsys.readouterr().out
-        with pytest.raises(quarantine.RequestRefusedError, match="no such"):
+        with pytest.raises(RequestRefusedError, match="no such"):
             await quarantine.replay_records(api.settings, ["1-99"], None)
-        with pytest.raises(quarantine.RequestRefusedError, match="reason"):
-            await quarantine.list_records(api.settings, "none")
+        with pytest.raises(RequestRefusedError, match="reason"):
+            await quarantine.list_records(api.settings, "no reason")
+
+
+async def test_the_command_line_says_which_reasons_there_are_where_nothing_has_the_one_asked_for(
+    postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running_api(postgres.url, tmp_path) as api, serving(api.settings):
+        await api.database.execute(
+            "INSERT INTO ledger.quarantine SELECT 1, 1, 'cosmic_rays', 'why', 'spend.events', 1, 1, NULL, NULL, NULL,"
+            " NULL, now()"
+        )
+        capsys.readouterr()
+        await quarantine.list_records(api.settings, "cosmic_rays")
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["reason"] == "cosmic_rays"
+        await quarantine.list_records(api.settings, "malfromed")
+        assert "for the reason malfromed: this version knows too_large, malformed," in capsys.readouterr().err
+        await quarantine.list_records(api.settings, "too_old")
+        assert capsys.readouterr().err.endswith("nothing is in quarantine for the reason too_old\n")

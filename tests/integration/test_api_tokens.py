@@ -58,6 +58,8 @@ def _command(business_center_id: str, type_: str = "deposit_cash", **fields: Any
     return sent
 
 
+# Where the quarantined records lie, among others.
+RECORDS = [{"partition": partition, "offset": offset} for partition in range(4) for offset in range(20)]
 CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/commands"): Call("/v1/commands", EVERYBODY, 403, body=_command("ours")),
     ("GET", "/v1/business-centers"): Call("/v1/business-centers", READERS, 200),
@@ -79,6 +81,9 @@ CALLS: dict[tuple[str, str], Call] = {
     ("GET", "/v1/deals/{deal_id}"): Call("/v1/deals/ours-deal", READERS, 404),
     ("GET", "/v1/deals/{deal_id}/pacing"): Call("/v1/deals/ours-deal/pacing", READERS, 404),
     ("GET", "/v1/deals/{deal_id}/spend-detail"): Call("/v1/deals/ours-deal/spend-detail", READERS, 404),
+    ("POST", "/v1/events/lookup"): Call(
+        "/v1/events/lookup", READERS, 200, body={"events": RECORDS, "after": "0.0.0.0"}
+    ),
     ("GET", "/v1/quarantine"): Call("/v1/quarantine", READERS, 200),
     ("POST", "/v1/quarantine/replay"): Call("/v1/quarantine/replay", WRITERS, 404, body={"ids": ["{record}"]}),
     ("POST", "/v1/quarantine/{record_id}/replay"): Call("/v1/quarantine/{record}/replay", WRITERS, 404),

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import asyncpg
 import httpx
@@ -10,6 +11,7 @@ import pytest
 
 from drawdown.serving import SERVICES
 from drawdown.system import Service
+from shared.ledger.lease import LEASE_SECONDS
 from shared.runtime.contact import MOMENT_SECONDS
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still
@@ -35,7 +37,7 @@ async def ask(client: httpx.AsyncClient, service: Service) -> tuple[bool, str]:
     assert time.monotonic() - begun < SLOWEST_ANSWER_SECONDS
     assert (await client.get(f"{service.url}/healthz")).status_code == 200
     answer = response.json()
-    assert (answer["status"] == "ready") == (response.status_code == 200)
+    assert (answer["status"] == "not ready") == (response.status_code == 503)
     return response.status_code == 200, answer["detail"]
 
 
@@ -125,6 +127,22 @@ async def test_an_allocation_that_cannot_write_says_so_although_both_servers_ans
             assert 'drawdown_lag_seconds{shard="0"}' in figures
         finally:
             await blocker.close()
+
+
+async def test_the_api_says_which_shards_nobody_writes_and_since_when(client: httpx.AsyncClient) -> None:
+    async with running_system(shards=2) as system:
+        api = ("api",)
+        await until_all(system, client, api, True, "every shard is written", 30)
+        before = datetime.now(UTC)
+        await system.kill_service("allocation")
+        await until_all(system, client, api, False, "nobody writes shards 0, 1 since", 30)
+        _, detail = await ask(client, system.services["api"])
+        since = datetime.fromisoformat(detail.rpartition(" since ")[2])
+        assert abs((since - before).total_seconds()) < LEASE_SECONDS + 1
+        assert "drawdown_shards_unwritten 2.0" in (await client.get(f"{system.url}/metrics")).text
+        await system.restart_service("allocation")
+        await until_all(system, client, api, True, "every shard is written", 30)
+        assert "drawdown_shards_unwritten 0.0" in (await client.get(f"{system.url}/metrics")).text
 
 
 async def test_a_follower_that_cannot_step_says_so_although_the_database_answers(client: httpx.AsyncClient) -> None:

@@ -18,12 +18,12 @@ from shared.runtime.settings import Settings
 def app() -> Any:
     nobody = cast("Any", None)  # The page asks no server.
     access = Access(Settings(api_authentication="off"))
-    return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, shards=4))
+    return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4))
 
 
 @pytest.fixture
 async def page(app: Any) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get("/docs")
 
 

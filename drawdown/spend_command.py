@@ -1,0 +1,37 @@
+"""`drawdown spend send`: a file to a running system, with a bar in a terminal, and what became of it."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from drawdown.front_door import ApiToken, FrontDoor
+from drawdown.spend_sending import File, prepare, send_and_report
+from shared.runtime.settings import Settings
+
+
+async def send_file(settings: Settings, path: Path, *, keep_times: bool) -> int:
+    """Send it and report; return the exit code.
+
+    Raises:
+        UnreadableFileError: it holds no spend.
+
+    """
+    file = prepare(settings, path, keep_times=keep_times, say=print)
+    api = f"http://{settings.http_client_host}:{settings.http_port}"
+    async with FrontDoor({"api": api}, ApiToken(settings)) as door:
+        terminal = Console(stderr=True)
+        if not terminal.is_terminal:
+            return await send_and_report(settings, door, file, print)
+        return await _with_bar(settings, door, file, terminal)
+
+
+async def _with_bar(settings: Settings, door: FrontDoor, file: File, terminal: Console) -> int:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True) as bar:
+        task = bar.add_task("sending", total=file.summary.rows)
+
+        def progress(sent: int, decided: int) -> None:
+            bar.update(task, completed=decided, description=f"sent {sent:,}, decided {decided:,}")
+
+        return await send_and_report(settings, door, file, print, progress)

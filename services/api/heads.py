@@ -1,0 +1,45 @@
+"""Heads of requests that two readers could read in two ways: what a proxy in front and this process must never do.
+
+h11 takes some of them, as RFC 9112 lets it. Here they are refused, and the connection with them.
+"""
+
+import re
+from typing import Final
+
+_END: Final = re.compile(rb"\r?\n\r?\n")
+_BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n")
+_FOLDED: Final = re.compile(rb"\n[ \t]")
+_REQUEST_LINE: Final = re.compile(rb"[^\r\n]* HTTP/1\.[01]")
+_NAME: Final = re.compile(rb"\n([^\r\n:]*):", re.ASCII)
+# Of these a request has one at most.
+_ONCE: Final = (b"content-length", b"authorization")
+
+
+def fault_of(received: bytes) -> str | None:
+    """What is wrong with a head, or the beginning of one, and whatever follows it; None: nothing.
+
+    Sources: RFC 9112, sections 2.2 (line ends), 5.2 (folded lines), 6.1 (both lengths), 6.3 (one length); RFC 9110,
+    section 11.6.2 (one `Authorization`).
+    """
+    end = _END.search(received)
+    head = received[: end.end()] if end else received
+    if _BARE_LINE_END.search(head):
+        return "The lines of a head should end with CR LF."
+    if _FOLDED.search(head):
+        return "A header's value should be on one line."
+    return _fault_of_whole(head) if end else None
+
+
+def _fault_of_whole(head: bytes) -> str | None:
+    line = head.partition(b"\r\n")[0]
+    if not _REQUEST_LINE.fullmatch(line):
+        return "The first line should end with HTTP/1.1 or HTTP/1.0."
+    names = [name.strip().lower() for name in _NAME.findall(head)]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            return f"There should be one header {name.decode()}."
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "There should be either content-length or transfer-encoding, not both."
+    return "HTTP/1.0 has no transfer-encoding." if line.endswith(b"1.0") else None

@@ -1,0 +1,40 @@
+"""Patterns that say all of a rule, so that OpenAPI can: what matches is taken, what does not is refused.
+
+They are for JSON Schema as well as for Python: no flags, no look-around.
+"""
+
+from typing import Final
+
+from shared.contracts.fields import IDENTIFIER_PATTERN
+
+_LONG_MONTHS: Final = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+_SHORT_MONTHS: Final = "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+_FEBRUARY: Final = "02-(0[1-9]|1[0-9]|2[0-8])"
+_LEAP: Final = "(0[48]|[2468][048]|[13579][26])"
+
+
+def _date(years: str, leap_years: str) -> str:
+    """The days of these years in the Gregorian calendar."""
+    return f"(({years})-({_LONG_MONTHS}|{_SHORT_MONTHS}|{_FEBRUARY})|({leap_years})-02-29)"
+
+
+_YEARS: Final = "[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3}"  # 0001 to 9999
+_LEAP_YEARS: Final = f"[0-9]{{2}}{_LEAP}|{_LEAP}00"
+
+# A day from 1970 to 2999.
+DAY: Final = f"^{_date('19[7-9][0-9]|2[0-9]{3}', f'19([79][26]|8[048])|2[0-9]{_LEAP}|2[048]00')}$"
+# RFC 3339, section 5.6, and the calendar. With `TIME_PATTERN` alone a time could be one that no calendar has.
+TIME: Final = (
+    f"^{_date(_YEARS, _LEAP_YEARS)}[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{{1,30}})?"
+    "([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
+)
+# A decimal fraction above 0, at most 1, with at most six places.
+_BELOW_ONE: Final = "|".join(f"{'0' * zeros}[1-9][0-9]{{0,{5 - zeros}}}" for zeros in range(6))
+RATE: Final = f"^(1(\\.0{{1,6}})?|0\\.({_BELOW_ONE}))$"
+
+# Where a page begins; empty: at the beginning.
+_SHARD: Final = "([0-9]{1,4}|[12][0-9]{4}|3[01][0-9]{3}|32[0-6][0-9]{2}|327[0-5][0-9]|3276[0-7])"
+RECORD_ID: Final = f"^{_SHARD}-[0-9]{{1,18}}$"
+RECORD_CURSOR: Final = f"^({_SHARD}-[0-9]{{1,18}})?$"
+POSITION_CURSOR: Final = "^(([0-9]{1,5}-)?[0-9]{1,19})?$"
+ROW_CURSOR: Final = f"^({DAY.strip('^$')}/{IDENTIFIER_PATTERN.strip('^$')})?$"

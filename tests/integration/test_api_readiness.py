@@ -1,0 +1,145 @@
+"""/readyz of the API says which shards nobody writes, are stopped, wait or are behind, and since when."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.integration.api import Api, running_api
+from tests.integration.shard_writers import Writer, shard_writer
+from tests.servers import Postgres
+
+SHARDS = (0, 1, 2, 3)
+TIME = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+
+@pytest.fixture(scope="module")
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        while "not answered yet" in (await running.client.get("/readyz")).text:  # noqa: ASYNC110 - a server's state
+            await asyncio.sleep(0.02)
+        yield running
+
+
+@pytest.fixture
+async def writer(api: Api) -> AsyncIterator[Writer]:
+    await api.database.execute("DELETE FROM ledger.shard_states")
+    async with shard_writer(api.settings.database_url) as writer:
+        yield writer
+
+
+async def readiness(api: Api) -> tuple[int, str, str, list[dict[str, Any]]]:
+    """Status code, status, sentence and shards, as seen now."""
+    await api.context.writers.look()
+    response = await api.client.get("/readyz")
+    answer = response.json()
+    return response.status_code, answer["status"], answer["detail"], answer["shards"]
+
+
+async def unwritten(api: Api) -> float:
+    metrics = (await api.client.get("/metrics")).text
+    found = re.search(r"^drawdown_shards_unwritten (.*)$", metrics, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+async def test_all_shards_that_are_written_make_it_ready(api: Api, writer: Writer) -> None:
+    for shard in SHARDS:
+        await writer.report(shard, "writing", "all is decided")
+    code, status, detail, shards = await readiness(api)
+    assert (code, status) == (200, "ready")
+    assert detail == "the database and the broker answer; every shard is written"
+    assert [each.pop("since") is not None for each in shards] == [True] * 4
+    common = {"owner": writer.owner, "waiting_records": 0, "waiting_since": None, "detail": "all is decided"}
+    assert shards == [{"shard": shard, "state": "writing", **common} for shard in SHARDS]
+    assert await unwritten(api) == 0
+
+
+async def test_an_owner_that_has_said_nothing_yet_counts_by_its_lease(api: Api, writer: Writer) -> None:
+    code, status, _, shards = await readiness(api)
+    assert (code, status) == (200, "ready")
+    assert {each["state"] for each in shards} == {"taken"}
+    assert {each["owner"] for each in shards} == {writer.owner}
+
+
+async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer) -> None:
+    async with shard_writer(api.settings.database_url) as former:
+        await former.report(1, "stopped", "five in a row", waiting=7, for_seconds=60, seconds_ago=30)
+    await writer.own(SHARDS)
+    code, status, _, shards = await readiness(api)
+    assert (code, status) == (200, "ready")
+    assert (shards[1]["state"], shards[1]["waiting_records"]) == ("taken", 0)
+
+
+@pytest.mark.parametrize(
+    ("reported", "said", "state", "count"),
+    [
+        ({"state": "stopped", "detail": "five errors"}, rf"shard 2 is stopped since {TIME}: five errors", "stopped", 1),
+        ({"state": "loading", "detail": "at 7"}, rf"shard 2 is loading since {TIME}: at 7", "loading", 0),
+        ({"state": "waiting", "detail": "its clock"}, rf"shard 2 is waiting since {TIME}: its clock", "waiting", 0),
+        ({"state": "dreaming", "detail": "of sheep"}, rf"shard 2 is dreaming since {TIME}: of sheep", "dreaming", 0),
+        ({"state": "writing", "seconds_ago": 6}, rf"nobody writes shard 2 since {TIME}", "unwritten", 1),
+        (
+            {"state": "writing", "waiting": 5000, "for_seconds": 11},
+            rf"shard 2 is behind: 5,000 records wait since {TIME}",
+            "writing",
+            0,
+        ),
+    ],
+    ids=["stopped", "loading", "waiting", "a state of a newer version", "silent", "behind"],
+)
+async def test_one_shard_that_is_not_as_it_should_be_is_named_and_the_api_stays(
+    api: Api, writer: Writer, reported: dict[str, Any], said: str, state: str, count: int
+) -> None:
+    for shard in SHARDS:
+        await writer.report(shard, "writing", waiting=3, for_seconds=9, seconds_ago=1)
+    await writer.report(2, **reported)
+    code, status, detail, shards = await readiness(api)
+    assert (code, status) == (200, "degraded")
+    assert re.fullmatch(said, detail)
+    assert [each["state"] for each in shards] == ["writing", "writing", state, "writing"]
+    assert await unwritten(api) == count
+
+
+async def test_shards_with_the_same_trouble_are_named_together(api: Api, writer: Writer) -> None:
+    await writer.report(0, "writing", waiting=1_000, for_seconds=60)
+    await writer.report(3, "writing", waiting=2_000, for_seconds=30)
+    await writer.release(1)
+    await writer.release(2)
+    _, _, detail, shards = await readiness(api)
+    assert re.fullmatch(
+        rf"shards 0, 3 are behind: 3,000 records wait since {TIME}; nobody writes shards 1, 2 since {TIME}", detail
+    )
+    assert detail.count(shards[0]["waiting_since"][:19]) == 1
+    assert shards[1]["detail"] == "no process has it"
+
+
+@pytest.mark.parametrize("ending", ["dies", "stops"])
+async def test_it_is_not_ready_while_no_shard_is_written_and_ready_again_by_itself(
+    api: Api, writer: Writer, ending: str
+) -> None:
+    async with shard_writer(api.settings.database_url) as last:
+        if ending == "dies":
+            await last.die()
+        else:
+            for shard in SHARDS:
+                await last.report(shard, "stopped", "an error")
+        code, status, detail, shards = await readiness(api)
+        assert (code, status) == (503, "not ready")
+        word = "nobody writes shards 0, 1, 2, 3" if ending == "dies" else "shards 0, 1, 2, 3 are stopped"
+        assert detail.startswith(word)
+        assert {each["since"] is not None for each in shards} == {True}
+        assert await unwritten(api) == 4
+    await writer.own([2])
+    code, status, detail, _ = await readiness(api)
+    assert (code, status) == (200, "degraded")
+    assert await unwritten(api) == 3
+
+
+async def test_the_answer_is_described(api: Api) -> None:
+    answers = (await api.get("/openapi.json"))["paths"]["/readyz"]["get"]["responses"]
+    assert {code: answers[code]["content"]["application/json"]["schema"] for code in ("200", "503")} == {
+        code: {"$ref": "#/components/schemas/Readiness"} for code in ("200", "503")
+    }

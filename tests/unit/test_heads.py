@@ -1,0 +1,64 @@
+"""A head that two readers could read in two ways is refused; every other goes on to h11."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.api.heads import fault_of
+
+GOOD = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GOOD,
+        GOOD.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nAccept: b\r\nAccept: c\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n\n\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\n\nGET / HTTP/1.2\n Content-Length: 5\r\n\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX-Content-Length: 1\r\nContent-Length: 0\r\nNote: content-length: 3\r\n\r\n",
+    ],
+)
+def test_a_plain_head_is_none_of_our_business(head: bytes) -> None:
+    assert fault_of(head) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "to", "said"),
+    [
+        (b"Content-Length: 2", b"Content-Length: 2\r\nTransfer-Encoding: chunked", "not both"),
+        (b"Content-Length: 2", b"TRANSFER-ENCODING : chunked\r\ncontent-length:2", "not both"),
+        (b"Content-Length: 2", b"Content-Length: 2\r\nContent-Length: 2", "one header content-length"),
+        (b"Content-Length: 2", b"Content-Length: 2\r\ncontent-length: 3", "one header content-length"),
+        (b"Host: localhost", b"Authorization: Bearer a\r\nauthorization: Bearer a", "one header authorization"),
+        (b"Host: localhost", b"Host: localhost\r\n there", "on one line"),
+        (b"Host: localhost", b"Host: localhost\r\n\tthere", "on one line"),
+        (b"Host: localhost\r\n", b"Host: localhost\n", "CR LF"),
+        (b"\r\n\r\n", b"\n\n", "CR LF"),
+        (b"\r\n\r\n", b"\r\n\n", "CR LF"),
+        (b"\r\n\r\n", b"\n\r\n", "CR LF"),
+        (b"\r\n", b"\n", "CR LF"),
+        (b"HTTP/1.1", b"HTTP/1.2", "HTTP/1.1 or HTTP/1.0"),
+        (b"HTTP/1.1", b"HTTP/2.0", "HTTP/1.1 or HTTP/1.0"),
+        (b"HTTP/1.1", b"HTTP/1.10", "HTTP/1.1 or HTTP/1.0"),
+        (b" HTTP/1.1", b"", "HTTP/1.1 or HTTP/1.0"),
+        (
+            b"HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2",
+            b"HTTP/1.0\r\nTransfer-Encoding: chunked",
+            "HTTP/1.0 has",
+        ),
+    ],
+)
+def test_a_head_that_can_be_read_in_two_ways_has_a_fault(changed: bytes, to: bytes, said: str) -> None:
+    assert changed in GOOD
+    fault = fault_of(GOOD.replace(changed, to))
+    assert fault is not None
+    assert said in fault
+
+
+@given(st.integers(0, len(GOOD)), st.binary(max_size=8))
+def test_it_reads_whatever_comes_and_a_head_that_is_not_whole_yet_has_no_fault(length: int, rest: bytes) -> None:
+    fault_of(GOOD[:length] + rest)
+    assert fault_of(GOOD[:length]) is None
