@@ -96,6 +96,20 @@ def test_a_corrupt_record_is_told_as_what_it_is(place: int, change: int) -> None
         list(FetchedRecords(bytes(data)).next_batch())
 
 
+def test_a_record_that_is_longer_than_its_fields_is_corrupt() -> None:
+    data = bytearray(batch_of([[(LATIN, b"1")]]))
+    data[61] += 2  # its length is the first thing behind the batch's head, as a zigzag number
+    with pytest.raises(CorruptRecordException, match="a record of"):
+        list(FetchedRecords(bytes(data)).next_batch())
+
+
+def test_the_time_is_the_brokers_where_it_says_so() -> None:
+    data = bytearray(batch_of([[(LATIN, b"1")]]))
+    data[22] |= 0x08  # the attribute of LogAppendTime
+    data[35:43] = (1_800_000_000_000).to_bytes(8, "big")  # the largest timestamp
+    assert [record.timestamp for record in FetchedRecords(bytes(data)).next_batch()] == [1_800_000_000_000]
+
+
 def test_a_record_without_foreign_bytes_comes_from_the_compiled_parser() -> None:
     builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 1 << 20)
     builder.append(0, timestamp=5, key=b"key", value=b"value", headers=[])
