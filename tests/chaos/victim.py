@@ -16,7 +16,7 @@ from pathlib import Path
 from drawdown.serving import SERVICES
 from tests.chaos.steps import STEPS, Step, arm, find
 
-# Snapshots of a shard's state are written each so many entries instead of 100,000, so that runs of minutes have some.
+# Snapshots of a shard's state are written each so many entries instead of 20,000, so that runs of minutes have some.
 ENTRIES_BETWEEN_SNAPSHOTS = 3_000
 PRELOAD = ["drawdown.serving", *(f"services.{name}.service" for name in SERVICES)]
 
