@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,10 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
+from confluent_kafka import KafkaException
 
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.settings import BadSettingError, Settings
+from tests.integration.librdkafka import CODECS, make_producer, produce
 from tests.servers import free_ports
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -27,6 +31,7 @@ CENTER = "andes-travel"  # Spends from a credit line that lasts.
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10
 _MAKE_SECONDS = 600
+_SECONDS = 60.0
 
 
 class Deployment:
@@ -37,6 +42,7 @@ class Deployment:
         self.project = f"drawdown-test-{uuid.uuid4().hex[:8]}"
         self.http_port = free_ports(2)
         self.kafka_port = self.http_port + 1
+        self.bootstrap = f"localhost:{self.kafka_port}"
         self._environment = {
             **os.environ,
             "COMPOSE_PROJECT_NAME": self.project,
@@ -73,13 +79,21 @@ class Deployment:
     def kafka(self, username: str, **overrides: Any) -> Settings:
         """How a client of this machine reaches Kafka."""
         values: dict[str, Any] = {
-            "kafka_bootstrap_servers": f"localhost:{self.kafka_port}",
+            "kafka_bootstrap_servers": self.bootstrap,
             "kafka_security": "sasl_ssl",
             "kafka_ca_file": self.secrets / "tls" / "ca.pem",
             "kafka_username": username,
             "kafka_password_file": self.secrets / "kafka" / username,
         }
         return Settings(**{**values, **overrides})
+
+    def as_here(self, documented: str) -> str:
+        """What the documentation says of a deployment with its usual ports and secrets, for this one."""
+        return documented.replace("deploy/secrets", str(self.secrets)).replace("localhost:9092", self.bootstrap)
+
+    def shell(self, script: str) -> str:
+        """What a script prints."""
+        return self._run("bash", "-ec", script)
 
     def remove(self) -> None:
         """Leave nothing of it."""
@@ -156,6 +170,57 @@ async def test_kafka_lets_each_do_what_it_must_and_no_more(deployment: Deploymen
             await producer.send_and_wait(SPEND_EVENTS, b"{}", key=b"nobody")
     finally:
         await producer.stop()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_kafka_takes_every_codec(deployment: Deployment, codec: str) -> None:
+    producer = make_producer(deployment.kafka("back-office"), compression_type=codec)
+    produce(producer, FINANCE_COMMANDS, [(b"nobody", b"{}" * 50)] * 50)
+
+
+async def test_kafka_takes_batches_that_the_topic_compresses_itself(deployment: Deployment) -> None:
+    alter = ("/opt/kafka/bin/kafka-configs.sh", "--bootstrap-server", "localhost:9095", "--alter")
+    topic = ("--entity-type", "topics", "--entity-name", FINANCE_COMMANDS)
+    kafka = ("exec", "--no-TTY", "--env", "KAFKA_OPTS=", "kafka", *alter, *topic)
+    deployment.compose(*kafka, "--add-config", "compression.type=zstd")
+    try:
+        produce(make_producer(deployment.kafka("back-office")), FINANCE_COMMANDS, [(b"nobody", b"{}")] * 50)
+    finally:
+        deployment.compose(*kafka, "--delete-config", "compression.type")
+
+
+@pytest.mark.parametrize(("user", "topic"), [("ad-delivery", SPEND_EVENTS), ("back-office", FINANCE_COMMANDS)])
+def test_transactional_ids_begin_with_the_name_of_their_user(deployment: Deployment, user: str, topic: str) -> None:
+    producer = make_producer(deployment.kafka(user), transactional_id=f"{user}-1")
+    producer.init_transactions(_SECONDS)
+    producer.begin_transaction()
+    produce(producer, topic, [(b"nobody", b"{}")])
+    producer.commit_transaction(_SECONDS)
+
+    with pytest.raises(KafkaException, match="TRANSACTIONAL_ID_AUTHORIZATION_FAILED"):
+        make_producer(deployment.kafka(user), transactional_id="somebody-1").init_transactions(_SECONDS)
+
+
+def test_the_subscriber_of_the_documentation_hears_of_pauses(deployment: Deployment, tmp_path: Path) -> None:
+    _wait_for(lambda: '"the first pause"' in deployment.compose("logs", "traffic"))
+    program = tmp_path / "subscriber.py"
+    program.write_text(deployment.as_here(documented("python")))
+    with subprocess.Popen([sys.executable, program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.kill()
+    assert re.fullmatch(r"(ad_account|campaign)/\S+ (delivers|pauses)\n", said)
+
+
+def test_the_command_line_of_the_documentation_shows_signals(deployment: Deployment) -> None:
+    said = deployment.shell(deployment.as_here(documented("sh")))
+    assert len(re.findall(r'^(?:ad_account|campaign)/\S+\t\{"entity":', said, re.MULTILINE)) == 2
+
+
+def documented(language: str) -> str:
+    """The first block of the section on subscribers in this language."""
+    section = (ROOT / "docs" / "kafka.md").read_text().partition("## Subscribers")[2]
+    return section.partition(f"```{language}\n")[2].partition("```")[0]
 
 
 async def test_kafka_refuses_a_wrong_password(deployment: Deployment) -> None:
