@@ -460,6 +460,8 @@ async def test_the_entries_of_an_event_or_command_are_found_by_its_id(ledger: Ap
         first_position=400_003,
         position=400_003,
         recorded_at=RECORDED_AT,
+        rules_version=2,
+        zones_release="test",
     )
     entry = (await ledger.get("/v1/ledger", source_event_id=command_id))["entries"][0]
     assert entry["details"]["amount"] == "5.000000"
