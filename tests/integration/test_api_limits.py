@@ -141,8 +141,8 @@ async def test_a_head_that_is_too_large_is_400(served: Settings, head: bytes) ->
 
 
 async def test_a_request_that_does_not_come_to_its_end_is_408(served: Settings) -> None:
-    assert _error(await _exchange(served, b"GET /v1/deals HTTP/1.1\r\nHost: x\r\n")) == (408, "timeout")
-    body = b"POST /v1/commands HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    assert _error(await _exchange(served, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\n")) == (408, "timeout")
+    body = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     assert _error(await _exchange(served, body)) == (408, "timeout")
 
 

@@ -148,7 +148,7 @@ async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() ->
         command = driver.door.admin_command(workload.centers[0], "deposit_cash", amount="1")
         await system.kill_service("allocation", signal.SIGTERM)  # nobody decides
         stuck = await asyncio.open_connection("127.0.0.1", system.settings.http_port)
-        stuck[1].write(b"POST /v1/commands HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        stuck[1].write(b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         async with system.client() as client:
             asked = asyncio.create_task(client.post("/v1/commands", json=command))
             await until("the command is taken", lambda: published(system, command["command_id"]))
@@ -169,7 +169,7 @@ async def give(system: RunningSystem, command: dict[str, Any]) -> Awaitable[byte
     """Send the API a command, in parts: when this returns it is at work on it. What is answered can be awaited."""
     reader, writer = await asyncio.open_connection("127.0.0.1", system.settings.http_port)
     body = json.dumps(command).encode()
-    head = ("POST /v1/commands HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", "Expect: 100-continue", "", "")
+    head = ("POST /v1/commands HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "Expect: 100-continue", "", "")
     writer.write("\r\n".join(head).encode())
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
     writer.write(body)
