@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from shared.rules.budgets import Budget
-from shared.rules.calendar import Zone
+from shared.rules.calendar import Zone, Zones
 from shared.rules.day_counts import DayCounts
 from shared.rules.pauses import index_campaigns
 from shared.rules.policy import Policy
 from shared.rules.shard import Batch, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
+from shared.rules.versions import CURRENT
 from tests.unit.test_rules_tables import NOON, TODAY
+from tests.zones import release
 
 ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/Cairo")
 # Lines are made again when they are first needed, the rest of a zone is its table; a batch ends where a snapshot is
@@ -23,7 +25,7 @@ NOT_STATE = {
     Campaign: {"line", "lines", "payer"},
     Holding: {"lines"},
     Grant: {"center", "ended"},
-    Zone: {"_day", "_from", "_info", "_starts", "_to", "_tomorrow"},
+    Zone: {"_day", "_from", "_info", "_starts", "_to", "_tomorrow", "data"},
     Shard: {
         "batch",
         "_previous",
@@ -33,7 +35,8 @@ NOT_STATE = {
         "_campaigns",
         "_window",
         "accounts_elsewhere",
-        "zones",
+        "_zones",
+        "tables",
         # When to let go of what no decision depends on.
         "_ended",
         "_idle_timers",
@@ -54,7 +57,9 @@ def structure(item: Any) -> Any:
     if isinstance(item, GrantPocket) and not (item.untied or item.tied_to):
         return item.total, item.tied
     if isinstance(item, Policy):
-        return structure(item.content())
+        return [*structure(item.content()), item.rules]
+    if isinstance(item, Zones):
+        return item.release
     if isinstance(item, DayCounts):
         return [(item.first + index, amount) for index, amount in enumerate(item.amounts)]
     if isinstance(item, Shard):
@@ -72,7 +77,14 @@ def _fields(item: Any, names: Any) -> Iterator[tuple[str, Any]]:
         elif name == "position" and isinstance(item, Shard):
             continue  # That of the batch before; a snapshot has the next one's.
         else:
-            yield name, sorted(value) if name == "_timers" else value
+            yield name, _in_order(name, value)
+
+
+def _in_order(name: str, value: Any) -> Any:
+    """What is only looked up, or taken by its smallest, has no order of its own."""
+    if name == "_timers":
+        return sorted(value)
+    return dict(sorted(value.items())) if name == "tied_to" else value
 
 
 class States:
@@ -83,8 +95,10 @@ class States:
 
     def shard(self) -> Shard:
         """A shard of several Business Centers, between two batches."""
-        shard = Shard(Policy(self._name(), ("cash", "voucher", "credit"), ("credit_line", "voucher")))
+        policy = Policy(self._name(), ("cash", "voucher", "credit"), ("credit_line", "voucher"), self._number(CURRENT))
+        shard = Shard(policy, zones=release(self._name()))
         shard.now = NOON + self._number(10**12)
+        shard.reached = shard.now - self._number()
         shard.batch = Batch(self._number())
         shard.position = shard.batch.position
         for _ in range(self._random.randint(1, 3)):

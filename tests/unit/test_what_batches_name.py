@@ -17,14 +17,14 @@ from shared.contracts.commands import FINANCE_COMMAND, command_content, command_
 from shared.contracts.zones import installed_zones, is_zone
 from shared.ledger.encoding import ALL_NUMBERS, MOST_BYTES, encode_entries
 from shared.ledger.replay import newer_rules
-from shared.rules import automatic_allocation, shard, snapshot, versions, waterfall
+from shared.rules import automatic_allocation, shard, versions, waterfall
 from shared.rules.calendar import Zones
 from shared.rules.commands import MOST_CONTENT_BYTES
 from shared.rules.entries import Line
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
 from tests.model.workload import Workload
-from tests.unit.pure_ledger import SHARD, PureLedger
+from tests.unit.pure_ledger import SHARD, PureLedger, dump_pieces, load_pieces
 from tests.unit.test_rules_tables import HOUR, NOON, ONE, Book
 from tests.zones import INSTALLED, release
 
@@ -355,10 +355,10 @@ def test_what_is_due_takes_as_many_batches_as_it_needs_before_the_records(
             break
         assert rules.next_due() == midnight
         if reload:
-            kept = snapshot.dump(rules)
+            kept = dump_pieces(rules)
             rules = Shard(STANDARD, zones=BEFORE)
-            snapshot.load(rules, json.loads(json.dumps(kept)))
-            assert snapshot.dump(rules) == kept
+            load_pieces(rules, kept)
+            assert dump_pieces(rules) == kept
     assert sizes == [3, 3, 2]
     assert resumed == [f"a{number}" for number in range(8)]
     assert rules.position + len(rules.entries) == done + 8
