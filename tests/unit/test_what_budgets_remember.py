@@ -282,6 +282,11 @@ def test_settings_are_remembered_for_400_days() -> None:
     assert budget.setting(TODAY + 999 - KEPT_DAYS, TODAY + 999) == ("daily", 999 - KEPT_DAYS)
 
 
+def test_a_setting_holds_from_its_day_on_though_another_table_of_zones_takes_the_day_back() -> None:
+    budget = budget_of((TODAY - 9, "daily", 1), (TODAY, "daily", 2), (TODAY - 1, "daily", 3))
+    assert budget.history == [(TODAY - 9, "daily", 1), (TODAY - 1, "daily", 3)]
+
+
 @pytest.mark.parametrize("late", [1, 6])
 def test_late_and_present_spends_in_turn_make_nothing_anew(late: int) -> None:
     budget = budget_of((TODAY - 300, "daily", 9))
