@@ -169,8 +169,8 @@ async def give(system: RunningSystem, command: dict[str, Any]) -> Awaitable[byte
     """Send the API a command, in parts: when this returns it is at work on it. What is answered can be awaited."""
     reader, writer = await asyncio.open_connection("127.0.0.1", system.settings.http_port)
     body = json.dumps(command).encode()
-    head = ("POST /v1/commands HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "Expect: 100-continue", "", "")
-    writer.write("\r\n".join(head).encode())
+    head = ("POST /v1/commands HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "Expect: 100-continue")
+    writer.write("\r\n".join([*head, "", ""]).encode())
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
     writer.write(body)
 
