@@ -19,8 +19,7 @@ class Writer:
     async def own(self, shards: Iterable[int]) -> None:
         """Take these shards."""
         await self._connection.execute(
-            "UPDATE ledger.shards SET owner = $1, owner_pid = pg_backend_pid(), renewed_at = clock_timestamp()"
-            " WHERE shard = ANY($2::smallint[])",
+            "UPDATE ledger.shards SET owner = $1, owner_pid = pg_backend_pid() WHERE shard = ANY($2::smallint[])",
             self.owner,
             list(shards),
         )
