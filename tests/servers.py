@@ -25,6 +25,9 @@ from drawdown.system import System, environment_of
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.settings import Settings
 
+# Our API closes a connection that was idle for five seconds. A client that keeps one as long, as httpx does by itself,
+# asks just as it is closed, and gets no answer: on a busy machine, now and then.
+LIMITS = httpx.Limits(keepalive_expiry=1.0)
 _numbers = itertools.count(1)
 _ports = itertools.count(random.randrange(10_000))
 
@@ -217,7 +220,7 @@ class RunningSystem(System):
 
     def client(self, **options: Any) -> httpx.AsyncClient:
         """An HTTP client of its API."""
-        return httpx.AsyncClient(base_url=self.url, trust_env=False, **{"timeout": 30, **options})
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, limits=LIMITS, **{"timeout": 30, **options})
 
     def log_of(self, service: str) -> str:
         """What a service has logged so far."""

@@ -20,7 +20,7 @@ from tests.chaos.checker import Findings, judge
 from tests.chaos.load import Load
 from tests.chaos.observed import backlog, observe
 from tests.chaos.victim import PRELOAD, Victim, run
-from tests.servers import free_ports
+from tests.servers import LIMITS, free_ports
 
 NAMES = ("allocation", "allocation-2", "balance", "incentives", "signals", "api")
 KILLED = -9
@@ -118,7 +118,7 @@ class Machine:
         """Whether it says that it is."""
         port = self._ports.get(name, self.settings.http_port)
         # Plain HTTP: without a list of authorities, which takes longer to load than the answer.
-        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=2) as client:
+        async with httpx.AsyncClient(trust_env=False, limits=LIMITS, verify=False, timeout=2) as client:
             try:
                 return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
             except httpx.HTTPError:
@@ -141,7 +141,7 @@ class Machine:
 async def under_load(machine: Machine, seed: int) -> AsyncIterator[tuple[Load, httpx.AsyncClient]]:
     """Business Centers opened at a machine that is ready, and load once it is resumed; also a client of the API."""
     settings = machine.settings
-    async with httpx.AsyncClient(base_url=machine.url, trust_env=False, timeout=15) as api:
+    async with httpx.AsyncClient(base_url=machine.url, trust_env=False, limits=LIMITS, timeout=15) as api:
         load = Load(
             seed,
             shards=settings.shards,

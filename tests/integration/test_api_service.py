@@ -19,7 +19,7 @@ from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
 from tests import servers
 from tests.integration.api import Api, command, running_api
-from tests.servers import Broker, Postgres, settings_with
+from tests.servers import LIMITS, Broker, Postgres, settings_with
 
 
 @contextlib.asynccontextmanager
@@ -43,7 +43,8 @@ async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
 
 
 def _client(settings: Settings) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.http_port}", trust_env=False, timeout=30)
+    url = f"http://127.0.0.1:{settings.http_port}"
+    return httpx.AsyncClient(base_url=url, trust_env=False, limits=LIMITS, timeout=30)
 
 
 @contextlib.asynccontextmanager

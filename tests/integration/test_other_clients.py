@@ -16,7 +16,7 @@ from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.librdkafka import CODECS, compress_in_the_topic, make_producer, produce
-from tests.servers import RunningSystem, running_system
+from tests.servers import LIMITS, RunningSystem, running_system
 
 pytestmark = pytest.mark.containers
 
@@ -139,7 +139,7 @@ async def test_the_end_of_a_transaction_is_no_record_that_waits(door: FrontDoor)
             end(producer, _SECONDS)
 
     await asyncio.to_thread(work)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, limits=LIMITS) as client:
         allocation = door.system.services["allocation"].url
 
         async def nothing_waits() -> bool | None:

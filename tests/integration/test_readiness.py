@@ -15,7 +15,7 @@ from shared.ledger.lease import LEASE_SECONDS
 from shared.runtime.contact import MOMENT_SECONDS
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still
-from tests.servers import RunningSystem, free_ports, running_system
+from tests.servers import LIMITS, RunningSystem, free_ports, running_system
 
 # It asks nobody, so this is the time that a loaded machine takes; who asked a server would wait for more.
 SLOWEST_ANSWER_SECONDS = 2.0
@@ -26,7 +26,7 @@ WITH_BROKER = ("allocation", "signals", "api")
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+    async with httpx.AsyncClient(trust_env=False, limits=LIMITS, timeout=5) as client:
         yield client
 
 

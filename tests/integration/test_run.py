@@ -20,7 +20,7 @@ import pytest
 
 from drawdown.system import environment_of
 from shared.runtime.settings import Settings
-from tests.servers import embedded_settings
+from tests.servers import LIMITS, embedded_settings
 
 # What is started here is what `make run` starts.
 pytestmark = pytest.mark.embedded
@@ -121,7 +121,7 @@ def test_a_pause_is_soon_seen_and_ctrl_c_ends_everything_in_order(run: Run) -> N
 
 
 def gross_spend(run: Run) -> float:
-    with httpx.Client(base_url=f"http://127.0.0.1:{run.settings.http_port}", trust_env=False) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{run.settings.http_port}", trust_env=False, limits=LIMITS) as client:
         return float(client.get("/v1/business-centers/outback-gear").json()["spend"]["gross"])
 
 

@@ -17,7 +17,6 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from drawdown.system import environment_of
-from services.signals import service
 from services.signals.last_word import SETTLE_SECONDS, Awaited, Entity, Partition
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
@@ -83,15 +82,17 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 @contextlib.asynccontextmanager
-async def publishing(settings: Settings) -> AsyncIterator["asyncio.Task[None]"]:
-    """The service, in this process."""
-    task = asyncio.create_task(service.run(settings))
+async def publishing(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The service, in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "drawdown", "signals"), env={**os.environ, **environment_of(settings)}
+    )
     try:
-        yield task
+        yield process
     finally:
-        task.cancel()  # Where it has ended already, its error says more than the waiting does.
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def pause(admin: asyncpg.Connection, position: int, account: str, causes: int) -> None:
@@ -198,19 +199,6 @@ class ProxiedKafka(KafkaContainer):
         )
 
 
-@contextlib.asynccontextmanager
-async def another_process(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "drawdown", "signals"), env={**os.environ, **environment_of(settings)}
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
 async def until_one_waits_for_acknowledgements(admin: asyncpg.Connection) -> None:
     """Whoever has remembered its signals and goes no further."""
     waiting = (
@@ -228,6 +216,7 @@ async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
     end: signal.Signals | None, admin: asyncpg.Connection, database_url: str, proxied: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, direct_address = proxied
+    proxy.heal()
     direct = settings_with(database_url, At(direct_address), tmp_path)
     database, database_port = urlsplit(database_url), free_ports(1)
     through = direct.model_copy(
@@ -242,7 +231,7 @@ async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
     async with (
         Proxy(database_port, database.port or 0) as to_database,
         reading(direct) as topic,
-        another_process(through) as overtaken,
+        publishing(through) as overtaken,
     ):
         await topic.until(lambda: topic.positions(account) == [1])
         proxy.partition()
