@@ -29,6 +29,8 @@ from shared.runtime.topics import ensure_topics
 # outcome are answered before that all the same. A client that does not read its answer is left.
 ANSWER_SECONDS = 6.25
 GRACE_SECONDS = 7
+# Longer than clients keep idle connections (httpx: 5 s): otherwise a request may meet a connection that is being closed.
+KEEP_ALIVE_SECONDS = 15
 # A command that the broker does not take soon is refused; it must not be delivered much later. So the producer is not
 # idempotent: such a one keeps what it has until the broker takes it, however long. A command that is published twice
 # is decided once, by its id.
@@ -95,6 +97,7 @@ async def _serve(settings: Settings, context: Context) -> None:
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = _Server(config)
     with _listening(settings.http_host, settings.http_port) as listener:

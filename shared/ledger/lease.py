@@ -153,7 +153,7 @@ async def claim(connection: asyncpg.Connection, owner: str, most: int, stale: Co
     """
     rows = await connection.fetch(
         """
-        UPDATE ledger.shards SET epoch = epoch + 1, owner = $1, owner_pid = pg_backend_pid()
+        UPDATE ledger.shards SET epoch = epoch + 1, owner = $1, owner_pid = pg_backend_pid(), released_at = NULL
         WHERE shard IN (
             SELECT shard FROM ledger.shards s
             WHERE owner IS NULL OR owner <> $1 AND (
@@ -185,8 +185,9 @@ async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
 async def release(connection: asyncpg.Connection, lease: Lease) -> None:
     """Give the shard up, and wake those who could take it."""
     await connection.execute(
-        "WITH released AS (UPDATE ledger.shards SET owner = NULL, owner_pid = NULL WHERE shard = $1 AND epoch = $2"
-        " RETURNING shard) SELECT pg_notify($3, shard::text) FROM released",
+        "WITH released AS (UPDATE ledger.shards SET owner = NULL, owner_pid = NULL,"
+        " released_at = clock_timestamp() WHERE shard = $1 AND epoch = $2 RETURNING shard)"
+        " SELECT pg_notify($3, shard::text) FROM released",
         lease.shard,
         lease.epoch,
         RELEASED_CHANNEL,

@@ -8,6 +8,8 @@ from typing import Any
 
 import asyncpg
 
+from shared.ledger.lease import announce
+
 
 class Writer:
     """Owns shards by the rules of the lease: its database session stands for it."""
@@ -19,14 +21,18 @@ class Writer:
     async def own(self, shards: Iterable[int]) -> None:
         """Take these shards."""
         await self._connection.execute(
-            "UPDATE ledger.shards SET owner = $1, owner_pid = pg_backend_pid() WHERE shard = ANY($2::smallint[])",
+            "UPDATE ledger.shards SET owner = $1, owner_pid = pg_backend_pid(), released_at = NULL"
+            " WHERE shard = ANY($2::smallint[])",
             self.owner,
             list(shards),
         )
+        await announce(self._connection, self.owner)
 
     async def release(self, shard: int) -> None:
         """Give a shard up."""
-        await self._connection.execute("UPDATE ledger.shards SET owner = NULL WHERE shard = $1", shard)
+        await self._connection.execute(
+            "UPDATE ledger.shards SET owner = NULL, released_at = clock_timestamp() WHERE shard = $1", shard
+        )
 
     async def report(
         self,

@@ -3,6 +3,8 @@
 
 ALTER TABLE ledger.allocators ADD COLUMN beat bigint NOT NULL DEFAULT 0;
 ALTER TABLE ledger.shards DROP COLUMN renewed_at;
+ALTER TABLE ledger.shards ADD COLUMN released_at timestamptz; -- null: it has an owner, or never had one
+GRANT SELECT ON ledger.allocators TO drawdown_api;
 
 CREATE OR REPLACE FUNCTION ledger.move_lease(
     its_shard smallint, its_epoch bigint, from_position bigint, from_spend_offset bigint, from_command_offset bigint,
