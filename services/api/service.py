@@ -29,7 +29,7 @@ from shared.runtime.topics import ensure_topics
 # outcome are answered before that all the same. A client that does not read its answer is left.
 ANSWER_SECONDS = 6.25
 GRACE_SECONDS = 7
-# Longer than clients keep idle connections (httpx: 5 s): otherwise a request may meet a connection that is being closed.
+# Longer than clients keep idle connections (httpx: 5 s): otherwise a request may meet one that is being closed.
 KEEP_ALIVE_SECONDS = 15
 # A command that the broker does not take soon is refused; it must not be delivered much later. So the producer is not
 # idempotent: such a one keeps what it has until the broker takes it, however long. A command that is published twice

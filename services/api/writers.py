@@ -43,11 +43,13 @@ _LOOK = """
            EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'drawdown allocation %'
                    AND right(application_name, 8) = right(s.owner, 8)) AS is_alive,
            CASE WHEN s.owner IS NULL THEN coalesce(s.released_at, w.reported_at)
-                ELSE greatest(a.renewed_at, w.reported_at) END AS seen_at, w.owner IS NOT DISTINCT FROM s.owner AS is_reported,
+                ELSE greatest(a.renewed_at, w.reported_at) END AS seen_at,
+           w.owner IS NOT DISTINCT FROM s.owner AS is_reported,
            w.reported_at < clock_timestamp() - make_interval(secs => $1) AS is_silent,
            w.waiting_since < clock_timestamp() - make_interval(secs => $2) AS is_behind,
            w.state, w.detail, w.since, w.waiting_records, w.waiting_since
-    FROM ledger.shards s LEFT JOIN ledger.shard_states w USING (shard) LEFT JOIN ledger.allocators a ON a.owner = s.owner
+    FROM ledger.shards s LEFT JOIN ledger.shard_states w USING (shard)
+        LEFT JOIN ledger.allocators a ON a.owner = s.owner
     ORDER BY s.shard
 """
 
