@@ -2,7 +2,7 @@
 -- A view, not a fact: nothing is decided by it, and a row whose reported_at is old says that nobody writes the shard.
 -- For `waiting_since` the oldest record that waits counts; both are null or 0 where none does.
 
-CREATE TABLE IF NOT EXISTS ledger.shard_states (
+CREATE TABLE ledger.shard_states (
     shard smallint PRIMARY KEY,
     owner text NOT NULL,
     state text NOT NULL,  -- loading, writing, waiting, stopped
