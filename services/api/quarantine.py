@@ -61,11 +61,14 @@ class Replayed(BaseModel):
 
 def _either(schema: dict[str, Any]) -> None:
     schema["properties"] = {name: present(of) for name, of in schema["properties"].items()}
-    schema["oneOf"] = [{"required": [name]} for name in schema["properties"]]
+    schema["oneOf"] = [{"required": ["ids"]}, {"required": ["reason"]}]
 
 
 class ReplayRequest(BaseModel):
-    """Which records: either these ids, or all of a reason that were not replayed yet, at most `limit` of them."""
+    """Which records: either these ids, or all of a reason that were not replayed yet.
+
+    `limit`, how many at most, and `after`, the `next` of the answer before, belong to a reason.
+    """
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=4000)] | None = None

@@ -89,6 +89,8 @@ async def test_the_code_of_an_outcome_is_answered(api: Api) -> None:
         first=True,
         content=sent,
         **{"business_center_id": BC, "type": sent["type"], **outcome, "position": 0, "recorded_at": RECORDED_AT},
+        rules_version=3,
+        zones_release="2030a",
     )
     response = await api.client.post("/v1/commands", json=sent)
     assert response.status_code == 422

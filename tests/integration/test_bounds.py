@@ -18,6 +18,7 @@ from shared.rules.state import AdAccount, BusinessCenter, Campaign
 from shared.runtime.settings import Settings
 from tests.integration.writing import Message, Writing, command, reversal, spend, writing
 from tests.model.test_model import START_US
+from tests.zones import INSTALLED
 
 SHARED = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": "UTC"}
 ACCOUNTS = 200
@@ -125,7 +126,7 @@ async def test_forwarded_records_are_read_a_few_megabytes_at_a_time(
 
 
 def large_state(count: int, campaigns: int) -> Shard:
-    rules = Shard(STANDARD)
+    rules = Shard(STANDARD, zones=INSTALLED)
     rules.begin(START_US)
     center = rules.business_centers["bc"] = BusinessCenter("bc", "USD", rules.zone("UTC"), True)
     for number in range(count):
@@ -151,7 +152,7 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
     kept = await state.dump(rules, CompactRange())
-    restored = Shard(STANDARD)
+    restored = Shard(STANDARD, zones=INSTALLED)
     await asyncio.to_thread(state._restore, restored, kept.state)
     await state.forget(restored)
     seconds = time.perf_counter() - began
@@ -164,7 +165,7 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
 def test_a_kept_state_is_what_it_was() -> None:
     rules = large_state(30, 20)
     kept = state._dump(rules, CompactRange())
-    restored = Shard(STANDARD)
+    restored = Shard(STANDARD, zones=INSTALLED)
     tree = state._restore(restored, kept.state)
     assert (tree.size, kept.position) == (0, 0)
     assert state.objects_in(restored) == state.objects_in(rules) == 30 + 600
