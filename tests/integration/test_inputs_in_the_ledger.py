@@ -84,15 +84,15 @@ async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: 
     )
 
 
-async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = None) -> None:
+async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = None, first_rules: int = 1) -> None:
     """Rules, policy and time zones change, each at another time; the zones change back."""
     workload = Workload(seed)
-    writer.policy, writer.zones = replace(STANDARD, rules=1), USUAL
+    writer.policy, writer.zones = replace(STANDARD, rules=first_rules), USUAL
     await writer.write(workload.opening(writer.now))
     for step in range(240):
         writer.now += 2_700_000_000 if step % 5 else 0
         policy = OTHER if step % 80 > 50 else STANDARD
-        writer.policy = replace(policy, rules=1 if step < 60 else CURRENT)
+        writer.policy = replace(policy, rules=first_rules if step < 60 else CURRENT)
         writer.zones = MOVED if 90 < step < 170 else USUAL
         await writer.write(workload.next(writer.now) for _ in range(1 + step % 4))
         if between is not None and step % 60 == 59:
@@ -159,7 +159,7 @@ async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
         writer.now += 2 * hour
         await writer.write(behind or [tell.spend("a", "0.1", writer.now)])
         writer.now += 1
-    await write_days_of_changes(writer, seed=6)
+    await write_days_of_changes(writer, seed=6, first_rules=CURRENT)
     await fold(database_url)
     sizes = await database.fetch(
         "SELECT array_agg(last_position - first_position + 1 ORDER BY last_position) FROM ledger.batches"

@@ -138,13 +138,17 @@ async def as_left_by_the_version_before(settings: Settings, monkeypatch: pytest.
 @asynccontextmanager
 async def room_for_what_batches_name(admin: asyncpg.Connection) -> AsyncIterator[None]:
     """While this writes a ledger as the version before did: what it knew nothing of, and left nothing in."""
-    columns = ("rules_version integer", "zones_release text")
-    tables = ("ledger.batches", "ledger.outcomes")
-    for table in tables:
+    of_inputs = ("rules_version integer", "zones_release text")
+    tables = {
+        "ledger.batches": of_inputs,
+        "ledger.outcomes": of_inputs,
+        "ledger.shards": ("released_at timestamptz",),
+    }
+    for table, columns in tables.items():
         await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"ADD COLUMN {column}" for column in columns))
     await admin.execute("CREATE TABLE ledger.time_zones (release text, name text, data bytea, UNIQUE (release, name))")
     yield
-    for table in tables:
+    for table, columns in tables.items():
         await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"DROP COLUMN {each.split()[0]}" for each in columns))
     await admin.execute("DROP TABLE ledger.time_zones")
 
