@@ -75,7 +75,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         stack.callback(keeping.cancel)
         watcher = Watcher(settings, pool, health.contact("the database"))
         health.work = lambda: _readiness(watcher)
-        yield Context(access, pool, producer, watcher, health, Writers(pool), Clock(settings), settings.shards)
+        yield Context(access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards)
 
 
 def _readiness(watcher: Watcher) -> tuple[bool, str]:

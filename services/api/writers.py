@@ -16,8 +16,10 @@ from prometheus_client import Gauge
 from pydantic import BaseModel, Field
 
 from services.api.models import Instant, time
-from services.api.waiting import is_away
+from services.api.waiting import ROLE, is_away
 from shared.contracts.known import known
+from shared.runtime.postgres import connect
+from shared.runtime.settings import Settings
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0  # for the database
@@ -78,7 +80,7 @@ class Readiness(BaseModel):
 class Writers:
     """What was seen last of the shards' writers."""
 
-    pool: asyncpg.Pool
+    settings: Settings
     shards: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     _looked_at: float | None = None
@@ -87,16 +89,26 @@ class Writers:
         """Look again and again until cancelled; a database that is away is asked on."""
         while True:
             try:
-                await self.look()
+                await self._look_until_lost()
             except Exception as error:
                 if not is_away(error):  # Of that its contact tells.
                     raise
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def look(self) -> None:
+    async def _look_until_lost(self) -> None:
+        """Over a connection of its own, which is dropped and not closed: a database may answer nobody."""
+        connection = await connect(self.settings, ROLE, "drawdown api shards")
+        try:
+            while True:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self.look(connection)
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            connection.terminate()
+
+    async def look(self, connection: asyncpg.Connection) -> None:
         """Look once."""
-        async with self.pool.acquire(timeout=ANSWER_SECONDS) as connection:
-            rows = await connection.fetch(_LOOK, SILENT_SECONDS, BEHIND_SECONDS, timeout=ANSWER_SECONDS)
+        rows = await connection.fetch(_LOOK, SILENT_SECONDS, BEHIND_SECONDS)
         self.shards = [_seen(row) for row in rows]
         self.problems = _sentences(zip(self.shards, rows, strict=True))
         SHARDS_UNWRITTEN.set(sum(map(_is_unwritten, self.shards)))

@@ -211,6 +211,8 @@ class Shard:
 
     def _change(self, policy: Policy, zones: Zones | None) -> None:
         """Other pockets, rules or days: what that pauses or resumes is written at once, accounts before campaigns."""
+        if zones is not None and zones == self.zones:
+            self.zones = self.tables[zones.release] = zones  # The same release, of which more zones may be known.
         if policy == self.policy and (zones is None or zones == self.zones):
             return
         self.policy = policy

@@ -32,7 +32,7 @@ async def writer(api: Api) -> AsyncIterator[Writer]:
 
 async def readiness(api: Api) -> tuple[int, str, str, list[dict[str, Any]]]:
     """Status code, status, sentence and shards, as seen now."""
-    await api.context.writers.look()
+    await api.context.writers.look(api.database)
     response = await api.client.get("/readyz")
     answer = response.json()
     return response.status_code, answer["status"], answer["detail"], answer["shards"]

@@ -35,6 +35,7 @@ from tests.golden.chapters import Told
 from tests.golden.deciding import Again
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.integration.audit_ledger import SHARDS, LedgerWriter, bulk_ledger_works, fold, ledger_writer
+from tests.integration.writing import command, writing
 from tests.model.forms import rfc3339
 from tests.model.workload import Work, Workload
 from tests.zones import INSTALLED, release
@@ -226,15 +227,15 @@ async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_al
     async def held() -> set[tuple[str, str]]:
         return {tuple(row) for row in await database.fetch("SELECT release, name FROM ledger.time_zones")}
 
-    command = Workload(1, centers=1)
+    workload = Workload(1, centers=1)
     writer.zones = USUAL
-    await writer.write(command.opening(writer.now))
+    await writer.write(workload.opening(writer.now))
     used = {zone for _, zone in await held()}
     assert used
     assert used < set(INSTALLED.table)
     assert await held() == {("2030a", zone) for zone in used}
     writer.zones = MOVED
-    await writer.write([command.next(writer.now)])
+    await writer.write([workload.next(writer.now)])
     assert await held() == {(name, zone) for name in ("2030a", "2030b") for zone in used}
 
 
@@ -258,6 +259,19 @@ async def test_two_processes_never_record_different_bytes_for_one_zone(database:
     with pytest.raises(ZonesDifferError, match="another table of UTC in the time-zone release 2030a"):
         await append(database, lease, replace(write, command_offset=3, zones=[("UTC", b"two")]))
     assert await database.fetchval("SELECT command_offset FROM ledger.shards WHERE shard = $1", lease.shard) == 2
+
+
+async def test_a_writer_that_starts_again_opens_accounts_in_any_zone(settings: Settings) -> None:
+    async with writing(settings) as worker:
+        center = await worker.opened()
+        for zone in ("Asia/Kathmandu", "Europe/Kiev"):
+            await worker.stop()
+            worker.start()
+            fields = {"billing": "prepay", "buying_type": "auction", "time_zone": zone}
+            await worker.send(command(center, "open_ad_account", ad_account_id=f"{center}-{zone[:4]}", **fields))
+            await worker.decided()
+        codes = await worker.database.fetch("SELECT code FROM ledger.outcomes WHERE type = 'open_ad_account'")
+        assert [row["code"] for row in codes] == [None, None, None]
 
 
 # ---- The golden ledger --------------------------------------------------------------------------------------------

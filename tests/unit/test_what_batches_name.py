@@ -225,6 +225,19 @@ def test_a_batch_says_which_zones_the_shard_has_a_use_for_the_first_time() -> No
     assert set(book.rules.batch.zones) == {"UTC", "Africa/Cairo"}
 
 
+def test_after_a_load_all_zones_of_the_release_can_be_used_not_only_the_recorded_ones() -> None:
+    book = PureLedger(zones=BEFORE)
+    book.batch(encoded(opening()), NOON)
+    recorded = Zones(BEFORE.release, {name: BEFORE.table[name] for name in book.rules.batch.zones})
+    pieces = dump_pieces(book.rules)
+    book.rules = Shard(STANDARD, zones=recorded)
+    load_pieces(book.rules, pieces)
+    kind = {"billing": "monthly_invoicing", "buying_type": "auction"}
+    opened = command("open_ad_account", ad_account_id="elsewhere", time_zone="Asia/Kathmandu", **kind)
+    assert book.batch(encoded([opened]), NOON + 1) == [("accepted", None)]
+    assert set(book.rules.batch.zones) == {"Asia/Kathmandu"}
+
+
 # ---- Batches that write nothing -----------------------------------------------------------------------------------
 
 NO_VOUCHERS = Policy("no-vouchers", ("cash", "credit"), ("cash", "credit_line"))
