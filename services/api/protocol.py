@@ -17,6 +17,8 @@ HEAD_LIMIT_BYTES = 16_384
 # For a whole request, from the connection or the answer before; and then for its answer, taken in full.
 RECEIVE_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
+# What a client still sends when it is refused is read for so long: otherwise it may meet a reset, and not the answer.
+LINGER_SECONDS = 1.0
 
 
 class BoundedProtocol(H11Protocol):
@@ -24,17 +26,21 @@ class BoundedProtocol(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _receiving = True
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many who do."""
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS_AT_MOST:
             self._refuse(503, "unavailable", "too many connections: ask again", {"Retry-After": "2"})
+            self.transport.close()
         else:
             self._watch(anew=True)
 
     def data_received(self, data: bytes) -> None:
         """Take what has come; the first and the last byte of a request count, the ones between win no time."""
+        if self._refused:
+            return
         super().data_received(data)
         self._watch()
 
@@ -64,7 +70,7 @@ class BoundedProtocol(H11Protocol):
     def _watch(self, *, anew: bool = False) -> None:
         """Set the deadline where what is waited for has changed, or begins anew."""
         receiving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        if self.transport.is_closing() or (receiving is self._receiving and not anew):
+        if self._refused or self.transport.is_closing() or (receiving is self._receiving and not anew):
             return
         self._receiving = receiving
         if self._deadline is not None:
@@ -79,7 +85,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
 
     def _refuse(self, status: int, code: str, message: str, headers: dict[str, Any] | None = None) -> None:
-        """Answer and close, unless another answer has begun."""
+        """Answer and close (RFC 9112, section 9.6: first for writing alone), unless another answer has begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -88,4 +94,8 @@ class BoundedProtocol(H11Protocol):
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
         lines += [f"{name}: {value}" for name, value in {**fields, **(headers or {})}.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self._refused = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)

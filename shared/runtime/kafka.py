@@ -119,9 +119,9 @@ async def _is_idempotent(settings: Settings) -> bool:
     for number, (host, port, _) in enumerate(hosts, 1):
         try:
             connection = await create_conn(host, port, request_timeout_ms=_PROBE_TIMEOUT_MS, **arguments)
-        except AWAY:
+        except AWAY as away:
             if number == len(hosts):
-                raise
+                raise KafkaConnectionError(str(away)) from away  # As the clients say it: the reason is looked for.
             continue
         try:
             answer = await connection.send(InitProducerIdRequest(None, _PROBE_TIMEOUT_MS))
