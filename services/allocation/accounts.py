@@ -16,9 +16,9 @@ from services.allocation.decoding import Command
 
 log = structlog.get_logger()
 
-# Ids share locks, because the server's table of locks is small. The first number keeps them apart from other locks.
-_LOCKS: Final = 1024
-_CLASS: Final = 0x41434354
+# The server's table of locks is small. A batch that opens more goes without: the table's key refuses what is taken.
+MOST_LOCKS: Final = 64
+_CLASS: Final = 0x41434354  # keeps these locks apart from others
 LONGEST_WAIT_SECONDS: Final = 1.0
 
 
@@ -36,7 +36,9 @@ async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:
 
     After a second it goes on without the rest of them: the table's key still refuses an id that is taken.
     """
-    keys = sorted({int.from_bytes(blake2b(id_.encode(), digest_size=4).digest()) % _LOCKS for id_ in ids})
+    keys = sorted({int.from_bytes(blake2b(id_.encode(), digest_size=4).digest(), signed=True) for id_ in ids})
+    if len(keys) > MOST_LOCKS:
+        return
     try:
         # In one round trip. A statement that is given up takes its setting back; locks that it has got stay.
         locks = ", ".join(f"pg_advisory_lock({_CLASS}, {key})" for key in keys)

@@ -8,10 +8,11 @@ import asyncio
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Final
+from itertools import chain, islice
+from typing import Any, Final, TypeVar
 
 import asyncpg
 import structlog
@@ -27,14 +28,19 @@ from shared.rules.versions import CURRENT
 from shared.runtime.errors import CannotGoOnError
 
 log = structlog.get_logger()
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 # The heir of a killed process decides as many again for each of its shards, and they all stand still meanwhile.
 FEWEST_ENTRIES_BETWEEN = 20_000
 ENTRIES_PER_OBJECT = 10
 # A thread works this long, then sleeps that long: whoever waits for the interpreter gets it at once.
-WORK_SECONDS: Final = 0.002
+WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
 _READ_BYTES: Final = 64 * 1024
+_PIECES_OF_A_LINE: Final = 50
+# One state after the other: they would only take the interpreter from each other, and all be late.
+_AT_WORK: Final = ThreadPoolExecutor(1, "state")
+T = TypeVar("T")
 _FORGOTTEN_AT_ONCE: Final = 100
 
 
@@ -67,7 +73,7 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
         lease.position,
     )
     if kept:
-        tree = await asyncio.to_thread(_restore, rules, kept["state"])
+        tree = await _apart(_restore, rules, kept["state"])
     start = tree.size
     await Redecider(connection, rules, lease.shard, tree).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
@@ -98,7 +104,12 @@ async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> N
 
 async def dump(rules: Shard, tree: CompactRange) -> Kept:
     """A snapshot of the state after the present batch, whose tree is given. Nothing may be decided meanwhile."""
-    return await asyncio.to_thread(_dump, rules, tree)
+    return await _apart(_dump, rules, tree)
+
+
+async def _apart(work: Callable[..., T], *arguments: Any) -> T:
+    """What the work answers, done beside the event loop once nothing else is done there."""
+    return await asyncio.get_running_loop().run_in_executor(_AT_WORK, work, *arguments)
 
 
 def entries_between(objects: int) -> int:
@@ -133,14 +144,14 @@ def _dump(rules: Shard, tree: CompactRange) -> Kept:
     head = {"position": tree.size, "frontier": tree.frontier().hex()}
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
-    for piece in _restful(chain([head], snapshot.dump(rules))):
-        parts.append(compressor.compress(json.dumps(piece, separators=(",", ":")).encode() + b"\n"))
-        objects += 1
+    for line in _restful(_in_lines(chain([head], snapshot.dump(rules)))):
+        parts.append(compressor.compress(_encode(line).encode() + b"\n"))
+        objects += len(line)
     return Kept(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
-    pieces = _restful(json.loads(line) for line in _lines(state))
+    pieces = chain.from_iterable(_restful(json.loads(line) for line in _lines(state)))
     head = next(pieces)
     snapshot.load(rules, pieces)
     return CompactRange(head["position"], bytes.fromhex(head["frontier"]))
@@ -159,11 +170,17 @@ def _lines(state: bytes) -> Iterator[bytes]:
     assert not rest, "the last line ends too"
 
 
-def _restful(pieces: Iterable[Any]) -> Iterator[Any]:
-    """The same pieces, with a rest after each stretch of work."""
+def _in_lines(pieces: Iterator[Any]) -> Iterator[list[Any]]:
+    """The pieces, some in a line: a line for each costs more than the pieces do."""
+    while line := list(islice(pieces, _PIECES_OF_A_LINE)):
+        yield line
+
+
+def _restful(lines: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """The same lines, with a rest after each stretch of work."""
     rest_at = time.perf_counter() + WORK_SECONDS
-    for piece in pieces:
-        yield piece
+    for line in lines:
+        yield line
         if time.perf_counter() > rest_at:
             time.sleep(REST_SECONDS)
             rest_at = time.perf_counter() + WORK_SECONDS

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 from sys import intern
 from typing import Any, Final, NamedTuple
 
@@ -86,7 +87,7 @@ def _dump_budget(budget: Budget) -> Any:
 def _load_budget(shard: Shard, dumped: Any) -> Budget:
     budget = Budget()
     if dumped is not None:
-        _fill(budget, _read(shard, Budget, dumped))
+        _fill(budget, PLANS[Budget].names, _read(shard, Budget, dumped))
     return budget
 
 
@@ -123,13 +124,15 @@ class Plan(NamedTuple):
     """How the objects of a type become rows: `forms` of those fields, by their index, that are not JSON already."""
 
     names: tuple[str, ...]
+    values: Callable[[Any], tuple[Any, ...]]
     forms: tuple[tuple[int, _Form], ...]
 
 
 def plan_of(kind: type, names: tuple[str, ...]) -> Plan:
     """How these fields of a type are dumped and loaded."""
     forms = [(index, _FORMS[kind, name]) for index, name in enumerate(names) if (kind, name) in _FORMS]
-    return Plan(names, tuple(forms))
+    # With a second name, because of a single one attrgetter would give no tuple.
+    return Plan(names, attrgetter(*names, "__class__"), tuple(forms))
 
 
 PLANS: Final = {kind: plan_of(kind, fields_of(kind)) for kind in _DERIVED}
@@ -137,22 +140,21 @@ PLANS: Final = {kind: plan_of(kind, fields_of(kind)) for kind in _DERIVED}
 
 def _row(item: Any) -> list[Any]:
     plan = PLANS[type(item)]
-    row = [getattr(item, name) for name in plan.names]
+    row = list(plan.values(item)[:-1])
     for index, form in plan.forms:
         row[index] = form.dump(row[index])
     return row
 
 
-def _read(shard: Shard, kind: type, row: list[Any]) -> dict[str, Any]:
-    """The fields of a row by their names."""
-    plan = PLANS[kind]
-    for index, form in plan.forms:
+def _read(shard: Shard, kind: type, row: list[Any]) -> list[Any]:
+    """The values of the fields, in the order of their names."""
+    for index, form in PLANS[kind].forms:
         row[index] = form.load(shard, row[index])
-    return dict(zip(plan.names, row, strict=True))
+    return row
 
 
-def _fill(item: Any, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
+def _fill(item: Any, names: Iterable[str], values: Iterable[Any]) -> None:
+    for name, value in zip(names, values, strict=True):
         setattr(item, name, value)
 
 
@@ -245,34 +247,34 @@ class _Loader:
     def load(self, kind: str, row: list[Any]) -> None:
         """Make the object of one piece, and put it where it belongs."""
         type, put = _PUT[kind]
-        put(self, _read(self._shard, type, row))
+        put(self, dict(zip(PLANS[type].names, _read(self._shard, type, row), strict=True)))
 
     def put_center(self, fields: dict[str, Any]) -> None:
         """Add a Business Center to the shard."""
         self._center = center = BusinessCenter(
             fields["id"], fields["currency"], fields["zone"], fields["finance_roles"]
         )
-        _fill(center, fields)
+        _fill(center, fields, fields.values())
         self._shard.business_centers[center.id] = center
 
     def put_account(self, fields: dict[str, Any]) -> None:
         """Add an ad account to its Business Center."""
         named = (fields[name] for name in ("id", "billing", "buying_type", "zone", "owned"))
         self._account = account = AdAccount(self._center, *named)
-        _fill(account, fields)
+        _fill(account, fields, fields.values())
         self._center.accounts[account.id] = self._shard.accounts[account.id] = account
         self._shard.resume_turn_over(account)
 
     def put_campaign(self, fields: dict[str, Any]) -> None:
         """Add a campaign to its ad account."""
         campaign = Campaign(self._account, fields["id"])
-        _fill(campaign, fields)
+        _fill(campaign, fields, fields.values())
         self._account.campaigns[campaign.id] = campaign
 
     def put_grant(self, fields: dict[str, Any]) -> None:
         """Add a grant to its Business Center."""
         self._grant = grant = Grant(fields["kind"], fields["id"], fields["order"], fields["expires_at"])
-        _fill(grant, fields)
+        _fill(grant, fields, fields.values())
         self._center.grants[grant.kind, grant.id] = grant
 
     def put_holding(self, fields: dict[str, Any]) -> None:
