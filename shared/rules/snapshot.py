@@ -80,14 +80,16 @@ def _load_days(_shard: Shard, dumped: Any) -> DayCounts:
 
 
 def _dump_budget(budget: Budget) -> Any:
-    row = _row(budget)
-    return None if row == _UNUSED else row
+    """Only what is not as in a new budget: of most there is little to say."""
+    named = zip(PLANS[Budget].names, _row(budget), strict=True)
+    return {name: value for name, value in named if value != _UNUSED[name]}
 
 
 def _load_budget(shard: Shard, dumped: Any) -> Budget:
     budget = Budget()
-    if dumped is not None:
-        _fill(budget, PLANS[Budget].names, _read(shard, Budget, dumped))
+    for name, value in dumped.items():
+        form = _FORMS_OF_BUDGETS.get(name)
+        setattr(budget, name, value if form is None else form.load(shard, value))
     return budget
 
 
@@ -158,7 +160,8 @@ def _fill(item: Any, names: Iterable[str], values: Iterable[Any]) -> None:
         setattr(item, name, value)
 
 
-_UNUSED: Final = _row(Budget())
+_UNUSED: Final = dict(zip(PLANS[Budget].names, _row(Budget()), strict=True))
+_FORMS_OF_BUDGETS: Final = {name: form for (kind, name), form in _FORMS.items() if kind is Budget}
 
 
 # ---- A shard ------------------------------------------------------------------------------------------------------
