@@ -169,7 +169,8 @@ async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: Batc
     if write.accounts:
         await connection.executemany(
             "INSERT INTO ledger.ad_accounts (ad_account_id, shard, business_center_id) VALUES ($1, $2, $3)",
-            [(account, shard, center) for account, center in write.accounts],
+            # In one order, so that two shards with the same ids never wait for each other.
+            [(account, shard, center) for account, center in sorted(write.accounts)],
         )
     if write.outcomes:
         decided_under = (write.rules_version, write.zones_release)
