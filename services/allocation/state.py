@@ -8,11 +8,10 @@ import asyncio
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -38,9 +37,6 @@ WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
 _READ_BYTES: Final = 64 * 1024
 _PIECES_OF_A_LINE: Final = 50
-# One state after the other: they would only take the interpreter from each other, and all be late.
-_AT_WORK: Final = ThreadPoolExecutor(1, "state")
-T = TypeVar("T")
 _FORGOTTEN_AT_ONCE: Final = 100
 
 
@@ -73,7 +69,7 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
         lease.position,
     )
     if kept:
-        tree = await _apart(_restore, rules, kept["state"])
+        tree = await asyncio.to_thread(_restore, rules, kept["state"])
     start = tree.size
     await Redecider(connection, rules, lease.shard, tree).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
@@ -104,12 +100,7 @@ async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> N
 
 async def dump(rules: Shard, tree: CompactRange) -> Kept:
     """A snapshot of the state after the present batch, whose tree is given. Nothing may be decided meanwhile."""
-    return await _apart(_dump, rules, tree)
-
-
-async def _apart(work: Callable[..., T], *arguments: Any) -> T:
-    """What the work answers, done beside the event loop once nothing else is done there."""
-    return await asyncio.get_running_loop().run_in_executor(_AT_WORK, work, *arguments)
+    return await asyncio.to_thread(_dump, rules, tree)
 
 
 def entries_between(objects: int) -> int:
