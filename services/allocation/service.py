@@ -177,7 +177,7 @@ class Allocation:
                     self._watch_kafka(),
                     watch_lag(self._workers, self._standings, self._lags),
                     # Not over the keeper's connection, which waits where a shard is released.
-                    keep_in_touch(self._database, lambda: self._guard.time_of_batch(watching)),
+                    keep_in_touch(self._database, lambda: self._guard.ask(watching)),
                     keep_in_touch_with_broker(self._broker, producer),
                     seconds=CUT_OFF_SECONDS,
                 )
