@@ -129,6 +129,7 @@ async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again
     settings = settings_with(database.url, kafka, reachable_path)
     try:
         async with serving(settings) as client:
+            await eventually(lambda: _misses_no_server(client))
             await database.stop()
             for path in ("/v1/business-centers", "/v1/ledger", "/v1/deals/d/pacing", "/v1/quarantine"):
                 response = await client.get(path)
