@@ -7,6 +7,8 @@
 #   make test-quick               the rules, the decoders and the scenarios alone, in a minute or two: for daily work
 #   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
 #   make chaos                    services killed, servers taken away, in containers; takes eleven minutes
+#   make audit-dependencies       known faults of the libraries that the lock files name; needs a network
+#   make security-check           attacks on what `make up` has started: ARGS="--list", "--quick", "--only bombs"
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=off)
 #   make logs | token             the spend that flows in them; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
@@ -37,7 +39,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev lock run test test-quick test-embedded test-containers lint bench bench-memory chaos up down logs token clean
+.PHONY: help install install-dev lock run test test-quick test-embedded test-containers lint audit-dependencies bench bench-memory chaos security-check up down logs token clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -89,10 +91,21 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+# In an environment of its own: what looks at the libraries brings many.
+audit-dependencies: $(VENV)/pyvenv.cfg
+	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/pip --disable-pip-version-check --no-input install --quiet pip-audit; }
+	@for lock in requirements.lock requirements-dev.lock deploy/requirements.lock; do \
+		$(VENV)/audit/bin/pip-audit --strict --progress-spinner off --timeout 30 --require-hashes --disable-pip --requirement $$lock || exit 1; done
+
 # CHAOS_SEED=…, CHAOS_KILLS=… (1,000), CHAOS_ONLY=kills|zombies|faults or one fault's name: docs/faults.md.
 chaos: $(INSTALLED_DEV)
 	@CHAOS_SEED='$(CHAOS_SEED)' CHAOS_KILLS='$(CHAOS_KILLS)' CHAOS_ONLY='$(CHAOS_ONLY)' \
 		exec $(BIN)/python -m tests.chaos
+
+# Against the system that `make up` has started with the same COMPOSE_PROJECT_NAME, ports and secrets.
+security-check: $(INSTALLED_DEV)
+	@exec $(BIN)/python -m tests.security $(ARGS)
 
 bench: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m tests.benchmarks
@@ -110,6 +123,7 @@ up:
 		built=$$($(COMPOSE) run --rm --no-deps --entrypoint pg_config postgres --configure) || exit 1; \
 		case $$built in *openssl*) tls=on ;; *) tls=off ;; esac; }; \
 	test "$$tls" = on && tls=verify-full; echo "DRAWDOWN_DATABASE_TLS=$$tls" >deploy/.env
+	$(if $(filter off,$(TRAFFIC)),@$(COMPOSE) --profile traffic rm --stop --force traffic)
 	@$(COMPOSE) up --detach --wait --remove-orphans
 	@echo 'API      http://localhost:$(HTTP_PORT)/docs; make token prints a token for it'
 	@echo 'Kafka    localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'

@@ -165,11 +165,30 @@ def quarantine_list(
 def quarantine_replay(
     ids: Annotated[list[str] | None, typer.Argument(help="The ids of the records.")] = None,
     reason: Annotated[str | None, typer.Option(help="All of this reason that were not replayed yet.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also too_large, malformed and invalid ones: for an administrator of all.")
+    ] = False,
 ) -> None:
     """Send quarantined records back to be decided anew: those of these ids, or all of a reason."""
     if bool(ids) == bool(reason):
         raise typer.BadParameter("either ids or --reason")
-    _run(replay_records(_settings("quarantine"), ids or [], reason))
+    _run(replay_records(_settings("quarantine"), ids or [], reason, force=force))
+
+
+@quarantine.command("drop")
+def quarantine_drop(
+    month: Annotated[str, typer.Argument(help="A month that is over, such as 2026-08 (UTC).")],
+    because: Annotated[str, typer.Option(help="Why: the operators' log keeps it.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Drop the quarantine of a whole month, as the owner of the database; the operators' log keeps what it was."""
+    from drawdown.quarantine_dropping import drop_month
+
+    def confirm(told: str) -> bool:
+        print(told)
+        return yes or typer.confirm("Drop it?")
+
+    _run(drop_month(_settings("quarantine"), month, because, confirm))
 
 
 @spend.command("send")
@@ -194,14 +213,36 @@ def offsets_adopt() -> None:
     _run(adopt(_settings("offsets")))
 
 
+@offsets.command("skip")
+def offsets_skip(
+    shard: Annotated[int, typer.Argument(min=0, help="The shard that stands.")],
+    topic: Annotated[str, typer.Argument(help="spend.events or finance.commands.")],
+    offset: Annotated[int, typer.Argument(min=0, help="The record: the one that the ledger needs next.")],
+    because: Annotated[str, typer.Option(help="Why, for the operators' log.")],
+) -> None:
+    """Pass over one record that stops a shard: it goes to quarantine as `skipped`, and the operators' log says why."""
+    from services.allocation.skipping import skip
+
+    _run(skip(_settings("offsets"), shard, topic, offset, because))
+
+
+@offsets.command("log")
+def offsets_log() -> None:
+    """Print what operators did by hand, a line of JSON each: records passed over, months of quarantine dropped."""
+    from services.allocation.offsets import print_log
+
+    _run(print_log(_settings("offsets")))
+
+
 @app.command()
 def credentials(
     directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="That only its owner may enter.")],
+    traffic: Annotated[Literal["on", "off"], typer.Option(help="Whether the generator needs a token.")] = "on",
 ) -> None:
     """Make the passwords, certificates and keys that a deployment of containers has not got yet."""
     from drawdown.credentials import make_credentials
 
-    _run(lambda: make_credentials(load_settings(), directory))
+    _run(lambda: make_credentials(load_settings(), directory, traffic=traffic == "on"))
 
 
 @app.command("kafka-access")
@@ -232,11 +273,13 @@ def token_issue(
     ],
     minutes: Annotated[int, typer.Option(min=1, help="How long it is good for.")] = 60,
 ) -> None:
-    """Print a token, signed with a key that `new-key` made."""
-    from drawdown.tokens import issue
+    """Print a token, signed with a key that `new-key` made; and its id, on stderr, which withdraws it."""
+    from drawdown.tokens import id_of, issue
 
     def print_token() -> None:
-        print(issue(load_settings(), signing_key, subject, role, business_centers, minutes=minutes))
+        issued = issue(load_settings(), signing_key, subject, role, business_centers, minutes=minutes)
+        print(issued)
+        print(f"jti {id_of(issued)}", file=sys.stderr)
 
     _run(print_token)
 

@@ -1,6 +1,7 @@
 """Makes what a deployment of containers keeps secret: passwords, certificates, the key that signs tokens.
 
-What is there stays as it is, so that the same step may run at every start; whoever deletes a file gets a new one.
+What is there stays as it is, so that the same step may run at every start; whoever deletes a file gets a new one. Only
+the token of the traffic is made anew each time.
 """
 
 import secrets
@@ -8,26 +9,32 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from drawdown.command_keys import missing_command_keys
 from drawdown.kafka_access import PRINCIPALS
 from drawdown.tokens import SIGNING_KEY_FILE, issue, new_key
+from drawdown.traffic import CAST
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 
 # The superuser of the server, whom nobody needs, and the owner of the database, who migrates it.
 _DATABASE_LOGINS = ("postgres", "drawdown", *SERVICE_ROLES)
 _CERTIFIED_DAYS = 3650
-_TOKEN_MINUTES = 365 * 24 * 60
+_TOKEN_MINUTES = 24 * 60
 _SERVERS = ("kafka", "postgres")
 
 
-def make_credentials(settings: Settings, directory: Path) -> None:
-    """Write what is missing: `database/`, `kafka/` (passwords), `tls/`, `api/`."""
+def make_credentials(settings: Settings, directory: Path, *, traffic: bool) -> None:
+    """Write what is missing: `database/`, `kafka/` (passwords), `tls/`, `api/`, `commands/`, `withdrawn/`.
+
+    With `traffic` its generator is given a token, each time another; without, there is none.
+    """
     for folder, names in (("database", _DATABASE_LOGINS), ("kafka", PRINCIPALS)):
         for name in names:
             _write_once(directory / folder / name, secrets.token_urlsafe(32))
@@ -35,8 +42,47 @@ def make_credentials(settings: Settings, directory: Path) -> None:
         _make_certificates(directory / "tls")
     if not (directory / "api" / SIGNING_KEY_FILE).exists():
         new_key(directory / "api")
-    token = issue(settings, directory / "api" / SIGNING_KEY_FILE, "traffic", "admin", ["*"], minutes=_TOKEN_MINUTES)
-    _write_once(directory / "api" / "traffic-token", token)
+    for name, text in missing_command_keys(directory / "commands").items():
+        _write(directory / "commands" / name, text.decode())
+    if not (directory / "withdrawn" / "tokens").exists():
+        _make_withdrawn(directory / "withdrawn")
+    _renew_token_of_traffic(settings, directory / "api", is_wanted=traffic)
+
+
+def _make_withdrawn(directory: Path) -> None:
+    """A file for ids of tokens. The API is given its folder, so that it also sees a file that has replaced this one."""
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    (directory / "tokens").write_text("# The ids (jti) of tokens that are good no more, one a line.\n")
+    (directory / "tokens").chmod(0o644)
+
+
+def _renew_token_of_traffic(settings: Settings, directory: Path, *, is_wanted: bool) -> None:
+    """For its own Business Centers alone, and for a day. A generator that runs already reads it in the same file."""
+    path = directory / "traffic-token"
+    if not is_wanted:
+        if path.exists():
+            _withdraw(path.read_text(), directory.parent / "withdrawn" / "tokens")
+            path.unlink()
+        return
+    centers = [center.id for center in CAST]
+    key = directory / SIGNING_KEY_FILE
+    token = issue(settings, key, "traffic", "finance_manager", centers, minutes=_TOKEN_MINUTES)
+    if path.exists():
+        path.chmod(0o644)
+    path.write_text(token)
+    path.chmod(0o444)
+
+
+def _withdraw(token: str, withdrawn: Path) -> None:
+    """Whoever has a copy of it cannot use it any more. One of before tokens had ids ends with its key alone."""
+    try:
+        id = jwt.decode(token, options={"verify_signature": False}).get("jti")
+    except jwt.DecodeError:  # No whole token, so nobody can use it.
+        id = None
+    if id is not None:
+        with withdrawn.open("a") as file:
+            file.write(f"\n{id}  # the traffic's\n")  # Whoever wrote the last line may not have ended it.
 
 
 def _make_certificates(directory: Path) -> None:

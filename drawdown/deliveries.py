@@ -31,6 +31,7 @@ class Deliveries:
     """Keeps the state of accounts and campaigns; drops what has a position it has seen.
 
     `first_pause`: the first since `spending_since`; before that, accounts pause only because they are opened empty.
+    `skipped`: how many records were no signals.
     """
 
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -38,6 +39,7 @@ class Deliveries:
     first_pause: dict[str, Any] | None = None
     pauses: int = 0
     resumes: int = 0
+    skipped: int = 0
     _positions: dict[bytes, int] = field(default_factory=dict)
     _paused: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
 
@@ -50,6 +52,22 @@ class Deliveries:
     def paused(self) -> int:
         """How many accounts and campaigns have a cause of their own."""
         return len(self._paused)
+
+    def look_at(self, record: Any) -> None:
+        """Take the signal that a record holds. What is none is skipped and counted; the 1st, 2nd, 4th … is logged."""
+        signal = None if record.key is None else signal_of(record.value)
+        if record.key is not None and signal is not None:
+            self.take(record.key, signal)
+        elif record.value is not None:
+            self.skipped += 1
+            if self.skipped.bit_count() == 1:
+                structlog.get_logger().warning(
+                    "what is no signal is skipped",
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                    skipped=self.skipped,
+                )
 
     def take(self, key: bytes, signal: dict[str, Any]) -> None:
         """Take one signal."""
@@ -68,7 +86,10 @@ class Deliveries:
 
     def _is_of_spend(self, signal: dict[str, Any]) -> bool:
         since = self.spending_since
-        return since is not None and datetime.fromisoformat(signal["recorded_at"]) >= since
+        try:
+            return since is not None and datetime.fromisoformat(signal["recorded_at"]) >= since
+        except (ValueError, TypeError):  # No time, or one of no zone: not ours.
+            return False
 
     async def follow(self, settings: Settings) -> None:
         """Take every signal from the topic's beginning on, until cancelled."""
@@ -81,15 +102,6 @@ class Deliveries:
         )
         try:
             async for record in consumer:
-                signal = None if record.key is None else signal_of(record.value)
-                if record.key is not None and signal is not None:
-                    self.take(record.key, signal)
-                elif record.value is not None:
-                    structlog.get_logger().warning(
-                        "what is no signal is skipped",
-                        topic=record.topic,
-                        partition=record.partition,
-                        offset=record.offset,
-                    )
+                self.look_at(record)
         finally:
             await asyncio.shield(consumer.stop())

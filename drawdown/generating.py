@@ -8,7 +8,7 @@ import structlog
 from drawdown.deliveries import Deliveries
 from drawdown.front_door import ApiToken, FrontDoor
 from drawdown.traffic import Traffic
-from shared.runtime.health import serve_health
+from shared.runtime.health import answer, answering_health
 from shared.runtime.settings import Settings
 
 _LINE_SECONDS = 5.0
@@ -31,10 +31,8 @@ async def generate(settings: Settings, *, rate: int) -> None:
     url = f"http://{settings.http_client_host}:{settings.http_port}"
     async with FrontDoor({"api": url}, ApiToken(settings)) as door:
         traffic = Traffic(settings, door, deliveries, rate=rate, say=say)
-        await serve_health(
-            settings.health_port, lambda: (traffic.sent > 0, f"{traffic.sent} sent"), settings.health_host
-        )
-        await asyncio.gather(traffic.run(), deliveries.follow(settings), _report(traffic, deliveries))
+        async with answering_health(settings, lambda: answer(lambda: (traffic.sent > 0, f"{traffic.sent} sent"))):
+            await asyncio.gather(traffic.run(), deliveries.follow(settings), _report(traffic, deliveries))
 
 
 async def _report(traffic: Traffic, deliveries: Deliveries) -> None:

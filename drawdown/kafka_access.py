@@ -1,20 +1,16 @@
-"""Who may do what on a Kafka cluster: its users with their passwords, and the rights of each, the least it needs.
+"""Who may do what on a Kafka cluster: its users with their passwords, and the rights and quotas of each.
 
 Run by a deployment against a listener on which we may do everything.
 """
 
-import hashlib
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError, NoError, for_code
-from aiokafka.protocol.admin import CreateAclsRequest
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import CompactArray, CompactBytes, CompactString, Int8, Int16, Int32, Schema, TaggedFields
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 
+from drawdown.kafka_quotas import BUSY_RATE, PRODUCER_RATE, Quotas, quotas_of, raise_for, set_quotas
+from drawdown.kafka_users import remove_users, set_passwords, users_of
 from shared.runtime.kafka import (
     DELIVERY_SIGNALS,
     FINANCE_COMMANDS,
@@ -30,8 +26,11 @@ _READ, _WRITE, _CREATE, _DESCRIBE, _DESCRIBE_CONFIGS = 3, 4, 5, 8, 10
 _TOPIC, _GROUP, _TRANSACTIONAL_ID = 2, 3, 5
 _LITERAL, _PREFIXED = 3, 4
 _ALLOW = 3
-_SCRAM_SHA_512 = 2
-_ITERATIONS = 8192
+_ANY = 1
+
+# Kind and name of a resource, how the name is meant, who, from which host, what, and whether it is allowed.
+Right = tuple[int, str, int, str, str, int, int]
+_OF_SERVICES = "drawdown-"  # So are the names of the services' users, and nobody else's.
 
 # Ours; and those who stand at either end: ad delivery, and what sends commands without the API.
 _SERVICES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -45,32 +44,90 @@ _CLIENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "back-office": {FINANCE_COMMANDS: (_WRITE,), FINANCE_OUTCOMES: (_READ,)},
 }
 PRINCIPALS = (*_SERVICES, *_CLIENTS)
+# Of one broker's thread, in percent: whoever only asks and asks keeps others waiting too.
+_BUSY_CLIENT = 200
+# Several times what each ever sends: they publish what others sent, or decided.
+_SERVICE_RATES = {
+    "drawdown-migrate": 1_000_000,
+    "drawdown-allocation": 20_000_000,
+    "drawdown-signals": 20_000_000,
+    "drawdown-api": 20_000_000,
+}
 
 
 async def allow(settings: Settings, passwords: Path) -> None:
-    """Let each principal in with the password in the file of its name, and give it its rights. Twice is as once.
+    """Let each principal in with the password in the file of its name, with its rights and quotas. Twice is as once.
+
+    What the table no longer has is taken away: rights and quotas of its principals, and whole users of the services.
+    Who else may do something on the cluster is none of ours, and named.
 
     Raises:
         BadSettingError: a file of a password is missing.
         KafkaError: the cluster refuses.
 
     """
-    users = [_user(name, _password_of(passwords / name)) for name in PRINCIPALS]
+    said = {name: _password_of(passwords / name) for name in PRINCIPALS}
     admin = await start_client(settings, AIOKafkaAdminClient)
     try:
-        answer = await admin._send_request(_AlterUserScramCredentialsRequest(users))
-        for user, code, message, _ in answer.results:
-            _raise_for(code, f"user {user}: {message}")
-        for request in _rights():
-            answer = await admin._send_request(request)
-            for code, message in answer.creation_responses:
-                _raise_for(code, message)
+        await set_passwords(admin, said)
+        await set_rights(admin)
+        await set_quotas(admin, quotas(settings))
+        others = await _remove_leftovers(admin)
     finally:
         await admin.close()
-    print(f"{len(PRINCIPALS)} users of Kafka have their passwords and rights")
+    print(f"{len(PRINCIPALS)} users of Kafka have their passwords, rights and quotas")
+    if others:
+        print(f"not from here, and left alone: {', '.join(sorted(others))}")
 
 
-def _rights() -> Iterator[CreateAclsRequest]:
+async def set_rights(admin: AIOKafkaAdminClient) -> None:
+    """Give the principals of the table their rights, and take from them, and from former services, all others."""
+    wanted, held = set(_rights()), await rights_of(admin)
+    for right in sorted(wanted - held):
+        answer = await admin._send_request(CreateAclsRequest(*right))
+        for code, message in answer.creation_responses:
+            raise_for(code, message)
+    for right in sorted(each for each in held - wanted if _is_ours(each[3].removeprefix("User:"))):
+        answer = await admin._send_request(DeleteAclsRequest(*right))
+        for code, message, _ in answer.filter_responses:
+            raise_for(code, message)
+
+
+async def rights_of(admin: AIOKafkaAdminClient) -> set[Right]:
+    """Every right on the cluster. Raises KafkaError."""
+    answer = await admin._send_request(DescribeAclsRequest(_ANY, None, _ANY, None, None, _ANY, _ANY))
+    raise_for(answer.error_code, answer.error_message)
+    return {(*resource, *right) for *resource, rights in answer.resources for right in rights}
+
+
+async def _remove_leftovers(admin: AIOKafkaAdminClient) -> set[str]:
+    """Remove users of former services; answer who else has a password, a right or a quota here."""
+    quotas_held, users = await quotas_of(admin), await users_of(admin)
+    rights = {right[3].removeprefix("User:") for right in await rights_of(admin)}
+    others = {*quotas_held, *users, *rights} - set(PRINCIPALS)
+    former = {name for name in others if _is_ours(name)}
+    await remove_users(admin, sorted(former))
+    await set_quotas(admin, {name: {} for name in former})
+    return others - former
+
+
+def _is_ours(name: str) -> bool:
+    return name in PRINCIPALS or name.startswith(_OF_SERVICES)
+
+
+def quotas(settings: Settings) -> dict[str, Quotas]:
+    """How much each principal may send a second, at each broker, and how busy the clients may keep it."""
+    rates = {
+        "ad-delivery": settings.kafka_ad_delivery_bytes_per_second,
+        "back-office": settings.kafka_back_office_bytes_per_second,
+    }
+    return {
+        **{name: {PRODUCER_RATE: float(rate)} for name, rate in _SERVICE_RATES.items()},
+        **{name: {PRODUCER_RATE: float(rate), BUSY_RATE: float(_BUSY_CLIENT)} for name, rate in rates.items()},
+    }
+
+
+def _rights() -> Iterator[Right]:
     for name, grants in (*_SERVICES.items(), *_CLIENTS.items()):
         for topic, operations in grants.items():
             for operation in operations:
@@ -84,15 +141,8 @@ def _rights() -> Iterator[CreateAclsRequest]:
         yield _right(name, _TRANSACTIONAL_ID, name, _PREFIXED, _WRITE)  # Kafka takes it for the right to describe too.
 
 
-def _right(name: str, kind: int, resource: str, pattern: int, operation: int) -> CreateAclsRequest:
-    return CreateAclsRequest(kind, resource, pattern, f"User:{name}", "*", operation, _ALLOW)
-
-
-def _user(name: str, password: str) -> tuple[Any, ...]:
-    """What the cluster keeps of a password (RFC 5802): a salt and the salted hash."""
-    salt = secrets.token_bytes(32)
-    salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
-    return (name, _SCRAM_SHA_512, _ITERATIONS, salt, salted, {})
+def _right(name: str, kind: int, resource: str, pattern: int, operation: int) -> Right:
+    return kind, resource, pattern, f"User:{name}", "*", operation, _ALLOW
 
 
 def _password_of(file: Path) -> str:
@@ -100,64 +150,3 @@ def _password_of(file: Path) -> str:
         return file.read_text("utf-8").strip()
     except OSError as error:
         raise BadSettingError(f"{file}: the password of a Kafka user cannot be read: {error.strerror}") from None
-
-
-def _raise_for(code: int, message: str | None) -> None:
-    error: type[KafkaError] = for_code(code)
-    if error is not NoError:
-        raise error(message)
-
-
-class _AlterUserScramCredentialsResponse_v0(Response):  # type: ignore[misc]  # noqa: N801
-    API_KEY = 51
-    API_VERSION = 0
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "results",
-            CompactArray(
-                ("user", CompactString("utf-8")),
-                ("error_code", Int16),
-                ("error_message", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _AlterUserScramCredentialsRequest_v0(RequestStruct):  # type: ignore[misc]  # noqa: N801
-    API_KEY = 51
-    API_VERSION = 0
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _AlterUserScramCredentialsResponse_v0
-    SCHEMA = Schema(
-        (
-            "deletions",
-            CompactArray(("name", CompactString("utf-8")), ("mechanism", Int8), ("tags", TaggedFields)),
-        ),
-        (
-            "upsertions",
-            CompactArray(
-                ("name", CompactString("utf-8")),
-                ("mechanism", Int8),
-                ("iterations", Int32),
-                ("salt", CompactBytes),
-                ("salted_password", CompactBytes),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _AlterUserScramCredentialsRequest(Request[_AlterUserScramCredentialsRequest_v0]):  # type: ignore[misc]
-    """KIP-554: aiokafka does not know it."""
-
-    API_KEY = 51
-
-    def __init__(self, users: list[tuple[Any, ...]]) -> None:
-        self._users = users
-
-    def build(self, struct: type[RequestStruct]) -> RequestStruct:
-        return struct([], self._users, {})

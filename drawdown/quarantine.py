@@ -47,25 +47,38 @@ def _nothing(reason: str | None) -> str:
     return f"nothing is in quarantine for the reason {reason}{known}"
 
 
-async def replay_records(settings: Settings, ids: list[str], reason: str | None) -> int:
+async def replay_records(settings: Settings, ids: list[str], reason: str | None, *, force: bool = False) -> int:
     """Send records back to their shard: these, or all of a reason that were not yet; return the exit code.
 
+    `force`: also where the reason cannot have changed. Records that wait for their shard, or were sent back and have
+    not failed since, are left out.
+
     Raises:
-        RequestRefusedError: one of the ids, or the reason, is unknown; then nothing is sent.
+        RequestRefusedError: one of the ids, or the reason, is unknown, or the records may not be sent: then none is. Or
+            too many wait: what was said to be sent is.
         httpx.HTTPError: the API does not answer.
 
     """
     body: dict[str, Any] = {"ids": ids} if ids else {"reason": reason, "limit": _PORTION}
-    replayed = 0
+    body["force"] = force
+    replayed = left_out = not_whole = 0
     async with _client(settings) as client:
         while True:
             answer = _answer(await client.post("/v1/quarantine/replay", json=body))
             replayed += answer["replayed"]
+            left_out += answer.get("waiting", 0)
+            not_whole += answer.get("not_whole", 0)
             if "next" not in answer:
                 break
             print(f"{replayed:,} sent back so far", file=sys.stderr)
             body["after"] = answer["next"]
     print(f"{replayed:,} sent back")
+    if left_out:
+        print(f"{left_out:,} left out: they wait for their shard, or were sent back and have not failed since")
+    if not_whole:
+        print(
+            f"{not_whole:,} left out: they are not kept whole; each names its topic and offset, Kafka may have it still"
+        )
     return 0
 
 

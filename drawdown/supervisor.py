@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from drawdown import spend_sending
 from drawdown.deliveries import Deliveries
 from drawdown.front_door import ApiToken, FrontDoor
+from drawdown.left_behind import left_behind
 from drawdown.screen import Observer, Screen
 from drawdown.serving import switched_off
 from drawdown.system import System
@@ -76,6 +77,7 @@ class _Run:
         Access(self._system.settings)
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
+        self._left: str | None = None
 
     async def run(self) -> int:
         """Start, go on until asked to end, stop."""
@@ -86,6 +88,8 @@ class _Run:
                 await self._go_on()
         finally:
             await self._system.stop()
+        if self._left is not None:
+            self._screen.say(self._left)
         self._screen.say(f"stopped; the ledger stays in {self._system.settings.data_dir}")
         return 130 if self._hurried.is_set() else 0
 
@@ -177,10 +181,13 @@ class _Run:
     async def _drain(self, door: FrontDoor) -> None:
         self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; the same again stops at once)")
         idle = asyncio.create_task(door.wait_until_idle(_DRAIN_SECONDS))
-        if await _first(idle, self._hurried) and not idle.result():
-            self._screen.say(
-                "not all is drained: the rest stays on a broker that keeps it, or is lost with one in memory"
-            )
+        was_idle = await _first(idle, self._hurried) and idle.result()
+        await _cancelled(idle)
+        if not was_idle:
+            self._screen.say("not all is drained")
+        # Said at the very end: a message of now would go with the picture.
+        seen = None if self._hurried.is_set() else await door.figures("allocation")
+        self._left = left_behind(seen, broker_keeps=self._system.kafka is None)
 
 
 async def _first(task: "asyncio.Task[Any]", event: asyncio.Event) -> bool:
@@ -203,8 +210,9 @@ async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
 def _where(system: System) -> list[str]:
     """Where to look, as the screen shows it."""
     settings = system.settings
+    metrics = "" if settings.api_wants_tokens else f"   metrics {system.url}/metrics"
     return [
-        f"API {system.url}   docs {system.url}/docs   OpenAPI {system.url}/openapi.json   metrics {system.url}/metrics",
+        f"API {system.url}   docs {system.url}/docs   OpenAPI {system.url}/openapi.json{metrics}",
         f"Kafka {settings.kafka_bootstrap_servers}   PostgreSQL {_without_password(settings.database_url)}",
         "Ctrl-C drains and stops.",
     ]

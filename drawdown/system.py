@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 
+from drawdown.command_keys import with_command_keys
 from drawdown.serving import SERVICES
 from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
 from shared.runtime.migrate import migrate
@@ -146,6 +147,7 @@ class System:
             EmbeddedServerError: something does not start.
 
         """
+        self.settings = with_command_keys(self.settings)
         await asyncio.gather(self._start_postgres(), self._start_kafka())
         await self._prepare()
         for name in self._names:

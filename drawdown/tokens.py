@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
@@ -45,7 +46,7 @@ def new_key(directory: Path) -> None:
 def issue(
     settings: Settings, signing_key: Path, subject: str, role: Role, business_centers: Sequence[str], *, minutes: int
 ) -> str:
-    """A token that says who asks, in which role, and for which Business Centers (`*`: all).
+    """A token that says who asks, in which role, for which Business Centers (`*`: all), with an id to withdraw it by.
 
     Raises BadSettingError for a file that holds no key of `new_key`'s, and for ids that are none.
     """
@@ -61,10 +62,16 @@ def issue(
         "aud": settings.api_audience,
         "iat": now,
         "exp": now + 60 * minutes,
+        "jti": str(uuid4()),
     }
     if settings.api_issuer is not None:
         claims["iss"] = settings.api_issuer
     return jwt.encode(claims, key, ALGORITHM, headers={"kid": _key_id(key)})
+
+
+def id_of(token: str) -> str:
+    """The id of a token that was just issued."""
+    return str(jwt.decode(token, options={"verify_signature": False})["jti"])
 
 
 def _read_signing_key(path: Path) -> EllipticCurvePrivateKey:

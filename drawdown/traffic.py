@@ -315,6 +315,7 @@ class Traffic:
     def __init__(self, settings: Settings, door: FrontDoor, deliveries: Deliveries, *, rate: int, say: Say) -> None:
         """Prepare; nothing is sent. `rate`: spends a second."""
         self.sent = 0
+        self._is_shut_out = False
         self._settings = settings
         self._door = door
         self._deliveries = deliveries
@@ -338,14 +339,26 @@ class Traffic:
         by_center: dict[str, list[Command]] = {}
         for command in set_up_commands(CAST, _rfc3339(self._clock.now())):
             by_center.setdefault(command["business_center_id"], []).append(command)
-        await asyncio.gather(*(self._send_in_order(commands) for commands in by_center.values()))
+        await asyncio.gather(*(self.send_in_order(commands) for commands in by_center.values()))
         self._say(f"{len(CAST)} Business Centers, {self._rate} spends a second from the traffic generator")
 
-    async def _send_in_order(self, commands: list[Command]) -> None:
+    async def send_in_order(self, commands: list[Command]) -> None:
+        """Send commands one after the other, and say which of them were refused."""
         for command in commands:
             outcome = await self._door.command(command)
-            if outcome.get("status") != "accepted":
+            if outcome.get("code") == "unauthenticated":
+                self._tell_that_shut_out(outcome["message"])
+                return
+            self._is_shut_out = False
+            # A conflict: it was opened under a token of another role, by an earlier release.
+            if outcome.get("status") != "accepted" and outcome.get("code") != "conflict":
                 self._say(f"{command['business_center_id']}: {command['type']}: {outcome.get('message', outcome)}")
+
+    def _tell_that_shut_out(self, why: str) -> None:
+        """Once, not every few seconds: spend goes on, on what is left."""
+        if not self._is_shut_out:
+            self._is_shut_out = True
+            self._say(f"{why}; nothing is opened or topped up until `make up` has made another token")
 
     async def _publish(self, producer: AIOKafkaProducer) -> None:
         spends = Spends(self._clock.now, self._deliveries)
@@ -371,7 +384,7 @@ class Traffic:
             number = int(self._clock.now_us() // (_TOP_UP_SECONDS * _MICROS))
             center, fields = await self._top_up(number)
             command = _command(center, _rfc3339(self._clock.now()), f"top-up/{number}", **fields)
-            await self._send_in_order([command])
+            await self.send_in_order([command])
 
     async def _top_up(self, number: int) -> tuple[str, Command]:
         """What number so-and-so is: each kind in turn, in amounts that last some seconds."""

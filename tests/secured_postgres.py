@@ -25,6 +25,8 @@ SUPERUSER = "postgres"
 # The certificate names the first, not the second. Both are this machine.
 HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2"
 
+PUBLIC_SQL = Path(__file__).parents[1] / "deploy" / "postgres" / "public.sql"
+
 _BINARIES = Path("/usr/lib/postgresql")
 _START_SECONDS = 30
 _POLL_SECONDS = 0.05
@@ -69,7 +71,7 @@ class SecuredPostgres:
 
     async def start(self) -> None:
         """Make the credentials, the server and the owner's database; return when it answers."""
-        make_credentials(Settings(), self._directory)
+        make_credentials(Settings(), self._directory, traffic=False)
         home = self._cluster.parent
         home.mkdir()
         shutil.copy(self._directory / "tls" / "postgres.pem", home / "server.pem")
@@ -120,6 +122,17 @@ class SecuredPostgres:
             await superuser.execute(f"CREATE DATABASE {OWNER} OWNER {OWNER}")
         finally:
             await superuser.close()
+        self.psql(SUPERUSER, "postgres", "--file", PUBLIC_SQL)
+
+    def psql(self, login: str, database: str, *arguments: str | Path, program: str = "psql") -> str:
+        """Run a program of the server's as that login; answer what it prints. Raises CalledProcessError."""
+        named = ("--host", HOST, "--port", str(self.port), "--username", login, "--no-password", "--dbname", database)
+        quiet = ("--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1") if program == "psql" else ()
+        password = {"PGPASSWORD": (self.passwords / login).read_text()}
+        command = [_binaries() / program, *named, *quiet, *arguments]
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, **password}, timeout=60
+        ).stdout
 
     async def _first_connection(self) -> asyncpg.Connection:
         async with asyncio.timeout(_START_SECONDS):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, Protocol
 
 import asyncpg
@@ -182,6 +183,21 @@ async def run_to_its_end(command: str, settings: Settings) -> "subprocess.Comple
         check=False,
         timeout=60,
     )
+
+
+def memory_of(code: str) -> list[int]:
+    """Run Python in a process of its own; the most bytes of memory that it had taken, each time it said `measure()`."""
+    measure = r"""
+        import re
+        from pathlib import Path
+        def measure() -> None:  # Not by getrusage, which takes over what the parent had.
+            print(int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", dedent(measure) + dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [int(line) for line in ran.stdout.split()]
 
 
 @contextlib.contextmanager

@@ -3,3 +3,5 @@
 CREATE ROLE drawdown LOGIN CREATEROLE PASSWORD :'password';
 CREATE DATABASE drawdown OWNER drawdown;
 REVOKE ALL ON DATABASE drawdown FROM PUBLIC;
+-- The superuser comes in from within this container, without a password. One that exists could be tried from outside.
+ALTER ROLE postgres PASSWORD NULL;

@@ -19,11 +19,12 @@ import asyncpg
 from services.allocation import metrics
 from services.allocation.bounds import UNBOUNDED, Bounds
 from services.allocation.decoding import (
+    NO_VALUE,
     Command,
     Fault,
     Raw,
-    business_center_of,
-    business_center_of_command,
+    center_of_command,
+    center_of_event,
     decode_command,
     decode_event,
 )
@@ -34,15 +35,27 @@ from services.allocation.failures import (
     RecordFailedError,
     said,
 )
-from shared.contracts.commands import same_content
+from services.allocation.setting_aside import held, kept_bytes, quarantine_row, weight
+from shared.contracts.commands import kept_meaning, refused_content, same_content
+from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import find_events, grants_of, read_events, read_grants, read_spends
+from shared.ledger.lookup import (
+    campaigns_named,
+    find_events,
+    grants_of,
+    read_events,
+    read_grants,
+    read_resting,
+    read_spends,
+    resting_row,
+)
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import Policy
+from shared.rules.resting import Recorded
 from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
@@ -50,9 +63,14 @@ from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partiti
 SLICE_RECORDS = 250
 SLICE_COMMANDS = 20
 SLICE_ENTRIES = 500
+# So many campaigns vouchers may bring back in one batch: an account's campaigns all come where one is tied to some.
+MOST_AWOKEN = 20_000
 
 T = TypeVar("T")
-Outcome = tuple[str, str | None, str, int | None, int, Any]  # status, code, message, first position, position, time
+# status, code, message, first position, position, time, by which way the command came (None: nobody noted it then)
+Outcome = tuple[str, str | None, str, int | None, int, Any, str | None]
+# What the command that was decided meant (None: nobody can read it), and its outcome.
+Decided = tuple[str | None, Outcome]
 
 
 @dataclass(slots=True)
@@ -62,8 +80,9 @@ class Known:
     events: dict[bytes, Event] = field(default_factory=dict)
     spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
     grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
-    commands: dict[bytes, tuple[str, Outcome]] = field(default_factory=dict)
+    commands: dict[bytes, Decided] = field(default_factory=dict)
     accounts_elsewhere: set[str] = field(default_factory=set)
+    resting: Recorded = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -123,6 +142,8 @@ class Decision:
     fates: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    quarantined_bytes: Counter[str] = field(default_factory=Counter)
+    batches_set_aside: int = 0
     pauses: Counter[tuple[str, str]] = field(default_factory=Counter)
     entries: int = 0
 
@@ -135,22 +156,51 @@ class Decision:
             metrics.COMMANDS.labels(shard, status).inc(count)
         for reason, count in self.reasons.items():
             metrics.QUARANTINED.labels(reason).inc(count)
+            metrics.QUARANTINED_BYTES.labels(reason).inc(self.quarantined_bytes[reason])
+        metrics.BATCHES_SET_ASIDE.labels(shard).inc(self.batches_set_aside)
         for (kind, cause), count in self.pauses.items():
             (metrics.PAUSES if kind == "pause" else metrics.RESUMES).labels(cause).inc(count)
         metrics.ENTRIES.labels(shard).inc(self.entries)
 
 
-async def decode(commands: list[Raw], events: list[Any]) -> Decoded:
-    """Decode each record by itself. `events` are Kafka's records or `Raw`s: both have value and headers."""
+async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> Decoded:
+    """Decode each record by itself. `events` are Kafka's records or `Raw`s: both have value and headers.
+
+    `keys` are those with which the API signs commands.
+    """
     decoded = Decoded()
     for start in range(0, len(commands), SLICE_RECORDS):
-        decoded.commands += [(raw, decode_command(raw.value)) for raw in commands[start : start + SLICE_RECORDS]]
+        some = commands[start : start + SLICE_RECORDS]
+        decoded.commands += [
+            (raw, raw.cut.fault if raw.cut else decode_command(raw.value, raw.headers, keys)) for raw in some
+        ]
         await asyncio.sleep(0)
     for start in range(0, len(events), SLICE_RECORDS):
         part = events[start : start + SLICE_RECORDS]
-        decoded.events += [(record, decode_event(record.value, record.headers)) for record in part]
+        decoded.events += [
+            (record, event if (event := decode_event(record.value, record.headers)) is not NO_VALUE else _why(record))
+            for record in part
+        ]
         await asyncio.sleep(0)
     return decoded
+
+
+def within(rules: Shard, decoded: Decoded) -> Decoded:
+    """As many of the records as do not bring too many campaigns back into memory at once: at least one."""
+    if not rules.campaigns.some_rest:
+        return decoded
+    awoken = 0
+    for number, (_, command) in enumerate(decoded.commands):
+        if isinstance(command, Command):
+            awoken += rules.awoken_by(command.content)
+        if awoken > MOST_AWOKEN and number:
+            return decoded.first(number)
+    return decoded
+
+
+def _why(record: Any) -> Fault:
+    """Why a record without a value is no event: it may be one that was cut short."""
+    return record.cut.fault if isinstance(record, Raw) and record.cut else NO_VALUE
 
 
 async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
@@ -180,19 +230,20 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
         }
     named = grants_of((command.content for command in commands), known.spends.values())
     known.grants = await read_grants(connection, shard, rules.forgotten(named))
+    campaigns = campaigns_named(rules, (command.content for command in commands), events)
+    if campaigns:
+        known.resting = await read_resting(connection, shard, campaigns)
     return known
 
 
-async def _decided_commands(
-    connection: asyncpg.Connection, shard: int, ids: list[bytes]
-) -> dict[bytes, tuple[str, Outcome]]:
+async def _decided_commands(connection: asyncpg.Connection, shard: int, ids: list[bytes]) -> dict[bytes, Decided]:
     rows = await connection.fetch(
-        "SELECT command_id, content, status, code, message, first_position, position, recorded_at"
+        "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
         " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
         ids,
         shard,
     )
-    return {row[0]: (same_content(row[1]), tuple(row)[2:]) for row in rows}
+    return {row[0]: (kept_meaning(row[1]), tuple(row)[2:]) for row in rows}
 
 
 class Decider:
@@ -208,8 +259,9 @@ class Decider:
         self._zones = zones
         self._recorded: set[str] = set()
         self._bounds = bounds
-        self._decided: dict[bytes, tuple[str, Outcome]] = {}
-        self._decided_before: dict[bytes, tuple[str, Outcome]] = {}
+        self._room = bounds.bytes
+        self._decided: dict[bytes, Decided] = {}
+        self._decided_before: dict[bytes, Decided] = {}
 
     async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> Decision:
         """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it.
@@ -221,17 +273,20 @@ class Decider:
         rules = self._rules
         rules.accounts_elsewhere = known.accounts_elsewhere
         try:
-            rules.begin(now, self._policy, known.events, known.spends, known.grants, self._zones)
+            rules.begin(now, self._policy, known.events, known.spends, known.grants, self._zones, known.resting)
         except Exception as error:
             raise BeginFailedError(said(error)) from error
         write.recorded_at = rules.now
         write.policy_version, write.rules_version = self._policy.version, self._policy.rules
         write.zones_release = self._zones.release
         self._decided_before, self._decided = self._decided, {}
+        self._room = self._bounds.bytes
         if not rules.has_due():  # Otherwise what was due has filled this batch.
             await self._decide_records(decoded, known, write, decision)
         write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
         self._recorded.update(rules.batch.zones)
+        last = rules.position + len(rules.entries)
+        write.resting = [resting_row(campaign, last) for campaign in rules.let_rest()]
         try:
             await self._encode(write)
         except Exception as error:
@@ -264,7 +319,7 @@ class Decider:
         """Decide the next few commands. Returns whether the batch has room for more."""
         for raw, command in islice(commands, SLICE_COMMANDS):
             self._decide_command(raw, command, known, write, decision)
-            if len(self._rules.entries) >= self._bounds.entries:
+            if self._room <= 0 or len(self._rules.entries) >= self._bounds.entries:
                 return False
         return True
 
@@ -281,13 +336,17 @@ class Decider:
                         fault = Fault(outcome, detail)
                         outcome = self._set_aside(self._as_raw(record), event, fault, write, decision)
                     decision.fates[outcome] += 1
+                    if self._room <= 0:
+                        return False
                 if len(entries) >= most:
                     return False
             else:
                 assert isinstance(event, Fault)
-                center = _if_readable(event, business_center_of, record.value, record.headers)
+                center = _if_readable(event, center_of_event, record)
                 self._quarantine(self._as_raw(record), event, center, write, decision)
                 decision.fates["quarantined"] += 1
+                if self._room <= 0:
+                    return False
         return True
 
     def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
@@ -301,7 +360,7 @@ class Decider:
         self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite, decision: Decision
     ) -> None:
         if isinstance(command, Fault):
-            named = _if_readable(command, business_center_of_command, raw.value)
+            named = _if_readable(command, center_of_command, raw)
             self._quarantine(raw, command, named, write, decision)
             return
         center = command.content["business_center_id"]
@@ -312,21 +371,25 @@ class Decider:
         rules = self._rules
         position = rules.position + len(rules.entries)
         if before is None:
-            refused = rules.command(command.meaning, command.id, command.content)
+            refused = rules.command(command.meaning, command.id, command.content, command.via)
             last = rules.position + len(rules.entries)
             if refused is None:
-                outcome: Outcome = ("accepted", None, "done", position + 1, last, to_datetime(rules.now))
+                outcome: Outcome = ("accepted", None, "done", position + 1, last, to_datetime(rules.now), command.via)
                 if command.content["type"] == "open_ad_account":
                     write.accounts.append((command.content["ad_account_id"], center))
             else:
-                outcome = ("rejected", refused.code, refused.message, None, last, to_datetime(rules.now))
+                told = (refused.code, refused.message)
+                outcome = ("rejected", *told, None, last, to_datetime(rules.now), command.via)
             self._decided[command.id] = (meaning, outcome)
         elif before[0] == meaning:
             outcome = before[1]
         else:
-            message = "another command with this command_id was decided before"
-            outcome = ("rejected", "conflict", message, None, position, to_datetime(rules.now))
-        write.outcomes.append((command.id, before is None, center, command.content["type"], command.content, *outcome))
+            told = ("conflict", "another command with this command_id was decided before")
+            outcome = ("rejected", *told, None, position, to_datetime(rules.now), command.via)
+        self._room -= len(raw.value or b"")
+        is_done = before is None and outcome[0] == "accepted"  # Then its entry holds the content as well.
+        content = command.content if is_done else refused_content(command.content)
+        write.outcomes.append((command.id, before is None, center, content["type"], content, *outcome))
         decision.outcomes[outcome[0]] += 1
 
     def _as_raw(self, record: Any) -> Raw:
@@ -337,25 +400,19 @@ class Decider:
         target = murmur2_partition(center.encode(), self._shards)
         if target == self._shard:
             return False
-        write.forwarded.append((target, raw.topic, raw.partition, raw.offset, raw.key, raw.value, raw.headers_json()))
+        self._room -= weight(raw)
+        kept = held(raw, raw.value, raw.headers_json())
+        write.forwarded.append((target, raw.topic, raw.partition, raw.offset, *kept))
         return True
 
     def _quarantine(self, raw: Raw, fault: Fault, center: str | None, write: BatchWrite, decision: Decision) -> None:
-        write.quarantined.append(
-            (
-                fault.reason,
-                fault.detail,
-                raw.topic,
-                raw.partition,
-                raw.offset,
-                raw.key,
-                raw.value,
-                _if_readable(fault, raw.headers_json),
-                center,
-                to_datetime(self._rules.now),
-            )
-        )
+        kept = kept_bytes(raw)
+        self._room -= kept
+        decision.batches_set_aside += bool(raw.cut and raw.cut.is_batch)
+        headers = _if_readable(fault, raw.headers_json)
+        write.quarantined.append(quarantine_row(raw, fault, headers, center, self._rules.now))
         decision.reasons[fault.reason] += 1
+        decision.quarantined_bytes[fault.reason] += kept
 
     async def _encode(self, write: BatchWrite) -> None:
         entries = self._rules.entries

@@ -37,6 +37,11 @@ def is_structured(value: bytes) -> bool:
         return False
 
 
+def may_be_structured(document: Any, headers: Headers) -> bool:
+    """Is this document, or what its headers say of it, an envelope around the data?"""
+    return _says_structured(headers) or _is_envelope(document)
+
+
 def plain_form(value: bytes, headers: Headers) -> dict[str, Any]:
     """The plain form of a CloudEvent whose headers say that it is one.
 

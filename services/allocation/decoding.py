@@ -11,35 +11,29 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from services.allocation.cloudevents import STRUCTURED, Headers, data_of, is_cloud_event, is_structured, plain_form
+from services.allocation.bounds import LARGEST_VALUE_BYTES
+from services.allocation.cloudevents import (
+    STRUCTURED,
+    Headers,
+    data_of,
+    is_cloud_event,
+    is_structured,
+    may_be_structured,
+    plain_form,
+)
 from shared.contracts.commands import FINANCE_COMMAND, command_content, command_meaning
 from shared.contracts.fields import parse_time, parse_uuid
+from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT
-from shared.contracts.strict_json import MalformedError, refusal
+from shared.contracts.strict_json import MalformedError, refusal, worded
 from shared.rules.money import parse_amount
 from shared.rules.shard import Event
+from shared.rules.ways import API, TOPIC
 
-LARGEST_RECORD_BYTES: Final = 64 * 1024
 _LONGEST_DETAIL: Final = 500
 
 
-@dataclass(slots=True)
-class Raw:
-    """A record as it came, wherever it came from; `forwarded_id` if another shard, or a replay, passed it on."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    forwarded_id: int | None = None
-
-    def headers_json(self) -> list[list[str | None]] | None:
-        """The headers as `[[name, base64 value or null], …]`."""
-        if not self.headers:
-            return None
-        return [[printable(name), None if value is None else b64encode(value).decode()] for name, value in self.headers]
+RecordId = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -51,29 +45,70 @@ class Fault:
     error: Exception | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Why a record, or a whole batch, is not decided, and what is kept of it: its first bytes, its size, its SHA-256.
+
+    A batch begins at `first_offset`; its last is that of the record in whose place it stands.
+    """
+
+    fault: Fault
+    first_offset: int
+    whole_bytes: int
+    whole_sha256: bytes
+    kept: bytes | None
+    is_batch: bool = False
+
+
+@dataclass(slots=True)
+class Raw:
+    """A record as it came, wherever it came from; `forwarded_id` if another shard, or a replay, passed it on.
+
+    One that is too large has no value; a `cut` instead. `replay_of` is the quarantined record of which it is a replay,
+    by shard and sequence.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    forwarded_id: int | None = None
+    cut: Cut | None = None
+    replay_of: RecordId | None = None
+
+    def headers_json(self) -> list[list[str | None]] | None:
+        """The headers as `[[name, base64 value or null], …]`."""
+        if not self.headers:
+            return None
+        return [[printable(name), None if value is None else b64encode(value).decode()] for name, value in self.headers]
+
+
 @dataclass(slots=True)
 class Command:
-    """A finance command: its content as it came, what it means to the rules, and its id's 16 bytes."""
+    """A finance command: its content as it came, what it means to the rules, its id's 16 bytes, and how it came."""
 
     id: bytes
     content: dict[str, Any]
     meaning: dict[str, Any]
+    via: str = TOPIC
 
 
 _validate_event = SPEND_EVENT.validator.validate_json
 _validate_plain_form = SPEND_EVENT.validator.validate_python
 # No shorter event has room for nesting beyond the bound beside its eight fields.
 _ROOM_FOR_NESTING_BYTES: Final = 448
-_NO_VALUE: Final = Fault("malformed", "the record has no value")
+NO_VALUE: Final = Fault("malformed", "the record has no value")
 
 
 def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
     """A spend or reversal, plain or as a CloudEvent, or why it is none. Raises nothing, whatever the bytes are."""
     try:
         if value is None:
-            return _NO_VALUE
+            return NO_VALUE
         size = len(value)
-        if size > LARGEST_RECORD_BYTES:
+        if size > LARGEST_VALUE_BYTES:
             return _too_large(size)
         if headers and is_cloud_event(headers):
             event = _validate_plain_form(plain_form(value, headers))
@@ -108,19 +143,24 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
         return _refused_event(error, value, headers)
 
 
-def decode_command(value: bytes | None) -> Command | Fault:
-    """A finance command, or why it is none. Raises nothing, whatever the bytes are."""
+def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> Command | Fault:
+    """A finance command, or why it is none. Raises nothing, whatever the bytes are.
+
+    It came by the API where one of these keys has signed it. A signature that does not fit is no command at all:
+    whoever claims to be the API and is not shall be seen.
+    """
     try:
         if value is None:
-            return _NO_VALUE
-        if len(value) > LARGEST_RECORD_BYTES:
+            return NO_VALUE
+        if len(value) > LARGEST_VALUE_BYTES:
             return _too_large(len(value))
         command = FINANCE_COMMAND.validate_json(value)
         refused = refusal(value)
         if refused is not None:
             return Fault("malformed", f"Invalid JSON: {refused}")
         content = command_content(command)
-        return Command(parse_uuid(content["command_id"]), content, command_meaning(content))
+        via = API if keys.have_signed(value, headers) else TOPIC
+        return Command(parse_uuid(content["command_id"]), content, command_meaning(content), via)
     except Exception as error:
         return _refused(error, value)
 
@@ -141,13 +181,33 @@ def business_center_of_command(value: bytes | None) -> str | None:
         return None
 
 
+def center_of_event(record: Any) -> str | None:
+    """The Business Center that a quarantined event names, as far as its bytes are there."""
+    cut = record.cut if isinstance(record, Raw) else None
+    return _center_of_start(cut, record.headers) if cut else business_center_of(record.value, record.headers)
+
+
+def center_of_command(raw: Raw) -> str | None:
+    """The Business Center that a quarantined command names, as far as its bytes are there."""
+    return _center_of_start(raw.cut, ()) if raw.cut else business_center_of_command(raw.value)
+
+
+def _center_of_start(cut: Cut, headers: Headers) -> str | None:
+    """What the first bytes name, where they are no CloudEvent whose data may name another."""
+    try:
+        document = from_json(cut.kept or b"", allow_partial=True)
+    except ValueError:
+        return None
+    return None if cut.is_batch or may_be_structured(document, headers) else _named_center(document)
+
+
 def _named_center(document: Any) -> str | None:
     named = document.get("business_center_id") if isinstance(document, dict) else None
     return printable(named)[:64] if isinstance(named, str) else None
 
 
 def _too_large(size: int) -> Fault:
-    return Fault("too_large", f"the record has {size} bytes, {LARGEST_RECORD_BYTES} are allowed")
+    return Fault("too_large", f"the record has {size} bytes, {LARGEST_VALUE_BYTES} are allowed")
 
 
 def _refused_event(error: Exception, value: bytes | None, headers: Headers) -> Event | Fault:
@@ -177,7 +237,7 @@ def _refused(error: Exception, value: bytes | None) -> Fault:
 def _not_valid(error: ValidationError, value: bytes) -> Fault:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return _fault("malformed", first["msg"])
+        return _fault("malformed", worded(first["msg"]))
     refused = refusal(value)
     if refused is not None:
         return Fault("malformed", f"Invalid JSON: {refused}")

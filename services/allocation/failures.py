@@ -4,6 +4,7 @@ A worker that fails is thrown away with its memory, and the shard is loaded agai
 here: the records to quarantine instead of deciding them, and how many records to take at once until one is found.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,8 @@ INTERNAL_ERROR: Final = "internal_error"
 MOST_IN_A_ROW: Final = 5
 _LONGEST_DETAIL: Final = 500
 _TAKEN_ACCOUNT: Final = "ad_accounts_pkey"
+# The places of the next entry, batch, outcome and quarantined or forwarded record. Only a lease's owner writes there.
+_PLACES: Final = re.compile(r"(entries_\d+|batches|outcomes|quarantine_\d{4}_\d\d|forwarded)_pkey")
 # Classes of SQLSTATE: what was written does not fit. All others are about the server, or about who asks it.
 _DATA, _CONSTRAINT, _TOO_LARGE = "22", "23", "54"
 
@@ -54,6 +57,10 @@ class AccountTakenError(Exception):
     """Another shard has opened an ad account of this id at the same moment. The batch is undone, nobody is to blame."""
 
 
+class PlaceTakenError(Exception):
+    """The ledger holds a row in the place of the next one, which nobody of ours has written. No record is to blame."""
+
+
 class BeginFailedError(Exception):
     """What time or a new policy decides failed before any record was looked at; the cause says what."""
 
@@ -74,7 +81,17 @@ def is_of_the_records(error: Exception) -> bool:
 
 def is_taken_account(error: Exception) -> bool:
     """Whether a batch broke the rule that ids of ad accounts are unique across shards."""
-    return isinstance(error, asyncpg.UniqueViolationError) and error.constraint_name == _TAKEN_ACCOUNT
+    return _taken(error) == _TAKEN_ACCOUNT
+
+
+def is_taken_place(error: Exception) -> bool:
+    """Whether a row that is there already stands in the place of a new one."""
+    return _PLACES.fullmatch(_taken(error)) is not None
+
+
+def _taken(error: Exception) -> str:
+    """The constraint by which something is there already; empty for any other error."""
+    return (error.constraint_name or "") if isinstance(error, asyncpg.UniqueViolationError) else ""
 
 
 def internal_error(error: BaseException) -> Fault:
@@ -149,7 +166,7 @@ class Failures:
             raise ShardStoppedError(
                 f"shard {self._shard}: {MOST_IN_A_ROW} records failed one after the other, so this is no matter of"
                 " single records: see the errors before this one in the log; the shard goes on from the last of them"
-                " when this process starts again, with the fault mended"
+                " when the allocation process starts again, with the fault mended and on the same broker"
             )
         return portion
 
@@ -184,7 +201,7 @@ class Failures:
         if _place(record) in self._culprits:
             self._dead_end = (
                 f"shard {self._shard}: {self._name(record)} cannot even be quarantined: {said(error)}; the shard goes"
-                " on from there when this process starts again, with the fault mended"
+                " on from there when the allocation process starts again, with the fault mended and on the same broker"
             )
         else:
             self._note(record, internal_error(error), error)

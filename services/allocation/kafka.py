@@ -1,13 +1,14 @@
 """Reading a shard's partitions from where the ledger says, and from nowhere else."""
 
-from collections.abc import Iterator
+import struct
 from time import monotonic
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
+from aiokafka.errors import KafkaError
 
-from services.allocation import metrics
+from services.allocation import bounds, metrics
 from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.ledger.lease import Lease
@@ -72,32 +73,96 @@ def parsed(key: bytes | None) -> bytes | None:
 
 
 class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """For consumers so marked: the parser's own records (offset, key, value, headers), and no gaps."""
+    """For consumers so marked: the records of `records.Batch`, a slice at a time, and no gaps."""
 
     def __init__(
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any
     ) -> None:
-        self._is_parsed = key_deserializer is parsed
-        records = WithoutGaps(tp, records, fetch_offset) if self._is_parsed else records
-        super().__init__(tp, records, aborted, fetch_offset, key_deserializer, *rest)
+        self.is_parsed = key_deserializer is parsed
+        batches = WithoutGaps(tp, records.batches(tp), fetch_offset) if self.is_parsed else records.plain()
+        super().__init__(tp, batches, aborted, fetch_offset, key_deserializer, *rest)
+        self._waiting: list[Any] = []
+        self._has_ended = False
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._records_iterator  # type: ignore[no-any-return]  # without a call for each record
+    @property
+    def is_used_up(self) -> bool:
+        """Is there nothing left to take?"""
+        return self._has_ended and not self._waiting
+
+    def take(self, most: int) -> list[Any]:
+        """The next records: at most so many, and no more bytes than a batch may hold, but for the last slice's."""
+        taken, room = self._waiting, bounds.BOUNDS.bytes
+        while len(taken) < most and room > 0 and not self._has_ended:
+            part = next(self._records_iterator, None)
+            if part is None:
+                self._has_ended = True
+            else:
+                taken += part
+                room -= part.weight
+        taken, self._waiting = taken[:most], taken[most:]
+        if taken and not self.is_used_up:
+            self.next_fetch_offset = taken[-1].offset + 1
+        return taken
 
     def _consumer_record(self, partition: TopicPartition, record: Any) -> Any:
-        return record if self._is_parsed else super()._consumer_record(partition, record)
+        """A record for the consumer; for those so marked it is a slice of records."""
+        if self.is_parsed:
+            return record.beginning_at(self.next_fetch_offset)
+        return super()._consumer_record(partition, record)
+
+    def _contains_abort_marker(self, batch: Any) -> bool:
+        """Does it end a transaction that is aborted? One that cannot be read ends none."""
+        try:
+            return bool(super()._contains_abort_marker(batch))
+        except (TypeError, struct.error, KafkaError):
+            return False
+
+
+class _Taken(fetcher.FetchResult):  # type: ignore[misc]
+    """What a fetch gave for one partition, taken many records at a time."""
+
+    _partition_records: _ParsedRecords | None
+
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        """As many records as one may take at once."""
+        records = self._partition_records
+        if not (records and records.is_parsed):
+            return super().getall(max_records)  # type: ignore[no-any-return]
+        if not self.check_assignment(self._topic_partition):
+            return []
+        taken = records.take(max_records or bounds.UNBOUNDED.records)
+        self._update_position()
+        if records.is_used_up:
+            self._partition_records = None
+        return taken
 
 
 def install() -> None:
     """Put our reading of a fetch into aiokafka, for all consumers of this process.
 
-    `fetcher.MemoryRecords` becomes `FetchedRecords`: a header whose name is not UTF-8 must not stop a partition.
-    `fetcher.PartitionRecords` becomes `_ParsedRecords`: making a dataclass from each record was a third of the
-    writer's time (`make bench`), and a gap must not lose spends. aiokafka offers no other way. Its version is pinned,
-    and tests of the consumer fail should the names move.
+    `fetcher.MemoryRecords` becomes `FetchedRecords`: whatever a batch holds, reading it is bounded and ends.
+    `fetcher.PartitionRecords` becomes `_ParsedRecords` and `fetcher.FetchResult` `_Taken`: making a dataclass from each
+    record was a third of the writer's time (`make bench`), a gap must not lose spends, and records are not only counted
+    but weighed. aiokafka offers no other way. Its version is pinned, and tests fail should the names move.
     """
     fetcher.MemoryRecords = FetchedRecords
     fetcher.PartitionRecords = _ParsedRecords
+    fetcher.FetchResult = _Taken
+
+
+async def start_consumer(settings: Settings, **options: Any) -> AIOKafkaConsumer:
+    """A consumer of committed records, read as `install` says, without a group; where it begins is still to be said."""
+    install()
+    consumer: AIOKafkaConsumer = await start_client(
+        settings,
+        AIOKafkaConsumer,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        key_deserializer=parsed,
+        isolation_level="read_committed",
+        **options,
+    )
+    return consumer
 
 
 async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> AIOKafkaConsumer:
@@ -112,14 +177,8 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
             " if the old topics are gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
     lease.incarnation = incarnation
-    install()
-    consumer = await start_client(
+    consumer = await start_consumer(
         settings,
-        AIOKafkaConsumer,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        key_deserializer=parsed,
-        isolation_level="read_committed",
         fetch_max_wait_ms=settings.kafka_fetch_wait_ms,
         max_partition_fetch_bytes=2 * 1024 * 1024,
         fetch_max_bytes=4 * 1024 * 1024,

@@ -8,14 +8,22 @@ COMMANDS = Counter("drawdown_commands", "Finance commands by outcome", ["shard",
 PAUSES = Counter("drawdown_pauses", "Pause causes added", ["cause"])
 RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
 QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
+QUARANTINED_BYTES = Counter("drawdown_quarantined_bytes", "Bytes of records kept in quarantine", ["reason"])
+BATCHES_SET_ASIDE = Counter(
+    "drawdown_batches_set_aside", "Kafka's batches quarantined as a whole: too large or broken", ["shard"]
+)
+UNPACKED_BYTES = Counter("drawdown_unpacked_bytes", "Bytes of records that came packed, as they were unpacked")
 INTERNAL_ERRORS = Counter("drawdown_internal_errors", "Records that failed unexpectedly", ["shard"])
 STOPPED = Gauge("drawdown_shard_stopped", "1: the shard was stopped, because record after record failed", ["shard"])
 RESTARTS = Counter("drawdown_shard_restarts", "How often a shard's state was dropped and loaded again", ["shard"])
 LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"])
 LAG_SECONDS = Gauge("drawdown_lag_seconds", "How long the oldest record not yet decided has waited here", ["shard"])
+OUTCOMES_WAITING = Gauge("drawdown_outcomes_waiting", "Outcomes not yet published when last looked at", ["shard"])
 GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
 CLOCK_DIFFERENCE = Gauge("drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's")
+CAMPAIGNS = Gauge("drawdown_campaigns_in_memory", "Campaigns that are not at rest", ["shard"])
+MEMORY_LIMIT = Gauge("drawdown_memory_limit_bytes", "What the process may take before it is ended; 0: unbounded")
 BATCH_RECORDS = Histogram(
     "drawdown_batch_records", "Records in a batch", buckets=(1, 10, 100, 500, 1000, 2000, 5000, 10_000)
 )

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 from aiokafka import AIOKafkaProducer
 
+from services.allocation import metrics
 from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
@@ -32,13 +33,19 @@ async def publish_outcomes(
 
 
 async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
-    done = await connection.fetchval(
-        "SELECT position FROM ledger.checkpoints WHERE follower = $1 AND shard = $2", FOLLOWER, shard
-    )
-    rows = await connection.fetch(
-        "SELECT * FROM ledger.outcomes WHERE shard = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
+    last, done = await connection.fetchrow(
+        "SELECT outcome_sequence, coalesce(c.position, 0) FROM ledger.shards s"
+        " LEFT JOIN ledger.checkpoints_outcomes c ON c.shard = s.shard AND follower = $1 WHERE s.shard = $2",
+        FOLLOWER,
         shard,
-        done or 0,
+    )
+    metrics.OUTCOMES_WAITING.labels(shard).set(last - done)
+    rows = await connection.fetch(
+        "SELECT * FROM ledger.outcomes WHERE shard = $1 AND sequence > $2 AND sequence <= $3"
+        " ORDER BY sequence LIMIT $4",
+        shard,
+        done,
+        last,
         MOST_OUTCOMES,
     )
     if not rows:
@@ -51,10 +58,11 @@ async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProduc
     ]
     await asyncio.gather(*sent)
     await connection.execute(
-        "INSERT INTO ledger.checkpoints (follower, shard, position, recorded_at) VALUES ($1, $2, $3, $4)"
+        "INSERT INTO ledger.checkpoints_outcomes AS known (follower, shard, position, recorded_at)"
+        " VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (follower, shard) DO UPDATE SET position = excluded.position, recorded_at = excluded.recorded_at"
         # Whoever owned the shard before may still be publishing: what it has sent last is behind what was sent since.
-        " WHERE checkpoints.position < excluded.position",
+        " WHERE known.position < excluded.position",
         FOLLOWER,
         shard,
         rows[-1]["sequence"],
@@ -73,5 +81,6 @@ def _message(row: Any) -> dict[str, Any]:
         "message": row["message"],
         "shard": row["shard"],
         "position": row["position"],
+        "via": row["via"],
         "recorded_at": format_time(from_datetime(row["recorded_at"])),
     }

@@ -1,25 +1,53 @@
-"""Kafka's batches as the consumer reads them, with header names of any bytes.
+"""Kafka's batches as the consumer reads them: whatever a producer puts into one, reading it is bounded and ends.
 
-Kafka stores whatever bytes a producer gives as a header's name; Java's client writes UTF-8 and reads anything. aiokafka
-takes UTF-8 alone: one other name fails the fetch, again and again, and the partition stands still. So a batch that
-fails is read again by aiokafka's parser in Python, with names whose foreign bytes are shown as `\\xfc`.
+aiokafka's compiled parser reads the records; what it cannot be trusted with is done before or behind it. A packed batch
+is unpacked here, up to a bound. Where its records begin and end is looked through first, because the parser may read
+past the end. It takes header names of UTF-8 alone, where Kafka stores any bytes and Java writes what it likes: such a
+record is read again in Python, with names whose foreign bytes are shown as `\\xfc`. A batch that cannot be read gives
+one record in the place of all that it has left: it goes to quarantine, and reading goes on behind it.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from itertools import chain, islice, pairwise
+from operator import attrgetter
 from struct import Struct
 from typing import Any, Final
 
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
-from aiokafka.record.util import decode_varint_py as decode_varint  # the compiled one reads past the end
+from aiokafka.structs import TopicPartition
 
-_SLICE_RECORDS: Final = 500
-_LENGTH: Final = Struct(">i")
-_LENGTH_AT: Final = 8  # behind the batch's base offset
-_HEAD_BYTES: Final = 12  # base offset and length
+from services.allocation import frames, legacy, metrics
+from services.allocation.bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
+from services.allocation.decoding import Raw
+from services.allocation.frames import RECORDS_AT
+from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
+from services.allocation.unpacking import NAMES, NONE, TooLargeError, require_few, unpack
+
+_HEAD: Final = Struct(">qi")  # the base offset, and the length of what follows
 _MAGIC_AT: Final = 16
+_SMALLEST_BYTES: Final = 26  # of a batch of the oldest format
+_ATTRIBUTES: Final = Struct(">h")
+_ATTRIBUTES_AT: Final = 21
+_CODEC: Final = 0x07
+_COUNT: Final = Struct(">i")
+_COUNT_AT: Final = 57
+# The compiled parser may read a few bytes behind a record that lies about its fields.
+_PADDING: Final = bytes(64)
+
+# Records are read some at a time: so many, and not many more bytes, because headers take 30 times theirs in memory.
+_SLICE_RECORDS: Final = 250
+_SLICE_BYTES: Final = MIB // 4
+# In batches up to the first nobody looks for the longest record. Of one above the second not all headers are read.
+_SMALL_BYTES: Final = MIB // 16
+_HUGE_BYTES: Final = MIB // 8
+_headers: Final = attrgetter("headers")
+_offset: Final = attrgetter("offset")
 
 
 class FetchedRecords:
@@ -27,80 +55,234 @@ class FetchedRecords:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._batches = MemoryRecords(data)
+
+    def has_next(self) -> bool:
+        """Is there a whole batch?"""
+        return _end_of(self._data, 0, len(self._data)) is not None
+
+    def size_in_bytes(self) -> int:
+        """Of all that was fetched."""
+        return len(self._data)
+
+    def plain(self) -> MemoryRecords:
+        """As aiokafka reads them, for other consumers than the writer's."""
+        return MemoryRecords(self._data)
+
+    def batches(self, partition: TopicPartition) -> "Batches":
+        """As they are read here."""
+        return Batches(partition, self._data)
+
+
+class Batches:
+    """The batches of a fetch, one after the other."""
+
+    def __init__(self, partition: TopicPartition, data: bytes) -> None:
+        self._partition = partition
+        self._data = data + _PADDING
+        self._bytes = len(data)
         self._start = 0
-        self.has_next = self._batches.has_next
-        self.size_in_bytes = self._batches.size_in_bytes
+
+    def has_next(self) -> bool:
+        """Is there another whole one?"""
+        return self._end() is not None
 
     def next_batch(self) -> "Batch":
-        """The next batch; `has_next` was true."""
-        batch, start = self._batches.next_batch(), self._start
-        self._start += _HEAD_BYTES + _LENGTH.unpack_from(self._data, start + _LENGTH_AT)[0]
-        return Batch(batch, memoryview(self._data)[start : self._start])
+        """The next one; `has_next` was true."""
+        start, end = self._start, self._end()
+        assert end is not None
+        if end - start < _SMALLEST_BYTES:
+            raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
+        self._start = end
+        if self._data[start + _MAGIC_AT] < 2:
+            return LegacyBatch(self._partition, self._data, start, end)
+        if end - start < RECORDS_AT:
+            raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
+        return Batch(self._partition, self._data, start, end)
+
+    def _end(self) -> int | None:
+        return _end_of(self._data, self._start, self._bytes)
+
+
+class Slice(list[Any]):
+    """A few records of a batch in order: the offset of the last, and what they weigh together."""
+
+    __slots__ = ("offset", "weight")
+
+    def __init__(self, records: list[Any], weighs: int) -> None:
+        super().__init__(records)
+        self.offset: int = records[-1].offset
+        self.weight = weighs
+
+    def beginning_at(self, offset: int) -> "Slice":
+        """Without what lies before an offset."""
+        if _first_offset(self[0]) >= offset:
+            return self
+        return Slice([_beginning_at(record, offset) for record in self if record.offset >= offset], self.weight)
 
 
 class Batch:
-    """One batch: aiokafka's, but for its records, of which none fails for the name of a header."""
+    """One batch: aiokafka's head of it, and its records a slice at a time."""
 
-    def __init__(self, batch: Any, data: memoryview) -> None:
-        self._batch = batch
-        self._data = data
+    def __init__(self, partition: TopicPartition, data: bytes, start: int, end: int) -> None:
+        self._place = partition.topic, partition.partition
+        self._data, self._start, self._end = data, start, end
+        self._head: Any
+        self._has_bad_crc = False
+        self._read_head()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
+    def validate_crc(self) -> bool:
+        """Is it what its producer sent? One that comes again as it was is stored so, and goes to quarantine."""
+        if self._head.validate_crc():
+            return True
+        self._has_bad_crc = _comes_again(self._place, self._packed())
+        return self._has_bad_crc
 
     def __next__(self) -> Any:
-        return next(self._batch)
+        """Its first record, by which a control batch tells what it is."""
+        return next(iter(self))[0]
 
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self._slices())
-
-    def _slices(self) -> Iterator[Iterable[Any]]:
-        """The records in slices, so that a record costs nothing more than before."""
-        records, done = chain(self._batch), 0  # a batch may be asked for its iterator once only
+    def __iter__(self) -> Iterator[Slice]:
+        reached, last = self.base_offset, self.next_offset - 1
         try:
-            while slice_ := list(islice(records, _SLICE_RECORDS)):
-                yield slice_
-                done += len(slice_)
-        except (UnicodeDecodeError, CorruptRecordException):
-            if self._data[_MAGIC_AT] < 2:  # a format without headers
-                raise
-            yield islice(_WithAnyNames(self._data), done, None)
+            self._require_crc()
+            for part in self._slices():
+                _require_order(part, reached, last)
+                yield part
+                reached = part.offset + 1
+        except TooLargeError as error:
+            yield self._set_aside(reached, "too_large", str(error))
+        except CorruptRecordException as error:
+            yield self._set_aside(reached, "malformed", str(error))
+
+    def _read_head(self) -> None:
+        head = self._head = DefaultRecordBatch(self._packed())
+        self.base_offset: int = head.base_offset
+        # A head whose last offset lies before its first is not believed.
+        self.next_offset: int = max(head.next_offset, head.base_offset + 1)
+        self.is_control_batch: bool = head.is_control_batch
+        self.is_transactional: bool = head.is_transactional
+        self.producer_id: int | None = head.producer_id
+        self.compression_type: int = head.compression_type
+
+    def _slices(self) -> Iterator[Slice]:
+        buffer, start, end = self._unpacked()
+        count = self._number(_COUNT, _COUNT_AT)
+        size = end - start - RECORDS_AT
+        longest = size
+        if size > _SMALL_BYTES:
+            longest = frames.longest(buffer, start + RECORDS_AT, end, count)
+            require_few(count)  # Now it is known not to lie; a small batch has no room for too many.
+        mean = size // max(count, 1)
+        for records in self._records(buffer, start, end, longest):
+            headers = HEADER_BYTES * max(map(len, filter(None, map(_headers, records))), default=0)
+            if longest + headers > LARGEST_VALUE_BYTES:
+                yield self._weighed(records, mean * len(records))
+            else:
+                yield Slice(records, (mean + headers) * len(records))
+
+    def _unpacked(self) -> tuple[bytes, int, int]:
+        """The batch as if it had never been packed, with something behind it: the bytes, its start, its end."""
+        codec = self.compression_type
+        if codec == NONE:
+            return self._data, self._start, self._end
+        packed = self._packed()
+        head = bytearray(packed[:RECORDS_AT])
+        _ATTRIBUTES.pack_into(head, _ATTRIBUTES_AT, self._number(_ATTRIBUTES, _ATTRIBUTES_AT) & ~_CODEC)
+        records = unpack(codec, packed[RECORDS_AT:])
+        metrics.UNPACKED_BYTES.inc(len(records))
+        return b"".join((head, records, _PADDING)), 0, RECORDS_AT + len(records)
+
+    def _records(self, buffer: bytes, start: int, end: int, longest: int) -> Iterator[list[Any]]:
+        """All records, some at a time: a record costs nothing more than aiokafka's parser does."""
+        done, at_once = 0, max(1, min(_SLICE_RECORDS, _SLICE_BYTES // (longest or 1)))
+        if longest <= _HUGE_BYTES:
+            records = chain(DefaultRecordBatch(memoryview(buffer)[start:end]))  # its iterator may be asked for once
+            with suppress(Exception):  # It raises whatever it likes; what is really corrupt is told below.
+                while part := list(islice(records, at_once)):
+                    yield part
+                    done += len(part)
+                return
+            frames.longest(buffer, start + RECORDS_AT, end, self._number(_COUNT, _COUNT_AT))
+        reader = frames.Reader(self._place, self._head, _HUGE_BYTES)
+        for record in reader.read(buffer, frames.behind(buffer, start + RECORDS_AT, done), end):
+            yield [record]
+
+    def _weighed(self, records: list[Any], size: int) -> Slice:
+        """The records, those cut short that are too large. To read what is cut was as dear as what is not."""
+        weighs = max(size, sum(map(weight, records)))
+        return Slice([short_record(each, *self._place) if is_too_large(each) else each for each in records], weighs)
+
+    def _require_crc(self) -> None:
+        if self._has_bad_crc:
+            raise CorruptRecordException("its CRC is another")
+
+    def _set_aside(self, first: int, reason: str, why: str) -> Slice:
+        codec, packed = NAMES.get(self.compression_type, "no codec"), self._packed()
+        record = short_batch(self._place, first, self.next_offset - 1, packed, reason, f"{codec}: {why}")
+        return Slice([record], UNPACKED_BYTES)  # as dear as any batch may be
+
+    def _packed(self) -> memoryview:
+        return memoryview(self._data)[self._start : self._end]
+
+    def _number(self, kind: Struct, at: int) -> int:
+        return int(kind.unpack_from(self._data, self._start + at)[0])
 
 
-class _WithAnyNames(_DefaultRecordBatchPy):  # type: ignore[misc]
-    """aiokafka's parser in Python, but for the names of headers. What is really corrupt raises what it raises."""
+class LegacyBatch(Batch):
+    """A message of the formats before version 2: one record, or records packed together in its value."""
 
-    _pos: int
+    def _read_head(self) -> None:
+        head = self._head = LegacyRecordBatch(self._packed(), self._data[self._start + _MAGIC_AT])
+        self.is_control_batch = self.is_transactional = False
+        self.producer_id = None
+        self.compression_type = self._data[self._start + legacy.ATTRIBUTES_AT] & _CODEC
+        self.next_offset = head.next_offset
+        # Of packed ones the last offset is known alone, so they never seem to leave a gap.
+        self.base_offset = -1 if self.compression_type else head.next_offset - 1
 
-    def _read_msg(self, decode_varint: Any = decode_varint) -> Any:
-        """One record: https://kafka.apache.org/documentation/#record."""
-        buffer = self._buffer
-        length, start = decode_varint(buffer, self._pos)
-        _attributes, at = decode_varint(buffer, start)
-        timestamp_delta, at = decode_varint(buffer, at)
-        offset_delta, at = decode_varint(buffer, at)
-        key, at = _bytes(buffer, at)
-        value, at = _bytes(buffer, at)
-        headers, end = _headers(buffer, at)
-        if end - start != length:
-            raise CorruptRecordException(f"a record of {length} bytes ends after {end - start}")
-        self._pos = end
-        is_appended = self.timestamp_type == self.LOG_APPEND_TIME
-        timestamp = self.max_timestamp if is_appended else self.first_timestamp + timestamp_delta
-        return _DefaultRecordPy(self.base_offset + offset_delta, timestamp, self.timestamp_type, key, value, headers)
-
-
-def _headers(buffer: bytearray, at: int) -> tuple[list[tuple[str, bytes | None]], int]:
-    count, at = decode_varint(buffer, at)
-    headers = []
-    for _ in range(count):
-        name, at = _bytes(buffer, at)
-        value, at = _bytes(buffer, at)
-        headers.append(((name or b"").decode(errors="backslashreplace"), value))
-    return headers, at
+    def _slices(self) -> Iterator[Slice]:
+        message = legacy.message(self._packed())
+        if self.compression_type == NONE:
+            yield self._weighed([message], 0)
+            return
+        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b"")))
+        for record in legacy.packed_messages(unpacked, self.next_offset - 1):
+            yield self._weighed([record], len(unpacked))
 
 
-def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
-    length, at = decode_varint(buffer, at)
-    return (None, at) if length < 0 else (bytes(buffer[at : at + length]), at + length)
+def _end_of(data: bytes, start: int, end: int) -> int | None:
+    """Where the batch ends that begins at a place; None where it is not all there."""
+    if end - start < _HEAD.size:
+        return None
+    its_end = start + _HEAD.size + int(_HEAD.unpack_from(data, start)[1])
+    return its_end if its_end <= end else None
+
+
+def _first_offset(record: Any) -> int:
+    return int(record.cut.first_offset if isinstance(record, Raw) and record.cut else record.offset)
+
+
+def _beginning_at(record: Any, offset: int) -> Any:
+    """The same record; a batch in the place of records whose first are decided begins behind them."""
+    if _first_offset(record) >= offset:
+        return record
+    return replace(record, cut=replace(record.cut, first_offset=offset))
+
+
+def _require_order(part: Slice, first: int, last: int) -> None:
+    """Offsets must ascend, and stay within what the head of the batch says."""
+    offsets = list(map(_offset, part))
+    if offsets != list(range(first, first + len(offsets))) or offsets[-1] > last:  # nearly always they are
+        within = [first - 1, *offsets, last + 1]
+        if any(after <= before for before, after in pairwise(within)):
+            raise CorruptRecordException("the offsets of its records do not ascend within those of the batch")
+
+
+_bad_crcs: dict[tuple[str, int], bytes] = {}
+
+
+def _comes_again(place: tuple[str, int], packed: memoryview) -> bool:
+    """Has the last batch of a partition whose CRC was wrong been this one? Else it may have been damaged on its way."""
+    digest = sha256(packed).digest()
+    before, _bad_crcs[place] = _bad_crcs.get(place), digest
+    return before == digest

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,16 +28,19 @@ from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
     Failures,
+    PlaceTakenError,
     RecordFailedError,
     ShardStoppedError,
     said,
 )
 from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
+from services.allocation.memory import CampaignMemory, Watch
 from services.allocation.outcomes import publish_outcomes
 from services.allocation.standing import Standing, report
 from services.allocation.trying import GrowingPause, again_and_again
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
+from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lease import (
     RELEASED_CHANNEL,
     Lease,
@@ -74,6 +78,7 @@ HEARTBEAT_SECONDS = 0.25
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
+_POLICY_VERSION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FAILING = {"waiting": "waits", "stopped": "is stopped"}
 
 
@@ -82,9 +87,38 @@ def read_policy(path: Path | None) -> Policy:
     if path is None:
         return STANDARD
     try:
-        return policy_of(json.loads(path.read_bytes()))
-    except ValueError as error:
+        policy = policy_of(json.loads(path.read_bytes(), object_pairs_hook=_each_once))
+    except (ValueError, RecursionError) as error:
         raise BadSettingError(f"DRAWDOWN_POLICY_FILE: {path} holds no policy: {error}") from error
+    if not _POLICY_VERSION.fullmatch(policy.version):
+        raise BadSettingError(
+            f"DRAWDOWN_POLICY_FILE: {path}: the version should be of 1 to 64 letters, digits, and any of . _ : -"
+        )
+    return policy
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ: of two the last would hold, and whoever reads the file may see the first."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return fields
+
+
+def read_command_keys(path: Path | None) -> CommandKeys:
+    """The keys with which the API signs, of a PEM file; none: as far as anybody knows, all has come by the topic.
+
+    Raises BadSettingError for a file that holds none.
+    """
+    if path is None:
+        log.warning(
+            "the API's commands are taken for the topic's: DRAWDOWN_COMMAND_KEYS_FILE names no keys to tell them by"
+        )
+        return NO_KEYS
+    try:
+        return CommandKeys(path.read_bytes())
+    except ValueError as error:
+        raise BadSettingError(f"DRAWDOWN_COMMAND_KEYS_FILE: {path}: {error}") from error
 
 
 async def run(settings: Settings) -> None:
@@ -117,7 +151,7 @@ def _is_asked_to_end() -> bool:
 
 def _tell_of(shard: int, error: Exception, seconds: float) -> None:
     """Log why a shard is not written. What a sentence tells needs no stack trace."""
-    foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, KafkaError)
+    foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, PlaceTakenError, KafkaError)
     is_foreseen = is_lost(error) or isinstance(error, foreseen)
     log.error(
         "the shard cannot be written: it is loaded again; other shards go on",
@@ -137,6 +171,7 @@ class Allocation:
         self._broker = health.contact("the broker")
         health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
+        self._keys = read_command_keys(settings.command_keys_file)
         self._clock = Clock(settings)
         self._guard = ClockGuard(self._clock)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -153,6 +188,7 @@ class Allocation:
         self._lags: dict[int, ShardLag] = {}
         self._connections: set[asyncpg.Connection] = set()
         self._peers = Peers()
+        self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), Watch()
         # How many shards nobody else is due to write; unknown before the first heartbeat.
         self._due: int | None = None
 
@@ -212,12 +248,13 @@ class Allocation:
         if not self._workers:
             return True, "standing by: other processes write every shard"
         waiting = sum(lag.records for lag in self._lags.values())
-        return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait"
+        taken = self._memory_watch.look()
+        return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}"
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
-        worker = self._workers.get(int(shard))
-        if worker is not None:
-            worker.wake()
+        for number, worker in self._workers.items():
+            if shard == str(number):  # Any login may notify, of whatever it likes.
+                worker.wake()
 
     def _on_released(self, *_: object) -> None:
         self._released.set()
@@ -265,7 +302,7 @@ class Allocation:
             elif len(self._tasks) < fair:
                 stale = self._peers.stale
                 await end_sessions(keeper, stale)
-                for lease in await claim(keeper, self._owner, fair - len(self._tasks), stale):
+                for lease in await claim(keeper, self._owner, fair - len(self._tasks), stale, self._tasks.keys()):
                     await self._start(lease)
             await self._heartbeat()
             await self._reap(keeper)
@@ -328,7 +365,9 @@ class Allocation:
             except Exception as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
-                    raise
+                    # Raised, it would stand in the place of why the process ends, and of what failed in no shard.
+                    log.warning("a shard failed as it was given up", shard=lease.shard, error=said(error))
+                    return self._leases[lease.shard]
                 seconds = pause.next(self._leases[lease.shard].reached())
                 _tell_of(lease.shard, error, seconds)
                 standing.say("waiting", said(error))
@@ -342,8 +381,11 @@ class Allocation:
             lease = self._leases[lease.shard] = await again(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: farewell(consumer.stop()))
-            rules = await state.load(reading, lease, self._policy, self._settings.deduplication_days)
+            rules = await state.load(
+                reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
+            )
             stack.push_async_callback(state.forget, rules)
+            stack.callback(self._memory.hold(lease.shard, rules.campaigns))
             gc.freeze()
             failures.begin_again()
             worker = Worker(
@@ -359,6 +401,8 @@ class Allocation:
                 self._outcomes_written,
                 failures,
                 standing,
+                self._memory,
+                self._keys,
             )
             self._workers[lease.shard] = worker
             self._shards.add(lease.shard)

@@ -6,6 +6,7 @@ other shards are written meanwhile, and leases renewed.
 
 import asyncio
 import json
+import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,15 +17,19 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from services.allocation.memory import SHORT, memory_limit, resident_bytes
+from shared.ledger.append import keep_resting
 from shared.ledger.lease import Lease
+from shared.ledger.lookup import resting_row
 from shared.ledger.merkle import CompactRange
-from shared.ledger.replay import Redecider, newer_rules
+from shared.ledger.replay import Redecider, StoredBatch, newer_rules
 from shared.ledger.zones import UNRECORDED, record_zones, recorded_zones
 from shared.rules import snapshot
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
 from shared.runtime.errors import CannotGoOnError
+from shared.runtime.postgres import gave_up
 
 log = structlog.get_logger()
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -37,6 +42,10 @@ WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
 _READ_BYTES: Final = 64 * 1024
 _PIECES_OF_A_LINE: Final = 50
+# What is longer is no line of ours: fifty grants that name a thousand campaigns each have three megabytes.
+_LONGEST_LINE_BYTES: Final = 16 * 1024 * 1024
+# To ask how much memory is taken costs as much as fifty pieces.
+_LOOKED_AFTER_BYTES: Final = 1024 * 1024
 _FORGOTTEN_AT_ONCE: Final = 100
 
 
@@ -50,7 +59,22 @@ class Kept:
     objects: int
 
 
-async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, deduplication_days: int) -> Shard:
+class _Loading(Redecider):
+    """Decides again what no snapshot holds yet, within the memory that the process has for campaigns."""
+
+    async def rest(self, batch: StoredBatch) -> None:
+        idle = self.rules.let_rest()
+        if idle:
+            await keep_resting(self.connection, self.shard, [resting_row(campaign, batch.last) for campaign in idle])
+
+
+async def load(
+    connection: asyncpg.Connection,
+    lease: Lease,
+    policy: Policy,
+    deduplication_days: int,
+    most_campaigns: int | None = None,
+) -> Shard:
     """The state at the lease's position, whose `tables` are the recorded time zones.
 
     Raises:
@@ -59,19 +83,46 @@ async def load(connection: asyncpg.Connection, lease: Lease, policy: Policy, ded
 
     """
     await _require_known_rules(connection, lease)
-    # What was charged was young enough then, whatever the window was.
-    rules, tree = Shard(policy, deduplication_days=None), CompactRange()
-    rules.tables |= await recorded_zones(connection)
     kept = await connection.fetchrow(
-        "SELECT state FROM ledger.snapshots WHERE shard = $1 AND format = $2 AND position <= $3",
+        "SELECT position, state FROM ledger.snapshots WHERE shard = $1 AND format = $2 AND position <= $3",
         lease.shard,
         snapshot.FORMAT,
         lease.position,
     )
-    if kept:
+    # What was charged was young enough then, whatever the window was.
+    rules = Shard(policy, deduplication_days=None)
+    if kept is not None:
+        try:
+            return await _load(connection, lease, rules, deduplication_days, most_campaigns, kept)
+        except Exception as error:
+            if gave_up(error):
+                raise
+            log.error(
+                "a snapshot was no use: all entries of the shard are decided again, which may take long",
+                shard=lease.shard,
+                error=repr(error),
+            )
+        await forget(rules)
+        rules = Shard(policy, deduplication_days=None)
+    return await _load(connection, lease, rules, deduplication_days, most_campaigns, None)
+
+
+async def _load(
+    connection: asyncpg.Connection,
+    lease: Lease,
+    rules: Shard,
+    deduplication_days: int,
+    most_campaigns: int | None,
+    kept: asyncpg.Record | None,
+) -> Shard:
+    tree = CompactRange()
+    zones = await recorded_zones(connection, lease.shard, 0 if kept is None else kept["position"])
+    rules.tables |= zones
+    if kept is not None:
         tree = await asyncio.to_thread(_restore, rules, kept["state"])
     start = tree.size
-    await Redecider(connection, rules, lease.shard, tree).run(start, lease.position)
+    rules.campaigns.most = most_campaigns
+    await _Loading(connection, rules, lease.shard, tree, zones).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
         raise ValueError(f"shard {lease.shard}: the lease is at {lease.position}, the ledger ends at {tree.size}")
     if rules.zones.release == UNRECORDED:
@@ -142,23 +193,52 @@ def _dump(rules: Shard, tree: CompactRange) -> Kept:
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
-    pieces = chain.from_iterable(_restful(json.loads(line) for line in _lines(state)))
-    head = next(pieces)
+    pieces = chain.from_iterable(_restful(json.loads(line) for line in _fitting(_lines(state))))
+    head = next(pieces, None)
+    if head is None:  # A StopIteration would never reach who waits for this thread.
+        raise ValueError("the snapshot is empty")
     snapshot.load(rules, pieces)
     return CompactRange(head["position"], bytes.fromhex(head["frontier"]))
 
 
+def _fitting(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines, as long as there is memory for what is made of them. Deciding the ledger again lets campaigns rest."""
+    most = (memory_limit() or sys.maxsize) * SHORT
+    unseen_bytes = _LOOKED_AFTER_BYTES
+    for line in lines:
+        unseen_bytes += len(line)
+        if unseen_bytes > _LOOKED_AFTER_BYTES:
+            unseen_bytes = 0
+            if resident_bytes() > most:
+                raise ValueError("the snapshot does not fit into the memory of this process")
+        yield line
+
+
 def _lines(state: bytes) -> Iterator[bytes]:
     """The lines of a compressed text; no more than a part of it is unpacked at any time."""
-    unpacking, rest = zlib.decompressobj(), b""
-    packed = state
-    while packed:
-        *lines, rest = (rest + unpacking.decompress(packed, _READ_BYTES)).split(b"\n")
-        packed = unpacking.unconsumed_tail
-        yield from lines
-    *lines, rest = (rest + unpacking.flush()).split(b"\n")
-    yield from lines
-    assert not rest, "the last line ends too"
+    line = bytearray()
+    for part in _unpacked(state):
+        *whole, rest = part.split(b"\n")
+        for end in whole:
+            yield bytes(line + end)
+            line.clear()
+        line += rest
+        if len(line) > _LONGEST_LINE_BYTES:
+            raise ValueError(f"a line of the snapshot has more than {_LONGEST_LINE_BYTES} bytes")
+    if line:
+        raise ValueError("the snapshot ends within a line")
+
+
+def _unpacked(state: bytes) -> Iterator[bytes]:
+    unpacking = zlib.decompressobj()
+    for start in range(0, len(state), _READ_BYTES):
+        packed = state[start : start + _READ_BYTES]
+        while packed:
+            yield unpacking.decompress(packed, _READ_BYTES)
+            packed = unpacking.unconsumed_tail
+    yield unpacking.flush()  # What a few bits still give.
+    if not unpacking.eof:
+        raise ValueError("the snapshot ends early")
 
 
 def _in_lines(pieces: Iterator[Any]) -> Iterator[list[Any]]:

@@ -5,11 +5,10 @@ ledger. Whatever fails, memory is forgotten and the ledger loaded again: see `se
 """
 
 import asyncio
-from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -17,20 +16,36 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import accounts, bounds, metrics, state
-from services.allocation.batch import Decider, Decision, Decoded, as_raw, decode, is_command, look_up, next_offset
+from services.allocation.batch import (
+    Decider,
+    Decision,
+    Decoded,
+    as_raw,
+    decode,
+    is_command,
+    look_up,
+    next_offset,
+    within,
+)
 from services.allocation.clock_guard import ClockGuard
 from services.allocation.decoding import Raw
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
     Failures,
+    PlaceTakenError,
     RecordFailedError,
     is_of_the_records,
     is_taken_account,
+    is_taken_place,
     said,
 )
+from services.allocation.memory import CampaignMemory
+from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.standing import Standing
+from shared.contracts.signatures import CommandKeys
 from shared.ledger.append import BatchWrite, append
+from shared.ledger.headers import read_headers
 from shared.ledger.lease import Lease
 from shared.ledger.zones import zones_to_write_with
 from shared.rules.policy import Policy
@@ -38,10 +53,12 @@ from shared.rules.shard import Shard
 from shared.runtime.clock import Clock
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.postgres import is_lost
 
 log = structlog.get_logger()
 
 LONGEST_WAIT_SECONDS = 1.0
+FORWARDED_SECONDS = 5.0  # between two looks for forwarded records at most: a notification may be lost
 DISAGREEING_SECONDS = 0.25  # between two looks at clocks that do not agree
 
 
@@ -70,6 +87,8 @@ class Worker:
         outcomes_written: asyncio.Event,
         failures: Failures,
         standing: Standing,
+        memory: CampaignMemory,
+        keys: CommandKeys,
     ) -> None:
         self.lease = lease
         self._rules = rules
@@ -84,6 +103,8 @@ class Worker:
         self._outcomes_written = outcomes_written
         self._failures = failures
         self._standing = standing
+        self._memory = memory
+        self._keys = keys
         self._spends = TopicPartition(SPEND_EVENTS, lease.shard)
         self._commands = TopicPartition(FINANCE_COMMANDS, lease.shard)
         # What comes next from each topic: to be taken in, and to be decided.
@@ -94,6 +115,7 @@ class Worker:
         self._taking: set[int] = set()
         self._wake = asyncio.Event()
         self._wake.set()
+        self._looked_at = perf_counter()
         self._stopping = False
         self._fetching: asyncio.Task[Any] | None = None
         self._woken: asyncio.Task[Any] | None = None
@@ -146,6 +168,8 @@ class Worker:
         """Wait until there is something to do, and decode it."""
         self._fetching = self._fetching or asyncio.create_task(self._fetch())
         self._woken = self._woken or asyncio.create_task(self._wake.wait())
+        if perf_counter() - self._looked_at > FORWARDED_SECONDS:
+            self._wake.set()
         waiting: set[asyncio.Task[Any]] = {self._fetching, self._woken}
         if self._commit is not None:
             waiting.add(self._commit)
@@ -188,31 +212,13 @@ class Worker:
 
     async def _read_forwarded(self) -> list[Raw]:
         """The first of the forwarded records, bounded in number and bytes; the others are read once these are."""
+        self._looked_at = perf_counter()
         rows = await self._reading.fetch(
-            'SELECT id, topic, partition, "offset", key, raw, headers FROM ('
-            "    SELECT *, sum(coalesce(octet_length(raw), 0)) OVER (ORDER BY id) - coalesce(octet_length(raw), 0)"
-            "        AS bytes_before FROM ("
-            "        SELECT * FROM ledger.forwarded WHERE shard = $1 AND id <> ALL($2) ORDER BY id LIMIT $3) AS few"
-            ") AS sized WHERE bytes_before < $4 ORDER BY id",
-            self.lease.shard,
-            list(self._taking),
-            bounds.BOUNDS.records,
-            bounds.MOST_FORWARDED_BYTES,
+            _FORWARDED, self.lease.shard, list(self._taking), bounds.BOUNDS.records, bounds.BOUNDS.bytes
         )
         if rows:
             self._wake.set()
-        return [
-            Raw(
-                row["topic"],
-                row["partition"],
-                row["offset"],
-                row["key"],
-                row["raw"],
-                _headers(row["headers"]),
-                row["id"],
-            )
-            for row in rows
-        ]
+        return [_forwarded(row) for row in rows]
 
     async def _decode(self, records: dict[TopicPartition, list[Any]], forwarded: list[Raw]) -> None:
         spends, commands = records.get(self._spends, []), records.get(self._commands, [])
@@ -224,6 +230,7 @@ class Worker:
             [raw for raw in forwarded if is_command(raw.topic)]
             + [as_raw(record, *self._commands) for record in commands],
             [raw for raw in forwarded if not is_command(raw.topic)] + spends,
+            self._keys,
         )
         self._failures.mark(self._backlog)
 
@@ -249,7 +256,8 @@ class Worker:
         now = await self._time_of_batch()
         if now is None:
             return
-        portion = self._failures.portion(self._backlog)
+        self._memory.share_out(self.lease.shard)
+        portion = accounts.within(within(self._rules, self._failures.portion(self._backlog)))
         opened = accounts.opened_in(portion)
         if opened:
             await self._committed()
@@ -288,7 +296,13 @@ class Worker:
 
     async def _append(self, write: BatchWrite, decided: Decoded, decision: Decision, started: float) -> None:
         nothing = not (
-            write.rows or write.outcomes or write.quarantined or write.forwarded or write.taken or write.zones
+            write.rows
+            or write.outcomes
+            or write.quarantined
+            or write.forwarded
+            or write.taken
+            or write.zones
+            or write.resting
         )
         if nothing and (write.spend_offset, write.command_offset) == (
             self.lease.spend_offset,
@@ -346,7 +360,10 @@ class Worker:
         self._next_snapshot = self.lease.position + state.entries_between(objects)
 
     async def _finish(self) -> None:
+        under_way = self._commit if self._commit is not None and not self._commit.done() else None
         await self._committed()
+        if under_way is not None:
+            self._tell_of(under_way)
         if self._kept_at < self.lease.position:
             await self._keep_state()
 
@@ -364,9 +381,10 @@ class Worker:
 
     def _tell_of(self, commit: asyncio.Task[None]) -> None:
         says = log.bind(shard=self.lease.shard, position=self.lease.position)
-        if commit.cancelled():
+        error = None if commit.cancelled() else commit.exception()
+        if commit.cancelled() or (error is not None and is_lost(error.__cause__ or error)):
             says.warning("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
-        elif (error := commit.exception()) is not None:
+        elif error is not None:
             says.warning("the batch that was being committed is undone", error=said(error.__cause__ or error))
         else:
             says.info("the batch that was being committed is in the ledger")
@@ -382,10 +400,45 @@ def _blamed_on(records: Decoded) -> Iterator[None]:
     except Exception as error:
         if is_taken_account(error):
             raise AccountTakenError(said(error)) from error
+        if is_taken_place(error):
+            raise PlaceTakenError(
+                "the ledger holds a row in the place of the next one, and no process of ours has written it: run"
+                f" 'drawdown audit verify' and see docs/runbook.md; {said(error)}"
+            ) from error
         if records and is_of_the_records(error):
             raise BatchFailedError(records.records()) from error
         raise
 
 
-def _headers(kept: list[list[Any]] | None) -> list[tuple[str, bytes | None]]:
-    return [(name, None if value is None else b64decode(value)) for name, value in kept or []]
+# The bytes of a row are those of its columns: a record of no value may have headers of megabytes. Of rows from before
+# there was a bound one may be above it: it comes alone.
+_FORWARDED: Final = """
+    SELECT id, topic, partition, "offset", key, raw, headers::text, replay_shard, replay_sequence FROM (
+        SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before FROM (
+            SELECT *, coalesce(octet_length(raw), 0) + coalesce(octet_length(key), 0)
+                + coalesce(octet_length(headers::text), 0) AS bytes
+            FROM ledger.waiting_records WHERE shard = $1 AND id <> ALL($2) ORDER BY id LIMIT $3) AS few
+    ) AS sized WHERE bytes_before < $4 ORDER BY id
+"""
+
+
+def _forwarded(row: asyncpg.Record) -> Raw:
+    """A record that waited for its shard; one that is too large, from before there was a bound, is cut short.
+
+    Raises nothing: what cannot be read, which nobody of ours has written, goes to quarantine.
+    """
+    topic, partition, replay = row["topic"], row["partition"], (row["replay_shard"], row["replay_sequence"])
+    place = (topic, partition, row["offset"])
+    try:
+        headers = read_headers(row["headers"])
+    except ValueError as error:
+        return unreadable_record(place, row["key"], row["raw"], f"its headers: {error}", row["id"])
+    if (replay[0] is None) != (replay[1] is None):
+        why = "it names half of the record of which it is a replay"
+        return unreadable_record(place, row["key"], row["raw"], why, row["id"])
+    raw = Raw(*place, row["key"], row["raw"], headers, row["id"])
+    if is_too_large(raw):
+        raw = short_record(raw, topic, partition, row["id"])
+    if replay[0] is not None:
+        raw.replay_of = replay
+    return raw

@@ -1,21 +1,38 @@
 """Who may ask for what, and how often: tokens, roles, Business Centers and the rate."""
 
-import math
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 
-from services.api.errors import ApiError, permission_denied
+from services.api.connections import CONNECTIONS_AT_MOST
+from services.api.errors import ApiError, permission_denied, too_many_requests
 from services.api.limits import RateLimit
 from services.api.pages import require_no_stranger
 from services.api.tokens import Caller, Verifier, unauthenticated
+from services.api.turns import Turns
 from shared.contracts.commands import Role
 from shared.runtime.settings import Settings, is_loopback
 
-PROBES = frozenset({"/healthz", "/readyz"})
 ANYBODY = Caller("anybody", "admin", None)
+# How often a second an address may ask for what needs no token, or is not there; and where no tokens are wanted.
+OPEN_A_SECOND: Final = 20
+OPEN_A_SECOND_WITHOUT_TOKENS: Final = 200
+# How often a second a client is told at once that its token is no good, or that there is no such path or method.
+IN_VAIN_A_SECOND: Final = 50
+# A longer body counts as one more request for each as many bytes.
+BYTES_OF_A_REQUEST: Final = 1_024
+# The pool has eight connections to the database; some are for commands, and for who looks for their outcomes.
+READS_AT_ONCE: Final = 6
+COMMANDS_AT_ONCE: Final = 256
+BEGINNINGS_AT_ONCE: Final = 4
+# Requests of one subject that may wait for their turn.
+WAITING_AT_MOST: Final = 256
+# Where the gate puts who asks.
+CALLER: Final = "drawdown.caller"
 
 _BEARER = HTTPBearer(
     bearerFormat="JWT",
@@ -33,59 +50,89 @@ class Access:
         """Raises BadSettingError when tokens are wanted and there are no keys to check them with."""
         self.verifier = Verifier(settings) if settings.api_wants_tokens else None
         self._rate = RateLimit(settings.http_rate)
+        self._in_vain_rate = RateLimit(IN_VAIN_A_SECOND)
+        self._open_rate = RateLimit(OPEN_A_SECOND if self.verifier else OPEN_A_SECOND_WITHOUT_TOKENS)
         self._is_local = is_loopback(settings.http_host)
+        # A command mostly waits, a read is work. Without tokens there is nobody to protect from another.
+        in_flight = settings.http_in_flight if self.verifier else COMMANDS_AT_ONCE
+        waiting = WAITING_AT_MOST if self.verifier else CONNECTIONS_AT_MOST
+        self.commands = Turns(COMMANDS_AT_ONCE, in_flight, in_flight, waiting)
+        self._beginnings = Turns(BEGINNINGS_AT_ONCE, 1, 1, CONNECTIONS_AT_MOST)
+        self.reads = Turns(READS_AT_ONCE, 1 if self.verifier else READS_AT_ONCE, in_flight, waiting)
 
-    async def identify(self, token: str | None, address: str) -> Caller:
-        """Who asks. Raises ApiError: 401, 403, and 429 for who asks too often."""
+    async def begin(self, headers: Headers, address: str) -> None:
+        """Wait until a request may begin: of one token, or of one address without, one in each pass of the loop.
+
+        What is refused, or answered at once, costs little, but forty of them in each pass make everybody wait. Raises
+        ApiError (429).
+        """
+        async with self._beginnings.turn(headers.get("authorization", address)):
+            await asyncio.sleep(0)
+
+    async def identify(self, method: str, headers: Headers, address: str) -> tuple[Caller, str]:
+        """Who asks, and as which client that counts. Raises ApiError: 401, 403, 415, 421, and 429."""
+        client = f"address {address}"
         if self.verifier is None:
-            self.count(f"address {address}")
-            return ANYBODY
+            self._refuse_strangers(method, headers, client)
+            _count(self._rate, client)
+            return ANYBODY, client
         try:
-            if token is None:
-                raise unauthenticated("send a token: Authorization: Bearer …", is_there=False)
-            caller = await self.verifier.caller(token)
+            caller = await self.verifier.caller(_token_of(headers))
         except ApiError:
-            self.count(f"address {address}")
+            _count(self._rate, client)
             raise
-        self.count(f"subject {caller.id}")
-        return caller
+        client = f"subject {caller.id}"
+        _count(self._rate, client)
+        return caller, client
 
-    def refuse_strangers(self, request: Request) -> None:
-        """Where no tokens are wanted: let no web page of somebody else in. Raises ApiError: 403, 415, 421."""
+    def has_sent(self, client: str, size: int) -> None:
+        """Count a body of so many bytes: it takes time to read."""
+        self._rate.add(client, size // BYTES_OF_A_REQUEST)
+
+    def asks_in_vain(self, client: str) -> bool:
+        """Count what was asked in vain; True: too often."""
+        return self._in_vain_rate.take(client) > 0
+
+    def admit(self, method: str, headers: Headers, address: str) -> None:
+        """Let anybody in to what holds nobody's data. Raises ApiError: 403, 415, 421, and 429."""
+        client = f"address {address}"
         if self.verifier is None:
-            require_no_stranger(request.method, request.headers, is_local=self._is_local)
+            self._refuse_strangers(method, headers, client)
+        _count(self._open_rate, client)
 
-    def count(self, client: str) -> None:
-        """Count a request of this client. Raises ApiError (429)."""
-        wait_seconds = self._rate.take(client)
-        if wait_seconds:
-            headers = {"Retry-After": str(math.ceil(wait_seconds))}
-            raise ApiError(429, "too_many_requests", "more requests than are taken: ask again a little later", headers)
-
-
-def _access(request: Request) -> Access:
-    access: Access = request.app.state.context.access
-    return access
+    def _refuse_strangers(self, method: str, headers: Headers, client: str) -> None:
+        """Where no tokens are wanted: let no web page of somebody else in."""
+        try:
+            require_no_stranger(method, headers, is_local=self._is_local)
+        except ApiError:
+            _count(self._open_rate, f"a page at {client}")
+            raise
 
 
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+def _count(rate: RateLimit, client: str) -> None:
+    """Count a request of this client. Raises ApiError (429)."""
+    wait_seconds = rate.take(client)
+    if wait_seconds:
+        raise too_many_requests(wait_seconds)
 
 
-async def identify(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-) -> Caller:
+def _token_of(headers: Headers) -> str:
+    """The bearer token (RFC 6750, section 2.1). Raises ApiError (401): there is none."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise unauthenticated("send a token: Authorization: Bearer …", is_there=False)
+    return token
+
+
+def _identified(request: Request) -> Caller:
+    """Who asks: the gate has seen to it."""
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+async def identify(request: Request, _: Annotated[object, Security(_BEARER)]) -> Caller:
     """Who asks: what every route that holds anybody's data depends on."""
-    _access(request).refuse_strangers(request)
-    token = None if credentials is None else credentials.credentials
-    return await _access(request).identify(token, _address(request))
-
-
-async def count_open(request: Request) -> None:
-    """Count a request that needs no token. Probes are not: however busy an address is, they tell the truth."""
-    if request.url.path not in PROBES:
-        _access(request).refuse_strangers(request)
-        _access(request).count(f"address {_address(request)}")
+    return _identified(request)
 
 
 AnyRole = Annotated[Caller, Depends(identify)]

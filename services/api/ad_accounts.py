@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 import asyncpg
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from services.api.access import AnyRole
 from services.api.budgets import Today, budget_answer, changes_answer
@@ -18,6 +18,7 @@ from services.api.history import ad_account_facts_at, ad_account_spend_at, budge
 from services.api.models import AdAccount, AdAccounts, AfterId, Limit, PathId, money
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
+from services.api.pieces import page, unhurried
 from services.api.policies import read_policies
 from services.api.tokens import Caller
 from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
@@ -33,7 +34,7 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 )
 async def list_ad_accounts(
     business_center_id: PathId, context: Api, caller: AnyRole, limit: Limit = 100, after: AfterId = None
-) -> dict[str, Any]:
+) -> Response:
     """A page of a Business Center's ad accounts, by id."""
     async with context.snapshot() as connection:
         shard = await connection.fetchval(
@@ -44,11 +45,8 @@ async def list_ad_accounts(
         ids = await _ids_after(connection, business_center_id, after or "", limit + 1)
         checkpoints = await read_checkpoints(connection, "balance", [shard])
         found = await read_ad_accounts(connection, ids[:limit], checkpoints, context.clock)
-    return {
-        "ad_accounts": list(found.values()),
-        "next": ids[limit - 1] if len(ids) > limit else None,
-        "as_of": checkpoints.as_of(),
-    }
+    following = ids[limit - 1] if len(ids) > limit else None
+    return await page("ad_accounts", unhurried(found.values()), next=following, as_of=checkpoints.as_of())
 
 
 @router.get(
@@ -101,7 +99,7 @@ async def read_ad_accounts(
         ids,
     )
     now_us = checkpoints.now_us(clock)
-    todays = {row["ad_account_id"]: Today.at(row["time_zone"], now_us) for row in rows}
+    todays = {row["ad_account_id"]: Today.at(row["time_zone"], now_us) async for row in unhurried(rows)}
     spent = await _spent_in_periods(connection, rows, todays)
     pockets = await _pockets(connection, rows)
     spend = await _spend(connection, ids)
@@ -114,7 +112,7 @@ async def read_ad_accounts(
             balance_answer(pockets[id_], policies[row["shard"]]),
             spend.get(id_),
         )
-        for row in rows
+        async for row in unhurried(rows)
     }
 
 

@@ -1,6 +1,7 @@
 """The application: every route, its errors, its metrics and its description."""
 
 from fastapi import Depends, FastAPI
+from starlette.middleware import Middleware
 
 from services.api import (
     access,
@@ -22,9 +23,11 @@ from services.api import (
     spend_detail,
 )
 from services.api.context import Context
+from services.api.gate import Gate
+from services.api.headers import SafeHeaders
 from shared.contracts.commands import FINANCE_COMMAND
 
-# What holds somebody's data: asked with a token, unless the settings say otherwise.
+# What holds somebody's data, all below /v1/: there the gate asks for a token, unless the settings say otherwise.
 PROTECTED = (
     commands,
     business_centers,
@@ -51,14 +54,15 @@ def create_app(context: Context) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        middleware=[Middleware(operations.CountRequests), Middleware(SafeHeaders), Middleware(Gate)],
     )
     app.state.context = context
     for module in PROTECTED:
         dependencies = [Depends(access.identify)]
         app.include_router(module.router, dependencies=dependencies, responses=openapi.ACCESS_PROBLEMS)
     for module in OPEN:
-        app.include_router(module.router, dependencies=[Depends(access.count_open)])
+        app.include_router(module.router)
     errors.install(app)
-    app.add_middleware(operations.CountRequests)
     openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
+    app.state.pages = documentation.pages(app.openapi(), asyncapi.document())
     return app

@@ -3,10 +3,11 @@
 from functools import lru_cache
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from faststream.kafka import KafkaBroker
 from faststream.specification import AsyncAPI
 
+from services.api.documentation import page
 from services.api.models import Outcome
 from shared.contracts.commands import AnyCommand
 from shared.contracts.signals import DeliverySignal
@@ -16,14 +17,14 @@ from shared.runtime.kafka import DELIVERY_SIGNALS, FINANCE_COMMANDS, FINANCE_OUT
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/asyncapi.json", summary="The Kafka topics, their keys and messages")
-def asyncapi() -> dict[str, Any]:
+@router.get("/asyncapi.json", summary="The Kafka topics, their keys and messages", response_model=dict[str, Any])
+async def asyncapi(request: Request) -> Response:
     """AsyncAPI 3.0."""
-    return _document()
+    return await page(request)
 
 
 @lru_cache(maxsize=1)
-def _document() -> dict[str, Any]:
+def document() -> dict[str, Any]:
     """Nothing connects: the broker object only knows what would be read and written."""
     broker = KafkaBroker()
 
@@ -35,7 +36,10 @@ def _document() -> dict[str, Any]:
     async def _spend_events(event: SpendEvent) -> None: ...
 
     @broker.subscriber(
-        FINANCE_COMMANDS, title=FINANCE_COMMANDS, description="Top-ups, budgets and the like. Key: business_center_id."
+        FINANCE_COMMANDS,
+        title=FINANCE_COMMANDS,
+        description="Top-ups, budgets and the like. Key: business_center_id. The header `drawdown-signature` is the"
+        " API's own: what comes without is known as the topic's, and a policy may bound what it names.",
     )
     async def _finance_commands(command: AnyCommand) -> None: ...
 
@@ -52,8 +56,8 @@ def _document() -> dict[str, Any]:
         description="Pause and resume. Key: ad_account/{id} or campaign/{ad_account_id}/{id}; compacted. At least once,"
         " in order per key: drop what has a position that was seen.",
     )
-    document: dict[str, Any] = AsyncAPI(broker, title="Drawdown", version="1").to_specification().to_jsonable()
-    document.pop("servers", None)
-    for channel in document["channels"].values():
+    described: dict[str, Any] = AsyncAPI(broker, title="Drawdown", version="1").to_specification().to_jsonable()
+    described.pop("servers", None)
+    for channel in described["channels"].values():
         channel.pop("servers", None)
-    return document
+    return described

@@ -15,6 +15,7 @@ from services.api.history import business_center_facts_at, business_center_spend
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import At, Entity, Moment, find_business_center, money_since_closing, read_at
+from services.api.pieces import unhurried
 from services.api.policies import read_policies
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
@@ -35,7 +36,7 @@ async def list_business_centers(
         )
         ids = [row["business_center_id"] for row in rows]
         found = await read_business_centers(connection, ids[:limit])
-        checkpoints = await read_checkpoints(connection, "balance")
+        checkpoints = await read_checkpoints(connection, "balance", caller.shards(context.shards))
     return {
         "business_centers": list(found.values()),
         "next": ids[limit - 1] if len(ids) > limit else None,
@@ -58,8 +59,9 @@ async def get_business_center(
     if at is not None:
         return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
     async with context.snapshot() as connection:
-        found = await read_business_centers(connection, [business_center_id])
-        if not found or not caller.sees(business_center_id):
+        mine = [business_center_id] if caller.sees(business_center_id) else []
+        found = await read_business_centers(connection, mine)
+        if not found:
             raise not_found("Business Center")
         answer = found[business_center_id]
         checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])
@@ -71,7 +73,9 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
     rows = await connection.fetch(
         """
         SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
-               coalesce(l.amount, 0) AS credit_limit
+               coalesce(l.amount, 0) AS credit_limit,
+               (SELECT s.amount FROM balance.largest_spends s WHERE s.business_center_id = b.business_center_id
+                ORDER BY s.position DESC LIMIT 1) AS largest_spend
         FROM balance.business_centers b
         LEFT JOIN balance.automatic_allocation a USING (business_center_id)
         LEFT JOIN balance.credit_limits l USING (business_center_id)
@@ -91,9 +95,10 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
             "time_zone": row["time_zone"],
             "balance": balance_answer(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
             "automatic_allocation": _allocation(row, left_out[id_]),
+            "largest_spend": _largest_spend(row),
             "spend": spend_answer(spend.get(id_)),
         }
-        for row in rows
+        async for row in unhurried(rows)
     }
 
 
@@ -105,6 +110,7 @@ async def _business_center_at(connection: asyncpg.Connection, entity: Entity, mo
         **{name: row[name] for name in ("business_center_id", "currency", "time_zone")},
         "balance": balance_answer(pockets, credit_limit, moment.policy),
         "automatic_allocation": _allocation(row, left_out),
+        "largest_spend": _largest_spend(row),
         "spend": spend_answer(await business_center_spend_at(connection, entity, moment, moved)),
         "as_of": moment.as_of(),
     }
@@ -142,6 +148,11 @@ def _allocation(row: asyncpg.Record, left_out: list[dict[str, str]]) -> dict[str
     if enabled_at is None:
         return {"enabled": False, "enabled_at": None, "left_out": []}
     return {"enabled": True, "enabled_at": time(enabled_at), "left_out": left_out}
+
+
+def _largest_spend(row: asyncpg.Record) -> str | None:
+    amount = row["largest_spend"]
+    return None if amount is None else money(amount)
 
 
 async def _pockets(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from services.api.models import microseconds, time
+from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.clock import Clock
 
 
@@ -34,12 +35,11 @@ async def read_checkpoints(
 ) -> Checkpoints:
     """The checkpoints of a follower in these shards, or in all; position 0 where it has not begun."""
     rows = await connection.fetch(
-        """
-        SELECT s.shard, coalesce(c.position, 0) AS position, c.recorded_at
-        FROM ledger.shards s LEFT JOIN ledger.checkpoints c ON c.shard = s.shard AND c.follower = $1
-        WHERE $2::smallint[] IS NULL OR s.shard = ANY($2)
-        """,
-        follower,
+        f"""
+        SELECT shard, coalesce(c.position, 0) AS position, c.recorded_at
+        FROM ledger.shards s LEFT JOIN {checkpoints_of(follower)} c USING (shard)
+        WHERE $1::smallint[] IS NULL OR shard = ANY($1)
+        """,  # noqa: S608 (one of our followers)
         shards,
     )
     return Checkpoints(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import asyncpg
 from aiokafka import AIOKafkaProducer
@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from services.api.access import Access
 from services.api.waiting import Watcher
 from services.api.writers import Writers
+from shared.contracts.signatures import CommandSigner
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health
 
@@ -22,7 +23,7 @@ READ_TIMEOUT_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The connections and the clock of this process, and whom it answers."""
+    """The connections and the clock of this process, whom it answers, and what signs the commands that it publishes."""
 
     access: Access
     pool: asyncpg.Pool
@@ -32,6 +33,11 @@ class Context:
     writers: Writers
     clock: Clock
     shards: int
+    signer: CommandSigner | None = None
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether the process can serve, and how the ledger is written, as `/readyz` says it."""
+        return self.writers.readiness(*self.health.readiness())
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[asyncpg.Connection]:

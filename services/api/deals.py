@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import date
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Annotated, Any
 
 import asyncpg
@@ -19,6 +19,7 @@ from services.api.context import Api
 from services.api.errors import ApiError, not_found, permission_denied
 from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, time
 from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS
+from services.api.pieces import unhurried
 from services.api.tokens import Caller
 from shared.contracts.fields import Amount, Currency, Identifier
 from shared.contracts.zones import installed_zones, is_zone
@@ -26,6 +27,8 @@ from shared.rules.incentives import Method, format_rate, parse_rate
 from shared.rules.money import format_micros, parse_amount
 
 SLABS_AT_MOST = 100
+# A page of deals ends early rather than name more ad accounts than this.
+PAGE_ACCOUNTS = 10_000
 router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
 
 
@@ -105,10 +108,13 @@ class Deals(BaseModel):
     next: str | None
 
 
-# With the caller's scope as $1: are all ad accounts of the deal theirs?
-_IS_VISIBLE = """($1::text[] IS NULL OR NOT EXISTS (
-    SELECT FROM unnest(deals.ad_account_ids) AS of_deal (ad_account_id)
-    LEFT JOIN balance.ad_accounts a USING (ad_account_id) WHERE (a.business_center_id = ANY($1)) IS NOT TRUE))"""
+# With the caller's scope as $1: are all ad accounts of the deal theirs? The first tells most deals of others.
+_IS_VISIBLE = """($1::text[] IS NULL OR CASE
+    WHEN (SELECT business_center_id FROM balance.ad_accounts WHERE ad_account_id = deals.ad_account_ids[1]) = ANY($1)
+    THEN NOT EXISTS (
+        SELECT FROM unnest(deals.ad_account_ids) AS of_deal (ad_account_id)
+        LEFT JOIN balance.ad_accounts a USING (ad_account_id) WHERE (a.business_center_id = ANY($1)) IS NOT TRUE)
+    ELSE false END)"""
 
 DEAL_TERMS: TypeAdapter[DealTerms] = TypeAdapter(DealTerms)
 _EXAMPLE = {
@@ -148,18 +154,36 @@ async def put_deal(deal_id: PathId, request: Request, context: Api, caller: Fina
 
 @router.get("/v1/deals", response_model=Deals, summary="List deals")
 async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
-    """A page of the deals of which all ad accounts are the caller's, by id."""
+    """A page of the deals of which all ad accounts are the caller's, by id.
+
+    A page may be shorter than `limit`: `next` says whether there is more.
+    """
     async with context.snapshot() as connection:
         rows = await connection.fetch(
-            f"SELECT * FROM incentives.deals WHERE {_IS_VISIBLE} AND id > $2 ORDER BY id LIMIT $3",  # noqa: S608
+            f"""
+            SELECT * FROM (
+                SELECT *, sum(cardinality(ad_account_ids)) OVER (ORDER BY id) - cardinality(ad_account_ids) AS before
+                FROM (
+                    SELECT * FROM incentives.deals WHERE {_IS_VISIBLE} AND id > $2 ORDER BY id LIMIT $3
+                ) AS few
+            ) AS counted WHERE before <= $4 ORDER BY id
+            """,  # noqa: S608
             caller.scope,
             after or "",
             limit + 1,
+            PAGE_ACCOUNTS,
         )
+    page = rows[: _fitting(rows[:limit])]
     return {
-        "deals": [_deal(row) for row in rows[:limit]],
-        "next": rows[limit - 1]["id"] if len(rows) > limit else None,
+        "deals": [_deal(row) async for row in unhurried(page)],
+        "next": page[-1]["id"] if len(page) < len(rows) else None,
     }
+
+
+def _fitting(rows: list[asyncpg.Record]) -> int:
+    """How many of these deals a page carries: at least one, if there is one."""
+    accounts = accumulate(len(row["ad_account_ids"]) for row in rows)
+    return max(sum(total <= PAGE_ACCOUNTS for total in accounts), min(1, len(rows)))
 
 
 @router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored")

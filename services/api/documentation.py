@@ -1,12 +1,16 @@
-"""`/docs`: the description of the calls as one page that loads nothing from anywhere."""
+"""`/docs`, `/openapi.json`, `/asyncapi.json`: made once, at the start, and the same bytes from then on.
+
+`/docs` is the description of the calls as one page that loads nothing from anywhere.
+"""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi import APIRouter, Request, Response
 
 router = APIRouter(include_in_schema=False)
 
@@ -23,20 +27,51 @@ table { border-collapse: collapse; width: 100% } th, td { border-bottom: 1px sol
 text-align: left; vertical-align: top } .method { font-weight: bold } a { color: inherit }
 summary { cursor: pointer }
 """
-# The page needs no script, no image and no other host: the browser is told so.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# The page needs no script, no image and no other host, and nobody may show it within another: the browser is told so.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is answered at a path, whoever asks."""
+
+    body: bytes
+    headers: dict[str, str]
+
+    def answer(self, request: Request) -> Response:
+        """The page, or that it is still the one that the client has (RFC 9110, section 13.1.2)."""
+        known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
+        if self.headers["ETag"] in known:
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.body, headers=self.headers)
+
+
+def pages(openapi: dict[str, Any], asyncapi: dict[str, Any]) -> dict[str, Page]:
+    """The pages by their paths."""
+    html = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": _POLICY}
+    return {
+        "/docs": _page(render(openapi), html),
+        "/openapi.json": _page(_json(openapi), {"Content-Type": "application/json"}),
+        "/asyncapi.json": _page(_json(asyncapi), {"Content-Type": "application/json"}),
+    }
+
+
+def _page(text: str, headers: dict[str, str]) -> Page:
+    body = text.encode()
+    tag = f'"{sha256(body).hexdigest()[:32]}"'
+    return Page(body, {**headers, "ETag": tag, "Cache-Control": "no-cache"})
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 @router.get("/openapi.json")
-def openapi(request: Request) -> JSONResponse:
-    """OpenAPI 3.1."""
-    return JSONResponse(request.app.openapi())
-
-
 @router.get("/docs")
-def docs(request: Request) -> HTMLResponse:
-    """Every call with its parameters, bodies, answers and examples, from `/openapi.json`."""
-    return HTMLResponse(render(request.app.openapi()), headers={"Content-Security-Policy": _POLICY})
+async def page(request: Request) -> Response:
+    """A page that never changes while the process runs."""
+    found: Page = request.app.state.pages[request.url.path]
+    return found.answer(request)
 
 
 def render(document: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Errors: always `{"code", "message"}` with the right status, and never a 500 for bad input."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from services.api import patterns
+from services.api.headers import SAFE_HEADERS
 from services.api.waiting import is_away
+from shared.contracts.commands import NO_PREVIEW
 from shared.contracts.fields import (
     AMOUNT_PATTERN,
     CURRENCY_PATTERN,
@@ -21,6 +23,7 @@ from shared.contracts.fields import (
     TIME_PATTERN,
     UUID_PATTERN,
 )
+from shared.contracts.strict_json import worded
 from shared.runtime.kafka import is_broker_away
 
 RETRY_AFTER_SECONDS = 2
@@ -57,6 +60,11 @@ def not_found(what: str) -> ApiError:
     return ApiError(404, "not_found", f"there is no such {what}")
 
 
+def nothing_here() -> ApiError:
+    """404: no such path."""
+    return ApiError(404, *_STATUSES[404])
+
+
 def invalid(message: str) -> ApiError:
     """400: what was sent is not what this call takes."""
     return ApiError(400, "invalid", message)
@@ -72,18 +80,26 @@ def unavailable(what: str) -> ApiError:
     return ApiError(503, "unavailable", f"{what} is away for now: ask again")
 
 
+def too_many_requests(wait_seconds: float) -> ApiError:
+    """429: whoever asks does so too often, or for too much at once."""
+    headers = {"Retry-After": str(math.ceil(wait_seconds))}
+    return ApiError(429, "too_many_requests", "more requests than are taken: ask again a little later", headers)
+
+
 def sentence(error: Mapping[str, Any], location: Sequence[int | str]) -> str:
     """What is wrong, from an error of pydantic's: the field's name, and what it should be."""
     name = ".".join(map(str, location))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "json_invalid":
-        return f"the body is not JSON: {context['error']}"
+        return f"the body is not JSON: {worded(context['error'])}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):
         return f"{name or 'the body'} should be a JSON object"
     if kind == "union_tag_not_found":
         return "type is missing"
     if kind == "union_tag_invalid":
         return f"type should be one of {context['expected_tags']}"
+    if kind == NO_PREVIEW:
+        return str(error["msg"])
     if kind == "missing":
         return f"{name} is missing"
     if kind == "string_pattern_mismatch" and context["pattern"] in _FORMS:
@@ -97,7 +113,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(ClientDisconnect, _client_gone)
     # Handlers are found by class, and these classes hold faults of ours too: each looks what it has got.
     for kind in (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         app.add_exception_handler(kind, _database_error)
@@ -110,9 +125,14 @@ def _answer(status: int, code: str, message: str, headers: Mapping[str, str] | N
     return JSONResponse({"code": code, "message": message}, status, {**(headers or {}), **retry})
 
 
+def answer(error: ApiError) -> JSONResponse:
+    """What the client is told."""
+    return _answer(error.status, error.code, error.message, error.headers)
+
+
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return _answer(error.status, error.code, error.message, error.headers)
+    return answer(error)
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
@@ -130,10 +150,6 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     return _answer(400, "invalid", sentence(first, location))
 
 
-async def _client_gone(_: Request, _error: Exception) -> JSONResponse:
-    return _answer(400, "invalid", "the body ended early")
-
-
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
     if not is_away(error):
         return await _internal(request, error)
@@ -149,5 +165,6 @@ async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal(_: Request, error: Exception) -> JSONResponse:
+    """Answered outside of all else that the application does, so with all headers."""
     structlog.get_logger().error("a request failed", exc_info=error)
-    return _answer(500, "internal", "something is wrong here, not with the request")
+    return _answer(500, "internal", "something is wrong here, not with the request", SAFE_HEADERS)

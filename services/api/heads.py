@@ -11,21 +11,24 @@ _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n")
 _FOLDED: Final = re.compile(rb"\n[ \t]")
 _REQUEST_LINE: Final = re.compile(rb"[^\r\n]* HTTP/1\.[01]")
 _NAME: Final = re.compile(rb"\n([^\r\n:]*):", re.ASCII)
+_LIST_OF_LENGTHS: Final = re.compile(rb"\ncontent-length[ \t]*:[^\r\n]*,", re.IGNORECASE)
 # Of these a request has one at most.
 _ONCE: Final = (b"content-length", b"authorization")
 
 
-def fault_of(received: bytes) -> str | None:
+def fault_of(received: bytes, seen: int = 0) -> str | None:
     """What is wrong with a head, or the beginning of one, and whatever follows it; None: nothing.
+
+    Of the first `seen` bytes nothing is looked for again: they were asked for before, when no more had come.
 
     Sources: RFC 9112, sections 2.2 (line ends), 5.2 (folded lines), 6.1 (both lengths), 6.3 (one length); RFC 9110,
     section 11.6.2 (one `Authorization`).
     """
-    end = _END.search(received)
+    end = _END.search(received, max(0, seen - 3))
     head = received[: end.end()] if end else received
-    if _BARE_LINE_END.search(head):
+    if _BARE_LINE_END.search(head, seen):
         return "The lines of a head should end with CR LF."
-    if _FOLDED.search(head):
+    if _FOLDED.search(head, max(0, seen - 1)):
         return "A header's value should be on one line."
     return _fault_of_whole(head) if end else None
 
@@ -34,6 +37,8 @@ def _fault_of_whole(head: bytes) -> str | None:
     line = head.partition(b"\r\n")[0]
     if not _REQUEST_LINE.fullmatch(line):
         return "The first line should end with HTTP/1.1 or HTTP/1.0."
+    if _LIST_OF_LENGTHS.search(head):
+        return "content-length should be one number."
     names = [name.strip().lower() for name in _NAME.findall(head)]
     for name in _ONCE:
         if names.count(name) > 1:

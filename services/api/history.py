@@ -175,16 +175,19 @@ async def causes_at(
 async def business_center_facts_at(
     connection: asyncpg.Connection, entity: Entity, moment: Moment
 ) -> tuple[asyncpg.Record, list[dict[str, str]]]:
-    """Currency, zone and when automatic allocation was enabled; and the accounts there were that it leaves out."""
+    """Currency, zone, since when it allocates automatically, the bound of one spend; and the accounts left out."""
     row = await connection.fetchrow(
         """
-        SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at
+        SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
+               (SELECT s.amount FROM balance.largest_spends s WHERE s.business_center_id = b.business_center_id
+                AND s.position <= $3 ORDER BY s.position DESC LIMIT 1) AS largest_spend
         FROM balance.business_centers b
         LEFT JOIN balance.automatic_allocation a ON a.business_center_id = b.business_center_id AND a.enabled_at <= $2
         WHERE b.business_center_id = $1
         """,
         entity.business_center_id,
         moment.recorded_at,
+        moment.position,
     )
     left_out = await connection.fetch(
         """

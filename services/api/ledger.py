@@ -4,14 +4,13 @@ The ledger has no index by entity: that would slow down every write. The balance
 blocks of 65,536 positions an entity has entries, so only those are searched, and what it has not read yet.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
 from services.api import patterns
 from services.api.access import FinanceReader
@@ -19,14 +18,14 @@ from services.api.context import Api
 from services.api.models import Entries, Limit, money, time
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import BLOCK_POSITIONS
-from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN, format_time
+from services.api.pieces import page, unhurried
+from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN
+from shared.ledger.details import shown_causes, shown_details
 from shared.runtime.kafka import murmur2_partition
 
 # So many blocks a request: then the page ends early, and `next` goes on.
 BLOCKS_AT_MOST = 64
 _LAST_POSITION = 2**63 - 1
-_DETAIL_AMOUNTS = frozenset({"amount", "spent"})
-_DETAIL_TIMES = frozenset({"started_at", "spend_occurred_at"})
 
 Filter = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN)]
 Source = Annotated[str | None, Query(pattern=UUID_PATTERN, description="An event id or a command id")]
@@ -49,6 +48,10 @@ class Search:
     ad_account_id: str | None
     source: UUID | None
     scope: list[str] | None
+
+    def sees(self, business_center_id: str) -> bool:
+        """Whether entries of this Business Center are for who asks."""
+        return self.scope is None or business_center_id in self.scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ async def get_ledger(
     source_event_id: Source = None,
     after: After = None,
     limit: Limit = 100,
-) -> dict[str, Any]:
+) -> Response:
     """Entries of the caller's Business Centers, by shard and position.
 
     A page may be shorter than `limit`: `next` says whether there is more.
@@ -96,7 +99,7 @@ async def get_ledger(
         spans = await _spans(connection, search, context.shards)
         clipped = [part for span in spans if (part := cursor.clip(span))]
         rows, stopped_at = await _scan(connection, search, clipped, limit)
-    return {"entries": [_entry(row) for row in rows], "next": stopped_at}
+    return await page("entries", (_entry(row) async for row in unhurried(rows)), next=stopped_at)
 
 
 def _parse_cursor(after: str | None) -> Cursor:
@@ -150,9 +153,11 @@ async def _search_span(connection: asyncpg.Connection, search: Search, span: Spa
 
 
 async def _spans(connection: asyncpg.Connection, search: Search, shards: int) -> list[Span]:
-    """Where what is looked for can be, by shard and position."""
+    """Where what is looked for can be, by shard and position; what is another's is looked for nowhere."""
+    if search.business_center_id is not None and not search.sees(search.business_center_id):
+        return []
     if search.source is not None:
-        return await _spans_of_source(connection, search.source)
+        return await _spans_of_source(connection, search.source, search.scope)
     if search.business_center_id is not None:
         shard = murmur2_partition(search.business_center_id.encode(), shards)
         return await _spans_of_entity(connection, shard, search.business_center_id, search.ad_account_id or "")
@@ -161,7 +166,7 @@ async def _spans(connection: asyncpg.Connection, search: Search, shards: int) ->
             "SELECT shard, business_center_id FROM ledger.ad_accounts WHERE ad_account_id = $1",
             search.ad_account_id,
         )
-        if account is None:
+        if account is None or not search.sees(account["business_center_id"]):
             return []
         return await _spans_of_entity(connection, account["shard"], account["business_center_id"], search.ad_account_id)
     if search.scope is not None:
@@ -177,7 +182,7 @@ async def _spans_of_entity(
     head = await connection.fetchrow(
         """
         SELECT s.position, coalesce(c.position, 0) AS indexed
-        FROM ledger.shards s LEFT JOIN ledger.checkpoints c ON c.shard = s.shard AND c.follower = 'balance'
+        FROM ledger.shards s LEFT JOIN ledger.checkpoints_balance c USING (shard)
         WHERE s.shard = $1
         """,
         shard,
@@ -205,12 +210,14 @@ async def _spans_of_scope(connection: asyncpg.Connection, scope: list[str], shar
     return _in_order(spans)
 
 
-async def _spans_of_source(connection: asyncpg.Connection, source: UUID) -> list[Span]:
-    """The entries that a command or event caused: they stand together, in its shard."""
+async def _spans_of_source(connection: asyncpg.Connection, source: UUID, scope: list[str] | None) -> list[Span]:
+    """The entries that a command or event of these Business Centers caused: they stand together, in its shard."""
     commands = await connection.fetch(
         "SELECT shard, first_position, position FROM ledger.outcomes "
-        "WHERE command_id = $1 AND first AND first_position IS NOT NULL",
+        "WHERE command_id = $1 AND first AND first_position IS NOT NULL "
+        "AND ($2::text[] IS NULL OR business_center_id = ANY($2))",
         source,
+        scope,
     )
     events = await connection.fetch(
         """
@@ -219,8 +226,10 @@ async def _spans_of_source(connection: asyncpg.Connection, source: UUID) -> list
              AND o.source_event_id IS DISTINCT FROM $1 ORDER BY o.position LIMIT 1), s.position) AS position
         FROM ledger.entries e JOIN ledger.shards s ON s.shard = e.shard
         WHERE e.source_event_id = $1 AND e.part = 0 AND e.day IS NOT NULL
+          AND ($2::text[] IS NULL OR e.business_center_id = ANY($2))
         """,
         source,
+        scope,
     )
     spans = {Span(row["shard"], row["first_position"], row["position"]) for row in [*commands, *events]}
     return _in_order(spans)
@@ -231,7 +240,7 @@ def _in_order(spans: set[Span]) -> list[Span]:
 
 
 def _entry(row: asyncpg.Record) -> dict[str, Any]:
-    details = json.loads(row["details"]) if row["details"] is not None else None
+    details = _details(row["details"])
     texts = ("kind", "holder", "pocket", "grant_id", "business_center_id", "ad_account_id", "campaign_id", "cause")
     return {
         **{name: row[name] for name in ("shard", "position", "part", *texts)},
@@ -242,8 +251,8 @@ def _entry(row: asyncpg.Record) -> dict[str, Any]:
         "recorded_at": time(row["recorded_at"]),
         "day": _text(row["day"]),
         "period": _text(row["period"]),
-        "causes": details["causes"] if details and row["kind"] in ("pause", "resume") else None,
-        "details": None if details is None else {name: _detail(name, value) for name, value in details.items()},
+        "causes": shown_causes(row["kind"], details),
+        "details": details,
     }
 
 
@@ -251,10 +260,9 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _detail(name: str, value: Any) -> Any:
-    """Inside the ledger amounts are micros and times microseconds; outside, what the contracts say."""
-    if name in _DETAIL_AMOUNTS and isinstance(value, int):
-        return money(value)
-    if name in _DETAIL_TIMES and isinstance(value, int):
-        return format_time(value)
-    return value
+def _details(kept: str | None) -> dict[str, Any] | None:
+    """None where they cannot be read, too: the audits name such an entry, and the others of its page are answered."""
+    try:
+        return shown_details(kept)
+    except ValueError:
+        return None

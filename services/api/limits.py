@@ -3,11 +3,20 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from random import uniform
 
 # A client that is forgotten begins anew: nothing is lost by it once it has rested for two seconds.
 CLIENTS_AT_MOST = 10_000
 BURST_SECONDS = 2
+# A client that asks too often and does not wait is held this long before it is refused, or up to twice as long: many
+# that are held together would else ask again together.
+HOLD_SECONDS = 0.5
 _NS = 1_000_000_000
+
+
+def hold_seconds() -> float:
+    """How long one client that asks too often is held: it costs nobody else anything."""
+    return HOLD_SECONDS * uniform(1, 2)
 
 
 class RateLimit:
@@ -27,7 +36,15 @@ class RateLimit:
         now_ns = self._now_ns()
         earned_back_at_ns = max(self._earned_back_at_ns.pop(client, now_ns), now_ns)
         wait_ns = earned_back_at_ns + self._each_ns - now_ns - BURST_SECONDS * _NS
-        self._earned_back_at_ns[client] = earned_back_at_ns + (self._each_ns if wait_ns <= 0 else 0)
+        self._note(client, earned_back_at_ns + (self._each_ns if wait_ns <= 0 else 0))
+        return max(wait_ns, 0) / _NS
+
+    def add(self, client: str, requests: int) -> None:
+        """Count what has been worth so many more requests than it was counted for: the next ones wait for it."""
+        now_ns = self._now_ns()
+        self._note(client, max(self._earned_back_at_ns.pop(client, now_ns), now_ns) + requests * self._each_ns)
+
+    def _note(self, client: str, earned_back_at_ns: int) -> None:
+        self._earned_back_at_ns[client] = earned_back_at_ns
         if len(self._earned_back_at_ns) > CLIENTS_AT_MOST:
             self._earned_back_at_ns.popitem(last=False)
-        return max(wait_ns, 0) / _NS

@@ -80,7 +80,7 @@ async def look_up_events(request: Request, context: Api, caller: FinanceReader) 
     """
     asked = await read_body(request, EVENTS_LOOKUP)
     async with context.snapshot() as connection:
-        shards = await connection.fetch("SELECT shard, spend_offset, quarantine_sequence FROM ledger.shards ORDER BY 1")
+        shards = await _shards(connection, caller.scope)
         charged = await _charged(connection, asked, caller.scope)
         quarantined = await _quarantined(connection, asked, caller.scope)
     read_up_to = {row["shard"]: row["spend_offset"] for row in shards}
@@ -104,6 +104,20 @@ def _found(
         return {"state": WAITING}
     is_charged = event.event_id is not None and UUID(event.event_id) in charged
     return {"state": CHARGED if is_charged else UNKNOWN}
+
+
+async def _shards(connection: asyncpg.Connection, scope: list[str] | None) -> list[asyncpg.Record]:
+    """How far each shard is read, and its last quarantined record; for a scope the last of its own."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT s.shard, s.spend_offset, CASE WHEN $1::text[] IS NULL THEN s.quarantine_sequence ELSE coalesce((
+            SELECT max(q.sequence) FROM ledger.quarantine q
+            WHERE q.shard = s.shard AND q.business_center_id = ANY($1)), 0) END AS quarantine_sequence
+        FROM ledger.shards s ORDER BY 1
+        """,
+        scope,
+    )
+    return rows
 
 
 async def _charged(connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None) -> set[UUID]:

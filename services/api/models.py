@@ -46,7 +46,11 @@ class Problem(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What became of a command; `code` is null when it was accepted."""
+    """What became of a command; `code` is null when it was accepted.
+
+    `via` is the way by which the command came that was decided: `api`, or `topic`, where whoever writes to
+    `finance.commands` may name any actor. Null: it was decided before this was noted.
+    """
 
     command_id: str
     business_center_id: str
@@ -57,6 +61,7 @@ class Outcome(BaseModel):
     shard: int
     position: int
     recorded_at: Instant
+    via: Annotated[str, known(*vocabulary.WAYS)] | None
 
 
 class ShardPosition(BaseModel):
@@ -115,13 +120,17 @@ class AutomaticAllocation(BaseModel):
 
 
 class BusinessCenterFields(BaseModel):
-    """A Business Center as the list shows it."""
+    """A Business Center as the list shows it.
+
+    A spend above `largest_spend` waits in quarantine, as `amount_unusual`; null: none does.
+    """
 
     business_center_id: str
     currency: str
     time_zone: str
     balance: BusinessCenterBalance
     automatic_allocation: AutomaticAllocation
+    largest_spend: Money | None
     spend: Spend
 
 

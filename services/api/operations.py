@@ -9,7 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.context import Api
-from services.api.writers import NOT_READY, Readiness
+from services.api.errors import ApiError
+from services.api.gate import REFUSED
+from services.api.models import Problem
+from services.api.writers import Readiness
+from shared.runtime.health import NOT_READY
 
 REQUESTS = Counter("drawdown_http_requests_total", "HTTP requests answered", ["method", "route", "status"])
 LATENCY = Histogram("drawdown_http_request_seconds", "Seconds until an HTTP request was answered", ["method", "route"])
@@ -36,13 +40,19 @@ async def readyz(context: Api) -> JSONResponse:
     `degraded` (200): it can serve, and some shards of the ledger are not written as they should be: `detail` says
     which, and since when. `not ready` (503): it cannot serve, or nobody writes any shard.
     """
-    answer = context.writers.readiness(*context.health.readiness())
+    answer = context.readiness()
     return JSONResponse(answer, 503 if answer["status"] == NOT_READY else 200)
 
 
-@router.get("/metrics", summary="Metrics for Prometheus")
-async def metrics() -> Response:
-    """In Prometheus's text format."""
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus, where no tokens are wanted",
+    responses={404: {"model": Problem, "description": "Tokens are wanted: ask the health port"}},
+)
+async def metrics(context: Api) -> Response:
+    """In Prometheus's text format. They tell how much goes on in all, so with tokens only the health port has them."""
+    if context.access.verifier is not None:
+        raise ApiError(404, "not_found", "metrics are at the health port (DRAWDOWN_HEALTH_PORT)")
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -76,6 +86,6 @@ class CountRequests:
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern: paths themselves would make a series for every id."""
+    """The route's pattern, or why there is none: paths themselves would make a series for every id."""
     route: Any = scope.get("route")
-    return getattr(route, "path", "unmatched")
+    return getattr(route, "path", "refused" if REFUSED in scope else "unmatched")

@@ -1,21 +1,18 @@
 """Quarantined records: listed with their raw bytes, and sent back to their shard after a fix."""
 
-import base64
 from typing import Annotated, Any
 
-import asyncpg
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from services.api import patterns
+from services.api import patterns, quarantined
 from services.api.access import FinanceReader, FinanceWriter
 from services.api.bodies import body_schema, read_body
 from services.api.context import Api
 from services.api.errors import not_found
-from services.api.models import Instant, Limit, time
+from services.api.models import Instant, Limit, Problem
 from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
-from services.api.replaying import AFTER_PATTERN, replay_reason, send_back
-from services.api.tokens import Caller
+from services.api.replaying import AFTER_PATTERN, PORTION_RECORDS, replay_ids, replay_one_id, replay_reason
 from shared.contracts.known import known
 from shared.rules.vocabulary import QUARANTINE_REASONS
 
@@ -25,14 +22,22 @@ Reason = Annotated[
 ]
 RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 
-# A page ends early rather than carry more raw bytes than this.
-PAGE_BYTES = 8 * 1024 * 1024
+Force = Annotated[bool, Field(description="Also where the reason cannot have changed: for an administrator of all")]
+_REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    422: {"model": Problem, "description": "A record that would only fail again, or whose bytes are not kept"},
+    429: {"model": Problem, "description": "Too many replayed records wait: ask again a little later"},
+}
 
 router = APIRouter(tags=["quarantine"], responses=READ_PROBLEMS)
 
 
 class QuarantinedRecord(BaseModel):
-    """A record that was not allocated; `raw` is base64, null for a record without a value."""
+    """A record that was not allocated; `raw` is base64, null for a record without a value.
+
+    A replay that failed names in `replay_of` the first record, whose raw bytes it shows. Of a record that is too large
+    to be kept, `raw` is its beginning, `raw_bytes` its size and `raw_sha256` the SHA-256 of all of it; null for others.
+    Of one that is kept and has more than 2 MiB, from an earlier version, the beginning and the size are shown.
+    """
 
     id: str
     reason: Annotated[str, known(*QUARANTINE_REASONS)]
@@ -41,6 +46,9 @@ class QuarantinedRecord(BaseModel):
     partition: int
     offset: int
     raw: str | None
+    raw_bytes: int | None
+    raw_sha256: str | None
+    replay_of: str | None
     recorded_at: Instant
     replayed_at: Instant | None
 
@@ -53,9 +61,15 @@ class QuarantinedRecords(BaseModel):
 
 
 class Replayed(BaseModel):
-    """How many records were sent back; where a `limit` has ended it, `next` goes into `after` to go on."""
+    """How many records were sent back; where a `limit` has ended it, `next` goes into `after` to go on.
+
+    `waiting` is how many were left out: they wait for their shard, or were sent back and have not failed since.
+    `not_whole` is how many of a reason were: they are not kept whole.
+    """
 
     replayed: int
+    waiting: int | None = None
+    not_whole: int | None = None
     next: str | None = None
 
 
@@ -67,14 +81,16 @@ def _either(schema: dict[str, Any]) -> None:
 class ReplayRequest(BaseModel):
     """Which records: either these ids, or all of a reason that were not replayed yet.
 
-    `limit`, how many at most, and `after`, the `next` of the answer before, belong to a reason.
+    `limit`, how many at most, and `after`, the `next` of the answer before, belong to a reason. Records that are
+    `too_large`, `malformed` or `invalid` fail again as they did: they want `force`, from an administrator of all.
     """
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
-    ids: Annotated[list[RecordId], Field(min_length=1, max_length=4000)] | None = None
+    ids: Annotated[list[RecordId], Field(min_length=1, max_length=PORTION_RECORDS)] | None = None
     reason: Reason | None = None
     limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
     after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the answer before")] | None = None
+    force: Force = False
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "ReplayRequest":
@@ -100,16 +116,25 @@ async def list_quarantine(
 ) -> dict[str, Any]:
     """Records by shard and sequence: those that name one of the caller's Business Centers, or all to who has all.
 
-    A page may be shorter than `limit`: `next` says whether there is more.
+    A page holds at most 1 MiB, or one record, and so may be shorter than `limit`: `next` says whether there is more.
     """
-    start = _parse_id(after or "0-0")
+    start = quarantined.parse_id(after or "0-0")
     async with context.snapshot() as connection:
-        rows = await _page(connection, caller, start, reason, limit + 1)
-    page = rows[: _fitting(rows[:limit])]
-    return {
-        "entries": [_answer(row) for row in page],
-        "next": _id(page[-1]) if len(page) < len(rows) else None,
-    }
+        rows, is_more = await quarantined.page(connection, caller, start, reason, limit)
+    entries = [quarantined.answer(row) for row in rows]
+    return {"entries": entries, "next": entries[-1]["id"] if is_more else None}
+
+
+@router.get("/v1/quarantine/{record_id}", response_model=QuarantinedRecord, summary="One quarantined record")
+async def read_record(
+    record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)], context: Api, caller: FinanceReader
+) -> dict[str, Any]:
+    """A record with its raw bytes: all that are kept, up to 2 MiB."""
+    async with context.snapshot() as connection:
+        row = await quarantined.record(connection, caller, record_id)
+    if row is None:
+        raise not_found("quarantined record")
+    return quarantined.answer(row)
 
 
 @router.post(
@@ -118,21 +143,22 @@ async def list_quarantine(
     response_model=Replayed,
     response_model_exclude_none=True,
     summary="Send several records back",
-    responses=BODY_PROBLEMS,
+    responses={**BODY_PROBLEMS, **_REPLAY_PROBLEMS},
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
 async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, Any]:
     """Send records back to their shard: these ids, or all of a reason that were not replayed yet.
 
-    Those of a reason are sent in the order of shard and sequence, a thousand at a time: what was sent stays sent if
-    the call is broken off, and asking again goes on behind it. What is quarantined anew meanwhile is left alone.
+    At most 1,000 ids, of records of 8 MiB together (413). Those of a reason are sent in the order of shard and
+    sequence, a thousand at a time: what was sent stays sent if the call is broken off, and asking again goes on behind
+    it. What is quarantined anew meanwhile is left alone. A record that waits for its shard, or was sent back and has
+    not failed since, is left out and counted as `waiting`; one of a reason that is not kept whole as `not_whole`.
     """
     wanted = await read_body(request, REPLAY_REQUEST)
-    if wanted.reason is not None:
-        return await replay_reason(context, caller, wanted.reason, wanted.limit, wanted.after)
-    async with context.transaction() as connection:
-        rows = await _by_ids(connection, caller, wanted.ids or [])
-        return {"replayed": await send_back(context, connection, caller, rows)}
+    if wanted.ids is not None:
+        return await replay_ids(context, caller, wanted.ids, force=wanted.force)
+    assert wanted.reason is not None
+    return await replay_reason(context, caller, wanted.reason, wanted.limit, wanted.after, force=wanted.force)
 
 
 @router.post(
@@ -141,83 +167,16 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     response_model=Replayed,
     response_model_exclude_none=True,
     summary="Send one record back",
+    responses={
+        409: {"model": Problem, "description": "It waits for its shard, or was sent back and has not failed since"},
+        **_REPLAY_PROBLEMS,
+    },
 )
 async def replay_one(
-    record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)], context: Api, caller: FinanceWriter
+    record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)],
+    context: Api,
+    caller: FinanceWriter,
+    force: Annotated[bool, Query(description="Also where the reason cannot have changed: for who has all")] = False,
 ) -> dict[str, Any]:
-    """Send a record back to its shard, as it came."""
-    async with context.transaction() as connection:
-        rows = await _by_ids(connection, caller, [record_id])
-        return {"replayed": await send_back(context, connection, caller, rows)}
-
-
-def _parse_id(text: str) -> tuple[int, int]:
-    shard, _, sequence = text.partition("-")
-    return int(shard), int(sequence)
-
-
-def _id(row: asyncpg.Record) -> str:
-    return f"{row['shard']}-{row['sequence']}"
-
-
-async def _page(
-    connection: asyncpg.Connection, caller: Caller, start: tuple[int, int], reason: str | None, limit: int
-) -> list[asyncpg.Record]:
-    """Rows beyond `start`; `bytes` is the running total of raw bytes, and rows beyond a page's worth have no raw."""
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        WITH page AS (
-            SELECT * FROM ledger.quarantine
-            WHERE (shard, sequence) > ($1, $2) AND ($3::text IS NULL OR reason = $3)
-              AND ($6::text[] IS NULL OR business_center_id = ANY($6))
-            ORDER BY shard, sequence LIMIT $4
-        ), sized AS (
-            SELECT shard, sequence, sum(coalesce(octet_length(raw), 0)) OVER (ORDER BY shard, sequence) AS bytes
-            FROM page
-        )
-        SELECT shard, sequence, reason, detail, topic, partition, "offset", recorded_at, bytes,
-               CASE WHEN bytes <= $5 OR row_number() OVER (ORDER BY shard, sequence) = 1 THEN raw END AS raw,
-               (SELECT max(replayed_at) FROM ledger.quarantine_replays r
-                WHERE r.shard = page.shard AND r.sequence = page.sequence) AS replayed_at
-        FROM page JOIN sized USING (shard, sequence) ORDER BY shard, sequence
-        """,
-        *start,
-        reason,
-        limit,
-        PAGE_BYTES,
-        caller.scope,
-    )
-    return rows
-
-
-def _fitting(rows: list[asyncpg.Record]) -> int:
-    """How many of the rows a page carries: at least one, if there is one."""
-    fitting = [row for row in rows if row["bytes"] <= PAGE_BYTES]
-    return max(len(fitting), min(1, len(rows)))
-
-
-def _answer(row: asyncpg.Record) -> dict[str, Any]:
-    raw, replayed_at = row["raw"], row["replayed_at"]
-    return {
-        "id": _id(row),
-        **{name: row[name] for name in ("reason", "detail", "topic", "partition", "offset")},
-        "raw": None if raw is None else base64.b64encode(raw).decode(),
-        "recorded_at": time(row["recorded_at"]),
-        "replayed_at": None if replayed_at is None else time(replayed_at),
-    }
-
-
-async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: list[str]) -> list[asyncpg.Record]:
-    """The rows of these ids. Raises ApiError (404) when one is unknown, or not the caller's: then none is replayed."""
-    known = {_parse_id(id_) for id_ in ids}
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT shard, sequence, business_center_id FROM ledger.quarantine
-        JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence) USING (shard, sequence)
-        """,
-        [shard for shard, _ in known],
-        [sequence for _, sequence in known],
-    )
-    if len(rows) < len(known) or not all(caller.sees(row["business_center_id"]) for row in rows):
-        raise not_found("quarantined record" if len(ids) == 1 else "quarantined record as one of these ids")
-    return rows
+    """Send a record back to its shard, as it came; of a replay that failed, the first record."""
+    return await replay_one_id(context, caller, record_id, force=force)

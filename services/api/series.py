@@ -20,6 +20,7 @@ from services.api.errors import invalid
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.openapi import READ_PROBLEMS
 from services.api.past import Entity, find_ad_account, find_business_center, last_closing, spans_after
+from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY
 from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
@@ -205,7 +206,7 @@ async def _read_series(
     policies = await _policies(connection, entity.shard, days)
     spend = await _spend(connection, entity, days)
     rows, pockets, limit = [], Counter[str](), 0
-    for number, day in enumerate(days.days):
+    async for number, day in unhurried(enumerate(days.days)):
         pockets.update(moved[number])
         limit += limits[number]
         rows.append(

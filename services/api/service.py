@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -11,14 +13,18 @@ import uvicorn
 
 from services.api.access import Access
 from services.api.app import create_app
+from services.api.connections import Connections
 from services.api.context import Context
 from services.api.errors import ApiError
-from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol
+from services.api.growth import watch_growth
+from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, Bounds
+from services.api.reading import Reader
+from services.api.signing import configured_signer
 from services.api.waiting import ROLE, STALE_SECONDS, Watcher
 from services.api.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch_with_broker
-from shared.runtime.health import Health
+from shared.runtime.health import Health, answering_health
 from shared.runtime.kafka import create_producer
 from shared.runtime.postgres import create_pool
 from shared.runtime.settings import Settings
@@ -31,12 +37,17 @@ ANSWER_SECONDS = 6.25
 GRACE_SECONDS = 7
 # Longer than clients keep idle connections (httpx: 5 s): otherwise a request may meet one that is being closed.
 KEEP_ALIVE_SECONDS = 15
+# Connections that wait to be accepted, and how many of them are in one pass of the loop.
+QUEUED_AT_MOST = 2_048
+ACCEPTED_AT_ONCE = 8
 # A command that the broker does not take soon is refused; it must not be delivered much later. So the producer is not
 # idempotent: such a one keeps what it has until the broker takes it, however long. A command that is published twice
 # is decided once, by its id.
 PRODUCER: Final[dict[str, Any]] = {"request_timeout_ms": 5000, "enable_idempotence": False}
 # Beyond what a request waits for: for statements whose cancellation never got through.
 STATEMENT_TIMEOUT_SECONDS = 20
+# Nobody of ours locks a table against reading, except to migrate it.
+LOCK_TIMEOUT_SECONDS = 2
 
 
 async def run(settings: Settings) -> None:
@@ -44,8 +55,13 @@ async def run(settings: Settings) -> None:
 
     Raises OSError when the port is taken, and what the connections raise when a server stays away.
     """
-    async with connected(settings) as context, asyncio.TaskGroup() as tasks:
+    async with (
+        connected(settings) as context,
+        answering_health(settings, context.readiness),
+        asyncio.TaskGroup() as tasks,
+    ):
         watching = [tasks.create_task(context.watcher.run()), tasks.create_task(context.writers.run())]
+        watching.append(tasks.create_task(watch_growth(settings)))
         try:
             await _serve(settings, context)
         finally:
@@ -56,7 +72,7 @@ async def run(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[Context]:
     """The connections of this process, closed at the end."""
-    access = Access(settings)
+    access, signer = Access(settings), configured_signer(settings)
     async with contextlib.AsyncExitStack() as stack:
         pool = await create_pool(
             settings,
@@ -65,6 +81,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
             min_size=2,
             max_size=8,
             statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
+            lock_timeout_seconds=LOCK_TIMEOUT_SECONDS,
         )
         stack.push_async_callback(lambda: farewell(pool.close()))
         await ensure_topics(settings)
@@ -73,23 +90,33 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         health = Health()
         keeping = asyncio.create_task(keep_in_touch_with_broker(health.contact("the broker"), producer))
         stack.callback(keeping.cancel)
-        watcher = Watcher(settings, pool, health.contact("the database"))
+        watcher = Watcher(settings, pool, health.contact("the database"), Reader(pool))
         health.work = lambda: _readiness(watcher)
-        yield Context(access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards)
+        yield Context(
+            access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards, signer
+        )
 
 
 def _readiness(watcher: Watcher) -> tuple[bool, str]:
     if watcher.silence > STALE_SECONDS:
         return False, f"nobody has looked for the outcomes of commands for {watcher.silence:.0f} s"
-    return True, "the database and the broker answer"
+    can_read, sentence = watcher.reader.readiness()
+    return can_read, "the database and the broker answer" if can_read else sentence
 
 
 async def _serve(settings: Settings, context: Context) -> None:
+    app = create_app(context)
+    # What the application is made of stays: to look through all of it for garbage would hold everybody up for long.
+    gc.collect()
+    gc.freeze()
+    bounds = Bounds(
+        Connections(settings.http_connections_of_one_address), settings.http_head_seconds, context.access.asks_in_vain
+    )
     config = uvicorn.Config(
-        create_app(context),
+        app,
         log_config=None,
         access_log=False,
-        http=BoundedProtocol,
+        http=partial(BoundedProtocol, bounds),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
         ws="none",
         lifespan="off",
@@ -98,9 +125,10 @@ async def _serve(settings: Settings, context: Context) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        backlog=ACCEPTED_AT_ONCE,
     )
     server = _Server(config)
-    with _listening(settings.http_host, settings.http_port) as listener:
+    with listening(settings.http_host, settings.http_port) as listener:
         structlog.get_logger().info("serving HTTP", url=f"http://{settings.http_host}:{settings.http_port}/docs")
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -116,11 +144,22 @@ async def _serve(settings: Settings, context: Context) -> None:
 class _Server(uvicorn.Server):
     """Leaves the signals of the process alone: whoever runs the service cancels it."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve. What asyncio takes as the length of the queue is also how many it accepts at once."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(QUEUED_AT_MOST)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    listener = socket.create_server((host, port), family=family, backlog=QUEUED_AT_MOST)
+    # For the connections that it accepts: asyncio does not see that they are TCP. A body follows its head at once then,
+    # and not when the client has acknowledged the head, which it puts off by 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -4,16 +4,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jwt
+from jwt.utils import base64url_decode, base64url_encode
 from pydantic import BaseModel, ValidationError
 
 from services.api.errors import ApiError, permission_denied
 from services.api.keys import Keys, configured_keys
+from services.api.withdrawn import Withdrawn
 from shared.contracts.commands import Role
 from shared.contracts.fields import Identifier
+from shared.runtime.kafka import murmur2_partition
 from shared.runtime.settings import Settings
 
 # Clocks differ. Tokens go by the true time, not by DRAWDOWN_CLOCK_OFFSET_SECONDS: whoever issues them knows no other.
 LEEWAY_SECONDS = 30
+_TIMES = ("exp", "nbf", "iat")
 EVERYBODYS: Literal["*"] = "*"
 
 _FORMS = {
@@ -52,6 +56,12 @@ class Caller:
         """Their Business Centers as a query takes them; null: all."""
         return None if self.business_centers is None else sorted(self.business_centers)
 
+    def shards(self, count: int) -> list[int] | None:
+        """The shards, of so many, in which their Business Centers are; null: all. Others' are not theirs to watch."""
+        if self.business_centers is None:
+            return None
+        return sorted({murmur2_partition(each.encode(), count) for each in self.business_centers})
+
     def actor(self) -> dict[str, str]:
         """Who asks, as a command names it."""
         return {"id": self.id, "role": self.role}
@@ -65,6 +75,7 @@ class Verifier:
         self._keys: Keys = configured_keys(settings)
         self._audience = settings.api_audience
         self._issuer = settings.api_issuer
+        self._withdrawn = Withdrawn(settings.api_withdrawn_file)
 
     async def caller(self, token: str) -> Caller:
         """Who asks. Raises ApiError: 401 for a token that proves nothing, 403 for one that says too little."""
@@ -74,12 +85,14 @@ class Verifier:
             raise unauthenticated(_sentence(error)) from None
 
     async def _claims(self, token: str) -> dict[str, Any]:
+        if not _is_canonical(token):
+            raise unauthenticated("the token is not written as RFC 7515 says: base64url without padding")
         header = jwt.get_unverified_header(token)
         algorithm = header.get("alg")
         key = await self._keys.find(header.get("kid"), algorithm) if isinstance(algorithm, str) else None
         if key is None:
             raise unauthenticated("the token is signed with a key, or in a way, that is not taken here")
-        return jwt.decode(
+        claims: dict[str, Any] = jwt.decode(
             token,
             key,
             algorithms=[key.algorithm_name],
@@ -88,12 +101,26 @@ class Verifier:
             leeway=LEEWAY_SECONDS,
             options={"require": ["exp", "sub"], "enforce_minimum_key_length": True},
         )
+        for name in _TIMES:
+            if type(claims.get(name, 0)) not in (int, float):
+                raise unauthenticated(f"the token's {name} should be a number (RFC 7519, section 2)")
+        if self._withdrawn.has(claims.get("jti")):
+            raise unauthenticated("the token was withdrawn: ask for another")
+        return claims
 
 
 def unauthenticated(message: str, *, is_there: bool = True) -> ApiError:
     """401. `is_there`: a token was sent, and is no good."""
     problem = f', error="invalid_token", error_description="{message}"' if is_there else ""
     return ApiError(401, "unauthenticated", message, {"WWW-Authenticate": f'Bearer realm="drawdown"{problem}'})
+
+
+def _is_canonical(token: str) -> bool:
+    """Whether no other text is the same token, but for another signature of the same claims (RFC 7515, section 2)."""
+    try:
+        return all(base64url_encode(base64url_decode(part)).decode() == part for part in token.split("."))
+    except ValueError:  # What is no base64 at all, or no ASCII.
+        return False
 
 
 def _sentence(error: jwt.PyJWTError) -> str:

@@ -6,7 +6,6 @@ reads now and then without one, so a lost notification costs time and nothing el
 
 import asyncio
 import contextlib
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from time import monotonic
@@ -16,9 +15,10 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from shared.contracts.commands import same_content
+from services.api.reading import Reader
+from shared.contracts.commands import kept_meaning
 from shared.runtime.contact import Contact, keep_in_touch
-from shared.runtime.postgres import connect, is_lost
+from shared.runtime.postgres import connect, gave_up
 from shared.runtime.settings import Settings
 
 ROLE = "drawdown_api"
@@ -31,7 +31,7 @@ STALE_SECONDS = 15.0  # while somebody waits and no look has succeeded: the watc
 
 def is_away(error: BaseException) -> bool:
     """Whether the database is away, or gave a statement up because it took too long: for a caller that is the same."""
-    return is_lost(error) or isinstance(error, asyncpg.QueryCanceledError)
+    return gave_up(error)
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +57,7 @@ class Watcher:
     settings: Settings
     pool: asyncpg.Pool
     database: Contact
+    reader: Reader
     _outcomes: set[_OutcomeWait] = field(default_factory=set)
     _positions: set[_PositionWait] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +69,7 @@ class Watcher:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
             tasks.create_task(self._watch())
+            tasks.create_task(self.reader.run())
 
     @property
     def silence(self) -> float:
@@ -181,20 +183,20 @@ class Watcher:
         for wait in waits:
             waiting[wait.command_id].append(wait)
         for row in rows:
-            meaning = same_content(json.loads(row["content"]))
+            meaning = kept_meaning(row["content"])
             for wait in waiting[row["command_id"]]:
                 if _answers(row, meaning, wait):
                     wait.found.set_result(row)
 
     async def _look_at_positions(self, waits: list[_PositionWait]) -> None:
-        rows = await self._fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = 'balance'")
+        rows = await self._fetch("SELECT shard, position FROM ledger.checkpoints_balance")
         reached = {row["shard"]: row["position"] for row in rows}
         for wait in waits:
             if reached.get(wait.shard, 0) >= wait.position and not wait.found.done():
                 wait.found.set_result(None)
 
 
-def _answers(row: asyncpg.Record, meaning: str, wait: _OutcomeWait) -> bool:
+def _answers(row: asyncpg.Record, meaning: str | None, wait: _OutcomeWait) -> bool:
     return (
         row["shard"] == wait.shard
         and row["sequence"] > wait.after

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from services.api.models import Instant, time
 from services.api.waiting import ROLE, is_away
 from shared.contracts.known import known
+from shared.runtime.health import NOT_READY
 from shared.runtime.postgres import connect
 from shared.runtime.settings import Settings
 
@@ -29,7 +30,6 @@ BEHIND_SECONDS = 10.0  # how long a record may wait
 
 READY: Final = "ready"
 DEGRADED: Final = "degraded"
-NOT_READY: Final = "not ready"
 
 UNWRITTEN: Final = "unwritten"
 STOPPED: Final = "stopped"
@@ -189,7 +189,8 @@ def _sentence(trouble: str, detail: str, shards: list[dict[str, Any]]) -> str:
     if trouble == _BEHIND:
         records = sum(each["waiting_records"] for each in shards)
         return f"{named} {'are' if many else 'is'} behind: {records:,} records wait{_since(shards, 'waiting_since')}"
-    return f"{named} {'are' if many else 'is'} {trouble}{_since(shards, 'since')}: {detail}"
+    told = f": {detail}" if detail else ""
+    return f"{named} {'are' if many else 'is'} {trouble}{_since(shards, 'since')}{told}"
 
 
 def _since(shards: list[dict[str, Any]], name: str) -> str:

@@ -19,12 +19,14 @@ from uuid import UUID
 import asyncpg
 
 from services.auditor.chain import Link, grow, links
+from services.auditor.difference import DifferenceError
 from services.auditor.report import Progress, Report
 from services.auditor.standing import Head, heads_of
 from shared.contracts.fields import format_time
 from shared.ledger.decoding import Reader, StoredEntry
+from shared.ledger.details import shown_causes, shown_details
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER
-from shared.ledger.merkle import HASH_BYTES, CompactRange, leaf_hash
+from shared.ledger.merkle import HASH_BYTES, CompactRange, leaf_hashes
 from shared.ledger.replay import StoredBatch
 from shared.rules.calendar import date_text
 from shared.rules.money import format_micros
@@ -41,8 +43,6 @@ BATCH_FIELDS = (
     *("shard", "first_position", "last_position", "recorded_at"),
     *("policy_version", "rules_version", "zones_release", "root"),
 )
-_DETAIL_AMOUNTS = frozenset({"amount", "spent"})
-_DETAIL_TIMES = frozenset({"started_at", "spend_occurred_at"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _ShardExport:
         grow(self._tree, link, self._shard)
         first, last = link.batch.first, link.batch.last
         earlier = link.rows[: max(0, self._first - first)]
-        self._before.append([leaf_hash(row) for row in earlier])
+        self._before.append(leaf_hashes(earlier))
         rows = link.rows[len(earlier) : max(0, self._last - first + 1)]
         data = b"".join((COPY_HEADER, *rows, COPY_TRAILER))
         self.entries.write([_entry(stored) for stored in self._reader.decode(data)])
@@ -224,7 +224,7 @@ def _batch(shard: int, batch: StoredBatch) -> Row:
 
 def _entry(stored: StoredEntry) -> Row:
     line, amount, occurred_at, source, part, day, period = stored.entry
-    details: Row | None = None if line.details is None else json.loads(line.details)
+    details = _details(stored)
     return {
         "shard": stored.shard,
         "position": stored.position,
@@ -244,19 +244,19 @@ def _entry(stored: StoredEntry) -> Row:
         "recorded_at": format_time(stored.recorded_at),
         "day": None if day is None else date_text(day),
         "period": None if period is None else date_text(period),
-        "causes": details["causes"] if details and line.kind in ("pause", "resume") else None,
-        "details": None if details is None else {name: _detail(name, value) for name, value in details.items()},
+        "causes": shown_causes(line.kind, details),
+        "details": details,
         "encoded": stored.encoded.hex(),
     }
 
 
-def _detail(name: str, value: Any) -> Any:
-    """Inside the ledger amounts are micros and times microseconds; outside, what the contracts say."""
-    if isinstance(value, int) and name in _DETAIL_AMOUNTS:
-        return format_micros(value)
-    if isinstance(value, int) and name in _DETAIL_TIMES:
-        return format_time(value)
-    return value
+def _details(stored: StoredEntry) -> Row | None:
+    """Raises DifferenceError where they cannot be read."""
+    try:
+        return shown_details(stored.entry[0].details)
+    except ValueError as error:
+        where = f"shard {stored.shard}, position {stored.position}"
+        raise DifferenceError(f"{where}: the details of the entry cannot be read: {error}") from error
 
 
 def _uuid(value: bytes | None) -> str | None:

@@ -70,6 +70,7 @@ class Fold:
             "budget_synced": self._budget,
             "budget_reset": self._budget,
             "campaign_budget_set": self._campaign_budget,
+            "largest_spend_set": self._largest_spend,
             "pause": self._delivery,
             "resume": self._delivery,
         }
@@ -228,6 +229,10 @@ class Fold:
             details["amount"],
             item.position,
         )
+
+    def _largest_spend(self, item: StoredEntry, details: dict[str, Any]) -> None:
+        center = item.entry[0].business_center_id
+        self._facts["balance.largest_spends"][center, item.position] = (details["amount"],)
 
     def _delivery(self, item: StoredEntry, details: dict[str, Any]) -> None:
         line = item.entry[0]

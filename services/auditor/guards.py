@@ -6,7 +6,10 @@ from typing import Any
 
 import asyncpg
 
+from services.auditor.bounds import check_bounds
 from services.auditor.difference import DifferenceError, expect
+from services.auditor.logins import check_logins
+from services.auditor.report import Report
 
 APPEND_ONLY = (
     "entries",
@@ -17,6 +20,8 @@ APPEND_ONLY = (
     "policies",
     "ad_accounts",
     "time_zones",
+    "resting_campaigns",
+    "operators_log",
 )
 # Before each statement that updates, deletes or truncates: the bits of pg_trigger.tgtype (PostgreSQL, trigger.h).
 _BEFORE_UPDATE_DELETE_TRUNCATE = 2 | 8 | 16 | 32
@@ -29,29 +34,40 @@ class Guards:
     triggers: int
     indexes: int
     partitions: int
+    bounds: int
+    logins: int
+
+    def tell(self, report: Report) -> None:
+        """Add them to what was checked."""
+        report.count("append_only_tables", self.triggers, "tables that refuse every change, enabled always")
+        report.count("unique_indexes", self.indexes, "unique indexes of positions and sources")
+        report.count("bounds", self.bounds, "tables whose rows are kept within bounds")
+        report.count("logins", self.logins, "logins of services, with nothing of their own")
 
 
 async def check_guards(connection: asyncpg.Connection, shards: int) -> Guards:
     """Raises DifferenceError at the first guard that is missing, disabled or changed."""
     partitions = [f"entries_{shard}" for shard in range(shards)]
-    await _check_partitions(connection, partitions)
+    found = await _partitions_of(connection, "entries")
+    expect(found == set(partitions), f"ledger.entries has the partitions {sorted(found)}, not {sorted(partitions)}")
     await _check_function(connection)
-    tables = (*APPEND_ONLY, *partitions)
+    tables = (*APPEND_ONLY, *partitions, *sorted(await _partitions_of(connection, "quarantine")))
     for table in tables:
         await _check_trigger(connection, table)
     await _check_privileges(connection, tables)
     for partition in partitions:
         await _check_indexes(connection, partition)
-    return Guards(len(tables), 2 * len(partitions), len(partitions))
+    bounds = await check_bounds(connection)
+    return Guards(len(tables), 2 * len(partitions), len(partitions), bounds, await check_logins(connection))
 
 
-async def _check_partitions(connection: asyncpg.Connection, expected: list[str]) -> None:
+async def _partitions_of(connection: asyncpg.Connection, table: str) -> set[str]:
     rows = await connection.fetch(
         "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-        " WHERE i.inhparent = 'ledger.entries'::regclass"
+        " WHERE i.inhparent = to_regclass('ledger.' || $1)",
+        table,
     )
-    found = {row[0] for row in rows}
-    expect(found == set(expected), f"ledger.entries has the partitions {sorted(found)}, not {sorted(expected)}")
+    return {row[0] for row in rows}
 
 
 async def _check_function(connection: asyncpg.Connection) -> None:

@@ -9,18 +9,22 @@ from uuid import UUID
 import asyncpg
 
 from services.auditor.difference import DifferenceError, expect
-from shared.contracts.commands import same_content
+from services.auditor.standing import Head
+from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, same_content
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.times import from_datetime
 
 ACCEPTED, REJECTED = "accepted", "rejected"
+_READ_AT_ONCE = 1_000
+_MOST_SHOWN = 200
 
 
 @dataclass(slots=True)
 class Outcome:
     """A row of ledger.outcomes. `answer`: status, code, message, first position, position, time in µs.
 
-    `rules_version` and `zones_release` name what it was decided under; of a repetition, what it was repeated under.
+    `rules_version`, `zones_release` and `policy_version` name what it was decided under; of a repetition, what it was
+    repeated under. `via` is the way by which the command came that was decided. Older outcomes lack the last two.
     """
 
     sequence: int
@@ -30,8 +34,10 @@ class Outcome:
     type: str
     content: dict[str, Any]
     answer: tuple[str, str | None, str, int | None, int, int]
+    via: str | None
     rules_version: int
     zones_release: str
+    policy_version: str | None
 
     @property
     def status(self) -> str:
@@ -57,7 +63,7 @@ class Outcomes:
         self.shard = shard
         self.count = len(outcomes)
         self.refusals: deque[Outcome] = deque()
-        self.refused = self.accepted = self.repeated = 0
+        self.accepted = self.repeated = 0
         self._accepted: dict[int, Outcome] = {}
         self._check(outcomes)
 
@@ -80,9 +86,10 @@ class Outcomes:
 
     def _check_fields(self, outcome: Outcome) -> None:
         content = outcome.content
-        told = (UUID(bytes=outcome.command_id), outcome.business_center_id, outcome.type)
-        kept = (UUID(content["command_id"]), content["business_center_id"], content["type"])
-        expect(told == kept, f"{self._say(outcome)}: the row names {told}, its content {kept}")
+        if is_hash(content):
+            is_done = outcome.first and outcome.status == ACCEPTED
+            expect(not is_done, f"{self._say(outcome)}: it is accepted, and its content is kept as a hash")
+            expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: so short a content is kept whole")
 
     def _sort(self, outcome: Outcome) -> None:
         if outcome.status == REJECTED:
@@ -98,8 +105,8 @@ class Outcomes:
         if decision is None:
             raise DifferenceError(f"{self._say(outcome)}: it repeats a decision that was never made")
         if same_content(outcome.content) == same_content(decision.content):
-            same = outcome.answer == decision.answer
-            expect(same, f"{self._say(outcome)}: repeated with the answer {outcome.answer}, not {decision.answer}")
+            told, first = (*outcome.answer, outcome.via), (*decision.answer, decision.via)
+            expect(told == first, f"{self._say(outcome)}: repeated with the answer {told}, not {first}")
         else:
             conflict = outcome.answer[:2] == (REJECTED, "conflict")
             expect(conflict, f"{self._say(outcome)}: other content under a known id must be refused as a conflict")
@@ -116,9 +123,14 @@ class Outcomes:
             outcome.position == last and outcome.recorded_at == command.recorded_at,
             f"{where}: {self._say(outcome)} ends at {outcome.position}, its entries end at {last}, or another time",
         )
-        kept = json.loads(line.details or "{}")["command"]
+        details = json.loads(line.details or "{}")
+        kept, via = details["command"], details.get("via")
         same = outcome.content == kept
         expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
+        # Entries of the first two versions of the rules do not say.
+        expect(
+            via in (None, outcome.via), f"{where}: the command came by {via}, {self._say(outcome)} says {outcome.via}"
+        )
         self.accepted += 1
 
     def finish(self) -> None:
@@ -134,18 +146,46 @@ class Outcomes:
 
 
 async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[Outcome]:
-    """The outcomes of a shard up to a sequence number. The connection has `plain_types`."""
+    """The outcomes of a shard up to a sequence number. The connection has `plain_types`. Raises DifferenceError."""
     rows = await connection.fetch(
-        "SELECT sequence, command_id, first, business_center_id, type, content, status, code, message, first_position,"
-        " position, recorded_at, rules_version, zones_release FROM ledger.outcomes"
-        " WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
+        "SELECT sequence, command_id, first, business_center_id, type, content::text, status, code, message,"
+        " first_position, position, recorded_at, via, rules_version, zones_release, policy_version"
+        " FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
         shard,
         last,
     )
-    return [
-        Outcome(*row[:6], (*row[6:11], from_datetime(row[11])), *row[12:])  # type: ignore[call-arg]
-        for row in map(tuple, rows)
-    ]
+    return [_outcome(shard, *row) for row in map(tuple, rows)]
+
+
+def _outcome(shard: int, sequence: int, command_id: bytes, first: bool, center: str, type_: str, *rest: Any) -> Outcome:
+    kept, *answer, recorded_at = rest[:7]
+    content = _content(shard, sequence, command_id, center, type_, kept)
+    told: Any = (*answer, from_datetime(recorded_at))
+    return Outcome(sequence, command_id, first, center, type_, content, told, *rest[7:])
+
+
+async def check_contents(connection: asyncpg.Connection, head: Head) -> None:
+    """Each outcome holds a command that can be read: the one that its row names. Raises DifferenceError."""
+    query = (
+        "SELECT sequence, command_id, business_center_id, type, content::text FROM ledger.outcomes"
+        " WHERE shard = $1 AND sequence <= $2 ORDER BY sequence"
+    )
+    async with connection.transaction():
+        async for row in connection.cursor(query, head.shard, head.outcome_sequence, prefetch=_READ_AT_ONCE):
+            _content(head.shard, *row)
+
+
+def _content(shard: int, sequence: int, command_id: bytes, center: str, type_: str, kept: str) -> dict[str, Any]:
+    """The content of an outcome. Raises DifferenceError where it is none, or not of the command that the row names."""
+    where = f"shard {shard}, outcome {sequence} of command {_hex(command_id)}"
+    try:
+        content = kept_content(kept)
+    except ValueError as error:
+        raise DifferenceError(f"{where} cannot be read: {str(error)[:_MOST_SHOWN]}") from error
+    told = (UUID(bytes=command_id), center, type_)
+    named = (UUID(content["command_id"]), content["business_center_id"], content["type"])
+    expect(told == named, f"{where}: the row names {told}, its content {named}")
+    return content
 
 
 def _hex(id_: bytes | None) -> str:

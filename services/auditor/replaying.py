@@ -6,10 +6,14 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
+from services.auditor.bounds import check_times
 from services.auditor.guards import check_guards
+from services.auditor.logins import notes_on_functions
 from services.auditor.outcomes import Outcomes, read_outcomes
+from services.auditor.policies import notes_on_policies
+from services.auditor.quarantine import check_quarantine
 from services.auditor.report import Progress, Report
-from services.auditor.sequences import check_batches, check_quarantine, check_sources, check_strays
+from services.auditor.sequences import check_batches, check_sources, check_strays
 from services.auditor.shard import ShardAudit
 from services.auditor.standing import Head, Standing, read_standing
 from services.auditor.tables import no_more
@@ -18,10 +22,13 @@ from shared.rules.money import format_micros
 
 async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
     """Audit every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    await check_times(connection)
     standing = await read_standing(connection)
     guards = await check_guards(connection, len(standing.heads))
-    report.count("append_only_tables", guards.triggers, "tables that refuse every change, enabled always")
+    guards.tell(report)
+    report.notes += await notes_on_functions(connection)
     await check_strays(connection, len(standing.heads))
+    report.notes += await notes_on_policies(connection)
     progress = Progress(sum(head.position for head in standing.heads))
     money: defaultdict[str, int] = defaultdict(int)
     try:
@@ -62,8 +69,10 @@ async def _replay_shard(
         ("events", events, "spends and reversals decided again, each in the ledger once"),
         ("commands_accepted", outcomes.accepted, "accepted commands decided again, their outcomes as told"),
         ("commands_refused", audit.refused, "refused commands decided again and refused for the same reason"),
+        ("commands_hashed", audit.hashed, "refused commands of which a hash is kept: not decided again"),
         ("outcomes_repeated", outcomes.repeated, "repeated commands, answered as before"),
-        ("quarantined", quarantined, "quarantined records without a gap"),
+        ("resting_campaigns", audit.resting.checked, "campaigns at rest, kept as the entries say"),
+        ("quarantined", quarantined, "quarantined records, without a gap but for what operators dropped"),
         ("read_model_rows", audit.rows, "rows of the read models, folded again and the same"),
         ("pockets", len(audit.fold.pockets), "pockets, never drawn below zero, as the rules hold them"),
         ("business_centers", len(audit.rules.business_centers), "Business Centers: in = held + billed + forfeited"),

@@ -44,7 +44,11 @@ class Progress:
 
 @dataclass(slots=True)
 class Report:
-    """The result of an audit. `checked`: name → (how many, in words); `difference`: None, or the first one found."""
+    """The result of an audit.
+
+    `checked`: name → (how many, in words). `difference`: None, or the first one found. `notes`: sentences about what
+    should be otherwise, though no row is wrong.
+    """
 
     command: str
     started: float = field(default_factory=time.monotonic)
@@ -53,6 +57,7 @@ class Report:
     roots: list[tuple[int, int, str]] = field(default_factory=list)
     money: dict[str, str] = field(default_factory=dict)
     difference: str | None = None
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def count(self, name: str, number: int, words: str) -> None:
@@ -75,6 +80,7 @@ class Report:
             "audit": self.command,
             "passed": self.difference is None,
             "difference": self.difference,
+            "notes": self.notes,
             "entries": self.entries,
             "seconds": round(self.seconds, 3),
             "entries_per_second": self.entries_per_second,
@@ -94,6 +100,8 @@ class Report:
             f"audit {self.command}: {self.entries:,} entries in {self.seconds:,.1f} s,"
             f" {self.entries_per_second:,} entries/s"
         )
+        for note in self.notes:
+            print(f"Note: {note}")
         print("No difference." if self.difference is None else f"DIFFERENCE: {self.difference}")
 
     def _show_checked(self) -> None:

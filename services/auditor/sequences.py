@@ -41,26 +41,6 @@ async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
     return int(count)
 
 
-async def check_quarantine(connection: asyncpg.Connection, head: Head) -> int:
-    """The quarantine has no gap, and its time never goes back. Answers how many records it holds; raises."""
-    row = await connection.fetchrow(
-        """
-        SELECT sequence, expected FROM (
-            SELECT sequence, recorded_at, row_number() OVER w AS expected, lag(recorded_at) OVER w AS before
-            FROM ledger.quarantine WHERE shard = $1 AND sequence <= $2
-            WINDOW w AS (ORDER BY sequence)) q
-        WHERE sequence <> expected OR recorded_at < before ORDER BY sequence LIMIT 1
-        """,
-        head.shard,
-        head.quarantine_sequence,
-    )
-    if row is not None:
-        missing = row["sequence"] != row["expected"]
-        expect(not missing, f"shard {head.shard}: the quarantined record {row['expected']} is missing")
-        raise DifferenceError(f"shard {head.shard}, quarantined record {row['sequence']}: ledger time goes back")
-    return head.quarantine_sequence
-
-
 async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
     """A spend, a reversal, a command stands in the ledger once. Counted, not believed from an index. Raises."""
     await connection.execute("RESET enable_seqscan")
@@ -83,7 +63,10 @@ async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
 
 async def check_strays(connection: asyncpg.Connection, shards: int) -> None:
     """No row names a shard that there is none of. Raises DifferenceError."""
-    for table in ("batches", "outcomes", "quarantine", "ad_accounts"):
+    for table in (
+        *("batches", "outcomes", "quarantine", "quarantine_replays", "ad_accounts", "forwarded", "checkpoints"),
+        "resting_campaigns",
+    ):
         shard = await connection.fetchval(
             f"SELECT shard FROM ledger.{table} WHERE shard NOT BETWEEN 0 AND $1 - 1 LIMIT 1",  # noqa: S608
             shards,

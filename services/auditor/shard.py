@@ -1,26 +1,32 @@
 """Auditing one shard: deciding its ledger again and, beside that, folding it and asking after every answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
+from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
 from services.auditor.history import History, closings_of
 from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.resting import RestingRows
 from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
-from shared.contracts.commands import command_meaning
+from shared.contracts.commands import command_meaning, is_hash
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.lookup import grants_of, read_grants
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch, newer_rules
+from shared.rules.policy import Policy
+from shared.rules.resting import Recorded
 from shared.rules.shard import Shard
 from shared.rules.versions import CHANGES
+from shared.rules.ways import TOPIC
 
 _NEVER = 2**63
 
@@ -36,7 +42,7 @@ class ShardAudit(Redecider):
         elsewhere = {account for account, (shard, _) in standing.accounts.items() if shard != head.shard}
         self.rules.accounts_elsewhere = elsewhere
         self.fold = Fold(head.shard)
-        self.batches = self.rows = self.refused = 0
+        self.batches = self.rows = self.refused = self.hashed = 0
         self._head = head
         self._standing = standing
         self._outcomes = outcomes
@@ -48,14 +54,22 @@ class ShardAudit(Redecider):
             [*((position, name) for name, position in cuts.items()), *((position, "history") for position in closings)]
         )
         self._next_refusal = _NEVER
+        # What refusals name is at hand, whatever the writer let rest.
+        kept = campaigns_of(outcomes.refusals)
+        self.resting = RestingRows(connection, head.shard, head.position, kept)
+        self._never_rest: dict[str, dict[str, None]] = {}
+        for account, campaign in kept:
+            self._never_rest.setdefault(account, {})[campaign] = None
 
     async def check(self, progress: Callable[[int], None]) -> None:
         """Everything. Raises DifferenceError at the first difference."""
         await self._look_up_what_refusals_name()
+        refusals = self._outcomes.refusals
         self._await_refusal()
         self._compare_at(0, None)
         try:
-            await self.run(0, self._head.position, progress)
+            await self.read_policies({each.policy_version for each in refusals if each.policy_version is not None})
+            await self.run(0, self._head.position, progress, others={each.zones_release for each in refusals})
         except ReplayDiffersError as error:
             raise DifferenceError(str(error)) from error
         self._decide_refusals_after(self._head.position)
@@ -65,15 +79,28 @@ class ShardAudit(Redecider):
         self._anchors.finish(self.shard)
         sums.check_pockets(self.rules, self.fold)
         sums.check_identity(self.rules, self.fold)
-        await sums.check_reversals(self._connection, self.shard, self.fold)
+        await sums.check_reversals(self.connection, self.shard, self.fold)
 
     async def _look_up_what_refusals_name(self) -> None:
-        named = grants_of((refusal.content for refusal in self._outcomes.refusals), ())
+        contents = (refusal.content for refusal in self._outcomes.refusals)
+        named = grants_of((content for content in contents if not is_hash(content)), ())
         # What cannot be read was forged: deciding again comes to where it stands, and says so.
         with suppress(LookupError, TypeError, ValueError, AttributeError):
-            self.grants = await read_grants(self._connection, self.shard, named)
+            self.grants = await read_grants(self.connection, self.shard, named)
 
     # ---- While deciding ---------------------------------------------------------------------------------------
+
+    async def rest(self, batch: StoredBatch) -> None:
+        """What the writer let rest after this batch rests here too, if it was kept as it is."""
+        await self.resting.check(self.rules, batch.last)
+
+    async def resting_before(self, batch: StoredBatch, inputs: list[Any]) -> Recorded:
+        """Those that the batch names, and those that refusals name, of which all that there are stay in memory."""
+        found = await super().resting_before(batch, inputs)
+        return {
+            account: {**self._never_rest.get(account, {}), **found.get(account, {})}
+            for account in (found.keys() | self._never_rest.keys())
+        }
 
     def before(self, batch: StoredBatch) -> None:
         """Refusals of batches that wrote nothing lie between two that wrote something."""
@@ -87,7 +114,9 @@ class ShardAudit(Redecider):
         """Was it refused before this batch? One of the same time and decided under the same may as well be its own."""
         if refusal.recorded_at != batch.recorded_at or refusal.recorded_at == self.rules.now:
             return refusal.recorded_at <= batch.recorded_at
-        return (refusal.rules_version, refusal.zones_release) != (batch.rules_version, batch.zones_release)
+        under = (batch.rules_version, batch.zones_release)
+        policies = (refusal.policy_version or batch.policy_version, batch.policy_version)
+        return (refusal.rules_version, refusal.zones_release) != under or policies[0] != policies[1]
 
     def between(self) -> None:
         """Refusals of the batch, each after the inputs that it came behind."""
@@ -154,9 +183,13 @@ class ShardAudit(Redecider):
         if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
             where = self._where(refusal.position)
             expect(refusal.rules_version in CHANGES, f"{where}: {newer_rules(refusal.rules_version)}")
-            policy = replace(self.rules.policy, rules=refusal.rules_version)
+            policy = replace(self._policy_that_refused(refusal, where), rules=refusal.rules_version)
             self.rules.begin(
-                refusal.recorded_at, policy, grants=self.grants, zones=self.zones_of(refusal.zones_release)
+                refusal.recorded_at,
+                policy,
+                grants=self.grants,
+                zones=self.zones_of(refusal.zones_release),
+                resting=self._never_rest,
             )
             if self.rules.entries:
                 line = self.rules.entries[0][0]
@@ -166,25 +199,43 @@ class ShardAudit(Redecider):
                 )
         self._refuse(refusal)
 
+    def _policy_that_refused(self, refusal: Outcome, where: str) -> Policy:
+        """The policy that the refusal names; the one in force where it names none."""
+        if refusal.policy_version is None:
+            return self.rules.policy
+        policy = self.policies.get(refusal.policy_version)
+        if policy is None:
+            raise DifferenceError(f"{where}: no policy {refusal.policy_version!r} is recorded")
+        return policy
+
     def _is_decided_as_now(self, refusal: Outcome) -> bool:
-        """Does the present batch take commands, and under the rules and time zones that refused this one?"""
-        in_force = (self.rules.policy.rules, self.rules.zones.release)
-        return not self.rules.has_due() and in_force == (refusal.rules_version, refusal.zones_release)
+        """Does the present batch take commands, and under the policy, rules and time zones that refused this one?"""
+        policy = self.rules.policy
+        in_force = (policy.version, policy.rules, self.rules.zones.release)
+        named = (refusal.policy_version or policy.version, refusal.rules_version, refusal.zones_release)
+        return not self.rules.has_due() and in_force == named
 
     def _refuse(self, refusal: Outcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"
-        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer[1]}, decided again"
         expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before what stands before it")
+        if is_hash(refusal.content):
+            self.hashed += 1
+        else:
+            self._refuse_again(refusal, where)
+        self._outcomes.refusals.popleft()
+        self._await_refusal()
+
+    def _refuse_again(self, refusal: Outcome, where: str) -> None:
+        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer[1]}, decided again"
         try:
-            refused = self.rules.command(command_meaning(refusal.content), refusal.command_id, refusal.content)
+            told_of = (command_meaning(refusal.content), refusal.command_id, refusal.content)
+            refused = self.rules.command(*told_of, refusal.via or TOPIC)
         except Exception as error:
             raise DifferenceError(f"{where}: {told} it fails: {type(error).__name__}: {error}") from error
         if refused is None:
             raise DifferenceError(f"{where}: {told} it is accepted")
         expect(refused.code == refusal.answer[1], f"{where}: {told} as {refused.code}: {refused.message}")
-        self._outcomes.refusals.popleft()
         self.refused += 1
-        self._await_refusal()
 
     def _await_refusal(self) -> None:
         refusals = self._outcomes.refusals
@@ -194,6 +245,7 @@ class ShardAudit(Redecider):
 
     def _check_lease(self) -> None:
         check_frontier(self._head, self.tree)
+        check_count(self._head, self.tree.size)
         behind = self._head.ledger_time >= self.rules.now or not self.batches
         expect(behind, f"shard {self.shard}: the lease's ledger time lies before the last batch's")
 
@@ -208,6 +260,17 @@ class ShardAudit(Redecider):
                 f"shard {self.shard}: ledger.ad_accounts holds {account} of {registered.get(account)},"
                 f" the entries open it in {opened.get(account)}",
             )
+
+
+def campaigns_of(refusals: Iterable[Outcome]) -> set[tuple[str, str]]:
+    """The campaigns, by ad account and id, that deciding these again looks for. A hash or a forgery may name none."""
+    campaigns = set()
+    for refusal in refusals:
+        if refusal.type == "set_campaign_budget" and refusal.answer[1] == "limit_reached":
+            account, campaign = (refusal.content.get(name) for name in ("ad_account_id", "campaign_id"))
+            if isinstance(account, str) and isinstance(campaign, str):
+                campaigns.add((account, campaign))
+    return campaigns
 
 
 def check_frontier(head: Head, tree: CompactRange) -> None:

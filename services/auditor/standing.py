@@ -8,11 +8,24 @@ from typing import Any
 
 import asyncpg
 
-from services.auditor.difference import expect
+from services.auditor.difference import DifferenceError, expect
 from services.auditor.tables import TABLES, Rows, read_table
+from shared.ledger.checkpoints import checkpoints_of
 from shared.ledger.times import from_datetime
 
+LARGEST_LEAD_US = 60_000_000  # No batch takes a time that is further ahead: services/allocation/clock_guard.py.
 FOLLOWERS = ("balance", "incentives", "signals")
+# No shard is claimed as often: a claim each millisecond would take three hundred centuries.
+LARGEST_EPOCH = 10**15
+# As the constraints have it: what lies beyond, Python cannot read.
+_UNREADABLE_SHARD = """
+    SELECT shard, ledger_time::text AS told FROM ledger.shards
+    WHERE NOT (ledger_time >= '1970-01-01Z' AND ledger_time < '3000-01-01Z') ORDER BY 1 LIMIT 1
+"""
+_UNREADABLE_CHECKPOINT = """
+    SELECT shard, follower, recorded_at::text AS told FROM ledger.checkpoints
+    WHERE NOT (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z') ORDER BY 1, 2 LIMIT 1
+"""
 
 
 @dataclass(slots=True)
@@ -26,6 +39,7 @@ class Head:
     epoch: int
     outcome_sequence: int
     quarantine_sequence: int
+    entries: int = 0  # rows, wherever they stand
     checkpoints: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
@@ -39,7 +53,11 @@ class Standing:
 
 
 async def heads_of(connection: asyncpg.Connection) -> list[Head]:
-    """The shards as they stand. Run it in the transaction that reads what is compared with them."""
+    """The shards as they stand. Run it in the transaction that reads what is compared with them.
+
+    Raises DifferenceError where one is missing, or has a time that no clock shows.
+    """
+    await _check_readable(connection)
     rows = await connection.fetch(
         "SELECT shard, position, ledger_time, frontier, epoch, outcome_sequence, quarantine_sequence"
         " FROM ledger.shards ORDER BY shard"
@@ -56,6 +74,17 @@ async def heads_of(connection: asyncpg.Connection) -> list[Head]:
     return [*heads.values()]
 
 
+async def _check_readable(connection: asyncpg.Connection) -> None:
+    """Each time can be read. The database compares: what Python cannot hold does not leave it but as text."""
+    shard = await connection.fetchrow(_UNREADABLE_SHARD)
+    if shard is not None:
+        raise DifferenceError(f"shard {shard['shard']}: ledger time is {shard['told']}, which no clock shows")
+    checkpoint = await connection.fetchrow(_UNREADABLE_CHECKPOINT)
+    if checkpoint is not None:
+        of = f"shard {checkpoint['shard']}: the time of {checkpoint['follower']}'s checkpoint"
+        raise DifferenceError(f"{of} is {checkpoint['told']}, which no clock shows")
+
+
 async def read_standing(connection: asyncpg.Connection) -> Standing:
     """All that is compared with the ledger, as of one moment. Raises DifferenceError where it contradicts itself."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -69,11 +98,12 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
 
 async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
     """The tables end where the lease says."""
+    told = f"shard {head.shard}: the lease is at epoch {head.epoch}, which no claims have come to"
+    expect(head.epoch <= LARGEST_EPOCH, told)
     for what, table, column, end in (
         ("entries end", "entries", "position", head.position),
         ("batches end", "batches", "last_position", head.position),
         ("outcomes end", "outcomes", "sequence", head.outcome_sequence),
-        ("quarantine ends", "quarantine", "sequence", head.quarantine_sequence),
     ):
         last: int = await connection.fetchval(
             f"SELECT coalesce(max({column}), 0) FROM ledger.{table} WHERE shard = $1",  # noqa: S608
@@ -85,6 +115,56 @@ async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
             position <= head.position,
             f"shard {head.shard}: the checkpoint of {follower} is at {position}, the ledger ends at {head.position}",
         )
+    last = await connection.fetchval(
+        "SELECT coalesce(max(sequence), 0) FROM ledger.quarantine WHERE shard = $1", head.shard
+    )
+    told = f"the quarantine ends at {last}, the lease says {head.quarantine_sequence}"
+    expect(last <= head.quarantine_sequence, f"shard {head.shard}: {told}")  # What is missing is looked for elsewhere.
+    last = await connection.fetchval(
+        "SELECT coalesce(max(position), 0) FROM ledger.resting_campaigns WHERE shard = $1", head.shard
+    )
+    told = f"a campaign rests at position {last}, the ledger ends at {head.position}"
+    expect(last <= head.position, f"shard {head.shard}: {told}")
+    await _check_beginnings(connection, head.shard)
+    await _check_published(connection, head)
+    head.entries = await connection.fetchval("SELECT count(*) FROM ledger.entries WHERE shard = $1", head.shard)
+
+
+async def _check_beginnings(connection: asyncpg.Connection, shard: int) -> None:
+    """Nothing stands where nobody begins to read."""
+    for table, column in (
+        ("entries", "position"),
+        ("batches", "first_position"),
+        ("outcomes", "sequence"),
+        ("quarantine", "sequence"),
+    ):
+        first: int = await connection.fetchval(
+            f"SELECT coalesce(min({column}), 1) FROM ledger.{table} WHERE shard = $1",  # noqa: S608
+            shard,
+        )
+        expect(first > 0, f"shard {shard}: ledger.{table} begins at {first}, where nothing may stand")
+
+
+async def _check_published(connection: asyncpg.Connection, head: Head) -> None:
+    """No more outcomes count as published than there are."""
+    told: int | None = await connection.fetchval(
+        f"SELECT position FROM {checkpoints_of('outcomes')} WHERE shard = $1",  # noqa: S608
+        head.shard,
+    )
+    expect(
+        (told or 0) <= head.outcome_sequence,
+        f"shard {head.shard}: outcomes are published up to {told}, the last is {head.outcome_sequence}",
+    )
+
+
+async def notes_on_times(connection: asyncpg.Connection, heads: list[Head]) -> list[str]:
+    """A sentence for each shard whose time is ahead of the database's clock: what was written under it is dated so."""
+    now = from_datetime(await connection.fetchval("SELECT clock_timestamp()"))
+    return [
+        f"shard {head.shard}: ledger time is {(head.ledger_time - now) // 1_000_000:,} s ahead of the database's clock"
+        for head in heads
+        if head.ledger_time - now > LARGEST_LEAD_US
+    ]
 
 
 def _head(row: Any) -> Head:

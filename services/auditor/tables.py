@@ -49,6 +49,7 @@ TABLES = (
     ),
     Table("balance.automatic_allocation", "balance", ("business_center_id",), ("enabled_at",)),
     Table("balance.left_out", "balance", ("business_center_id", "ad_account_id"), ("reason",)),
+    Table("balance.largest_spends", "balance", ("business_center_id", "position"), ("amount",)),
     Table("balance.budgets", "balance", ("ad_account_id",), ("mode", "amount", "day", "changes_today", "position")),
     Table("balance.custom_budgets", "balance", ("ad_account_id",), ("start_position", "started_at", "spent")),
     Table("balance.campaigns", "balance", ("ad_account_id", "campaign_id"), ("mode", "amount", "position")),
@@ -156,7 +157,8 @@ def _said(columns: tuple[str, ...], values: tuple[Any, ...]) -> Iterator[str]:
         shown = value
         if column in _AMOUNTS and value is not None:
             exact = Decimal(value)
-            shown = format_micros(int(exact)) if exact == int(exact) else f"{exact} micros"
+            is_whole = exact.is_finite() and exact == int(exact)
+            shown = format_micros(int(exact)) if is_whole else f"{exact} micros"
         elif column in _TIMES and value is not None:
             shown = format_time(value)
         elif column == "day":

@@ -3,24 +3,41 @@
 import asyncpg
 
 from services.auditor.anchors import Anchors
+from services.auditor.bounds import check_times
 from services.auditor.chain import grow, links
+from services.auditor.counts import check_accounts, check_count, check_outcomes
+from services.auditor.forwarded import check_forwarded
 from services.auditor.guards import check_guards
+from services.auditor.logins import notes_on_functions
+from services.auditor.operators import check_operators_log
+from services.auditor.outcomes import check_contents
+from services.auditor.policies import notes_on_policies
+from services.auditor.quarantine import check_quarantine
 from services.auditor.report import Progress, Report
-from services.auditor.sequences import check_batches
+from services.auditor.resting import check_resting
+from services.auditor.sequences import check_batches, check_strays
 from services.auditor.shard import check_frontier
-from services.auditor.standing import Head, check_ends, heads_of
+from services.auditor.standing import Head, check_ends, heads_of, notes_on_times
+from services.auditor.zones import check_zones, notes_on_zones
 from shared.ledger.merkle import CompactRange
 
 
 async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
     """Verify every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    await check_times(connection)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         heads = await heads_of(connection)
         for head in heads:
             await check_ends(connection, head)
+            accounts = await check_accounts(connection, head)
+            report.count("ad_accounts", accounts, "ad accounts, each registered where it was opened")
+    await check_strays(connection, len(heads))
     guards = await check_guards(connection, len(heads))
-    report.count("append_only_tables", guards.triggers, "tables that refuse every change, enabled always")
-    report.count("unique_indexes", guards.indexes, "unique indexes of positions and sources")
+    guards.tell(report)
+    report.count("forwarded", await check_forwarded(connection), "records that wait for a shard, and can be read")
+    report.notes += await notes_on_functions(connection) + await notes_on_policies(connection)
+    report.count("time_zones", await check_zones(connection), "recorded time zones, as they are installed here")
+    report.notes += await notes_on_zones(connection) + await notes_on_times(connection, heads)
     progress = Progress(sum(head.position for head in heads))
     try:
         for head in heads:
@@ -28,6 +45,7 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
             await _verify_shard(connection, head, anchors, report, progress)
     finally:
         progress.end()
+    report.count("operators_log", await check_operators_log(connection), "acts of operators, with their reasons")
     report.count("noted_roots", anchors.checked, "roots noted earlier, still contained")
 
 
@@ -35,13 +53,21 @@ async def _verify_shard(
     connection: asyncpg.Connection, head: Head, anchors: Anchors, report: Report, progress: Progress
 ) -> None:
     batches = await check_batches(connection, head)
+    outcomes = await check_outcomes(connection, head)
+    await check_contents(connection, head)
+    quarantined = await check_quarantine(connection, head)
+    resting = await check_resting(connection, head)
     tree = CompactRange()
     async for link in links(connection, head.shard, head.position, progress):
         grow(tree, link, head.shard)
         anchors.check(head.shard, tree)
         report.entries += len(link.rows)
     check_frontier(head, tree)
+    check_count(head, tree.size)
     anchors.finish(head.shard)
     report.count("entries", tree.size, "entries at their positions, hashed")
     report.count("batches", batches, "batches: positions, times, roots")
+    report.count("quarantined", quarantined, "quarantined records, without a gap but for what operators dropped")
+    report.count("outcomes", outcomes, "outcomes without a gap, each of a command that can be read")
+    report.count("resting_campaigns", resting, "campaigns at rest, kept where batches end, and can be read")
     report.roots.append((head.shard, head.position, tree.root().hex()))

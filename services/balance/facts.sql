@@ -69,6 +69,10 @@ campaigns AS (
     ON CONFLICT (ad_account_id, campaign_id) DO UPDATE SET mode = excluded.mode, amount = excluded.amount,
         position = excluded.position
 ),
+largest_spends AS (
+    INSERT INTO balance.largest_spends (business_center_id, position, amount)
+    SELECT business_center_id, position, (details ->> 'amount')::bigint FROM facts WHERE kind = 'largest_spend_set'
+),
 pauses AS (
     INSERT INTO balance.pauses AS p (ad_account_id, campaign_id, causes, position)
     SELECT DISTINCT ON (ad_account_id, COALESCE(campaign_id, '')) ad_account_id, COALESCE(campaign_id, ''),

@@ -71,7 +71,7 @@ class Entity(NamedTuple):
 class Told(BaseModel):
     """What is read of a signal."""
 
-    shard: Annotated[int, Field(ge=0)]
+    shard: Annotated[int, Field(ge=0, lt=2**15)]  # as far as the database's numbers of shards go
     ad_account_id: Identifier
     campaign_id: Identifier | None
     position: int

@@ -12,7 +12,7 @@ from shared.runtime.kafka import DELIVERY_SIGNALS
 
 NAME = "signals"
 # The lock of a shard's checkpoint: whoever publishes holds it until the broker has acknowledged.
-LOCK = "SELECT FROM ledger.checkpoints WHERE follower = $1 AND shard = $2 FOR UPDATE"
+LOCK = "SELECT FROM ledger.checkpoints_signals WHERE follower = $1 AND shard = $2 FOR UPDATE"
 
 
 async def send(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> asyncio.Future[list[Any]]:

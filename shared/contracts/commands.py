@@ -5,12 +5,22 @@ What a command may do is decided by the rules, which answer with an outcome.
 """
 
 import json
-from typing import Annotated, Any, Literal
+from hashlib import sha256
+from typing import Annotated, Any, Final, Literal, cast
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
+from shared.contracts import strict_json
 from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
 from shared.rules.money import parse_amount
+
+# Of a refused command that is longer the ledger keeps a hash.
+MOST_REFUSED_BYTES: Final = 1024
+# The kind of the error whose text is all that there is to say.
+NO_PREVIEW: Final = "no_preview"
 
 TimeZone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$")]
 Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "system"]
@@ -24,14 +34,23 @@ class Actor(BaseModel):
     role: Role
 
 
+def _no_preview(asked: Any) -> None:
+    if asked is not None and asked is not False:
+        raise PydanticCustomError(NO_PREVIEW, "preview is not available yet: leave it out")
+
+
 class Command(BaseModel):
-    """What every command carries. `issued_at` is kept and decides nothing."""
+    """What every command carries. `issued_at` is kept and decides nothing.
+
+    A preview is refused, because a command that asks for one would be carried out.
+    """
 
     model_config = ConfigDict(frozen=True)
     command_id: Uuid
     business_center_id: Identifier
     issued_at: Time
     actor: Actor
+    preview: SkipJsonSchema[Annotated[Any, AfterValidator(_no_preview), Field(exclude=True)]] = None
 
 
 class OpenBusinessCenter(Command):
@@ -153,6 +172,13 @@ class SetCampaignBudget(Command):
     amount: Amount | None = None
 
 
+class SetLargestSpend(Command):
+    """From now on a spend of the Business Center above `amount` waits in quarantine; without: none does."""
+
+    type: Literal["set_largest_spend"]
+    amount: Amount | None = None
+
+
 AnyCommand = Annotated[
     OpenBusinessCenter
     | OpenAdAccount
@@ -167,7 +193,8 @@ AnyCommand = Annotated[
     | DisableAutomaticAllocation
     | SetBudget
     | ResetBudget
-    | SetCampaignBudget,
+    | SetCampaignBudget
+    | SetLargestSpend,
     Field(discriminator="type"),
 ]
 FINANCE_COMMAND: TypeAdapter[Any] = TypeAdapter(AnyCommand)
@@ -211,5 +238,61 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_content(content: dict[str, Any]) -> str:
-    """A text that two commands share if they mean the same."""
-    return json.dumps(command_meaning(content), sort_keys=True, separators=(",", ":"))
+    """A text that two commands share if they mean the same: a SHA-256, also of a content that is kept as its hash."""
+    if is_hash(content):
+        return str(content["sha256"])
+    return sha256(_canonical(command_meaning(content))).hexdigest()
+
+
+def kept_content(text: str) -> dict[str, Any]:
+    """The content of a command, or its hash, as the ledger keeps it. Raises ValueError where it is neither.
+
+    The database takes any JSON. What passes here has an id, a Business Center, a type and a meaning.
+    """
+    content = strict_json.read(text.encode())
+    try:
+        if is_hash(content):
+            _check_hash(content)
+        else:
+            command_meaning(content)
+        UUID(content["command_id"])
+        named = content["business_center_id"], content["type"]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no command: {type(error).__name__}: {error}") from error
+    if not all(isinstance(name, str) for name in named):
+        raise ValueError("it is no command: its Business Center and its type are no texts")
+    return cast("dict[str, Any]", content)
+
+
+def kept_meaning(text: str) -> str | None:
+    """`same_content` of what the ledger keeps; None for what cannot be read: no command has the same content."""
+    try:
+        return same_content(kept_content(text))
+    except ValueError:
+        return None
+
+
+def _check_hash(content: dict[str, Any]) -> None:
+    if not (isinstance(content["sha256"], str) and type(content["bytes"]) is int):
+        raise ValueError("it is no hash of a command: that is a text, with a number of bytes")
+
+
+def refused_content(content: dict[str, Any]) -> dict[str, Any]:
+    """What the ledger keeps of a command that has changed nothing: all of a short one, of a longer one its hash.
+
+    The lowest roles may write as many refusals as they like, and the ledger keeps them for ever.
+    """
+    size = len(_canonical(content))
+    if size <= MOST_REFUSED_BYTES or is_hash(content):
+        return content
+    named = {name: content[name] for name in ("command_id", "type", "business_center_id")}
+    return {**named, "sha256": same_content(content), "bytes": size}
+
+
+def is_hash(content: dict[str, Any]) -> bool:
+    """Is this not a command's content, but its hash? No command has a field of that name."""
+    return "sha256" in content
+
+
+def _canonical(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -4,6 +4,7 @@ Entries, outcomes, quarantine, forwarded records, the consumed offsets and the l
 one authority: what is not in this transaction did not happen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ import asyncpg
 from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
 from shared.ledger.lease import Lease, LeaseLostError
-from shared.ledger.merkle import leaf_hash
+from shared.ledger.lookup import RestingRow
+from shared.ledger.merkle import leaf_hashes
+from shared.ledger.times import to_datetime
 from shared.ledger.zones import UNRECORDED, record_zones
 from shared.rules.versions import CURRENT
 
@@ -30,25 +33,33 @@ OUTCOME_COLUMNS = (
     "first_position",
     "position",
     "recorded_at",
+    "via",
     "rules_version",
     "zones_release",
+    "policy_version",
 )
+# A record where it is kept: whole, or by the name of the quarantined one of which it is a replay.
+_RECORD_COLUMNS = ("topic", "partition", "offset", "key", "raw", "headers", "replay_shard", "replay_sequence")
 QUARANTINE_COLUMNS = (
     "shard",
     "sequence",
     "reason",
     "detail",
-    "topic",
-    "partition",
-    "offset",
-    "key",
-    "raw",
-    "headers",
+    *_RECORD_COLUMNS,
     "business_center_id",
     "recorded_at",
+    "raw_bytes",
+    "raw_sha256",
 )
 LEASE_LOST = "DD001"
-FORWARDED_COLUMNS = ("shard", "topic", "partition", "offset", "key", "raw", "headers")
+FORWARDED_COLUMNS = ("shard", *_RECORD_COLUMNS)
+
+
+# Whoever was named and decided nothing rests again as it was.
+_REST = (
+    "INSERT INTO ledger.resting_campaigns SELECT $1, * FROM unnest($2::text[], $3::text[], $4::bigint[], $5::json[])"
+    " ON CONFLICT DO NOTHING"
+)
 
 
 @dataclass(slots=True)
@@ -57,7 +68,7 @@ class BatchWrite:
 
     `forwarded` are records for other shards, `taken` the ids of forwarded records that this batch has dealt with.
     `policy_version`, `rules_version` and `zones_release` name what it was decided under, `zones` are the time zones of
-    that release that may not be recorded yet.
+    that release that may not be recorded yet, `resting` the campaigns that leave memory after it.
     """
 
     recorded_at: int
@@ -73,6 +84,7 @@ class BatchWrite:
     taken: list[int] = field(default_factory=list)
     accounts: list[tuple[str, str]] = field(default_factory=list)
     zones: list[tuple[str, bytes]] = field(default_factory=list)
+    resting: list[RestingRow] = field(default_factory=list)
     changes_delivery: bool = False
     snapshot: tuple[int, int, bytes] | None = None
 
@@ -83,7 +95,7 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
     Raises LeaseLostError, with nothing written, for who owns the shard no more.
     """
     if write.rows:
-        lease.tree.append([leaf_hash(row) for row in write.rows])
+        lease.tree.append(leaf_hashes(write.rows))
     try:
         await connection.execute("BEGIN;" + _move_lease(lease, write))
         if write.rows:
@@ -97,9 +109,21 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
             raise LeaseLostError(str(error)) from error
         raise
     finally:
-        if connection.is_in_transaction():
+        if not connection.is_closed() and connection.is_in_transaction():
             await connection.execute("ROLLBACK")
     _follow(lease, write)
+
+
+async def append_aside(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
+    """Append what has no entries and move the lease, within a transaction of the caller's. Raises as `append` does."""
+    assert not write.rows
+    try:
+        await connection.execute(_move_lease(lease, write))
+        await _append_rest(connection, lease, write)
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == LEASE_LOST:
+            raise LeaseLostError(str(error)) from error
+        raise
 
 
 def _move_lease(lease: Lease, write: BatchWrite) -> str:
@@ -173,21 +197,16 @@ async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: Batc
             [(account, shard, center) for account, center in sorted(write.accounts)],
         )
     if write.outcomes:
-        decided_under = (write.rules_version, write.zones_release)
+        decided_under = (write.rules_version, write.zones_release, write.policy_version)
         rows = [(shard, lease.outcome_sequence + n, *rest, *decided_under) for n, rest in enumerate(write.outcomes, 1)]
         await connection.copy_records_to_table("outcomes", schema_name="ledger", columns=OUTCOME_COLUMNS, records=rows)
         await connection.execute("SELECT pg_notify('outcomes', $1)", str(shard))
     if write.quarantined:
-        rows = [(shard, lease.quarantine_sequence + n, *rest) for n, rest in enumerate(write.quarantined, 1)]
-        await connection.copy_records_to_table(
-            "quarantine", schema_name="ledger", columns=QUARANTINE_COLUMNS, records=rows
-        )
+        await _quarantine(connection, lease, write)
     if write.forwarded:
-        await connection.copy_records_to_table(
-            "forwarded", schema_name="ledger", columns=FORWARDED_COLUMNS, records=write.forwarded
-        )
-        for target in sorted({row[0] for row in write.forwarded}):
-            await connection.execute("SELECT pg_notify('forwarded', $1)", str(target))
+        await _forward(connection, write.forwarded)
+    if write.resting:
+        await keep_resting(connection, shard, write.resting)
     if write.taken:
         await connection.execute("DELETE FROM ledger.forwarded WHERE shard = $1 AND id = ANY($2)", shard, write.taken)
     if write.snapshot:
@@ -199,6 +218,32 @@ async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: Batc
         )
 
 
+async def _quarantine(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
+    rows = [(lease.shard, lease.quarantine_sequence + n, *rest) for n, rest in enumerate(write.quarantined, 1)]
+    if lease.quarantine_month != _month_of(write):
+        await connection.execute("SELECT ledger.make_quarantine_part($1)", to_datetime(write.recorded_at))
+    await connection.copy_records_to_table("quarantine", schema_name="ledger", columns=QUARANTINE_COLUMNS, records=rows)
+
+
+async def _forward(connection: asyncpg.Connection, records: list[tuple[Any, ...]]) -> None:
+    await connection.copy_records_to_table(
+        "forwarded", schema_name="ledger", columns=FORWARDED_COLUMNS, records=records
+    )
+    for target in sorted({row[0] for row in records}):
+        await connection.execute("SELECT pg_notify('forwarded', $1)", str(target))
+
+
+async def keep_resting(connection: asyncpg.Connection, shard: int, rows: Sequence[RestingRow]) -> None:
+    """Keep the campaigns that leave memory. What is kept of one at a position follows from the entries up to there."""
+    await connection.execute(_REST, shard, *map(list, zip(*rows, strict=True)))
+
+
+def _month_of(write: BatchWrite) -> tuple[int, int]:
+    """Quarantine is kept in parts, one a month."""
+    moment = to_datetime(write.recorded_at)
+    return moment.year, moment.month
+
+
 def _follow(lease: Lease, write: BatchWrite) -> None:
     lease.position += len(write.rows)
     lease.ledger_time = write.recorded_at
@@ -206,3 +251,5 @@ def _follow(lease: Lease, write: BatchWrite) -> None:
     lease.command_offset = write.command_offset
     lease.outcome_sequence += len(write.outcomes)
     lease.quarantine_sequence += len(write.quarantined)
+    if write.quarantined:
+        lease.quarantine_month = _month_of(write)

@@ -19,6 +19,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from shared.ledger.channels import LEDGER_CHANNEL
+from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
 from shared.runtime.postgres import connect, is_lost
@@ -45,18 +46,17 @@ _SESSION = """
     SET enable_mergejoin = off;
     SET enable_material = off;
     SET jit = off;
-    SET max_parallel_workers_per_gather = 0;
     SET work_mem = '128MB';
     SET synchronous_commit = off;
 """
-_BEGIN_CHECKPOINT = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_BEGIN_CHECKPOINT = "INSERT INTO {table} (follower, shard) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 _TAKE_CHECKPOINT = """
     SELECT c.position AS checkpoint, s.position AS ledger
-    FROM ledger.checkpoints c JOIN ledger.shards s USING (shard)
+    FROM {table} c JOIN ledger.shards s USING (shard)
     WHERE c.follower = $1 AND c.shard = $2 FOR UPDATE OF c
 """
 _MOVE_CHECKPOINT = """
-    UPDATE ledger.checkpoints SET position = $3,
+    UPDATE {table} SET position = $3,
         recorded_at = (SELECT recorded_at FROM ledger.entries WHERE shard = $2 AND position = $3)
     WHERE follower = $1 AND shard = $2
 """
@@ -107,6 +107,10 @@ class Follower:
     rest_seconds: float = 0.0
     connections: int = 1
 
+    def on_checkpoints(self, statement: str) -> str:
+        """Return the statement with the name of this follower's table of checkpoints put in."""
+        return statement.format(table=checkpoints_of(self.name))
+
 
 def read_sql(package: str, name: str) -> str:
     """The text of an SQL file that lies in a package."""
@@ -119,13 +123,13 @@ async def advance(connection: asyncpg.Connection, follower: Follower, shard: int
     The checkpoint's row must exist. What the fold raises is raised, and nothing has happened.
     """
     async with connection.transaction():
-        checkpoint, ledger = await connection.fetchrow(_TAKE_CHECKPOINT, follower.name, shard)
+        checkpoint, ledger = await connection.fetchrow(follower.on_checkpoints(_TAKE_CHECKPOINT), follower.name, shard)
         last = min(ledger, checkpoint + follower.longest_range)
         reached = checkpoint
         if last > checkpoint:
             reached = await follower.fold(connection, Range(shard, checkpoint + 1, last))
             assert checkpoint < reached <= last, f"{follower.name} got to {reached} of {checkpoint + 1} … {last}"
-            await connection.execute(_MOVE_CHECKPOINT, follower.name, shard, reached)
+            await connection.execute(follower.on_checkpoints(_MOVE_CHECKPOINT), follower.name, shard, reached)
             if follower.channel:
                 await connection.execute("SELECT pg_notify($1, $2)", follower.channel, str(shard))
     # Another process of the same follower may be ahead of the position we saw.
@@ -234,8 +238,9 @@ class _Following:
                 await stack.enter_async_context(follower_connection(self._settings, self._follower.name))
                 for _ in range(1 + workers)
             ]
+            begin = self._follower.on_checkpoints(_BEGIN_CHECKPOINT)
             for shard in numbers:
-                await listener.execute(_BEGIN_CHECKPOINT, self._follower.name, shard)
+                await listener.execute(begin, self._follower.name, shard)
             await self._listen(listener, bells)
             self._bells = bells
             self._log.info("following", shards=len(numbers))
@@ -246,9 +251,13 @@ class _Following:
             )
 
     async def _listen(self, listener: asyncpg.Connection, bells: list[_Bell]) -> None:
+        """Ring the bell of the shard that a notification names. Any login may notify: what names none is nothing."""
+        of = {str(shard): (bell, shard) for bell in bells for shard in bell.shards}
+
         def ring(_connection: object, _pid: int, _channel: str, payload: object) -> None:
-            shard = int(str(payload))
-            bells[shard % len(bells)].ring(shard)
+            if payload in of:
+                bell, shard = of[str(payload)]
+                bell.ring(shard)
 
         await listener.add_listener(self._follower.wakes_on, ring)
 

@@ -28,7 +28,10 @@ class LeaseLostError(Exception):
 
 @dataclass(slots=True)
 class Lease:
-    """The lease row as its owner knows it. `ledger_time` is in µs; `tree` covers the entries 1 … position."""
+    """The lease row as its owner knows it. `ledger_time` is in µs; `tree` covers the entries 1 … position.
+
+    `quarantine_month`, year and month, is the last one that quarantine is known to have a part for.
+    """
 
     shard: int
     epoch: int
@@ -40,6 +43,7 @@ class Lease:
     command_offset: int
     outcome_sequence: int
     quarantine_sequence: int
+    quarantine_month: tuple[int, int] | None = None
 
     def reached(self) -> tuple[int, int, int]:
         """How far it has got: something of it is another after every batch."""
@@ -144,19 +148,26 @@ async def withdraw(connection: asyncpg.Connection, owner: str) -> None:
     )
 
 
-async def claim(connection: asyncpg.Connection, owner: str, most: int, stale: Collection[str] = ()) -> list[Lease]:
+async def claim(
+    connection: asyncpg.Connection,
+    owner: str,
+    most: int,
+    stale: Collection[str] = (),
+    held: Collection[int] | None = None,
+) -> list[Lease]:
     """Take at most this many shards that nobody owns, or whose owner is dead; each gets a new epoch.
 
     The connection's session stands for the owner: it must stay open as long as the owner lives, under an application
     name that ends with the last eight characters of the owner's. `stale` are owners that count as dead although their
-    session is open. A shard whose row a batch has locked is left out.
+    session is open. A shard whose row a batch has locked is left out. `held` are the shards that the owner writes:
+    another one that names it, at an epoch that it never had, is nobody's. None: all that name it are held.
     """
     rows = await connection.fetch(
         """
         UPDATE ledger.shards SET epoch = epoch + 1, owner = $1, owner_pid = pg_backend_pid(), released_at = NULL
         WHERE shard IN (
             SELECT shard FROM ledger.shards s
-            WHERE owner IS NULL OR owner <> $1 AND (
+            WHERE owner IS NULL OR owner = $1 AND shard <> ALL($4) OR owner <> $1 AND (
                 owner = ANY($2)
                 OR NOT EXISTS (SELECT FROM pg_stat_activity a
                                WHERE a.pid = s.owner_pid AND right(a.application_name, 8) = right(s.owner, 8)))
@@ -166,8 +177,22 @@ async def claim(connection: asyncpg.Connection, owner: str, most: int, stale: Co
         owner,
         list(stale),
         most,
+        None if held is None else list(held),
     )
     return [_lease_of(row) for row in rows]
+
+
+async def take_over(connection: asyncpg.Connection, shard: int) -> Lease:
+    """Overtake whoever owns a shard, within a transaction of the caller's: it is free then, at a new epoch.
+
+    Waits for a batch that is being committed.
+    """
+    row = await connection.fetchrow(
+        "UPDATE ledger.shards SET epoch = epoch + 1, owner = NULL, owner_pid = NULL, released_at = clock_timestamp()"
+        " WHERE shard = $1 RETURNING *",
+        shard,
+    )
+    return _lease_of(row)
 
 
 async def end_sessions(connection: asyncpg.Connection, owners: Collection[str]) -> None:

@@ -13,9 +13,15 @@ from shared.contracts.commands import command_meaning
 from shared.ledger.times import from_datetime
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.grants import GrantKey, RecordedGrant, named_by
-from shared.rules.shard import Event
+from shared.rules.resting import Recorded, dump_campaign
+from shared.rules.shard import Event, Shard
+from shared.rules.state import Campaign
 
 _BLOCK = 64
+# Ad account and campaign; None for all that the account ever had.
+CampaignKey = tuple[str, str | None]
+# A campaign that rests: ad account, campaign, the position up to which its state holds, and that state.
+RestingRow = tuple[str, str, int, dict[str, Any]]
 
 
 async def plain_types(connection: asyncpg.Connection) -> None:
@@ -113,6 +119,66 @@ async def read_grants(
         elif key in grants:  # One whose grant is missing was forged: the auditor says where.
             grants[key].allocated.append((row["position"], row["ad_account_id"]))
     return grants
+
+
+def campaigns_named(rules: Shard, commands: Iterable[Mapping[str, Any]], events: Iterable[Event]) -> set[CampaignKey]:
+    """The campaigns that commands (by their content) and events name, and that may be out of memory."""
+    if not rules.campaigns.some_rest:
+        return set()
+    named: set[CampaignKey] = {(event[2], event[3]) for event in events}
+    for command in commands:
+        if command["type"] == "set_campaign_budget":
+            named.add((command["ad_account_id"], command["campaign_id"]))
+        elif command.get("campaign_ids") is not None and command.get("ad_account_id") is not None:
+            named.add((command["ad_account_id"], None))
+    return {key for key in named if _may_rest(rules, *key)}
+
+
+def _may_rest(rules: Shard, account_id: str, campaign_id: str | None) -> bool:
+    account = rules.accounts.get(account_id)
+    if account is None or account.named == len(account.campaigns):
+        return False
+    if campaign_id is None:
+        return rules.needs_all_to_tie(account)
+    return campaign_id not in account.campaigns
+
+
+async def read_resting(
+    connection: asyncpg.Connection, shard: int, keys: Iterable[CampaignKey], before: int = 2**62
+) -> Recorded:
+    """What was kept of these campaigns before that position; None for one of which nothing was."""
+    found: dict[str, dict[str, Any]] = {}
+    single, whole = [], []
+    for account_id, campaign_id in keys:
+        of_account = found.setdefault(account_id, {})
+        if campaign_id is None:
+            whole.append(account_id)
+        else:
+            of_account[campaign_id] = None
+            single.append((account_id, campaign_id))
+    for query, arguments in ((_RESTING, list(zip(*single, strict=True))), (_ALL_RESTING, [whole] if whole else [])):
+        if arguments:
+            for account_id, campaign_id, state in await connection.fetch(query, shard, before, *arguments):
+                found[account_id][campaign_id] = state
+    return found
+
+
+_RESTING = """
+    SELECT ad_account_id, campaign_id, state FROM unnest($3::text[], $4::text[]) AS named (ad_account_id, campaign_id),
+        LATERAL (SELECT state FROM ledger.resting_campaigns r WHERE r.shard = $1 AND r.position < $2
+            AND (r.ad_account_id, r.campaign_id) = (named.ad_account_id, named.campaign_id)
+            ORDER BY position DESC LIMIT 1) AS newest
+"""
+_ALL_RESTING = """
+    SELECT DISTINCT ON (ad_account_id, campaign_id) ad_account_id, campaign_id, state FROM ledger.resting_campaigns
+    WHERE shard = $1 AND position < $2 AND ad_account_id = ANY($3::text[])
+    ORDER BY ad_account_id, campaign_id, position DESC
+"""
+
+
+def resting_row(campaign: Campaign, position: int) -> RestingRow:
+    """What is kept of a campaign that rests from that position on."""
+    return campaign.account.id, campaign.id, position, dump_campaign(campaign)
 
 
 def _recorded_grant(row: Any) -> RecordedGrant:

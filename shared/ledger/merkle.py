@@ -15,6 +15,11 @@ def leaf_hash(encoded: bytes) -> bytes:
     return sha256(b"\x00" + encoded).digest()
 
 
+def leaf_hashes(encoded: Iterable[bytes]) -> list[bytes]:
+    """The hash of each: in the hot path a call for every entry shows."""
+    return [sha256(b"\x00" + each).digest() for each in encoded]
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """The hash of an inner node."""
     return sha256(b"\x01" + left + right).digest()

@@ -8,7 +8,7 @@ must come to the same bytes.
 import asyncio
 import json
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,8 @@ from shared.contracts.commands import command_meaning
 from shared.contracts.fields import parse_uuid
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
-from shared.ledger.lookup import grants_of, read_grants, read_spends
-from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
+from shared.ledger.merkle import CompactRange, leaf_hashes
 from shared.ledger.times import from_datetime
 from shared.ledger.zones import UNRECORDED, recorded_zones
 from shared.rules.calendar import Zones
@@ -28,8 +28,11 @@ from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
+from shared.rules.resting import Recorded
 from shared.rules.shard import Event, Shard
 from shared.rules.versions import BOUNDED, CHANGES, CURRENT
+from shared.rules.ways import TOPIC
+from shared.runtime.postgres import is_lost
 
 # So much is decided, encoded or hashed before other tasks get their turn: shards are loaded beside others that write.
 SLICE = 500
@@ -52,10 +55,22 @@ class StoredBatch:
     zones_release: str = UNRECORDED
 
 
-async def policies(connection: asyncpg.Connection) -> dict[str, Policy]:
-    """Every policy that batches may name, by version."""
-    rows = await connection.fetch("SELECT version, content FROM ledger.policies")
-    return {row["version"]: policy_of(row["content"]) for row in rows}
+async def policies(connection: asyncpg.Connection, versions: Iterable[str]) -> dict[str, Policy]:
+    """Those of these policies that are recorded, by version. What nobody names is not looked at.
+
+    Raises ReplayDiffersError for one that is none.
+    """
+    rows = await connection.fetch(
+        "SELECT version, content FROM ledger.policies WHERE version = ANY($1) ORDER BY version", list(versions)
+    )
+    return {version: _recorded_policy(version, content) for version, content in rows}
+
+
+def _recorded_policy(version: str, content: Any) -> Policy:
+    try:
+        return policy_of(content)
+    except ValueError as error:
+        raise ReplayDiffersError(f"the recorded policy {version!r} is none: {error}") from error
 
 
 async def batches_after(
@@ -78,24 +93,40 @@ async def batches_after(
         position = rows[-1][1]
 
 
+@dataclass(frozen=True, slots=True)
+class StoredCommand:
+    """A command as its first entry holds it: its content, and by which way it came (rules before 3 did not keep it)."""
+
+    content: dict[str, Any]
+    via: str
+
+
 class Redecider:
     """Decides stored batches again, one after the other, and compares bytes and root after each.
 
     The connection has `plain_types`. Who wants to look on overrides `before`, `between` and `after`. `grants` are those
-    that something decided there names, beside what the batches themselves name.
+    that something decided there names, beside what the batches themselves name; `zones` the recorded time zones, where
+    they have been read before.
     """
 
-    def __init__(self, connection: asyncpg.Connection, rules: Shard, shard: int, tree: CompactRange) -> None:
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        rules: Shard,
+        shard: int,
+        tree: CompactRange,
+        zones: Mapping[str, Zones] | None = None,
+    ) -> None:
         self.rules = rules
         self.shard = shard
         self.tree = tree
         self.entries = 0
         self.inputs = 0
         self.grants: dict[GrantKey, RecordedGrant] = {}
-        self._connection = connection
+        self.connection = connection
         self._reader = Reader()
-        self._policies: dict[str, Policy] = {}
-        self._zones: dict[str, Zones] = {}
+        self.policies: dict[str, Policy] = {}
+        self._zones: Mapping[str, Zones] = zones or {}
 
     def before(self, batch: StoredBatch) -> None:
         """The batch comes next: the rules stand where the one before left them."""
@@ -106,18 +137,23 @@ class Redecider:
     def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
         """The batch was decided again, and is what the ledger holds."""
 
-    async def run(self, position: int, last: int, progress: Callable[[int], None] | None = None) -> None:
-        """Decide everything behind `position` up to `last`. Raises ReplayDiffersError at the first difference."""
-        try:
-            self._policies = await policies(self._connection)
-        except ValueError as error:
-            raise ReplayDiffersError(f"a recorded policy is none: {error}") from error
-        self._zones = await recorded_zones(self._connection)
+    async def rest(self, batch: StoredBatch) -> None:
+        """After a batch that is what the ledger holds: let idle campaigns out of memory, where that is bounded."""
+
+    async def run(
+        self, position: int, last: int, progress: Callable[[int], None] | None = None, others: Iterable[str] = ()
+    ) -> None:
+        """Decide everything behind `position` up to `last`. Raises ReplayDiffersError at the first difference.
+
+        `others` are releases of time zones that something decided there names, beside what the batches name.
+        """
+        self._zones = self._zones or await recorded_zones(self.connection, self.shard, position, others)
         # Reversed spends are looked up by their index, however young the table's statistics are.
-        await self._connection.execute("SET enable_seqscan = off; SET jit = off")
-        async for batches in batches_after(self._connection, self.shard, position, last):
+        await self.connection.execute("SET enable_seqscan = off; SET jit = off")
+        async for batches in batches_after(self.connection, self.shard, position, last):
+            await self.read_policies({batch.policy_version for batch in batches})
             for group in groups(batches):
-                stored = await self._reader.read(self._connection, self.shard, group[0].first, group[-1].last)
+                stored = await self._reader.read(self.connection, self.shard, group[0].first, group[-1].last)
                 await self._decide_group(group, stored)
                 if progress is not None:
                     progress(group[-1].last)
@@ -139,18 +175,19 @@ class Redecider:
         with self._guarded(batch):
             inputs = inputs_of(stored)
         reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
-        spends = await self._spends_before(batch, reversed_ids)
-        commands = [item for item in inputs if isinstance(item, dict)]
+        commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
         with self._guarded(batch):
+            spends = await self._spends_before(batch, reversed_ids)
             named = self.rules.forgotten(grants_of(commands, spends.values()))
-            grants = ChainMap(await read_grants(self._connection, self.shard, named), self.grants)
+            grants = ChainMap(await read_grants(self.connection, self.shard, named), self.grants)
             zones = self.zones_of(batch.zones_release)
-            self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants, zones=zones)
+            resting = await self.resting_before(batch, inputs)
+            self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants, zones=zones, resting=resting)
             rows = await self._decide_inputs(batch, inputs)
         if rows != [entry.encoded for entry in stored]:
             raise ReplayDiffersError(self._difference(batch, stored, rows))
         for start in range(0, len(rows), SLICE):
-            self.tree.append([leaf_hash(row) for row in rows[start : start + SLICE]])
+            self.tree.append(leaf_hashes(rows[start : start + SLICE]))
             await asyncio.sleep(0)
         if self.tree.root() != batch.root:
             raise ReplayDiffersError(
@@ -160,10 +197,17 @@ class Redecider:
         self.entries += len(rows)
         self.inputs += len(inputs)
         self.after(batch, stored)
+        await self.rest(batch)
+
+    async def read_policies(self, versions: set[str]) -> None:
+        """Have these policies at hand, as far as they are recorded. Raises ReplayDiffersError for one that is none."""
+        unread = versions - self.policies.keys()
+        if unread:
+            self.policies |= await policies(self.connection, unread)
 
     def _policy_of(self, batch: StoredBatch) -> Policy:
         where = self._where(batch.first)
-        policy = self._policies.get(batch.policy_version)
+        policy = self.policies.get(batch.policy_version)
         if policy is None:
             raise ReplayDiffersError(f"{where}: no policy {batch.policy_version!r} is recorded")
         if batch.rules_version not in CHANGES:
@@ -195,13 +239,14 @@ class Redecider:
             await asyncio.sleep(0)
         return rows
 
-    def _decide_input(self, batch: StoredBatch, item: "Event | dict[str, Any]") -> None:
+    def _decide_input(self, batch: StoredBatch, item: Event | StoredCommand) -> None:
         position = batch.first + len(self.rules.entries)
-        if isinstance(item, dict):
-            refused = self.rules.command(command_meaning(item), parse_uuid(item["command_id"]), item)
+        if isinstance(item, StoredCommand):
+            content = item.content
+            refused = self.rules.command(command_meaning(content), parse_uuid(content["command_id"]), content, item.via)
             if refused is not None:
                 raise ReplayDiffersError(
-                    f"{self._where(position)}: command {item['command_id']} was accepted,"
+                    f"{self._where(position)}: command {content['command_id']} was accepted,"
                     f" decided again it is refused: {refused.message}"
                 )
             return
@@ -216,7 +261,13 @@ class Redecider:
         """The spends that the batch reverses, as they stood before it."""
         if not event_ids:
             return {}
-        return await read_spends(self._connection, self.shard, event_ids, before=batch.first)
+        return await read_spends(self.connection, self.shard, event_ids, before=batch.first)
+
+    async def resting_before(self, batch: StoredBatch, inputs: list[Any]) -> Recorded:
+        """The campaigns that the batch names and that were out of memory where this began, as they stood before it."""
+        commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
+        named = campaigns_named(self.rules, commands, (item for item in inputs if isinstance(item, tuple)))
+        return await read_resting(self.connection, self.shard, named, before=batch.first) if named else {}
 
     def _check_positions(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
         if batch.first != self.tree.size + 1:
@@ -239,6 +290,8 @@ class Redecider:
         except ReplayDiffersError:
             raise
         except Exception as error:
+            if is_lost(error):
+                raise
             raise ReplayDiffersError(
                 f"{self._where(batch.first)} to {batch.last}: the batch cannot be decided again:"
                 f" {type(error).__name__}: {error}"
@@ -279,14 +332,15 @@ def describe(encoded: bytes) -> str:
 
 
 def inputs_of(stored: list[StoredEntry]) -> list[Any]:
-    """The spends and reversals (as events without a currency: it is the BC's) and commands (as content), in order."""
+    """The spends and reversals (as events without a currency: it is the BC's) and commands, in order."""
     inputs: list[Any] = []
     for item in stored:
         line, amount, occurred_at, source, part, day, _ = item.entry
         if source is None or (amount is None and part):
             continue
         if part == 0 and day is None:
-            inputs.append(json.loads(line.details or "{}")["command"])
+            details = json.loads(line.details or "{}")
+            inputs.append(StoredCommand(details["command"], details.get("via", TOPIC)))
         elif day is not None:
             if part == 0:
                 details = json.loads(line.details) if line.details else {}

@@ -19,6 +19,10 @@ _RECORD = """
     SELECT $1, name, data FROM unnest($2::text[], $3::bytea[]) AS used (name, data) ORDER BY name
     ON CONFLICT DO NOTHING
 """
+_RECORDED = """
+    SELECT release, name, data FROM ledger.time_zones WHERE release = ANY($3)
+        OR release IN (SELECT zones_release FROM ledger.batches WHERE shard = $1 AND last_position >= $2)
+"""
 _OTHERS = """
     SELECT name FROM ledger.time_zones JOIN unnest($2::text[], $3::bytea[]) AS used (name, its_data) USING (name)
     WHERE release = $1 AND data <> its_data
@@ -29,13 +33,17 @@ class ZonesDifferError(Exception):
     """Another process has recorded other bytes for the same zone and release. The shard has to be loaded again."""
 
 
-async def recorded_zones(connection: asyncpg.Connection) -> dict[str, Zones]:
-    """The recorded zones of each release.
+async def recorded_zones(
+    connection: asyncpg.Connection, shard: int, position: int = 0, others: Iterable[str] = ()
+) -> dict[str, Zones]:
+    """The recorded zones of each release that batches of the shard from `position` on name, and of `others`.
 
-    What was decided before releases were noted falls back on the installed package, until a shard is loaded once.
+    The installed release is among them. What was decided before releases were noted falls back on the installed
+    package, until a shard is loaded once.
     """
     tables: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
-    for release, name, data in await connection.fetch("SELECT release, name, data FROM ledger.time_zones"):
+    always = [installed_zones().release, UNRECORDED, *others]
+    for release, name, data in await connection.fetch(_RECORDED, shard, position, always):
         tables[release][name] = data
     kept = {release: Zones(release, table) for release, table in tables.items()}
     kept[UNRECORDED] = _on_top_of_installed(UNRECORDED, tables[UNRECORDED])

@@ -5,7 +5,7 @@ from shared.rules.entries import Step
 from shared.rules.funds import move_to_business_center
 from shared.rules.grants import move_vouchers_to_business_center
 from shared.rules.opening import reason_left_out
-from shared.rules.pauses import settle_account, settle_business_center
+from shared.rules.pauses import pinned, settle_account, settle_business_center, weigh_pinned
 from shared.rules.policy import Policy
 from shared.rules.refusal import require_room
 from shared.rules.setting_budgets import write_budget
@@ -65,7 +65,9 @@ def _join(step: Step, account: AdAccount, now: int, position: int, policy: Polic
     for pocket in ("cash", "credit"):
         move_to_business_center(step, account, pocket)
     move_vouchers_to_business_center(step, account)
+    before = pinned(account)
     account.participates = True
+    weigh_pinned(account, before)
     if account.budget.mode == UNLIMITED:
         _sync_budget(step, account, available, now, position)
 

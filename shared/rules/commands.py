@@ -7,12 +7,14 @@ irreversible, not_eligible, budget_change_limit, insufficient_funds.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shared.rules import automatic_allocation, funds, grants, opening, setting_budgets
+from shared.rules import automatic_allocation, funds, grants, limits, opening, setting_budgets
 from shared.rules.entries import Step, canonical_json
+from shared.rules.largest_spend import set_largest_spend
 from shared.rules.refusal import Refused, require, require_above_zero, require_room
 from shared.rules.roles import require_permission
 from shared.rules.state import AdAccount, BusinessCenter, Grant
-from shared.rules.versions import BOUNDED
+from shared.rules.versions import BOUNDED, LIMITED
+from shared.rules.ways import TOPIC
 
 if TYPE_CHECKING:
     from shared.rules.shard import Shard
@@ -44,22 +46,24 @@ def _require_short(step: Step) -> None:
 
 def _open_business_center(shard: "Shard", step: Step, command: Command) -> None:
     require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
-    _permit(command, command["finance_roles"])
+    _permit(shard, step, command, command["finance_roles"])
     id = command["business_center_id"]
     require(id not in shard.business_centers, "already_exists", f"the Business Center {id} is open already")
+    limits.require_memory(shard.policy, shard.held)
     zone = shard.zone(command["time_zone"])
     shard.business_centers[id] = opening.open_business_center(
-        step, id, command["currency"], zone, command["finance_roles"]
+        step, id, command["currency"], zone, command["finance_roles"], shard.held
     )
 
 
 def _open_ad_account(shard: "Shard", step: Step, command: Command) -> None:
     require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
     center = _center(shard, command)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     id = command["ad_account_id"]
     taken = id in shard.accounts or id in shard.accounts_elsewhere
     require(not taken, "already_exists", f"the ad account {id} is open already")
+    limits.require_ad_account(shard.policy, center)
     account = AdAccount(
         center, id, command["billing"], command["buying_type"], shard.zone(command["time_zone"]), command["owned"]
     )
@@ -72,14 +76,14 @@ def _deposit_cash(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     account = _account(center, command) if command.get("ad_account_id") is not None else None
     require_room(account.cash if account else center.cash, amount)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     funds.deposit(step, center, account, amount, shard.policy)
 
 
 def _set_credit_line(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     require_room(-center.credit_used, command["limit"])
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     funds.set_credit_line(step, center, command["limit"], shard.policy)
 
 
@@ -87,7 +91,7 @@ def _repay_credit(shard: "Shard", step: Step, command: Command) -> None:
     amount = require_above_zero(command["amount"])
     center = _center(shard, command)
     require(amount <= center.credit_used, "invalid", "more would be repaid than is used")
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     funds.repay_credit(step, center, amount, shard.policy)
 
 
@@ -101,9 +105,10 @@ def _grant_voucher(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     account = _account(center, command) if account_id is not None else None
     require_room((account or center).vouchers.total, amount)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     new = _new_grant(shard, step, center, command, "voucher", command["voucher_id"])
-    new.campaigns = None if campaigns is None else frozenset(campaigns)
+    if account is not None and new.campaigns is not None:
+        shard.before_tying(account)
     grants.grant(step, center, account, new, amount, shard.policy)
     shard.keep_grant(center, new)
 
@@ -113,7 +118,7 @@ def _grant_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
     _require_future(shard, command)
     center = _center(shard, command)
     require_room(center.ad_credits.total, amount)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     new = _new_grant(shard, step, center, command, "ad_credit", command["ad_credit_id"])
     grants.grant(step, center, None, new, amount, shard.policy)
     shard.keep_grant(center, new)
@@ -127,7 +132,7 @@ def _allocate_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
     if credit is None:
         raise Refused("not_found", f"the Business Center has no ad credit {command['ad_credit_id']}")
     require_room(account.ad_credits.total, amount)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     grants.allocate(step, center, account, credit, amount, shard.policy)
 
 
@@ -140,7 +145,7 @@ def _transfer_balance(shard: "Shard", step: Step, command: Command) -> None:
         require_room(account.holds(pocket), amount)
     else:
         require_room(center.cash if pocket == "cash" else center.credit_available, amount)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     funds.require_transferable(account, command["direction"], pocket)
     transfer = funds.transfer_to_account if to_account else funds.transfer_to_business_center
     transfer(step, account, pocket, amount, shard.policy)
@@ -149,14 +154,14 @@ def _transfer_balance(shard: "Shard", step: Step, command: Command) -> None:
 def _enable(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     automatic_allocation.require_balances_fit(center, shard.policy.rules)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     require(center.automatic_since is None, "already_exists", "automatic allocation is enabled already")
     automatic_allocation.enable(step, center, shard.now, shard.position, shard.policy)
 
 
-def _disable(shard: "Shard", _step: Step, command: Command) -> None:
+def _disable(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     is_on = center.automatic_since is not None
     require(not is_on, "irreversible", "there is no way back from automatic to manual allocation")
     raise Refused("conflict", "automatic allocation is not enabled")
@@ -166,7 +171,7 @@ def _set_budget(shard: "Shard", step: Step, command: Command) -> None:
     amount = _budget_amount(command)
     center = _center(shard, command)
     account = _account(center, command)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     setting_budgets.require_change_left(account)
     setting_budgets.set_budget(step, account, command["mode"], amount, shard.now, shard.position, shard.policy)
     shard.schedule_turn_over(account)
@@ -175,7 +180,7 @@ def _set_budget(shard: "Shard", step: Step, command: Command) -> None:
 def _reset_budget(shard: "Shard", step: Step, command: Command) -> None:
     center = _center(shard, command)
     account = _account(center, command)
-    _permit(command, center.finance_roles)
+    _permit(shard, step, command, center.finance_roles)
     setting_budgets.reset_budget(step, account, shard.now, shard.position, shard.policy)
 
 
@@ -183,10 +188,23 @@ def _set_campaign_budget(shard: "Shard", step: Step, command: Command) -> None:
     amount = _budget_amount(command)
     center = _center(shard, command)
     account = _account(center, command)
-    _permit(command, center.finance_roles)
-    campaign = shard.campaign(account, command["campaign_id"])
+    _permit(shard, step, command, center.finance_roles)
+    existing = shard.campaigns.find(account, command["campaign_id"])
+    limits.require_daily_budget(shard.policy, center, existing, command["mode"])
+    campaign = existing or shard.new_campaign(account, command["campaign_id"])
     setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount, shard.policy)
     shard.schedule_turn_over(account)
+
+
+def _set_largest_spend(shard: "Shard", step: Step, command: Command) -> None:
+    require(shard.policy.rules >= LIMITED, "invalid", "these rules bound no spend")
+    amount = command.get("amount")
+    if amount is not None:
+        require_above_zero(amount)
+    center = _center(shard, command)
+    _permit(shard, step, command, center.finance_roles)
+    shard.bounded += (amount is not None) - center.bounds_spends()
+    set_largest_spend(step, center, amount)
 
 
 def _center(shard: "Shard", command: Command) -> BusinessCenter:
@@ -205,8 +223,10 @@ def _account(center: BusinessCenter, command: Command) -> AdAccount:
     return account
 
 
-def _permit(command: Command, finance_roles: bool) -> None:
+def _permit(shard: "Shard", step: Step, command: Command, finance_roles: bool) -> None:
     require_permission(command["role"], command["type"], finance_roles)
+    if step.via == TOPIC and shard.policy.topic is not None:
+        shard.policy.topic.require(command)
 
 
 def _require_future(shard: "Shard", command: Command) -> None:
@@ -225,7 +245,10 @@ def _budget_amount(command: Command) -> int | None:
 def _new_grant(shard: "Shard", step: Step, center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
     before = shard.grant(center, kind, id)
     require(before is None, "already_exists", f"the Business Center has had a {kind} {id} before")
-    return Grant(kind, id, shard.position + len(step.entries) + 1, command.get("expires_at"))
+    named = command.get("campaign_ids")
+    campaigns = None if named is None else frozenset(named)
+    limits.require_grant(shard.policy, center, campaigns)
+    return Grant(center, kind, id, shard.position + len(step.entries) + 1, command.get("expires_at"), campaigns)
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -243,4 +266,5 @@ _HANDLERS: dict[str, Handler] = {
     "set_budget": _set_budget,
     "reset_budget": _reset_budget,
     "set_campaign_budget": _set_campaign_budget,
+    "set_largest_spend": _set_largest_spend,
 }

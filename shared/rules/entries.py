@@ -64,18 +64,27 @@ def canonical_json(value: Any) -> str:
 
 
 class Step:
-    """What one input causes: entries that stand together and carry its id."""
+    """What one input causes: entries that stand together and carry its id.
 
-    __slots__ = ("command", "entries", "occurred_at", "part", "source")
+    `via` is the way by which a command came, where the rules in force keep it.
+    """
+
+    __slots__ = ("command", "entries", "occurred_at", "part", "source", "via")
 
     def __init__(
-        self, entries: list[Entry], occurred_at: int, source: bytes | None = None, command: dict[str, Any] | None = None
+        self,
+        entries: list[Entry],
+        occurred_at: int,
+        source: bytes | None = None,
+        command: dict[str, Any] | None = None,
+        via: str | None = None,
     ) -> None:
         self.entries = entries
         self.occurred_at = occurred_at
         self.source = source
         self.part = 0
         self.command = command
+        self.via = via
 
     def write(
         self,
@@ -94,9 +103,11 @@ class Step:
         reverses: bytes | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Append an entry. The first one of a command carries the command itself."""
+        """Append an entry. The first one of a command carries the command itself, and by which way it came."""
         if self.command is not None and self.part == 0:
             details = {**(details or {}), "command": self.command}
+            if self.via is not None:
+                details["via"] = self.via
         line = Line(
             kind,
             business_center_id,

@@ -22,7 +22,7 @@ class EndedGrants:
     def add(self, center: BusinessCenter, grant: Grant) -> None:
         """Keep a grant in memory, until it ends; one of which nothing is left has just ended."""
         center.grants[grant.kind, grant.id] = grant
-        grant.center, grant.ended = center, self.now
+        grant.ended = self.now
         if not grant.filled:
             self.now[grant] = None
 
@@ -37,7 +37,6 @@ class EndedGrants:
 
 
 def _let_go(grant: Grant) -> None:
-    assert grant.center is not None, "it was kept in memory"
     del grant.center.grants[grant.kind, grant.id]
     for holding in grant.holdings:
         if holding.account is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.rules.entries import Step
-from shared.rules.pauses import settle_account, settle_business_center
+from shared.rules.pauses import pinned, settle_account, settle_business_center, weigh_pinned
 from shared.rules.policy import Policy
 from shared.rules.refusal import require
 from shared.rules.state import AdAccount, BusinessCenter, Grant, Holding, pocket_of
@@ -40,6 +40,10 @@ def grant(
     step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int, policy: Policy
 ) -> None:
     """A new grant, held by the BC or by one of its accounts."""
+    if account is not None and new.campaigns is not None:
+        before = pinned(account)
+        account.has_tied = True
+        weigh_pinned(account, before)
     holding = Holding(new, account)
     pocket_of(center, holding).put(holding, amount)
     _write(step, "grant", center, holding, amount)
@@ -72,7 +76,7 @@ def move_vouchers_to_business_center(step: Step, account: AdAccount) -> None:
 def restore(center: BusinessCenter, kind: str, id: str, recorded: RecordedGrant, now: int, position: int) -> Grant:
     """A grant that had left memory, as it was at this time and position: nothing is left of it, but it has holders."""
     expires_at = recorded.expires_at
-    grant = Grant(kind, id, recorded.position, expires_at, recorded.campaigns)
+    grant = Grant(center, kind, id, recorded.position, expires_at, recorded.campaigns)
     grant.expired = expires_at is not None and expires_at <= now
     account = None if recorded.account_id is None else center.accounts[recorded.account_id]
     Holding(grant, None if account is None or _has_moved(grant, account) else account)

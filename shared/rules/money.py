@@ -10,10 +10,8 @@ LARGEST_BALANCE = 2**63 - 1
 
 def parse_amount(text: str) -> int:
     """Micros of a decimal string of the contract's form, at most six places: `"0.012345"` → 12345."""
-    if text[-7:-6] == ".":  # all six places: how most spends come
-        return int(text[:-7] + text[-6:])
     whole, _, fraction = text.partition(".")
-    return int(whole) * MICROS_PER_UNIT + int(fraction.ljust(6, "0"))
+    return int(whole + fraction.ljust(6, "0"))
 
 
 def format_micros(micros: int) -> str:

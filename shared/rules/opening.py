@@ -4,17 +4,19 @@ from shared.rules.calendar import Zone
 from shared.rules.entries import Step
 from shared.rules.pauses import settle_account
 from shared.rules.policy import Policy
-from shared.rules.state import AdAccount, BusinessCenter
+from shared.rules.state import AdAccount, BusinessCenter, Held
 
 
-def open_business_center(step: Step, id: str, currency: str, zone: Zone, finance_roles: bool) -> BusinessCenter:
+def open_business_center(
+    step: Step, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held
+) -> BusinessCenter:
     """A new BC: no money, manual allocation."""
     step.write(
         "business_center_opened",
         id,
         details={"currency": currency, "time_zone": zone.name, "finance_roles": finance_roles},
     )
-    return BusinessCenter(id, currency, zone, finance_roles)
+    return BusinessCenter(id, currency, zone, finance_roles, held)
 
 
 def open_ad_account(step: Step, account: AdAccount, policy: Policy) -> None:

@@ -9,12 +9,17 @@ from typing import Final
 from shared.rules.budgets import DAILY
 from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, is_empty
+from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, is_empty
+from shared.rules.versions import LIMITED
 
 AD_ACCOUNT_BALANCE: Final = 1
 AD_ACCOUNT_BUDGET: Final = 2
 BUSINESS_CENTER_BALANCE: Final = 4
 CAMPAIGN_BUDGET: Final = 8
+
+# An account that has had more campaigns than this is large: where all that is left is tied, those that nothing pays for
+# stop when they spend next. A campaign that does not spend may then be out of memory.
+LARGE_ACCOUNT: Final = 10_000
 
 _NAMES = {
     AD_ACCOUNT_BALANCE: "ad_account_balance",
@@ -45,11 +50,14 @@ def account_causes(account: AdAccount, policy: Policy) -> int:
 
 def campaign_causes(campaign: Campaign, policy: Policy) -> int:
     """What stops a campaign by itself, its account's causes apart."""
-    budget = campaign.budget
-    causes = 0
-    if budget.amount is not None and budget.exhausted(campaign.account.zone.today):
-        causes = CAMPAIGN_BUDGET
+    causes = _budget_causes(campaign)
     return causes | AD_ACCOUNT_BALANCE if _only_others_can_pay(campaign, policy) else causes
+
+
+def _budget_causes(campaign: Campaign) -> int:
+    budget = campaign.budget
+    exhausted = budget.amount is not None and budget.exhausted(campaign.account.zone.today)
+    return CAMPAIGN_BUDGET if exhausted else 0
 
 
 def is_settled(campaign: Campaign, policy: Policy) -> bool:
@@ -91,35 +99,52 @@ def settle_account(step: Step, account: AdAccount, policy: Policy, spent: Campai
     if causes != account.causes:
         account.causes = _write_changes(step, account, None, account.causes, causes)
     for campaign in _campaigns_to_settle(account, policy, spent):
-        settle_campaign(step, campaign, policy)
+        (settle_campaign if campaign is spent else settle_day)(step, campaign, policy)
 
 
 def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
     """Write what was added to and removed from the campaign's own causes."""
-    before, causes = campaign.causes, campaign_causes(campaign, policy)
-    if causes != before:
-        campaign.causes = _write_changes(step, campaign.account, campaign.id, before, causes)
+    _change(step, campaign, campaign_causes(campaign, policy))
+
+
+def settle_day(step: Step, campaign: Campaign, policy: Policy) -> None:
+    """Write what a new day, or its account's money, changes of a campaign that did not spend.
+
+    In a large account that money stops a campaign when it spends next, and not before. So it does not matter which
+    campaigns are looked at: of those that were loaded, more are watched than of those that stayed in memory.
+    """
+    account = campaign.account
+    stops_later = is_large(account, policy) and campaign not in account.stopped_campaigns
+    _change(step, campaign, _budget_causes(campaign) if stops_later else campaign_causes(campaign, policy))
+
+
+def _change(step: Step, campaign: Campaign, causes: int) -> None:
+    if causes != campaign.causes:
+        campaign.causes = _write_changes(step, campaign.account, campaign.id, campaign.causes, causes)
         _index(campaign)
 
 
 def index_campaigns(account: AdAccount, policy: Policy) -> None:
     """Find again, in an account that was loaded or whose days are others, which campaigns are stopped and watched."""
-    account.stopped_campaigns, account.watched, account.daily_campaigns = {}, {}, 0
+    account.business_center.held.bytes -= CAMPAIGN_BYTES * len(account.stopped_campaigns)
+    account.stopped_campaigns, account.watched = {}, {}
     for campaign in account.campaigns.values():
         _index(campaign)
         if campaign.budget.mode == DAILY:
-            account.daily_campaigns += 1
             account.watched[campaign] = None
-    if _some_campaign_may_lack_money(account, policy):
+    if lacks_untied_money(account, policy):
         account.vouchers.changed = set()
 
 
 def _index(campaign: Campaign) -> None:
     account = campaign.account
+    stopped = account.stopped_campaigns
+    before = len(stopped)
     if campaign.causes & AD_ACCOUNT_BALANCE:
-        account.stopped_campaigns[campaign] = None
+        stopped[campaign] = None
     else:
-        account.stopped_campaigns.pop(campaign, None)
+        stopped.pop(campaign, None)
+    account.business_center.held.bytes += CAMPAIGN_BYTES * (len(stopped) - before)
     if campaign.causes & CAMPAIGN_BUDGET and campaign.budget.mode == DAILY:
         account.watched[campaign] = None
 
@@ -131,15 +156,18 @@ def in_order(campaigns: Iterable[Campaign]) -> list[Campaign]:
 
 def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | None) -> list[Campaign]:
     """The campaigns whose causes may be others now because all that is left is tied, or no longer is."""
-    lack, vouchers = _some_campaign_may_lack_money(account, policy), account.vouchers
+    lack, vouchers = lacks_untied_money(account, policy), account.vouchers
     changed = vouchers.changed
     if lack or changed is not None:
         vouchers.changed = set() if lack else None
-    if lack and changed is None:
-        return list(account.campaigns.values())
+    large = is_large(account, policy)
+    if lack and changed is None and not large:
+        return in_order(account.campaigns.values())
     if not lack and not account.stopped_campaigns:
         return []
     concerned = {*account.stopped_campaigns} if not lack else _named(account, changed or set())
+    if large:
+        concerned &= account.stopped_campaigns.keys()
     if spent is not None:
         concerned.add(spent)
     if _day_has_turned(account):
@@ -147,8 +175,32 @@ def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | N
     return in_order(concerned)
 
 
+def is_large(account: AdAccount, policy: Policy) -> bool:
+    """Are the account's campaigns too many to look at each when all that is left of its money is tied?"""
+    return policy.rules >= LIMITED and account.named > LARGE_ACCOUNT
+
+
+def pinned(account: AdAccount) -> int:
+    """How many campaigns cannot rest because all of them stop and go on with their account's money."""
+    if not account.has_tied or account.participates or account.named > LARGE_ACCOUNT:
+        return 0
+    return account.named
+
+
+def weigh_pinned(account: AdAccount, before: int) -> None:
+    """Count those that are pinned now beside so many before."""
+    account.business_center.held.bytes += CAMPAIGN_BYTES * (pinned(account) - before)
+
+
 def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:
     return {account.campaigns[id] for id in campaign_ids if id in account.campaigns}
+
+
+def campaigns_to_settle_anew(account: AdAccount, policy: Policy) -> list[Campaign]:
+    """Those that other rules, pockets or days may pause or resume. One that rests is not among them."""
+    if is_large(account, policy):
+        return in_order([*account.stopped_campaigns, *account.watched])
+    return in_order(account.campaigns.values())
 
 
 def _day_has_turned(account: AdAccount) -> bool:
@@ -156,8 +208,8 @@ def _day_has_turned(account: AdAccount) -> bool:
     return account.turn_over_at is not None and account.turn_over_at <= account.zone.start(account.zone.today)
 
 
-def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
-    """Only where all that is left is tied (section 5.4); an account that can draw on its BC never lacks it alone."""
+def lacks_untied_money(account: AdAccount, policy: Policy) -> bool:
+    """Is all that is left tied to campaigns (section 5.4)? An account that can draw on its BC never lacks it alone."""
     if account.participates or account.vouchers.tied == 0 or "voucher" not in policy.ad_account:
         return False
     return account.available(policy.ad_account) == account.vouchers.tied
@@ -165,7 +217,7 @@ def _some_campaign_may_lack_money(account: AdAccount, policy: Policy) -> bool:
 
 def _only_others_can_pay(campaign: Campaign, policy: Policy) -> bool:
     account = campaign.account
-    return _some_campaign_may_lack_money(account, policy) and campaign.id not in account.vouchers.tied_to
+    return lacks_untied_money(account, policy) and campaign.id not in account.vouchers.tied_to
 
 
 def _write_changes(step: Step, account: AdAccount, campaign_id: str | None, before: int, after: int) -> int:

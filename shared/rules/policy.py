@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.rules.versions import CURRENT
+from shared.rules.ways import TopicTerms, terms_of
 
 AD_ACCOUNT_POCKETS = ("voucher", "ad_credit", "cash", "credit")
 BUSINESS_CENTER_POCKETS = ("voucher", "cash", "credit_line")
@@ -17,21 +18,23 @@ class Policy:
     """`ad_account` pockets pay first, in order, then those of the Business Center where it allocates automatically.
 
     It is handed through all rules, so it also carries `rules`: the version of the rules that decide with it, which the
-    ledger names beside it (`versions`).
+    ledger names beside it (`versions`), and `topic`: what commands that came by the topic may name; None: anything.
     """
 
     version: str
     ad_account: tuple[str, ...] = AD_ACCOUNT_POCKETS
     business_center: tuple[str, ...] = BUSINESS_CENTER_POCKETS
     rules: int = CURRENT
+    topic: TopicTerms | None = None
 
     def content(self) -> dict[str, Any]:
         """The policy as JSON, as `policy_of` reads it. The version of the rules is no part of it."""
-        return {
+        content: dict[str, Any] = {
             "version": self.version,
             "ad_account": list(self.ad_account),
             "business_center": list(self.business_center),
         }
+        return content if self.topic is None else {**content, "topic": self.topic.content()}
 
 
 STANDARD = Policy("standard-1")
@@ -40,14 +43,19 @@ STANDARD = Policy("standard-1")
 def policy_of(content: Any) -> Policy:
     """The policy of a JSON object `{"version", "ad_account": [pocket], "business_center": [pocket]}`, current rules.
 
-    Raises ValueError where it names something that is no pocket, or one twice.
+    It may have `topic`: `ways.terms_of`. Raises ValueError where it names something that is no pocket, or one twice, or
+    says anything else: a misspelt `topic` would let everything in.
     """
     if not isinstance(content, dict) or not isinstance(content.get("version"), str) or not content["version"]:
         raise ValueError('a policy is an object with a "version"')
+    unknown = content.keys() - {"version", "ad_account", "business_center", "topic"}
+    if unknown:
+        raise ValueError(f"a policy has a version, ad_account, business_center and topic, no {min(unknown)!r}")
     return Policy(
         content["version"],
         _pockets(content, "ad_account", AD_ACCOUNT_POCKETS),
         _pockets(content, "business_center", BUSINESS_CENTER_POCKETS),
+        topic=terms_of(content["topic"]) if "topic" in content else None,
     )
 
 

@@ -3,10 +3,10 @@
 from shared.rules.budgets import CUSTOM, DAILY, MONTHLY
 from shared.rules.calendar import date_text
 from shared.rules.entries import Step
-from shared.rules.pauses import CAMPAIGN_BUDGET, in_order, settle_account, settle_campaign
+from shared.rules.pauses import CAMPAIGN_BUDGET, in_order, settle_account, settle_campaign, settle_day
 from shared.rules.policy import Policy
 from shared.rules.refusal import require
-from shared.rules.state import AdAccount, Campaign
+from shared.rules.state import CAMPAIGN_BYTES, AdAccount, Campaign
 
 CHANGES_PER_DAY = 10
 
@@ -51,7 +51,10 @@ def reset_budget(step: Step, account: AdAccount, now: int, position: int, policy
 def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None, policy: Policy) -> None:
     """A campaign's budget knows what the campaign has spent before."""
     account = campaign.account
-    account.daily_campaigns += (mode == DAILY) - (campaign.budget.mode == DAILY)
+    more = (mode == DAILY) - (campaign.budget.mode == DAILY)
+    account.daily_campaigns += more
+    account.business_center.daily_campaigns += more
+    account.business_center.held.bytes += CAMPAIGN_BYTES * more
     campaign.budget.set(account.zone.today, mode, amount)
     step.write(
         "campaign_budget_set",
@@ -97,7 +100,7 @@ def turn_over(step: Step, account: AdAccount, policy: Policy) -> None:
     watched, account.watched = in_order(account.watched), {}
     for campaign in watched:
         if campaign.budget.mode == DAILY:
-            settle_campaign(step, campaign, policy)
+            settle_day(step, campaign, policy)
             _watch(campaign)
 
 

@@ -11,16 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from shared.rules import commands, corrections, expiry, pauses, setting_budgets, waterfall
+from shared.rules import commands, corrections, expiry, limits, pauses, setting_budgets, waterfall
 from shared.rules.calendar import NO_ZONES, Zone, Zones
 from shared.rules.corrections import ChargedSpend, Part
 from shared.rules.entries import Entry, Step
 from shared.rules.forgetting import EndedGrants, forget_lines
 from shared.rules.grants import GrantKey, RecordedGrant, restore
+from shared.rules.money import format_micros
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.refusal import Refused
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant
-from shared.rules.versions import BOUNDED
+from shared.rules.resting import CampaignsInMemory, Recorded
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Held
+from shared.rules.versions import BOUNDED, LIMITED
+from shared.rules.ways import TOPIC
 
 # event id, business center, ad account, campaign, amount in micros, currency, occurred_at in µs, reverses, reason.
 # All of it is the event's content; `reverses` is None for a spend.
@@ -36,6 +39,7 @@ FEWEST_IDLE_TIMERS: Final = 1000
 MOST_TIMER_ENTRIES: Final = 10_000
 _EXPIRY, _TURN_OVER = 0, 1
 _IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
+_IS_TOO_MANY: Final = ("too_many_campaigns", "nothing is left that pays for the many campaigns of its ad account")
 
 
 class Batch:
@@ -87,8 +91,12 @@ class Shard:
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self._zones: dict[str, Zone] = {}
+        self.held = Held()
+        # How many Business Centers bound their spends. If none does no spend asks its own, far away in memory.
+        self.bounded = 0
+        self.campaigns = CampaignsInMemory()
         # A spend's ids lead to its campaign in one step, once it has been charged for.
-        self._campaigns: dict[str, Campaign] = {}
+        self._routes = self.campaigns.routes
         self.set_window(deduplication_days)
         self._timers: list[tuple[int, int, str, str, str]] = []
         self._known: Mapping[bytes, Event] = {}
@@ -120,6 +128,7 @@ class Shard:
         spends: dict[bytes, ChargedSpend] | None = None,
         grants: Mapping[GrantKey, RecordedGrant] | None = None,
         zones: Zones | None = None,
+        resting: Recorded | None = None,
     ) -> None:
         """Open the next batch at ledger time `now` (µs), which never goes back.
 
@@ -127,6 +136,7 @@ class Shard:
         `zones` rule. Where `has_due` holds afterwards the batch takes no inputs: more was due than one batch writes.
         `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name,
         `grants` those that its commands name or those spends drew on; what the batch before did need not be among them.
+        `resting` are the campaigns that it names and that may be out of memory.
         """
         self._previous = self.batch
         self.position = self._previous.position + len(self._previous.entries)
@@ -135,6 +145,7 @@ class Shard:
         self._known = known or {}
         self._spends = spends or {}
         self._recorded = grants or {}
+        self.campaigns.recorded = resting or {}
         self._forget_grants()
         now = max(now, self.now)
         policy = policy or self.policy
@@ -223,8 +234,8 @@ class Shard:
             pauses.settle_business_center(step, center, policy)
             for account in center.accounts.values():
                 pauses.settle_account(step, account, policy)
-                for campaign in account.campaigns.values():
-                    pauses.settle_campaign(step, campaign, policy)
+                for campaign in pauses.campaigns_to_settle_anew(account, policy):
+                    pauses.settle_day(step, campaign, policy)
 
     def _use_zones(self, zones: Zones) -> None:
         """Take days from another release, and turn over when its days begin. A zone that it lacks stays as it was."""
@@ -245,14 +256,14 @@ class Shard:
 
     # ---- Spends and reversals ---------------------------------------------------------------------------------
 
-    def event(self, event: Event) -> tuple[str, str]:
+    def event(self, event: Event) -> tuple[str, str]:  # noqa: C901 - one check after the other, each at once
         """Decide one spend or reversal: (CHARGED or DUPLICATE or a quarantine reason, a sentence for the latter).
 
         The order of the checks is that of the contracts page.
         """
         event_id, center_id, account_id, campaign_id, amount, currency, occurred_at, reverses, _ = event
         route = f"{center_id} {account_id} {campaign_id}"
-        campaign = self._campaigns.get(route)
+        campaign = self._routes.get(route)
         account = self._account(center_id, account_id) if campaign is None else campaign.account
         if account is None:
             return self._unknown(center_id, account_id)
@@ -271,15 +282,28 @@ class Shard:
             return "content_conflict", "another event with this id is in the ledger"
         if reverses is not None:
             return self._reverse(event, account)
+        if self.bounded and amount > center.largest_spend:
+            return "amount_unusual", f"the Business Center's largest spend is {format_micros(center.largest_spend)}"
         if campaign is None:
-            campaign = self.campaign(account, campaign_id)
-            self._campaigns[route] = campaign
+            campaign = self._campaign_of(route, account, campaign_id)
+            if campaign is None:
+                return _IS_TOO_MANY
         entries = self.batch.entries
         position = self.position + len(entries) + 1
         part = waterfall.charge(entries, self.policy, campaign, event_id, amount, occurred_at, position)
         events[event_id] = event
-        self._settle(campaign, event_id, occurred_at, part)
+        if not pauses.is_settled(campaign, self.policy):
+            self._settle(campaign, event_id, occurred_at, part)
         return _IS_CHARGED
+
+    def _campaign_of(self, route: str, account: AdAccount, id: str) -> Campaign | None:
+        """The campaign of a spend, which comes into being when first named; None where it may not."""
+        campaign = self.campaigns.find(account, id)
+        if campaign is None and limits.takes_campaign(account, id, self.policy):
+            campaign = self.new_campaign(account, id)
+        if campaign is not None:
+            self.campaigns.note(route, campaign)
+        return campaign
 
     def _account(self, center_id: str, account_id: str) -> AdAccount | None:
         center = self.business_centers.get(center_id)
@@ -291,14 +315,13 @@ class Shard:
         return "unknown_ad_account", f"the Business Center {center_id} has no ad account {account_id}"
 
     def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
-        """Write the pauses of a spend or reversal, where something that can pause has changed."""
+        """Write the pauses of a spend or reversal that has changed what can pause."""
         account = campaign.account
-        if not pauses.is_settled(campaign, self.policy):
-            step = Step(self.entries, occurred_at, event_id)
-            step.part = part
-            pauses.settle_business_center(step, account.business_center, self.policy)
-            pauses.settle_account(step, account, self.policy, campaign)
-            pauses.settle_campaign(step, campaign, self.policy)
+        step = Step(self.entries, occurred_at, event_id)
+        step.part = part
+        pauses.settle_business_center(step, account.business_center, self.policy)
+        pauses.settle_account(step, account, self.policy, campaign)
+        pauses.settle_campaign(step, campaign, self.policy)
 
     def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
         event_id, center_id, account_id, campaign_id, amount, _, occurred_at, reverses, reason = event
@@ -315,10 +338,12 @@ class Shard:
             if part.grant_id is not None and part.pocket is not None:
                 self.grant(account.business_center, part.pocket, part.grant_id)
         step = Step(self.entries, occurred_at, event_id)
-        campaign = account.campaigns[campaign_id]
+        campaign = self.campaigns.find(account, campaign_id)
+        assert campaign is not None, "the spend is one of its"
         corrections.reverse(step, spend, campaign, amount, reason, reverses)
         self.batch.events[event_id] = event
-        self._settle(campaign, event_id, occurred_at, step.part)
+        if not pauses.is_settled(campaign, self.policy):
+            self._settle(campaign, event_id, occurred_at, step.part)
         return _IS_CHARGED
 
     def _find_spend(self, event_id: bytes) -> ChargedSpend | None:
@@ -352,25 +377,49 @@ class Shard:
 
     # ---- Commands ---------------------------------------------------------------------------------------------
 
-    def command(self, command: Mapping[str, Any], command_id: bytes, content: dict[str, Any]) -> Refused | None:
-        """Decide one command; None: accepted. `content` is the command as it came, kept in its first entry.
+    def command(
+        self, command: Mapping[str, Any], command_id: bytes, content: dict[str, Any], via: str = TOPIC
+    ) -> Refused | None:
+        """Decide one command; None: accepted. `content` is the command as it came, kept in its first entry with `via`.
 
         `command` has its values as the rules know them: amounts in micros, times in µs, the actor's `role`.
         """
         self.batch.commands += 1
-        step = Step(self.entries, self.now, command_id, content)
+        step = Step(self.entries, self.now, command_id, content, via if self.policy.rules >= LIMITED else None)
         try:
             commands.decide(self, step, command)
         except Refused as refused:
-            return refused
+            # Its frames lead to who is given it: a circle, which would keep the command until the collector comes.
+            return refused.with_traceback(None)
         return None
 
-    def campaign(self, account: AdAccount, id: str) -> Campaign:
-        """The account's campaign of that id; it comes into being when first named."""
-        campaign = account.campaigns.get(id)
-        if campaign is None:
-            campaign = account.campaigns[id] = Campaign(account, id)
+    def new_campaign(self, account: AdAccount, id: str) -> Campaign:
+        """A campaign comes into being: it was named for the first time."""
+        campaign, before = Campaign(account, id, account.named), pauses.pinned(account)
+        account.named += 1
+        pauses.weigh_pinned(account, before)
+        self.campaigns.add(campaign)
         return campaign
+
+    def before_tying(self, account: AdAccount) -> None:
+        """From now on the account's campaigns stop and go on with its money, so they have to be there."""
+        if self.needs_all_to_tie(account):
+            self.campaigns.find_all(account)
+
+    def awoken_by(self, command: Mapping[str, Any]) -> int:
+        """How many campaigns a command, by its content, brings back into memory because it ties a voucher to some."""
+        if command.get("campaign_ids") is None:
+            return 0
+        account = self.accounts.get(command.get("ad_account_id") or "")
+        return 0 if account is None or not self.needs_all_to_tie(account) else account.named - len(account.campaigns)
+
+    def needs_all_to_tie(self, account: AdAccount) -> bool:
+        """Have all campaigns of the account to be in memory once a voucher is tied to some of them?"""
+        return not (account.participates or account.has_tied or pauses.is_large(account, self.policy))
+
+    def let_rest(self) -> list[Campaign]:
+        """After a batch was decided: take campaigns out of memory that are too many and idle, and return them."""
+        return self.campaigns.let_rest(self.accounts, self.policy)
 
     def is_zone(self, name: str) -> bool:
         """Is this a time zone of the release in force? The ledger records it then, used or not: replay asks again."""

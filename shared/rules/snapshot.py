@@ -8,26 +8,26 @@ and `_DERIVED` is the only list of exceptions, so that a new field is kept unles
 A snapshot is a cache: whoever does not know its format decides the ledger again from its beginning.
 """
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import lru_cache
 from operator import attrgetter
 from sys import intern
 from typing import Any, Final, NamedTuple
 
-from shared.rules.budgets import NO_MONTHS, Budget
-from shared.rules.day_counts import NO_DAYS, DayCounts
-from shared.rules.pauses import index_campaigns
+from shared.rules.kept_budgets import FIELDS as BUDGET_FIELDS
+from shared.rules.kept_budgets import budget_of, budget_row
+from shared.rules.pauses import index_campaigns, pinned
 from shared.rules.policy import policy_of
 from shared.rules.shard import Batch, Shard
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
+from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
 # Raised with every change of what is dumped: another format is decided again, not loaded.
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
-    BusinessCenter: frozenset({"accounts", "grants", "vouchers", "ad_credits"}),
+    BusinessCenter: frozenset(
+        {"accounts", "grants", "vouchers", "ad_credits", "open_grants", "tied_ids", "daily_campaigns", "held"}
+    ),
     AdAccount: frozenset(
         {
             "business_center",
@@ -36,14 +36,12 @@ _DERIVED: Final[dict[type, frozenset[str]]] = {
             "ad_credits",
             "holdings",
             "stopped_campaigns",
-            "daily_campaigns",
             "watched",
         }
     ),
-    Campaign: frozenset({"account", "order", "line", "lines", "payer"}),
+    Campaign: frozenset({"account", "line", "lines", "payer", "seen", "serial"}),
     Grant: frozenset({"holdings", "filled", "center", "ended"}),
     Holding: frozenset({"grant", "draw_order", "lines"}),
-    Budget: frozenset(),
 }
 
 
@@ -57,48 +55,12 @@ class _Form(NamedTuple):
 # ---- Fields -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4096)
-def _one_day(day: int) -> int:
-    """One object for a day, whoever has it: every spend compares with two, which are then at hand."""
-    return day
-
-
-def _dump_days(days: DayCounts) -> Any:
-    return [days.first, list(days.amounts)] if days.amounts else None
-
-
-def _load_days(_shard: Shard, dumped: Any) -> DayCounts:
-    if dumped is None:
-        return NO_DAYS
-    days = DayCounts()
-    days.first, amounts = dumped
-    try:
-        days.amounts = array("q", amounts)
-    except OverflowError:
-        days.amounts = amounts
-    return days
-
-
-def _dump_budget(budget: Budget) -> Any:
-    """Only what is not as in a new budget: of most there is little to say."""
-    named = zip(PLANS[Budget].names, _row(budget), strict=True)
-    return {name: value for name, value in named if value != _UNUSED[name]}
-
-
-def _load_budget(shard: Shard, dumped: Any) -> Budget:
-    budget = Budget()
-    for name, value in dumped.items():
-        form = _FORMS_OF_BUDGETS.get(name)
-        setattr(budget, name, value if form is None else form.load(shard, value))
-    return budget
-
-
 _FORMS: Final[dict[tuple[type, str], _Form]] = {
     (BusinessCenter, "zone"): _Form(lambda zone: zone.name, Shard.zone),
     (BusinessCenter, "currency"): _Form(str, lambda _, currency: intern(currency)),
     (AdAccount, "zone"): _Form(lambda zone: zone.name, Shard.zone),
-    (AdAccount, "budget"): _Form(_dump_budget, _load_budget),
-    (Campaign, "budget"): _Form(_dump_budget, _load_budget),
+    (AdAccount, "budget"): _Form(budget_row, lambda _, row: budget_of(row)),
+    (Campaign, "budget"): _Form(budget_row, lambda _, row: budget_of(row)),
     (Grant, "campaigns"): _Form(
         lambda ids: None if ids is None else sorted(ids), lambda _, ids: None if ids is None else frozenset(ids)
     ),
@@ -106,10 +68,6 @@ _FORMS: Final[dict[tuple[type, str], _Form]] = {
         lambda account: None if account is None else account.id,
         lambda shard, account_id: None if account_id is None else shard.accounts[account_id],
     ),
-    (Budget, "day"): _Form(int, lambda _, day: _one_day(day)),
-    (Budget, "days"): _Form(_dump_days, _load_days),
-    (Budget, "months"): _Form(lambda months: list(months.items()), lambda _, pairs: dict(pairs) or NO_MONTHS),
-    (Budget, "history"): _Form(list, lambda _, settings: [tuple(setting) for setting in settings] or ()),
 }
 
 
@@ -160,10 +118,6 @@ def _fill(item: Any, names: Iterable[str], values: Iterable[Any]) -> None:
         setattr(item, name, value)
 
 
-_UNUSED: Final = dict(zip(PLANS[Budget].names, _row(Budget()), strict=True))
-_FORMS_OF_BUDGETS: Final = {name: form for (kind, name), form in _FORMS.items() if kind is Budget}
-
-
 # ---- A shard ------------------------------------------------------------------------------------------------------
 
 
@@ -191,11 +145,12 @@ def dump(shard: Shard) -> Iterator[Any]:
 def load(shard: Shard, pieces: Iterable[Any]) -> None:
     """Fill an empty shard with what `dump` gave. It has the `tables` of the release of time zones in force.
 
-    Raises ValueError where the fields are not those of these rules.
+    Raises ValueError where there is nothing, or the fields are not those of these rules.
     """
     assert not shard.business_centers, "a snapshot is loaded into an empty shard"
     rest = iter(pieces)
-    of_shard, fields = next(rest)
+    first: Any = next(rest, ({}, {}))
+    of_shard, fields = first
     if fields != _all_fields():
         raise ValueError("the snapshot has the fields of other rules")
     shard.policy = replace(policy_of(of_shard["policy"]), rules=of_shard["rules"])
@@ -213,14 +168,16 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
 
 def _derive(shard: Shard, center: BusinessCenter) -> None:
     """What is known once all objects of a Business Center are there."""
+    shard.bounded += center.bounds_spends()
     for grant in list(center.grants.values()):
         shard.keep_grant(center, grant)
     for account in center.accounts.values():
+        shard.campaigns.some_rest = shard.campaigns.some_rest or account.named > len(account.campaigns)
         index_campaigns(account, shard.policy)
 
 
 def _all_fields() -> dict[str, list[str]]:
-    return {kind.__name__: list(plan.names) for kind, plan in PLANS.items()}
+    return {**{kind.__name__: list(plan.names) for kind, plan in PLANS.items()}, "Budget": list(BUDGET_FIELDS)}
 
 
 def _piece(item: object) -> Any:
@@ -249,13 +206,16 @@ class _Loader:
 
     def load(self, kind: str, row: list[Any]) -> None:
         """Make the object of one piece, and put it where it belongs."""
+        if kind == "Campaign":
+            self.put_campaign(*row)
+            return
         type, put = _PUT[kind]
         put(self, dict(zip(PLANS[type].names, _read(self._shard, type, row), strict=True)))
 
     def put_center(self, fields: dict[str, Any]) -> None:
         """Add a Business Center to the shard."""
         self._center = center = BusinessCenter(
-            fields["id"], fields["currency"], fields["zone"], fields["finance_roles"]
+            fields["id"], fields["currency"], fields["zone"], fields["finance_roles"], self._shard.held
         )
         _fill(center, fields, fields.values())
         self._shard.business_centers[center.id] = center
@@ -266,17 +226,19 @@ class _Loader:
         self._account = account = AdAccount(self._center, *named)
         _fill(account, fields, fields.values())
         self._center.accounts[account.id] = self._shard.accounts[account.id] = account
+        self._center.daily_campaigns += account.daily_campaigns
+        self._shard.held.bytes += CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account))
         self._shard.resume_turn_over(account)
 
-    def put_campaign(self, fields: dict[str, Any]) -> None:
-        """Add a campaign to its ad account."""
-        campaign = Campaign(self._account, fields["id"])
-        _fill(campaign, fields, fields.values())
-        self._account.campaigns[campaign.id] = campaign
+    def put_campaign(self, budget: list[Any] | None, causes: int, id: str, order: int) -> None:
+        """Add a campaign to its ad account: by its fields in order, because there are a hundred thousand of them."""
+        campaign = Campaign(self._account, id, order, budget_of(budget))
+        campaign.causes = causes
+        self._shard.campaigns.add(campaign)
 
     def put_grant(self, fields: dict[str, Any]) -> None:
         """Add a grant to its Business Center."""
-        self._grant = grant = Grant(fields["kind"], fields["id"], fields["order"], fields["expires_at"])
+        self._grant = grant = Grant(self._center, fields["kind"], fields["id"], fields["order"], fields["expires_at"])
         _fill(grant, fields, fields.values())
         self._center.grants[grant.kind, grant.id] = grant
 
@@ -289,7 +251,6 @@ class _Loader:
 _PUT: Final[dict[str, tuple[type, Callable[[_Loader, dict[str, Any]], None]]]] = {
     "BusinessCenter": (BusinessCenter, _Loader.put_center),
     "AdAccount": (AdAccount, _Loader.put_account),
-    "Campaign": (Campaign, _Loader.put_campaign),
     "Grant": (Grant, _Loader.put_grant),
     "Holding": (Holding, _Loader.put_holding),
 }

@@ -4,6 +4,7 @@ Amounts are micros, times microseconds since the Unix epoch, days proleptic ordi
 """
 
 from bisect import bisect_left, insort
+from itertools import count
 from sys import intern
 from typing import Final
 
@@ -12,6 +13,25 @@ from shared.rules.calendar import Zone
 from shared.rules.entries import Line
 
 FOREVER: Final = 2**63 - 1
+# Above every amount there is.
+NO_BOUND: Final = 2**63 - 1
+
+
+# What a process takes for one of each, in bytes, roughly: what the rules bound (`limits`) must be the same everywhere.
+BUSINESS_CENTER_BYTES: Final = 1_000
+AD_ACCOUNT_BYTES: Final = 1_500
+CAMPAIGN_BYTES: Final = 1_500
+GRANT_BYTES: Final = 1_000
+TIED_ID_BYTES: Final = 250
+
+
+class Held:
+    """How many bytes a shard has to keep in memory, of all its Business Centers: what cannot rest."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class Grant:
@@ -24,8 +44,15 @@ class Grant:
     __slots__ = ("campaigns", "center", "ended", "expired", "expires_at", "filled", "holdings", "id", "kind", "order")
 
     def __init__(
-        self, kind: str, id: str, order: int, expires_at: int | None, campaigns: frozenset[str] | None = None
+        self,
+        center: "BusinessCenter",
+        kind: str,
+        id: str,
+        order: int,
+        expires_at: int | None,
+        campaigns: frozenset[str] | None = None,
     ) -> None:
+        self.center = center
         self.kind = kind
         self.id = id
         self.order = order
@@ -34,14 +61,25 @@ class Grant:
         self.expired = False
         self.holdings: list[Holding] = []
         self.filled = 0
-        self.center: BusinessCenter | None = None
         self.ended: dict[Grant, None] | None = None
+
+    def holds_something(self, now: bool) -> None:
+        """One of its holdings has got something, or has been emptied: its Business Center counts what is open."""
+        before, self.filled = self.filled, self.filled + (1 if now else -1)
+        if bool(before) == bool(self.filled):
+            return
+        sign, named = 1 if now else -1, len(self.campaigns or ())
+        self.center.open_grants += sign
+        self.center.tied_ids += sign * named
+        self.center.held.bytes += sign * (GRANT_BYTES + TIED_ID_BYTES * named)
+        if not now and self.ended is not None:
+            self.ended[self] = None
 
 
 class Holding:
     """What one holder has of a grant; `account` is None for the Business Center.
 
-    `lines` are those of the entries of campaigns that it paid for.
+    `lines` are those of the entries of campaigns that it paid for, by their serial numbers.
     """
 
     __slots__ = ("account", "draw_order", "grant", "lines", "remaining")
@@ -51,7 +89,7 @@ class Holding:
         self.account = account
         self.remaining = 0
         self.draw_order = (FOREVER if grant.expires_at is None else grant.expires_at, grant.order)
-        self.lines: dict[Campaign, Line] = {}
+        self.lines: dict[int, Line] = {}
         grant.holdings.append(self)
         if account is not None:
             account.holdings[grant] = self
@@ -105,7 +143,7 @@ class GrantPocket:
 
     def _fill(self, holding: Holding) -> None:
         grant = holding.grant
-        grant.filled += 1
+        grant.holds_something(now=True)
         if grant.campaigns is None:
             insort(self.untied, holding, key=_draw_order)
             return
@@ -119,9 +157,7 @@ class GrantPocket:
             _remove(self.untied, holding)
         else:
             self._untie(holding, grant.campaigns)
-        grant.filled -= 1
-        if not grant.filled and grant.ended is not None:
-            grant.ended[grant] = None
+        grant.holds_something(now=False)
 
     def _untie(self, holding: Holding, campaigns: frozenset[str]) -> None:
         for campaign_id in campaigns:
@@ -150,20 +186,25 @@ def _remove(holdings: list[Holding], holding: Holding) -> None:
 NO_GRANTS: Final = GrantPocket()
 
 
-class Campaign:
-    """A campaign of an ad account. Comes into being when first named.
+_serials: Final = count()
 
-    `order` is its place among the account's. `lines` are those of its entries by what pays, grants apart; `line` is the
-    one used last, for `payer`.
+
+class Campaign:
+    """A campaign of an ad account. Comes into being when first named; `order` is its place among the account's.
+
+    `lines` are those of its entries by what pays, grants apart; `line` is the one used last, for `payer`. `seen` is the
+    generation in which it was last named (`resting`), `serial` a number that no other object of a process has.
     """
 
-    __slots__ = ("account", "budget", "causes", "id", "line", "lines", "order", "payer")
+    __slots__ = ("account", "budget", "causes", "id", "line", "lines", "order", "payer", "seen", "serial")
 
-    def __init__(self, account: "AdAccount", id: str) -> None:
+    def __init__(self, account: "AdAccount", id: str, order: int, budget: Budget | None = None) -> None:
         self.id = id
         self.account = account
-        self.order = len(account.campaigns)
-        self.budget = Budget()
+        self.order = order
+        self.seen = 0
+        self.serial = next(_serials)
+        self.budget = budget or Budget()
         self.causes = 0
         self.lines: dict[object, Line] = {}
         self.line: Line | None = None
@@ -173,9 +214,10 @@ class Campaign:
 class AdAccount:
     """An ad account with its own pockets and budget.
 
-    `holdings` are all that it has of grants in memory, used up or not. `stopped_campaigns` are those that only others'
-    vouchers could pay for, `daily_campaigns` counts those with a daily budget, and `watched` are those of them whose
-    pauses a new day may change.
+    `campaigns` are those in memory, of `named` that there ever were. `holdings` are all that it has of grants in
+    memory, used up or not. `stopped_campaigns` are those that only others' vouchers could pay for, `daily_campaigns`
+    counts those with a daily budget, and `watched` are those of them whose pauses a new day may change. `has_tied`: it
+    has held a voucher that is tied to campaigns.
     """
 
     __slots__ = (
@@ -191,8 +233,10 @@ class AdAccount:
         "changes_day",
         "credit",
         "daily_campaigns",
+        "has_tied",
         "holdings",
         "id",
+        "named",
         "owned",
         "participates",
         "stopped_campaigns",
@@ -207,6 +251,7 @@ class AdAccount:
     ) -> None:
         self.id = id
         self.business_center = business_center
+        business_center.held.bytes += AD_ACCOUNT_BYTES
         self.billing = billing
         self.buying_type = buying_type
         self.zone = zone
@@ -221,6 +266,8 @@ class AdAccount:
         self.changes = 0
         self.causes = 0
         self.campaigns: dict[str, Campaign] = {}
+        self.named = 0
+        self.has_tied = False
         self.holdings: dict[Grant, Holding] = {}
         self.stopped_campaigns: dict[Campaign, None] = {}
         self.daily_campaigns = 0
@@ -243,8 +290,10 @@ class AdAccount:
 class BusinessCenter:
     """A Business Center with its shared balance. `empty`: nothing can be drawn from it.
 
-    `grants` are those in memory: what is used up or expired leaves it. `automatic_position` is the position of the
-    entry that enabled automatic allocation, at `automatic_since`.
+    `grants` are those in memory: what is used up or expired leaves it. `open_grants` counts those of which something is
+    left, `tied_ids` the campaigns that they name, `daily_campaigns` the campaigns with a daily budget.
+    `automatic_position` is the position of the entry that enabled automatic allocation, at `automatic_since`. A spend
+    above `largest_spend` is unusual. `held` is the shard's.
     """
 
     __slots__ = (
@@ -256,15 +305,22 @@ class BusinessCenter:
         "credit_limit",
         "credit_used",
         "currency",
+        "daily_campaigns",
         "empty",
         "finance_roles",
         "grants",
+        "held",
         "id",
+        "largest_spend",
+        "open_grants",
+        "tied_ids",
         "vouchers",
         "zone",
     )
 
-    def __init__(self, id: str, currency: str, zone: Zone, finance_roles: bool) -> None:
+    def __init__(self, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held | None = None) -> None:
+        self.held = held or Held()
+        self.held.bytes += BUSINESS_CENTER_BYTES
         self.id = id
         self.currency = intern(currency)  # One for all: every spend's is compared with it.
         self.zone = zone
@@ -275,10 +331,16 @@ class BusinessCenter:
         self.vouchers = NO_GRANTS
         self.ad_credits = NO_GRANTS
         self.credit_limit = 0
+        self.largest_spend = NO_BOUND
         self.credit_used = 0
         self.accounts: dict[str, AdAccount] = {}
         self.grants: dict[tuple[str, str], Grant] = {}
+        self.open_grants = self.tied_ids = self.daily_campaigns = 0
         self.empty = True
+
+    def bounds_spends(self) -> bool:
+        """Is any spend of this Business Center unusual?"""
+        return self.largest_spend < NO_BOUND
 
     @property
     def credit_available(self) -> int:
@@ -295,12 +357,11 @@ class BusinessCenter:
 
 
 def is_empty(holder: AdAccount | BusinessCenter, pockets: tuple[str, ...]) -> bool:
-    """Can nothing be drawn from these pockets of the holder's own? Asked after every spend: the first ends it."""
-    for pocket in pockets:
-        if pocket == "cash":
-            if holder.cash:
-                return False
-        elif holder.holds(pocket):
+    """Can nothing be drawn from these pockets of the holder's own? Asked after every spend: cash mostly answers it."""
+    if holder.cash and "cash" in pockets:
+        return False
+    for pocket in pockets:  # noqa: SIM110 - the hot path: any(…) takes longer
+        if holder.holds(pocket):
             return False
     return True
 

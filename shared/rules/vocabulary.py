@@ -10,7 +10,7 @@ from typing import Final
 QUARANTINE_REASONS: Final = (
     *("too_large", "malformed", "invalid", "unknown_business_center", "unknown_ad_account", "currency_mismatch"),
     *("too_old", "too_far_ahead", "content_conflict", "unknown_reversal", "reversal_mismatch"),
-    *("reversal_exceeds_spend", "amount_unusual", "skipped", "internal_error"),
+    *("reversal_exceeds_spend", "amount_unusual", "too_many_campaigns", "skipped", "internal_error"),
 )
 
 HOLDERS: Final = ("ad_account", "business_center")
@@ -35,14 +35,24 @@ BUDGET_KINDS: Final = ("budget_set", "budget_synced", "budget_reset")
 DELIVERY_KINDS: Final = ("pause", "resume")
 FACT_KINDS: Final = (
     *("business_center_opened", "ad_account_opened", "automatic_allocation_enabled"),
-    *(*BUDGET_KINDS, "campaign_budget_set", *DELIVERY_KINDS),
+    *(*BUDGET_KINDS, "campaign_budget_set", "largest_spend_set", *DELIVERY_KINDS),
 )
 ENTRY_KINDS: Final = (*MONEY_KINDS, *FACT_KINDS)
+
+# What finance commands ask for, and whom they may name as asking.
+COMMAND_TYPES: Final = (
+    *("open_business_center", "open_ad_account", "deposit_cash", "set_credit_line", "repay_credit", "grant_voucher"),
+    *("grant_ad_credit", "allocate_ad_credit", "transfer_balance", "enable_automatic_allocation"),
+    *("disable_automatic_allocation", "set_budget", "reset_budget", "set_campaign_budget", "set_largest_spend"),
+)
+ROLES: Final = ("admin", "finance_manager", "finance_analyst", "standard", "system")
+# By which way a command came.
+WAYS: Final = ("api", "topic")
 
 # Why a command is refused, in the order in which it is checked; a conflict is another command with the same id.
 OUTCOME_CODES: Final = (
     *("invalid", "not_found", "permission_denied", "already_exists", "irreversible", "not_eligible"),
-    *("budget_change_limit", "insufficient_funds", "conflict"),
+    *("budget_change_limit", "limit_reached", "insufficient_funds", "conflict"),
 )
 OUTCOME_STATUSES: Final = ("accepted", "rejected")
 

@@ -10,6 +10,8 @@ from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
 
 _DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
+# So many campaigns' lines a holding keeps.
+_MOST_LINES = 50_000
 # What a draw's lines go by, apart from those of the account's own pockets.
 _DRAWN_FROM = {"cash": "business_center_cash", "credit_line": "business_center_credit_line"}
 
@@ -156,11 +158,13 @@ def _draw_line(campaign: Campaign, pocket: str) -> Line:
 
 
 def _grant_line(campaign: Campaign, holding: Holding) -> Line:
-    line = holding.lines.get(campaign)
+    line = holding.lines.get(campaign.serial)
     if line is None:
         account, grant = campaign.account, holding.grant
         own = holding.account is not None
-        line = holding.lines[campaign] = Line(
+        if len(holding.lines) >= _MOST_LINES:
+            holding.lines.clear()  # Of campaigns that are gone from memory too; the others make theirs again.
+        line = holding.lines[campaign.serial] = Line(
             _DEBITS[grant.kind] if own else "business_center_draw",
             account.business_center.id,
             account.id,

@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError
 # A server that was silent for longer is away: a loaded machine may well make it wait for a second or two.
 MOMENT_SECONDS = 4.0
 ASK_SECONDS = 1.0  # between two questions to a server
-LOST_SECONDS = 10.0  # without an answer, until a connection is given up for lost
+LOST_SECONDS = 15.0  # without an answer, until a connection is given up for lost: a disk may stall for ten
 
 
 class Contact:

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 import asyncpg
 import structlog
 
+from shared.runtime.closed_functions import close_functions
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import AWAY, connection_options, refusals_explained, where
 from shared.runtime.retries import with_retries
-from shared.runtime.roles import allow_logins, keep_others_out, make_roles
+from shared.runtime.roles import allow_logins, keep_others_out, keep_roles_plain, make_roles
 from shared.runtime.schema import known_migrations, refuse_others
 from shared.runtime.settings import Settings
 
@@ -38,7 +39,8 @@ async def migrate(settings: Settings) -> list[str]:
 
     Raises:
         asyncpg.PostgresError: a statement failed; nothing was applied.
-        CannotGoOnError: a session holds what a migration needs, or the ledger has other shards than asked for.
+        CannotGoOnError: a session holds what a migration needs, rows lie where none may stand, or the ledger has other
+            shards than asked for.
         BadSettingError: the server refuses us; the database has had migrations that this version does not know.
 
     """
@@ -49,6 +51,10 @@ async def migrate(settings: Settings) -> list[str]:
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
             try:
                 return await _migrate(connection, settings)
+            except asyncpg.CheckViolationError as error:
+                raise CannotGoOnError(
+                    f"rows lie where none may stand: {error}; nothing was changed: docs/runbook.md, A login misbehaves"
+                ) from error
             except asyncpg.LockNotAvailableError as error:
                 raise CannotGoOnError(
                     f"the migration gave up after {LOCK_TIMEOUT_SECONDS:.0f} s, nothing was changed: another session"
@@ -67,7 +73,9 @@ async def _connect(settings: Settings) -> asyncpg.Connection:
 
 async def _migrate(connection: asyncpg.Connection, settings: Settings) -> list[str]:
     await make_roles(connection)
+    await keep_roles_plain(connection, settings.shards)
     await keep_others_out(connection)
+    await close_functions(connection)
     done = await _recorded(connection)
     refuse_others(done)
     applied = []

@@ -4,9 +4,9 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -40,6 +40,38 @@ _NO_WAY = frozenset(
 )
 CONNECT_TIMEOUT_SECONDS = 10.0
 
+# What a session relies on is said at its start: whoever had the role's password may have set other defaults for the
+# role, and those hold until `drawdown migrate` takes them back.
+_RELIED_ON: Final = {
+    "bytea_output": "hex",
+    "client_min_messages": "notice",
+    "datestyle": "ISO, MDY",
+    "default_tablespace": "",  # Quarantine's next month is a new table.
+    "default_transaction_deferrable": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "exit_on_error": "off",
+    "geqo": "off",  # It takes as much memory as its settings say, or fails; no statement of ours has so many tables.
+    "idle_in_transaction_session_timeout": "120s",  # A broker that is away is waited for as long, within one.
+    "idle_session_timeout": "0",
+    "intervalstyle": "postgres",
+    "local_preload_libraries": "",
+    "lock_timeout": "0",
+    "max_parallel_workers_per_gather": "0",  # A worker begins by the role's defaults, and these may time it out.
+    "quote_all_identifiers": "off",
+    "restrict_nonsystem_relation_kind": "",
+    "row_security": "on",
+    "search_path": "public",
+    "standard_conforming_strings": "on",
+    "statement_timeout": "0",
+    "synchronous_commit": "on",
+    "tcp_user_timeout": "0",  # Else a reader that rests a moment is cut off.
+    "timezone": "UTC",
+    "transaction_timeout": "0",
+    "transform_null_equals": "off",
+}
+_UNKNOWN_TO_OLDER_SERVERS: Final = frozenset({"restrict_nonsystem_relation_kind", "transaction_timeout"})
+
 
 def is_lost(error: BaseException) -> bool:
     """Whether the error says that the database is away, or went away in between: whatever was open is undone.
@@ -57,6 +89,11 @@ def is_lost(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return isinstance(error, socket.gaierror) or error.errno in _NO_WAY or _refused_everywhere(error)
     return False
+
+
+def gave_up(error: BaseException) -> bool:
+    """Whether the database is away, or ended a statement that took too long. For a caller that is the same."""
+    return is_lost(error) or isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError))
 
 
 def _says_closed(error: asyncpg.InterfaceError) -> bool:
@@ -77,6 +114,7 @@ async def create_pool(
     min_size: int = 1,
     max_size: int = 8,
     statement_timeout_seconds: int = 0,
+    lock_timeout_seconds: int = 0,
 ) -> asyncpg.Pool:
     """Open a pool whose connections act as `role`, in UTC, on a database of the schema that this version knows.
 
@@ -89,23 +127,25 @@ async def create_pool(
         min_size: connections opened at once.
         max_size: connections at most.
         statement_timeout_seconds: after which the server gives a statement up; 0: it may take as long as it needs.
+        lock_timeout_seconds: the same for a statement that waits for somebody else's lock.
 
     Raises:
         BadSettingError: the server refuses us, or is not to be trusted; the schema is another.
 
     """
 
+    asked = {"statement_timeout": f"{statement_timeout_seconds}s", "lock_timeout": f"{lock_timeout_seconds}s"}
+
     async def attempt() -> asyncpg.Pool:
         with refusals_explained(settings):
-            return await asyncpg.create_pool(
-                **connection_options(settings),
-                min_size=min_size,
-                max_size=max_size,
-                init=require_known_schema,
-                server_settings={
-                    **_server_settings(role, application_name),
-                    "statement_timeout": f"{statement_timeout_seconds}s",
-                },
+            return await _as_relied_on(
+                lambda relied_on: asyncpg.create_pool(
+                    **connection_options(settings),
+                    min_size=min_size,
+                    max_size=max_size,
+                    init=require_known_schema,
+                    server_settings={**relied_on, **asked, "role": role, "application_name": application_name},
+                )
             )
 
     return await with_retries(attempt, what=where(settings), errors=AWAY)
@@ -116,8 +156,11 @@ async def connect(settings: Settings, role: str, application_name: str) -> async
 
     async def attempt() -> asyncpg.Connection:
         with refusals_explained(settings):
-            connection = await asyncpg.connect(
-                **connection_options(settings), server_settings=_server_settings(role, application_name)
+            connection = await _as_relied_on(
+                lambda relied_on: asyncpg.connect(
+                    **connection_options(settings),
+                    server_settings={**relied_on, "role": role, "application_name": application_name},
+                )
             )
             try:
                 await require_known_schema(connection)
@@ -193,5 +236,14 @@ def _verifying_context(settings: Settings) -> ssl.SSLContext:
         raise BadSettingError(f"DRAWDOWN_DATABASE_CA_FILE: it holds no PEM certificates: {error}") from None
 
 
-def _server_settings(role: str, application_name: str) -> dict[str, str]:
-    return {"role": role, "application_name": application_name, "timezone": "UTC"}
+async def _as_relied_on(opening: Callable[[dict[str, str]], Awaitable[Any]]) -> Any:
+    """What `opening` makes of the settings to rely on, without those that the server says it does not know."""
+    relied_on = dict(_RELIED_ON)
+    while True:
+        try:
+            return await opening(relied_on)
+        except asyncpg.UndefinedObjectError as error:
+            unknown = {name for name in _UNKNOWN_TO_OLDER_SERVERS & relied_on.keys() if name in str(error)}
+            if not unknown:
+                raise
+            relied_on = {name: value for name, value in relied_on.items() if name not in unknown}

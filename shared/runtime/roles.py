@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 import asyncpg
+import structlog
 
 from shared.runtime.settings import BadSettingError
 
@@ -26,7 +27,31 @@ SERVICE_ROLES = (
 FOLLOWERS = "drawdown_follower"
 FOLLOWER_ROLES = ("drawdown_balance", "drawdown_incentives", "drawdown_signals")
 
+# Connections that are left to the owner, who migrates, and to the superuser.
+OF_THE_OWNER = 6
+
 _ITERATIONS = 4096
+
+_SETTINGS_BY_DATABASE = """
+    SELECT quote_ident(datname) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+    WHERE setrole = $1::text::regrole
+"""
+
+
+def connection_limits(shards: int) -> dict[str, int]:
+    """Return how many connections each role may have: some processes of its service, and never all that there are.
+
+    A process of `allocation` has four and two for each shard that it writes, of `signals` seven, of `api` twelve, of
+    the other followers two. Together they leave some of the hundred that PostgreSQL allows by itself to the owner.
+    """
+    return {
+        "drawdown_allocation": 32 + 2 * shards,
+        "drawdown_balance": 6,
+        "drawdown_incentives": 6,
+        "drawdown_signals": 14,
+        "drawdown_api": 24,
+        "drawdown_auditor": 4,
+    }
 
 
 async def make_roles(connection: asyncpg.Connection) -> None:
@@ -39,6 +64,29 @@ async def make_roles(connection: asyncpg.Connection) -> None:
     for role in FOLLOWER_ROLES:
         if not await connection.fetchval("SELECT pg_has_role($1, $2, 'USAGE')", role, FOLLOWERS):
             await connection.execute(f"GRANT {FOLLOWERS} TO {role}")
+
+
+async def keep_roles_plain(connection: asyncpg.Connection, shards: int) -> None:
+    """Take from each role what it has set for itself, and bound its connections where nobody has.
+
+    Every login may alter its own role, and what it sets there holds for all sessions to come. A limit it may not alter.
+    """
+    for role in (FOLLOWERS, *SERVICE_ROLES):
+        if await connection.fetchval("SELECT rolconfig IS NOT NULL FROM pg_roles WHERE rolname = $1", role):
+            await connection.execute(f"ALTER ROLE {role} RESET ALL")
+        for row in await connection.fetch(_SETTINGS_BY_DATABASE, role):
+            await connection.execute(f"ALTER ROLE {role} IN DATABASE {row[0]} RESET ALL")
+    limits = connection_limits(shards)
+    for role, limit in limits.items():
+        if await connection.fetchval("SELECT rolconnlimit FROM pg_roles WHERE rolname = $1", role) == -1:
+            await connection.execute(f"ALTER ROLE {role} CONNECTION LIMIT {limit}")
+    most = int(await connection.fetchval("SELECT current_setting('max_connections')")) - OF_THE_OWNER
+    if sum(limits.values()) > most:
+        structlog.get_logger().warning(
+            "the logins together may take more connections than the server has: raise its max_connections",
+            wanted=sum(limits.values()) + OF_THE_OWNER,
+            found=most + OF_THE_OWNER,
+        )
 
 
 async def keep_others_out(connection: asyncpg.Connection) -> None:

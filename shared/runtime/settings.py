@@ -5,7 +5,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import DirectoryPath, Field, FilePath, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     kafka_username: str | None = None
     kafka_password: str | None = Field(default=None, repr=False)
     kafka_password_file: FilePath | None = None
+    # What those outside may send to each broker, told to it by `drawdown kafka-access`.
+    kafka_ad_delivery_bytes_per_second: int = Field(default=50_000_000, ge=1)
+    kafka_back_office_bytes_per_second: int = Field(default=1_000_000, ge=1)
 
     database_tls: DatabaseTls = Field(default_factory=_database_tls)
     database_ca_file: FilePath | None = None
@@ -90,8 +93,18 @@ class Settings(BaseSettings):
     api_jwks_url: str | None = None
     api_issuer: str | None = None
     api_audience: str = "drawdown"
+    # The ids (jti) of tokens that are good no more, one a line; read again when it changes.
+    api_withdrawn_file: FilePath | None = None
+    # The API signs the commands that it publishes with the one; allocation knows them by the others, several as PEM.
+    command_signing_key_file: FilePath | None = None
+    command_keys_file: FilePath | None = None
     # Requests a second of one subject, or of one address where there are no tokens; twice as many at once.
     http_rate: int = Field(default=1000, ge=1, le=1_000_000)
+    # How many commands of one subject are under way at once, and how many answers to its reads; one read is worked on.
+    http_in_flight: int = Field(default=2, ge=1, le=1_000)
+    http_connections_of_one_address: int = Field(default=300, ge=1, le=1_000_000)
+    # From a connection to the head of its first request.
+    http_head_seconds: float = Field(default=2, gt=0, le=60)
     # What the command line shows the API.
     api_token: str | None = Field(default=None, repr=False)
     api_token_file: FilePath | None = None
@@ -99,6 +112,8 @@ class Settings(BaseSettings):
     shards: int = Field(default=4, ge=1, le=1024)
     deduplication_days: int = Field(default=7, ge=1, le=365)
     policy_file: FilePath | None = None
+    # Of an allocation process: 1.4 KB each. Idle ones beyond it rest in the database.
+    campaigns_in_memory: int = Field(default=150_000, ge=1_000, le=100_000_000)
     clock_offset_seconds: float = Field(default=0, allow_inf_nan=False, ge=-3e9, le=3e9)
 
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -134,6 +149,14 @@ class Settings(BaseSettings):
         parts = urlsplit(value)
         if not parts.hostname or "," in parts.netloc:
             raise ValueError("should name one host")
+        try:
+            is_port = parts.port is None or parts.port > 0
+        except ValueError:
+            is_port = False
+        if not is_port:
+            raise ValueError("should have a number from 1 to 65535 as its port")
+        if "\0" in unquote(value):
+            raise ValueError("should have no NUL in it")
         if parts.query:  # It could name another host, or turn off what the settings turn on.
             raise ValueError("should end with the database's name: DRAWDOWN_DATABASE_TLS says how it is secured")
         return value
@@ -167,7 +190,9 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = "; ".join(_problem(dict(each)) for each in error.errors())
+        # What others are made of could not be read: it is not those that are wrong.
+        wrong = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+        problems = "; ".join(_problem(dict(each)) for each in wrong)
         print(f"drawdown: {problems}", file=sys.stderr)
         raise SystemExit(2) from None
 

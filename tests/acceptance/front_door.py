@@ -40,9 +40,9 @@ class Place(NamedTuple):
 
 
 async def until(what: str, ask: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE_SECONDS) -> T:
-    """Asks until there is an answer other than None. Raises AssertionError when there is none in time."""
+    """Asks until there is an answer other than None and False. Raises AssertionError when there is none in time."""
     give_up_at = time.monotonic() + seconds
-    while (answer := await ask()) is None:
+    while (answer := await ask()) is None or answer is False:
         assert time.monotonic() < give_up_at, f"not in time: {what}"
         await asyncio.sleep(POLL_SECONDS)
     return answer

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -194,12 +195,14 @@ async def _find(desk: Desk, place: Place) -> Record | None:
 
 
 @pytest.mark.parametrize("size", [64 * KIB + 1, 300 * KIB, 1000 * KIB])
-async def test_a_large_record_is_kept_whole(desk: Desk, size: int) -> None:
+async def test_of_a_large_record_its_beginning_is_kept_and_what_it_was(desk: Desk, size: int) -> None:
     spend = json.dumps(desk.spend(note="")).encode()
     value = spend[:-2] + b"x" * (size - len(spend)) + b'"}'
     assert len(value) == size
     record = await desk.quarantined(await desk.send(value))
-    assert (record["reason"], record["raw"]) == ("too_large", value)
+    assert (record["reason"], record["raw"]) == ("too_large", value[:4096])
+    assert sha256(value).hexdigest() in record["detail"]
+    assert f" {size}:" in record["detail"]
 
 
 async def test_a_record_of_64_kib_is_charged(desk: Desk) -> None:

@@ -57,9 +57,13 @@ async def test_after_the_fix_each_quarantined_event_is_charged_once_however_ofte
         # One was sent again by its producer before anybody replayed it.
         await door.publish(events[0])
         await billed(door, center, "8.000000")
-        for _ in range(3):
+        for left in (
+            {"replayed": len(ids)},
+            {"replayed": 0, "waiting": len(ids)},
+            {"replayed": 0, "waiting": len(ids)},
+        ):
             answer = await client.post("/v1/quarantine/replay", json={"ids": ids})
-            assert (answer.status_code, answer.json()) == (202, {"replayed": len(ids)})
+            assert (answer.status_code, answer.json()) == (202, left)
             await door.fence()
         await billed(door, center, "40.000000")
         assert [len(await door.entries(event["event_id"])) for event in events] == [1] * len(events)

@@ -22,6 +22,7 @@ class Proxy:
         self.bytes_per_second = 0
         self._gate = asyncio.Event()
         self._gate.set()
+        self._held: dict[asyncio.StreamWriter, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -43,7 +44,14 @@ class Proxy:
     def heal(self) -> None:
         """What was held back arrives, and all that follows."""
         self.delay_seconds, self.bytes_per_second = 0.0, 0
+        for writer, held in self._held.items():
+            writer.write(held)
+        self._held.clear()
         self._gate.set()
+
+    def holds(self, part: bytes) -> bool:
+        """Whether these bytes have come and wait for the gate to be opened."""
+        return any(part in held for held in self._held.values())
 
     def reset(self) -> None:
         """Cut every connection off, as a router does that forgot them: RST, both ways."""
@@ -68,6 +76,8 @@ class Proxy:
             await _first_to_end(self._pass_on(reader, upstream_writer), self._pass_on(upstream_reader, writer))
         finally:
             self._writers -= writers
+            for each in writers:
+                self._held.pop(each, None)
             upstream_writer.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,9 +86,11 @@ class Proxy:
                 await asyncio.sleep(self.delay_seconds)
             if self.bytes_per_second:
                 await asyncio.sleep(len(chunk) / self.bytes_per_second)
-            await self._gate.wait()
-            writer.write(chunk)
-            await writer.drain()
+            if self._gate.is_set():
+                writer.write(chunk)
+                await writer.drain()
+            else:  # A sender gets rid of what it has to say.
+                self._held[writer] = self._held.get(writer, b"") + chunk
         await self._gate.wait()
 
 

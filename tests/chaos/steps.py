@@ -14,6 +14,8 @@ from importlib import import_module
 from itertools import count
 from typing import Any, Final, Literal
 
+from shared.ledger.checkpoints import checkpoints_of
+
 Arguments = Callable[..., bool]
 
 
@@ -87,7 +89,7 @@ _ALLOCATION: Final = (
 
 
 def _follower(service: str) -> tuple[Step, ...]:
-    moves = _says("UPDATE ledger.checkpoints SET position")
+    moves = _says(f"UPDATE {checkpoints_of(service)} SET position")
     return (
         Step(service, "before the checkpoint is taken", _FOLLOW + "advance", most=8),
         Step(service, "checkpoint taken", "asyncpg:Connection.fetchrow", "after", _says("FOR UPDATE OF c"), most=8),

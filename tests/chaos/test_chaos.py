@@ -51,15 +51,14 @@ async def test_every_step_kills_and_nothing_is_lost_or_doubled(settings: Setting
 async def lose_the_last_spend(database_url: str) -> None:
     """As only a superuser who means it can: the checker has to see it."""
     database = await asyncpg.connect(database_url)
-    table = await database.fetchval(
-        "SELECT format('ledger.entries_%s', shard) FROM ledger.shards ORDER BY position DESC LIMIT 1"
+    shard, spend = await database.fetchrow(
+        "SELECT shard, source_event_id FROM ledger.entries"
+        " WHERE day IS NOT NULL AND reverses IS NULL AND part = 0 ORDER BY recorded_at DESC, position DESC LIMIT 1"
     )
+    table = f"ledger.entries_{shard}"
     async with database.transaction():
         await database.execute(f"ALTER TABLE {table} DISABLE TRIGGER append_only")
-        await database.execute(
-            f"DELETE FROM {table} WHERE source_event_id = (SELECT source_event_id FROM {table}"
-            " WHERE kind LIKE '%debit' AND part = 0 ORDER BY position DESC LIMIT 1)"
-        )
+        await database.execute(f"DELETE FROM {table} WHERE source_event_id = $1", spend)
     await database.close()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from services.allocation.decoding import Command
 from shared.ledger.encoding import UNBOUNDED_BYTES, encode_entries
-from shared.ledger.merkle import leaf_hash
+from shared.ledger.merkle import leaf_hashes
 from shared.rules.calendar import Zones
 from shared.rules.policy import Policy
 from tests.golden import recorded
@@ -48,7 +48,7 @@ class Recorder(PureLedger):
         first = len(self.entries) + 1
         super().append()
         rows = encode_entries(self.rules.entries, SHARD, first, self.rules.now, UNBOUNDED_BYTES)
-        self.tree.append([leaf_hash(row) for row in rows])
+        self.tree.append(leaf_hashes(rows))
         if not (rows or self._refusals):
             return
         self.lines += recorded.zone_lines(self.zones.release, self.rules.batch.zones)

@@ -6,18 +6,23 @@ To hold a change of a rule for ever, add a chapter at the end and run `python -m
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
+from itertools import chain, count
 from typing import Any
 from uuid import UUID
 
 from shared.rules.calendar import Zones
+from shared.rules.entries import canonical_json
 from shared.rules.policy import STANDARD, Policy
+from shared.rules.ways import TopicTerms
 from tests.model.forms import rfc3339
 from tests.model.workload import Work, Workload
 from tests.zones import release
 
 START_US = int(datetime(2027, 3, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR_US = 3_600_000_000
+QUIET_TOPIC = Policy(
+    "quiet-topic", topic=TopicTerms(roles=("system",), types=("deposit_cash",), largest_amount=50_000_000)
+)
 OTHER = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
 
 
@@ -50,16 +55,23 @@ class Told:
         kind = {"billing": billing, "buying_type": "auction", "time_zone": zone}
         return self.command("open_ad_account", ad_account_id=f"{self.center}-{name}", **kind)
 
-    def spend(self, name: str, amount: str, now: int) -> Work:
+    def spend(self, name: str, amount: str, now: int, campaign: str = "spring") -> Work:
         """The account spends, just now."""
         ids = {"event_id": self._id(), "business_center_id": self.center, "ad_account_id": f"{self.center}-{name}"}
-        spent = {"campaign_id": "spring", "amount": amount, "currency": "USD", "occurred_at": rfc3339(now)}
+        spent = {"campaign_id": campaign, "amount": amount, "currency": "USD", "occurred_at": rfc3339(now)}
         return Work("event", {"type": "spend", **ids, **spent})
 
     def reversal(self, spend: Work, now: int) -> Work:
         """The whole spend is taken back."""
         taken = {"type": "reversal", "event_id": self._id(), "reverses": spend.message["event_id"], "reason": "why not"}
         return Work("event", {**spend.message, **taken, "occurred_at": rfc3339(now)})
+
+    def long_voucher(self, size: int, **fields: Any) -> Work:
+        """A voucher whose command takes so many bytes in the ledger, for it names the same campaign again and again."""
+        bare = self.command("grant_voucher", voucher_id="long", amount="1", campaign_ids=[], **fields)
+        whole, rest = divmod(size + 1 - len(canonical_json(bare.message)), len('"",') + 64)
+        named = ["x" * 64] * whole + ["x" * (rest - len('"",'))]
+        return Work("command", {**bare.message, "campaign_ids": named})
 
     def _id(self) -> str:
         return str(UUID(int=next(self._ids)))
@@ -121,7 +133,227 @@ def bounded_and_other_days(now: int) -> Iterator[Scene]:
         yield Scene(works, now, OTHER if step % 50 > 35 else STANDARD, 2, moved if 30 < step < 75 else usual)
 
 
+def who_and_how_much(now: int) -> Iterator[Scene]:
+    """The third version: ways are kept, a policy bounds what the topic may name, Business Centers bound one spend."""
+    zones = release("2026a")
+    for at, works in told(now, "third", 30_000, accounts=2):
+        yield Scene([_signed(work) for work in works], at, STANDARD, 3, zones)
+    now += 6 * HOUR_US
+    workload, tell = Workload(33, centers=3, prefix="three-"), Told("third", 31_000)
+    yield Scene(workload.opening(now), now, STANDARD, 3, zones)
+    bound = tell.command("set_largest_spend", amount="3")
+    yield Scene([_signed(bound)], now, QUIET_TOPIC, 3, zones)
+    yield Scene(
+        [tell.command("set_largest_spend"), tell.spend("b", "4", now), tell.spend("b", "3", now)],
+        now,
+        STANDARD,
+        3,
+        zones,
+    )
+    for step in range(36):
+        now += HOUR_US if step % 4 else 0
+        works = [workload.next(now) for _ in range(1 + step % 3)]
+        yield Scene(
+            [_signed(work) if step % 2 else work for work in works],
+            now,
+            QUIET_TOPIC if 15 < step < 27 else STANDARD,
+            3,
+            zones,
+        )
+
+
+def _signed(work: Work) -> Work:
+    """By the API, if it is a command."""
+    return Work("signed", work.message) if work.kind == "command" else work
+
+
+def where_money_goes(now: int) -> Iterator[Scene]:
+    """What the others hardly meet: every pocket and the ways back into it, tied money, late spends, a long command.
+
+    It has to meet the ends of certain days and of a month, so its scenes are at times of their own.
+    """
+    assert now < _utc(3, 18, 0), "the ledger's time never goes back"
+    zones, shared, tied = release("2026a"), Told("fourth", 40_000), Told("fifth", 41_000)
+    later = (_short_day(tied), _late_spends(tied), _as_long_as_may_be(tied))
+    for at, works in chain(_by_hand_and_shared(shared), _tied_money(tied), *later):
+        yield Scene(works, at, STANDARD, 3, zones)
+
+
+def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
+    """Each pocket pays in its turn; what may move moves on enabling; spends are reversed; shared pockets run dry."""
+    a, b, p = ({"ad_account_id": f"{tell.center}-{name}"} for name in "abp")
+    to_account, back = {"direction": "to_ad_account"}, {"direction": "to_business_center"}
+    now = _utc(3, 18, 0)
+    expiring = {"voucher_id": "order-a", "amount": "2", "expires_at": rfc3339(now + 720 * HOUR_US)}
+    yield (
+        now,
+        [
+            tell.command("open_business_center", currency="USD", time_zone="America/New_York"),
+            *(tell.account("a"), tell.account("b"), tell.account("p", billing="autopay")),
+            tell.command("deposit_cash", amount="50"),
+            tell.command("set_credit_line", limit="40"),
+            # For spring these pay in the order of their last letters, though only a and c are tied to it.
+            tell.command("grant_voucher", voucher_id="order-b", amount="7", **a),
+            tell.command("grant_voucher", voucher_id="order-c", amount="3", campaign_ids=["spring"], **a),
+            tell.command("grant_voucher", **expiring, campaign_ids=["spring"], **a),
+            tell.command("grant_ad_credit", ad_credit_id="pool", amount="6"),
+            tell.command("allocate_ad_credit", ad_credit_id="pool", amount="4", **a),
+            tell.command("deposit_cash", amount="9", **a),
+            tell.command("transfer_balance", **to_account, pocket="cash", amount="5", **a),
+            tell.command("transfer_balance", **to_account, pocket="credit", amount="10", **a),
+            tell.command("transfer_balance", **to_account, pocket="credit", amount="5", **p),
+        ],
+    )
+    now += HOUR_US
+    spent = [tell.spend("a", *each) for each in (("3", now), ("20", now, "autumn"), ("4", now, "autumn"))]
+    yield (
+        now,
+        [
+            tell.command("transfer_balance", **back, pocket="cash", amount="2", **a),
+            tell.command("transfer_balance", **back, pocket="credit", amount="3", **a),
+            *spent,
+        ],
+    )
+    yield (
+        now + HOUR_US,
+        [
+            tell.command("grant_voucher", voucher_id="joins", amount="6", **a),
+            tell.command("deposit_cash", amount="4", **a),
+            tell.command("grant_voucher", voucher_id="shared", amount="8"),
+            tell.command("deposit_cash", amount="5", **b),
+            tell.command("set_budget", mode="monthly", amount="60", **b),
+            tell.command("enable_automatic_allocation"),
+        ],
+    )
+    # What was paid by hand returns to whoever holds it now.
+    now += 2 * HOUR_US
+    yield (
+        now,
+        [
+            *(tell.reversal(each, now) for each in spent[1:]),
+            tell.command("transfer_balance", **back, pocket="cash", amount="1", **a),
+            tell.command("set_budget", mode="unlimited", **a),
+        ],
+    )
+    # The second one is paid by a voucher and cash; the last one leaves nothing, but for a line that is used in part.
+    now += HOUR_US
+    last = tell.spend("a", "60", now)
+    yield now, [tell.spend("a", "31", now), tell.spend("b", "10", now, "autumn"), tell.spend("b", "100", now), last]
+    now += HOUR_US
+    yield now, [tell.command("set_credit_line", limit="1"), tell.reversal(last, now), tell.spend("a", "6", now)]
+    yield (
+        now + HOUR_US,
+        [
+            tell.command("repay_credit", amount="4.5"),
+            tell.command("transfer_balance", **back, pocket="credit", amount="5", **p),
+        ],
+    )
+
+
+def _tied_money(tell: Told) -> Iterator[tuple[int, list[Work]]]:
+    """All that is left is tied to some campaigns: the others stop, and go on when money comes that they may spend."""
+    t = {"ad_account_id": f"{tell.center}-t"}
+    now = _utc(3, 18, 10)
+    yield (
+        now,
+        [
+            tell.command("open_business_center", currency="USD", time_zone="America/New_York"),
+            tell.account("t"),
+            tell.command("deposit_cash", amount="3", **t),
+            tell.command("grant_voucher", voucher_id="springs", amount="3", campaign_ids=["spring"], **t),
+        ],
+    )
+    spent = (("1", now), ("1", now, "autumn"), ("2", now, "autumn"), ("1", now, "winter"))
+    yield now, [tell.spend("t", *each) for each in spent]
+    yield (
+        now + HOUR_US,
+        [
+            tell.command("grant_voucher", voucher_id="autumns", amount="2", campaign_ids=["autumn"], **t),
+            *(tell.spend("t", "1", now, "autumn") for _ in range(2)),
+        ],
+    )
+    yield now + 2 * HOUR_US, [tell.command("deposit_cash", amount="1", **t), tell.spend("t", "1", now, "winter")]
+    # At Tokyo's midnight a voucher expires while spring's daily budget is used up: an expiry has its turn first.
+    midnight = _utc(3, 18, 15)
+    brief = {"voucher_id": "brief", "amount": "1", "expires_at": rfc3339(midnight)}
+    yield (
+        now + 3 * HOUR_US,
+        [
+            tell.command("set_campaign_budget", campaign_id="spring", mode="daily", amount="1", **t),
+            tell.command("grant_voucher", **brief, campaign_ids=["winter"], **t),
+        ],
+    )
+    yield midnight, [tell.spend("t", "0.5", midnight)]
+    yield midnight, [tell.command("enable_automatic_allocation")]
+
+
+def _short_day(tell: Told) -> Iterator[tuple[int, list[Work]]]:
+    """At Troll the clock is put forward by two hours: the day is over after 22."""
+    s, now = {"ad_account_id": f"{tell.center}-s"}, _utc(3, 28, 20)
+    yield (
+        now,
+        [
+            tell.account("s", "Antarctica/Troll", billing="prepay"),
+            tell.command("deposit_cash", amount="9", **s),
+            tell.command("set_budget", mode="daily", amount="2", **s),
+            tell.spend("s", "2", now),
+        ],
+    )
+    yield now + 3 * HOUR_US, [tell.spend("s", "2", now + 3 * HOUR_US)]
+
+
+def _late_spends(tell: Told) -> Iterator[tuple[int, list[Work]]]:
+    """March ends in Tokyo, while it goes on for the Business Center; then come spends of March, and of tomorrow."""
+    m, d, c = ({"ad_account_id": f"{tell.center}-{name}"} for name in "mdc")
+    now = _utc(3, 31, 14)
+    yield (
+        now,
+        [
+            *(tell.account(name, billing="prepay") for name in "mdc"),
+            *(tell.command("deposit_cash", amount="60", **each) for each in (m, d, c)),
+            tell.command("set_budget", mode="monthly", amount="20", **m),
+            tell.command("set_budget", mode="daily", amount="10", **d),
+            tell.command("set_budget", mode="custom", amount="5", **c),
+            tell.command("set_campaign_budget", campaign_id="autumn", mode="daily", amount="2", **d),
+            *(tell.spend("m", "5", now), tell.spend("d", "8", now), tell.spend("c", "5", now)),
+        ],
+    )
+    april = now + 2 * HOUR_US
+    yield (
+        april,
+        [
+            *(tell.spend("m", "4", april), tell.spend("d", "8", april)),
+            tell.command("set_budget", mode="daily", amount="3", **c),
+        ],
+    )
+    yield (
+        april,
+        [
+            # Of March 15 are left, of its last day 2, and a custom budget is none for days that are over.
+            *(tell.spend("m", "18", now), tell.spend("d", "3", now), tell.spend("c", "4", now)),
+            *(tell.spend("m", "17", april), tell.spend("c", "4", april)),
+            # Of the next day both campaigns spend all, one of them before it has a budget: the day begins with pauses.
+            *(tell.spend("d", "2", april + 23 * HOUR_US, campaign) for campaign in ("autumn", "winter")),
+            tell.command("set_campaign_budget", campaign_id="winter", mode="daily", amount="2", **d),
+        ],
+    )
+    yield april + 24 * HOUR_US, [tell.spend("d", "1", april + 24 * HOUR_US)]
+
+
+def _as_long_as_may_be(tell: Told) -> Iterator[tuple[int, list[Work]]]:
+    """One byte too many is refused, in a batch of its own: then what was refused is asked again too."""
+    now, account = _utc(4, 1, 18), {"ad_account_id": f"{tell.center}-d"}
+    yield now, [tell.long_voucher(40_961, **account)]
+    yield now, [tell.long_voucher(40_960, **account)]
+
+
+def _utc(month: int, day: int, hour: int) -> int:
+    return int(datetime(2027, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
+
+
 CHAPTERS: dict[str, Callable[[int], Iterator[Scene]]] = {
     "the first rules": first_rules,
     "bounded, and other days": bounded_and_other_days,
+    "who, and how much": who_and_how_much,
+    "where money goes": where_money_goes,
 }

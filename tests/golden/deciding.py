@@ -1,15 +1,14 @@
 """Deciding the golden ledger again from what it holds, without a database."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from shared.contracts.commands import command_meaning
 from shared.contracts.fields import parse_uuid
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import grants_of
-from shared.ledger.merkle import CompactRange, leaf_hash
-from shared.ledger.replay import inputs_of
+from shared.ledger.merkle import CompactRange, leaf_hashes
+from shared.ledger.replay import StoredCommand, inputs_of
 from shared.rules.corrections import ChargedSpend
 from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
@@ -37,11 +36,12 @@ class Again:
         policy, zones = self._ledger.terms(batch)
         reversed_ids = [item[7] for item in inputs if isinstance(item, tuple) and item[7] in self.starts]
         spends = {id: self._spend(id) for id in reversed_ids}
-        named = grants_of([item for item in inputs if isinstance(item, dict)], spends.values())
+        named = grants_of([item.content for item in inputs if isinstance(item, StoredCommand)], spends.values())
         self.rules.begin(batch.recorded_at, policy, None, spends, self._grants(named), zones)
         for item in inputs:
-            if isinstance(item, dict):
-                assert self.rules.command(command_meaning(item), parse_uuid(item["command_id"]), item) is None, item
+            if isinstance(item, StoredCommand):
+                told = (command_meaning(item.content), parse_uuid(item.content["command_id"]), item.content)
+                assert self.rules.command(*told, item.via) is None, item
             else:
                 currency = self.rules.business_centers[item[1]].currency
                 assert self.rules.event((*item[:5], currency, *item[6:])) == ("charged", ""), item
@@ -51,7 +51,7 @@ class Again:
         """What the rules answer now to the commands that a batch without entries refused."""
         policy, zones = self._ledger.terms(batch)
         grants = self._grants(grants_of([content for _, content, _ in batch.refusals], ()))
-        self.rules.begin(batch.recorded_at, replace(self.rules.policy, rules=policy.rules), grants=grants, zones=zones)
+        self.rules.begin(batch.recorded_at, policy, grants=grants, zones=zones)
         codes: list[str | None] = []
         for _, content, _ in batch.refusals:
             answer = self.rules.command(command_meaning(content), parse_uuid(content["command_id"]), content)
@@ -66,7 +66,7 @@ class Again:
         self.entries += self.rules.entries
         most = MOST_BYTES if batch.rules >= BOUNDED else UNBOUNDED_BYTES
         rows = encode_entries(self.rules.entries, SHARD, first, batch.recorded_at, most)
-        self.tree.append([leaf_hash(row) for row in rows])
+        self.tree.append(leaf_hashes(rows))
         return rows, self.tree.root()
 
     def _grants(self, named: Iterable[GrantKey]) -> dict[GrantKey, RecordedGrant]:

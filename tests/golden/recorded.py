@@ -15,6 +15,8 @@ from shared.rules.policy import Policy, policy_of
 
 FILE = Path(__file__).parent / "ledger.jsonl"
 SHARD = 3
+# The content of a refused command that is longer is packed, as rows are.
+LONG = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def _add(ledger: GoldenLedger, item: dict[str, Any]) -> None:
     else:
         unpacked = zlib.decompressobj(zdict=ledger.tail()).decompress(b64decode(item["rows"]))
         rows = split_rows(COPY_HEADER + unpacked + COPY_TRAILER)
-        refusals = [tuple(refusal) for refusal in item["refusals"]]
+        refusals = [(position, _unpacked(content), code) for position, content, code in item["refusals"]]
         kept = {**item, "rows": rows, "root": bytes.fromhex(item["root"]), "refusals": refusals}
         ledger.batches.append(GoldenBatch(**kept))
 
@@ -103,7 +105,18 @@ def batch_line(batch: GoldenBatch, tail: bytes) -> str:
     packer = zlib.compressobj(9, zdict=tail)
     rows = b64encode(packer.compress(b"".join(batch.rows)) + packer.flush()).decode()
     names = {"recorded_at": batch.recorded_at, "policy": batch.policy, "rules": batch.rules, "zones": batch.zones}
-    return _line({**names, "rows": rows, "root": batch.root.hex(), "refusals": batch.refusals})
+    refusals = [(position, _packed(content), code) for position, content, code in batch.refusals]
+    return _line({**names, "rows": rows, "root": batch.root.hex(), "refusals": refusals})
+
+
+def _packed(content: dict[str, Any]) -> dict[str, Any] | str:
+    text = json.dumps(content, sort_keys=True).encode()
+    return content if len(text) <= LONG else b64encode(zlib.compress(text, 9)).decode()
+
+
+def _unpacked(content: dict[str, Any] | str) -> dict[str, Any]:
+    unpacked: dict[str, Any] = json.loads(zlib.decompress(b64decode(content))) if isinstance(content, str) else content
+    return unpacked
 
 
 def _line(item: dict[str, Any]) -> str:

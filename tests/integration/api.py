@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.service import connected
+from shared.contracts.commands import kept_meaning, same_content
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
@@ -52,10 +53,15 @@ class Api:
         """One row, its values as text where PostgreSQL is to read them."""
         columns = ", ".join(f'"{name}"' for name in values)
         literals = ", ".join(_literal(value) for value in values.values())
+        if table == "ledger.quarantine":
+            await self.database.execute(f"SELECT ledger.make_quarantine_part({_literal(values['recorded_at'])})")
         await self.database.execute(f"INSERT INTO {table} ({columns}) VALUES ({literals})")
 
     async def checkpoint(self, follower: str, shard: int, position: int, recorded_at: str = RECORDED_AT) -> None:
-        """A follower has got so far."""
+        """A follower has got so far, and the ledger at least as far."""
+        await self.database.execute(
+            "UPDATE ledger.shards SET position = greatest(position, $2) WHERE shard = $1", shard, position
+        )
         await self.database.execute(
             "INSERT INTO ledger.checkpoints VALUES ($1, $2, $3, $4::text::timestamptz) "
             "ON CONFLICT (follower, shard) DO UPDATE SET position = $3, recorded_at = $4::text::timestamptz",
@@ -125,6 +131,7 @@ class Allocation:
             bootstrap_servers=self.api.settings.kafka_bootstrap_servers, enable_auto_commit=False
         )
         await consumer.start()
+        database = await asyncpg.connect(self.api.settings.database_url)
         try:
             partitions = [TopicPartition(FINANCE_COMMANDS, shard) for shard in range(SHARDS)]
             consumer.assign(partitions)
@@ -133,20 +140,17 @@ class Allocation:
                 assert record.key is not None
                 assert record.value is not None
                 assert record.partition == shard_of(record.key.decode())
-                await self.decide(record.partition, json.loads(record.value))
+                await self.decide(database, record.partition, json.loads(record.value))
         finally:
             await consumer.stop()
+            await database.close()
 
-    async def decide(self, shard: int, content: dict[str, Any]) -> None:
+    async def decide(self, database: asyncpg.Connection, shard: int, content: dict[str, Any]) -> None:
         """Write the outcome of a command in one transaction, with its notification."""
         self.decided.append(content)
-        database = await asyncpg.connect(self.api.settings.database_url)
-        try:
-            async with database.transaction():
-                await _write_outcome(database, shard, content)
-                await database.execute("SELECT pg_notify('outcomes', $1)", str(shard))
-        finally:
-            await database.close()
+        async with database.transaction():
+            await _write_outcome(database, shard, content)
+            await database.execute("SELECT pg_notify('outcomes', $1)", str(shard))
         if self.visible_at_once:
             await self.api.checkpoint("balance", shard, 2**40)
         self._decided[content["command_id"]].set()
@@ -160,7 +164,7 @@ async def _write_outcome(database: asyncpg.Connection, shard: int, content: dict
     )
     command_id = UUID(content["command_id"])
     first = await database.fetchval("SELECT content FROM ledger.outcomes WHERE command_id = $1 AND first", command_id)
-    same = first is None or {**json.loads(first), "issued_at": ""} == {**content, "issued_at": ""}
+    same = first is None or kept_meaning(first) == same_content(content)
     await database.execute(
         "INSERT INTO ledger.outcomes VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now(), 2, 'test')",
         shard,

@@ -23,9 +23,11 @@ from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
+from shared.rules.ways import TopicTerms
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from tests.model.shards import shard_of
 from tests.model.workload import Work, Workload
+from tests.unit.pure_ledger import KEYS, SIGNER
 
 CLOSING_POSITIONS = 64
 START_US = 1_795_000_000_000_000
@@ -64,14 +66,14 @@ class LedgerWriter:
     async def _write(self, shard: int, works: list[Work]) -> None:
         raws = {
             kind: [
-                Raw(topic, shard, offset, None, json.dumps(work.message).encode(), ())
+                _raw(topic, shard, offset, json.dumps(work.message).encode())
                 for offset, work in enumerate(works)
                 if work.kind == kind
             ]
             for kind, topic in (("command", FINANCE_COMMANDS), ("event", SPEND_EVENTS))
         }
         lease, rules = self._leases[shard], self._rules[shard]
-        decoded = await decode(raws["command"], raws["event"])
+        decoded = await decode(raws["command"], raws["event"], KEYS)
         takes_records = False
         while not takes_records:
             known = await look_up(self._connection, shard, rules, decoded)
@@ -81,6 +83,12 @@ class LedgerWriter:
             takes_records = not rules.has_due()
             write.spend_offset += len(works) if takes_records else 0
             await append(self._connection, lease, write)
+
+
+def _raw(topic: str, shard: int, offset: int, value: bytes) -> Raw:
+    """Every other command has come by the API."""
+    is_signed = topic == FINANCE_COMMANDS and offset % 2
+    return Raw(topic, shard, offset, None, value, [SIGNER.header(value)] if is_signed else ())
 
 
 @contextlib.asynccontextmanager
@@ -100,8 +108,12 @@ async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> A
 async def write_random_ledger(
     url: str, seed: int, steps: int, rules: int = CURRENT, zones: Zones | None = None
 ) -> None:
-    """Some days of everything that can happen, in batches of different sizes, under two policies."""
-    other = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"), rules)
+    """Some days of everything that can happen, in batches of different sizes, under two policies.
+
+    By the second the topic may not name everything. Every other command has come by the API.
+    """
+    pockets = (("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
+    other = Policy("other-order", *pockets, rules, TopicTerms(largest_amount=60_000_000))
     standard = replace(STANDARD, rules=rules)
     workload = Workload(seed)
     async with ledger_writer(url, (standard, other)) as writer:

@@ -23,6 +23,7 @@ TABLES = {
         "budgets",
         "custom_budgets",
         "campaigns",
+        "largest_spends",
         "pauses",
         "pockets",
         "credit_limits",
@@ -130,10 +131,16 @@ class Ledger:
             await connection.execute("SELECT pg_notify('ledger', $1)", str(self._shard))
 
 
+# What keeps the tables of the ledger as they are: each with its trigger.
+TRIGGERS = """
+    SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname IN ('append_only', 'only_onward')
+"""
+
+
 async def allow_erasing(connection: asyncpg.Connection) -> None:
     """Make the ledger of a test's own database erasable; the superuser can."""
-    for table in await connection.fetch("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only'"):
-        await connection.execute(f"ALTER TABLE {table[0]} DISABLE TRIGGER append_only")
+    for table, trigger in await connection.fetch(TRIGGERS):
+        await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
 
 
 async def erase(connection: asyncpg.Connection) -> None:
@@ -252,6 +259,10 @@ def _campaign_budget(rows: Rows, entry: Entry) -> None:
     }
 
 
+def _largest_spend(rows: Rows, entry: Entry) -> None:
+    rows["largest_spends"][(entry.business_center_id, entry.position)] = {"amount": _details(entry)["amount"]}
+
+
 def _delivery(rows: Rows, entry: Entry) -> None:
     rows["pauses"][(entry.ad_account_id, entry.campaign_id or "")] = {
         "causes": _details(entry)["causes"],
@@ -267,6 +278,7 @@ _FACTS: dict[str, Callable[[Rows, Entry], None]] = {
     "budget_synced": _budget,
     "budget_reset": _budget,
     "campaign_budget_set": _campaign_budget,
+    "largest_spend_set": _largest_spend,
     "pause": _delivery,
     "resume": _delivery,
 }

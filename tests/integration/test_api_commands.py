@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,41 @@ async def test_a_conflict_repeated_is_answered_anew(api: Api) -> None:
         one, two = [(await api.client.post("/v1/commands", json={**sent, "amount": "2"})).json() for _ in range(2)]
     assert one["code"] == two["code"] == "conflict"
     assert one["recorded_at"] < two["recorded_at"]
+
+
+UNREADABLE = ("{}", "[" * 4_000 + "]" * 4_000, '{"command_id": "zz"}', '"sha256"', '{"sha256": []}')
+
+
+async def decided_unreadably(api: Api, content: str, role: str) -> dict[str, Any]:
+    """A command whose id stands in the ledger beside a content that no service writes."""
+    sent = command("deposit_cash", "bc-8", amount="1") | {"actor": {"id": "maria", "role": role}}
+    sequence = await api.database.fetchval(
+        "UPDATE ledger.shards SET outcome_sequence = outcome_sequence + 1 WHERE shard = $1 RETURNING outcome_sequence",
+        shard_of("bc-8"),
+    )
+    await api.database.execute(
+        "INSERT INTO ledger.outcomes VALUES ($1, $2, $3, true, 'bc-8', 'deposit_cash', $4, 'accepted', NULL, 'done',"
+        " 1, 1, now(), 2, 'test')",
+        shard_of("bc-8"),
+        sequence,
+        sent["command_id"],
+        content,
+    )
+    return sent
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+async def test_what_nobody_can_read_has_the_same_content_as_no_command(api: Api, content: str) -> None:
+    sent = await decided_unreadably(api, content, "admin")
+    async with allocation(api):
+        answer = await api.client.post("/v1/commands", json=sent)
+    assert (answer.status_code, answer.json()["code"]) == (422, "conflict")
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+async def test_so_it_is_for_a_command_that_its_role_refuses(api: Api, content: str) -> None:
+    answer = await api.client.post("/v1/commands", json=await decided_unreadably(api, content, "finance_analyst"))
+    assert (answer.status_code, answer.json()["code"]) == (422, "conflict")
 
 
 async def test_many_commands_at_once_each_get_their_own_outcome(api: Api) -> None:

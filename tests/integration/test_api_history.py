@@ -78,7 +78,7 @@ class Past:
         await ledger.write(self.api.database)
         await self.api.insert(
             "ledger.batches", shard=0, first_position=entries[0].position, last_position=entries[-1].position,
-            recorded_at=entries[0].recorded_at, policy_version=policy, root=b"", epoch=1, spend_offset=0,
+            recorded_at=entries[0].recorded_at, policy_version=policy, root=bytes(32), epoch=1, spend_offset=0,
             command_offset=0, rules_version=2, zones_release="test",
         )  # fmt: skip
         while (await advance(self.follower, balance.FOLLOWER, 0)).behind:

@@ -33,7 +33,7 @@ async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> A
     with pytest.MonkeyPatch.context() as patch:
         # Nobody decides here: what is a command is published, and answered with 504 at once.
         patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.2)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
             yield running
 
 
@@ -86,7 +86,7 @@ def body_with(**changes: Any) -> bytes:
         (body_with(issued_at=0), "issued_at"),
         (body_with(actor=[]), "actor"),
         (body_with(actor={"id": "a", "role": "root"}), "actor.role"),
-        (json.dumps(DEPOSIT).replace("bc-1", r"\ud800").encode(), "JSON"),
+        (json.dumps(DEPOSIT).replace("bc-1", r"\ud800").encode(), "JSON: a lone surrogate is no text"),
         (body_with(x="?").replace(b'"?"', b"9" * 5000), "JSON"),
         (json.dumps({**DEPOSIT, "actor": None}).encode(), "actor"),
         (
@@ -112,6 +112,16 @@ def body_with(**changes: Any) -> bytes:
 async def test_what_is_not_a_command_is_400_with_the_field(api: Api, body: bytes, named: str) -> None:
     message = await assert_refused(api, "POST", "/v1/commands", 400, "invalid", content=body)
     assert named in message
+
+
+async def test_a_command_that_asks_for_a_preview_is_400_and_nothing_is_shown_of_previews(api: Api) -> None:
+    body = body_with(preview=True)
+    message = await assert_refused(api, "POST", "/v1/commands", 400, "invalid", content=body)
+    assert message == "preview is not available yet: leave it out"
+    for harmless in (False, None):
+        await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=body_with(preview=harmless))
+    for described in ("/openapi.json", "/asyncapi.json"):
+        assert "preview" not in (await api.client.get(described)).text
 
 
 @pytest.mark.parametrize("held", NO_JSON.values(), ids=NO_JSON.keys())
@@ -166,7 +176,7 @@ async def test_a_body_above_64_kib_is_413(api: Api, path: str) -> None:
         ("POST", "/v1/ledger"),
         ("DELETE", "/v1/deals/d"),
         ("PATCH", "/v1/business-centers/b"),
-        ("GET", "/v1/quarantine/replay"),
+        ("DELETE", "/v1/quarantine/replay"),
         ("PUT", "/healthz"),
     ],
 )
@@ -201,6 +211,7 @@ async def test_what_is_not_there_is_404(api: Api, path: str) -> None:
 @pytest.mark.parametrize("id_", ["0-1", "9-9", "99999-1", "0-9999999999999999999", "x", "0", "0-", "%00", "-1-1"])
 async def test_an_unknown_quarantined_record_is_404(api: Api, id_: str) -> None:
     await assert_refused(api, "POST", f"/v1/quarantine/{id_}/replay", 404, "not_found")
+    await assert_refused(api, "GET", f"/v1/quarantine/{id_}", 404, "not_found")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What bounds a client of the API: the rate, sizes, and the time for everything. All of it is said as an error."""
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -13,13 +14,14 @@ import asyncpg
 import httpx
 import pytest
 
-from services.api import bodies, context, protocol
+from services.api import access, bodies, connections, context, limits, protocol, service
 from services.api.limits import CLIENTS_AT_MOST, RateLimit
 from services.api.service import STATEMENT_TIMEOUT_SECONDS, connected
 from shared.runtime.settings import Settings
 from tests.integration.api import command
 from tests.integration.test_api_service import eventually, serving
 from tests.integration.tokens import issuer
+from tests.servers import free_ports
 
 # --- The rate ---
 
@@ -48,6 +50,17 @@ def test_two_seconds_worth_at_once_and_then_so_many_a_second() -> None:
     assert _taken(limit, "a", 100) == 20
 
 
+def test_what_was_worth_more_is_waited_for_by_the_next() -> None:
+    seconds = _Seconds()
+    limit = RateLimit(10, seconds)
+    assert limit.take("a") == 0
+    limit.add("a", 64)
+    assert limit.take("a") == pytest.approx(4.6)
+    assert _taken(limit, "b", 100) == 20
+    seconds.now += 4.65
+    assert _taken(limit, "a", 100) == 1
+
+
 def test_clients_do_not_take_from_each_other() -> None:
     limit = RateLimit(10, _Seconds())
     assert _taken(limit, "a", 100) == 20
@@ -68,14 +81,18 @@ async def _answers(client: httpx.AsyncClient, count: int, **options: Any) -> lis
     return await asyncio.gather(*(client.get("/v1/deals", **options) for _ in range(count)))
 
 
-async def test_without_tokens_an_address_that_asks_too_often_is_429(settings: Settings) -> None:
+async def test_without_tokens_an_address_that_asks_too_often_is_429(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(access, "OPEN_A_SECOND_WITHOUT_TOKENS", 1)
     async with serving(settings.model_copy(update={"http_rate": 1})) as client:
         answers = await _answers(client, 40, headers={"X-Forwarded-For": f"10.0.0.{os.getpid() % 250}"})
         refused = [answer for answer in answers if answer.status_code == 429]
         assert 20 < len(refused) <= 39
         assert refused[0].json()["code"] == "too_many_requests"
         assert refused[0].headers["retry-after"] == "1"
-        for path in ("/openapi.json", "/docs", "/metrics", "/asyncapi.json"):
+        for path in ("/openapi.json", "/docs", "/metrics", "/asyncapi.json", "/nothing", "/v1/nothing"):
             assert 429 in [(await client.get(path)).status_code for _ in range(5)]
         for path in ("/healthz", "/readyz"):
             assert 429 not in {(await client.get(path)).status_code for _ in range(10)}
@@ -103,9 +120,9 @@ async def test_with_tokens_it_is_the_subject_that_asks_too_often(settings: Setti
 # --- Sizes and time, on the wire ---
 
 
-async def _exchange(settings: Settings, sent: bytes) -> bytes:
+async def exchange(settings: Settings, sent: bytes, port: int | None = None, address: str = "127.0.0.1") -> bytes:
     """What comes back until the connection ends."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port or settings.http_port, local_addr=(address, 0))
     try:
         writer.write(sent)
         async with asyncio.timeout(20):
@@ -116,6 +133,8 @@ async def _exchange(settings: Settings, sent: bytes) -> bytes:
 
 def _error(answer: bytes) -> tuple[int, str]:
     head, _, body = answer.partition(b"\r\n\r\n")
+    for told in (b"x-content-type-options: nosniff", b"cache-control: no-store", b"referrer-policy: no-referrer"):
+        assert told in head.lower()
     assert set(json.loads(body)) == {"code", "message"}
     return int(head.split()[1]), json.loads(body)["code"]
 
@@ -137,13 +156,13 @@ async def served(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     ],
 )
 async def test_a_head_that_is_too_large_is_400(served: Settings, head: bytes) -> None:
-    assert _error(await _exchange(served, head)) == (400, "invalid")
+    assert _error(await exchange(served, head)) == (400, "invalid")
 
 
 async def test_a_request_that_does_not_come_to_its_end_is_408(served: Settings) -> None:
-    assert _error(await _exchange(served, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\n")) == (408, "timeout")
+    assert _error(await exchange(served, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\n")) == (408, "timeout")
     body = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
-    assert _error(await _exchange(served, body)) == (408, "timeout")
+    assert _error(await exchange(served, body)) == (408, "timeout")
 
 
 async def test_a_byte_now_and_then_wins_no_time(served: Settings) -> None:
@@ -165,7 +184,7 @@ async def test_a_byte_now_and_then_wins_no_time(served: Settings) -> None:
 
 
 async def test_a_connection_that_asks_nothing_ends_without_an_answer(served: Settings) -> None:
-    assert await _exchange(served, b"") == b""
+    assert await exchange(served, b"") == b""
 
 
 async def test_requests_one_after_the_other_have_their_time_each(served: Settings) -> None:
@@ -188,7 +207,7 @@ async def test_who_does_not_take_the_answer_is_left(served: Settings, monkeypatc
 
     async def ask_until_left() -> None:
         while True:
-            writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await writer.drain()
 
     with pytest.raises(ConnectionError):
@@ -196,21 +215,145 @@ async def test_who_does_not_take_the_answer_is_left(served: Settings, monkeypatc
     writer.close()
 
 
-async def test_connections_beyond_the_limit_are_503(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "RECEIVE_SECONDS", 30.0)
-    monkeypatch.setattr(protocol, "CONNECTIONS_AT_MOST", 20)
-    held = [await asyncio.open_connection("127.0.0.1", served.http_port) for _ in range(20)]
-    answer = await _exchange(served, b"")
-    assert _error(answer) == (503, "unavailable")
-    assert b"retry-after:" in answer.lower()
-    for _, writer in held:
+@pytest.fixture
+async def crowded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
+    """A service that takes 20 connections, 12 of one address, works on as many at once, and is patient."""
+    monkeypatch.setattr(access, "READS_AT_ONCE", 12)
+    monkeypatch.setattr(connections, "CONNECTIONS_AT_MOST", 20)
+    monkeypatch.setattr(service, "LOCK_TIMEOUT_SECONDS", 60)
+    changes = {"http_head_seconds": 60, "http_connections_of_one_address": 12, "health_port": free_ports(1)}
+    crowded = settings.model_copy(update=changes)
+    async with serving(crowded):
+        await eventually(lambda: _is_well(crowded))  # It has looked at the shards.
+        yield crowded
+
+
+async def _is_well(settings: Settings) -> bool:
+    """Whether a newcomer is answered, and the container's health check at the health port."""
+    answer = await exchange(settings, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    health = await exchange(settings, b"GET /readyz HTTP/1.1\r\n\r\n", settings.health_port)
+    return answer.startswith(b"HTTP/1.1 200 ") and b"nobody writes shards" in health
+
+
+# What connections have sent that wait for ever: nothing, a byte, half a head, half a body, and a request before.
+BEGUN = (
+    b"",
+    b"G",
+    b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\n",
+    b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+)
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.2", "127.0.0.3"]])
+async def test_connections_that_ask_nothing_give_way(crowded: Settings, addresses: list[str]) -> None:
+    for begun in BEGUN:
+        held = [await connect(crowded, each) for each in addresses * 50]
+        for _, writer in held:
+            writer.write(begun)
+        assert await _is_well(crowded), begun
+        for reader, _ in held[: len(held) - 20]:  # The oldest have been closed; what is left fits.
+            with contextlib.suppress(ConnectionError):
+                assert b"HTTP/1.1 503" not in await reader.read()
+        for _, writer in held:
+            writer.close()
+
+
+async def test_what_is_worked_on_is_not_closed_for_newcomers_who_are_refused(
+    crowded: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended_rests = 0
+    goes_on = connections.Connections.goes_on
+
+    def counted(register: connections.Connections, connection: connections.Connection) -> None:
+        nonlocal ended_rests
+        goes_on(register, connection)
+        ended_rests += 1
+
+    async def all_are_worked_on() -> bool:
+        return ended_rests == 2 * 12  # Each has begun, and then had its turn.
+
+    monkeypatch.setattr(connections.Connections, "goes_on", counted)
+    locks = await asyncpg.connect(crowded.database_url)
+    ask = b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    try:
+        async with locks.transaction():
+            await locks.execute("LOCK TABLE incentives.deals IN ACCESS EXCLUSIVE MODE")
+            held = [await connect(crowded, "127.0.0.2") for _ in range(12)]
+            for _, writer in held:
+                writer.write(ask)
+            await eventually(all_are_worked_on)
+            answer = await exchange(crowded, b"", address="127.0.0.2")
+            assert _error(answer) == (503, "unavailable")
+            assert b"retry-after:" in answer.lower()
+            other = await exchange(crowded, b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert other.startswith(b"HTTP/1.1 200 ")
+        for reader, writer in held:
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+    finally:
+        await locks.close()
+
+
+async def connect(settings: Settings, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", settings.http_port, local_addr=(address, 0))
+
+
+async def test_the_first_head_has_less_time_than_a_whole_request(settings: Settings) -> None:
+    async with serving(settings.model_copy(update={"http_head_seconds": 0.3})):
+        assert _error(await exchange(settings, b"GET /v1")) == (408, "timeout")
+        assert await exchange(settings, b"") == b""
+        reader, writer = await connect(settings, "127.0.0.1")
+        ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for _ in range(2):  # The second comes later than the first head might have.
+            writer.write(ask)
+            assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.5)
         writer.close()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.http_port}", trust_env=False) as client:
 
-        async def answers() -> bool:
-            return (await client.get("/healthz")).status_code == 200
 
-        await eventually(answers)
+# --- Answers that nobody takes ---
+
+
+class Client:
+    """A connection of which the test sees whether it was ended."""
+
+    ended = False
+
+    def give_way(self, after_seconds: float = 0.0) -> None:
+        self.ended = True
+
+
+def test_answers_that_nobody_takes_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "UNTAKEN_BYTES_AT_MOST", 100)
+    register = connections.Connections(of_one_address=10)
+    slow, quick, third = Client(), Client(), Client()
+    for client in (slow, quick, third):
+        assert register.open(client, "a")
+    register.untaken(slow, 60)
+    register.untaken(quick, 40)
+    register.taken(quick)
+    register.untaken(quick, 40)
+    register.untaken(slow, 59)
+    assert not slow.ended
+    register.untaken(third, 2)
+    assert (slow.ended, quick.ended, third.ended) == (True, False, False)
+    register.untaken(third, 61)
+    assert (quick.ended, third.ended) == (True, False)
+
+
+async def test_who_does_not_read_loses_the_connection_when_the_memory_is_needed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "UNTAKEN_BYTES_AT_MOST", 0)
+    async with serving(settings):
+        reader, writer = await connect(settings, "127.0.0.1")
+        writer.write(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            received = await reader.read()
+        assert b"</html>" not in received
+        writer.close()
 
 
 # --- The database ---
@@ -232,6 +375,7 @@ async def test_a_statement_that_takes_too_long_is_503(
 
 async def test_the_server_gives_up_statements_of_the_api(settings: Settings) -> None:
     async with connected(settings) as of_the_api:
+        assert await of_the_api.pool.fetchval("SHOW max_parallel_workers_per_gather") == "0"
         timeout = await of_the_api.pool.fetchval("SHOW statement_timeout")
         assert timeout == f"{STATEMENT_TIMEOUT_SECONDS}s"
         async with of_the_api.pool.acquire() as connection:
@@ -259,7 +403,7 @@ SMUGGLED = b"0\r\n\r\n" + NEXT
 )
 async def test_what_follows_a_head_that_reads_in_two_ways_is_not_answered(served: Settings, headers: bytes) -> None:
     head = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n\r\n"
-    answer = await _exchange(served, head + SMUGGLED + NEXT)
+    answer = await exchange(served, head + SMUGGLED + NEXT)
     assert answer.count(b"HTTP/1.1 ") == 1
     assert _error(answer) == (400, "invalid")
     assert b"connection: close" in answer.lower()
@@ -267,7 +411,7 @@ async def test_what_follows_a_head_that_reads_in_two_ways_is_not_answered(served
 
 async def test_the_second_request_of_a_connection_is_looked_at_too(served: Settings) -> None:
     good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    answer = await _exchange(served, good + good.replace(b"HTTP/1.1", b"HTTP/1.2") + NEXT)
+    answer = await exchange(served, good + good.replace(b"HTTP/1.1", b"HTTP/1.2") + NEXT)
     first, _, second = answer.partition(b'{"status":"ok"}')
     assert first.startswith(b"HTTP/1.1 200 ")
     assert _error(second) == (400, "invalid")
@@ -275,7 +419,7 @@ async def test_the_second_request_of_a_connection_is_looked_at_too(served: Setti
 
 async def test_requests_that_follow_each_other_are_all_answered(served: Settings) -> None:
     good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    assert (await _exchange(served, good * 3 + NEXT)).count(b"HTTP/1.1 200 ") == 4
+    assert (await exchange(served, good * 3 + NEXT)).count(b"HTTP/1.1 200 ") == 4
 
 
 # --- A browser on this machine ---

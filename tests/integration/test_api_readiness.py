@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.api.reading import Reader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
 from tests.servers import Postgres
@@ -38,11 +39,25 @@ async def readiness(api: Api) -> tuple[int, str, str, list[dict[str, Any]]]:
     return response.status_code, answer["status"], answer["detail"], answer["shards"]
 
 
-async def unwritten(api: Api) -> float:
+async def figure(api: Api, metric: str) -> float:
     metrics = (await api.client.get("/metrics")).text
-    found = re.search(r"^drawdown_shards_unwritten (.*)$", metrics, re.MULTILINE)
+    found = re.search(rf"^{metric} (.*)$", metrics, re.MULTILINE)
     assert found is not None
     return float(found[1])
+
+
+async def unwritten(api: Api) -> float:
+    return await figure(api, "drawdown_shards_unwritten")
+
+
+async def test_used_up_transaction_ids_are_told(api: Api) -> None:
+    before = await figure(api, "drawdown_oldest_transaction_age")
+    await api.database.execute(
+        "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+    )
+    await Reader(api.context.pool)._read()
+    assert before + 5000 <= await figure(api, "drawdown_oldest_transaction_age") < before + 10_000
+    assert await figure(api, "drawdown_notification_queue_usage") < 0.1
 
 
 async def test_all_shards_that_are_written_make_it_ready(api: Api, writer: Writer) -> None:
@@ -78,6 +93,7 @@ async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer)
     [
         ({"state": "stopped", "detail": "five errors"}, rf"shard 2 is stopped since {TIME}: five errors", "stopped", 1),
         ({"state": "loading", "detail": "at 7"}, rf"shard 2 is loading since {TIME}: at 7", "loading", 0),
+        ({"state": "loading", "detail": ""}, rf"shard 2 is loading since {TIME}", "loading", 0),
         ({"state": "waiting", "detail": "its clock"}, rf"shard 2 is waiting since {TIME}: its clock", "waiting", 0),
         ({"state": "dreaming", "detail": "of sheep"}, rf"shard 2 is dreaming since {TIME}: of sheep", "dreaming", 0),
         ({"state": "writing", "seconds_ago": 6}, rf"nobody writes shard 2 since {TIME}", "unwritten", 1),
@@ -88,7 +104,7 @@ async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer)
             0,
         ),
     ],
-    ids=["stopped", "loading", "waiting", "a state of a newer version", "silent", "behind"],
+    ids=["stopped", "loading", "loading, no more said", "waiting", "a state of a newer version", "silent", "behind"],
 )
 async def test_one_shard_that_is_not_as_it_should_be_is_named_and_the_api_stays(
     api: Api, writer: Writer, reported: dict[str, Any], said: str, state: str, count: int

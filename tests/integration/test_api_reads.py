@@ -1,13 +1,11 @@
 """Reads through HTTP, from read models and a ledger that the tests fill themselves."""
 
-import base64
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from services.api import replaying
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
 from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
@@ -108,7 +106,7 @@ async def test_a_pocket_that_the_policy_leaves_out_is_not_available(api: Api) ->
     content = {"version": "no-vouchers", "ad_account": every, "business_center": ["cash", "credit_line"]}
     shard = shard_of("policy-1")
     await api.insert("ledger.policies", version="no-vouchers", content=content)
-    batch = {"recorded_at": RECORDED_AT, "root": b"", "epoch": 1, "spend_offset": 0, "command_offset": 0}
+    batch = {"recorded_at": RECORDED_AT, "root": bytes(32), "epoch": 1, "spend_offset": 0, "command_offset": 0}
     batch |= {"rules_version": 2, "zones_release": "test"}
     last = (await api.database.fetchval("SELECT max(last_position) FROM ledger.batches")) or 0
     await api.insert(
@@ -120,7 +118,9 @@ async def test_a_pocket_that_the_policy_leaves_out_is_not_available(api: Api) ->
         **batch,
     )
     assert (await api.get("/v1/business-centers/policy-1"))["balance"]["available"] == "8.000000"
-    await api.insert("ledger.policies", version="all", content={**content, "business_center": ["voucher", "cash"]})
+    await api.insert(
+        "ledger.policies", version="all", content={**content, "version": "all", "business_center": ["voucher", "cash"]}
+    )
     await api.insert(
         "ledger.batches",
         shard=shard,
@@ -469,119 +469,6 @@ async def test_the_entries_of_an_event_or_command_are_found_by_its_id(ledger: Ap
     assert (await ledger.get("/v1/ledger", source_event_id=SOURCE.format(999)))["entries"] == []
 
 
-# --- Quarantine ---
-
-
-async def quarantine(
-    api: Api, shard: int, sequence: int, reason: str, raw: bytes | None, id_: str | None = None
-) -> None:
-    await api.insert(
-        "ledger.quarantine",
-        shard=shard,
-        sequence=sequence,
-        reason=reason,
-        detail="why",
-        topic="spend.events",
-        partition=shard,
-        offset=sequence * 10,
-        key=b"key",
-        raw=raw,
-        business_center_id=id_,
-        recorded_at=RECORDED_AT,
-    )
-
-
-async def test_quarantined_records_are_listed_with_their_raw_bytes(api: Api) -> None:
-    await quarantine(api, 0, 1, "malformed", b"\x00\xff")
-    await quarantine(api, 0, 2, "malformed", None)
-    await quarantine(api, 1, 1, "malformed", b"x")
-    page = await api.get("/v1/quarantine", reason="malformed", limit=2)
-    assert [entry["id"] for entry in page["entries"]] == ["0-1", "0-2"]
-    assert base64.b64decode(page["entries"][0]["raw"]) == b"\x00\xff"
-    assert page["entries"][1]["raw"] is None
-    assert page["entries"][0]["replayed_at"] is None
-    rest = await api.get("/v1/quarantine", reason="malformed", after=page["next"])
-    assert [entry["id"] for entry in rest["entries"]] == ["1-1"]
-    assert rest["next"] is None
-
-
-async def test_a_page_of_large_records_ends_early(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.quarantine.PAGE_BYTES", 5)
-    for sequence in (11, 12, 13):
-        await quarantine(api, 2, sequence, "too_large", b"large record"[: 14 - sequence])
-    await quarantine(api, 2, 14, "too_large", b"larger than a page")
-    seen = []
-    query: dict[str, Any] = {"reason": "too_large"}
-    while True:
-        page = await api.get("/v1/quarantine", **query)
-        seen.append([base64.b64decode(entry["raw"]) for entry in page["entries"]])
-        if page["next"] is None:
-            break
-        query["after"] = page["next"]
-    assert seen == [[b"lar", b"la"], [b"l"], [b"larger than a page"]]
-
-
-async def test_a_replayed_record_goes_to_the_shard_of_its_business_center(api: Api) -> None:
-    await quarantine(api, 3, 1, "unknown_ad_account", b"raw", "reads-1")
-    response = await api.client.post("/v1/quarantine/3-1/replay")
-    assert (response.status_code, response.json()) == (202, {"replayed": 1})
-    row = await api.database.fetchrow('SELECT shard, "offset", key, raw FROM ledger.forwarded WHERE raw = $1', b"raw")
-    assert tuple(row) == (shard_of("reads-1"), 10, b"key", b"raw")
-    listed = (await api.get("/v1/quarantine", reason="unknown_ad_account"))["entries"][0]
-    assert listed["replayed_at"] == "2026-03-12T12:00:00.000000Z"
-
-
-async def test_records_are_replayed_by_reason_once_and_by_id_as_often_as_asked(api: Api) -> None:
-    for sequence in (21, 22):
-        await quarantine(api, 1, sequence, "too_old", b"old")
-    path = "/v1/quarantine/replay"
-    assert (await api.client.post(path, json={"reason": "too_old"})).json() == {"replayed": 2}
-    assert (await api.client.post(path, json={"reason": "too_old"})).json() == {"replayed": 0}
-    assert (await api.client.post(path, json={"ids": ["1-21", "1-21", "1-22"]})).json() == {"replayed": 2}
-    unknown = await api.client.post(path, json={"ids": ["1-21", "1-999"]})
-    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
-    assert await api.database.fetchval("SELECT count(*) FROM ledger.forwarded WHERE raw = $1", b"old") == 4
-
-
-async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_left_alone(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.api.replaying.PORTION_RECORDS", 4)
-    monkeypatch.setattr("services.api.replaying.PORTION_BYTES", 50)
-    sizes = [1, 1, 1, 1, 1, 60, 20, 20, 20, 1, 1]
-    for sequence, size in enumerate(sizes, 31):
-        await quarantine(api, sequence % 2, sequence, "reversal_mismatch", b"m" * size)
-    portions: list[list[tuple[int, int]]] = []
-    send_back = replaying.send_back
-
-    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any]) -> int:
-        portions.append([(row["shard"], row["sequence"]) for row in rows])
-        await quarantine(api, 1, 100 + len(portions), "reversal_mismatch", b"again")
-        return await send_back(context, connection, caller, rows)
-
-    monkeypatch.setattr(replaying, "send_back", noted)
-    path, body = "/v1/quarantine/replay", {"reason": "reversal_mismatch", "limit": 5}
-    first = (await api.client.post(path, json=body)).json()
-    assert first["replayed"] == 5
-    second = (await api.client.post(path, json={**body, "after": first["next"]})).json()
-    third = (await api.client.post(path, json={"reason": "reversal_mismatch", "after": second["next"]})).json()
-    assert (second["replayed"], third) == (5, {"replayed": 1})
-    order = sorted((sequence % 2, sequence) for sequence, _ in enumerate(sizes, 31))
-    assert [row for rows in portions for row in rows] == order
-    assert max(map(len, portions)) <= 4
-    assert len(portions) >= 4
-    failed_again = len(portions)
-    assert (await api.client.post(path, json={"reason": "reversal_mismatch"})).json() == {"replayed": failed_again}
-
-
-@pytest.mark.parametrize("after", ["", "1", "0-1", "0-1:", "0-1:2.", "99999-1:2", "0-1:x", "0-1:99999999999999999999"])
-async def test_a_replay_goes_on_from_nowhere_else(api: Api, after: str) -> None:
-    answer = await api.client.post("/v1/quarantine/replay", json={"reason": "malformed", "after": after})
-    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
-    both = await api.client.post("/v1/quarantine/replay", json={"ids": ["0-1"], "limit": 1})
-    assert both.status_code == 400
-
-
 # --- Deals ---
 
 
@@ -668,3 +555,15 @@ async def test_a_deal_needs_accounts_that_exist_in_its_currency(deal_accounts: A
         assert (response.status_code, response.json()["code"]) == (422, code)
     await deal_accounts.get("/v1/deals/d-4", 404)
     await deal_accounts.get("/v1/deals/d-4/pacing", 404)
+
+
+async def test_an_entry_whose_details_nobody_can_read_takes_none_of_its_page_along(api: Api) -> None:
+    far = '{"started_at": ' + "9" * 30 + "}"
+    details = ("[" * 4_000 + "]" * 4_000, "[]", "7", '{"amount": 1' + "0" * 5_000 + "}", far, "{}")
+    await open_business_center(api, "details-2")
+    for position, kept in enumerate(details, 310_000):
+        await append(api, "details-2", position, "details-a", kind="pause", pocket=None, amount=None, details=kept)
+    answer = await api.get("/v1/ledger", business_center_id="details-2")
+    assert positions(answer) == list(range(310_000, 310_006))
+    assert [entry["details"] for entry in answer["entries"]] == [None, None, None, None, None, {}]
+    assert {entry["causes"] for entry in answer["entries"]} == {None}

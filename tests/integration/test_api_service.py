@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -12,14 +13,14 @@ from aiokafka import AIOKafkaConsumer
 
 from drawdown import quarantine
 from drawdown.front_door import RequestRefusedError
-from services.api.service import run
+from services.api.service import listening, run
 from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
 from tests import servers
 from tests.integration.api import Api, command, running_api
-from tests.servers import LIMITS, Broker, Postgres, settings_with
+from tests.servers import LIMITS, Broker, Postgres, free_ports, settings_with
 
 
 @contextlib.asynccontextmanager
@@ -34,6 +35,15 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
             service.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await service
+
+
+def test_no_answer_waits_until_what_was_sent_before_is_acknowledged() -> None:
+    """Nagle's algorithm would hold a body back until then: clients acknowledge heads 40 ms late."""
+    port = free_ports(1)
+    with listening("127.0.0.1", port) as listener, socket.create_connection(("127.0.0.1", port)):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
@@ -111,6 +121,18 @@ async def test_what_is_not_http_is_answered_as_an_error(settings: Settings) -> N
     assert json.loads(body)["code"] == "invalid"
 
 
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/asyncapi.json"])
+async def test_what_never_changes_is_not_sent_again_to_who_has_it(settings: Settings, path: str) -> None:
+    async with serving(settings) as client:
+        first = await client.get(path)
+        assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
+        tag = first.headers["etag"]
+        for known in (tag, f"W/{tag}", f'"other", {tag}'):
+            again = await client.get(path, headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert (await client.get(path, headers={"If-None-Match": '"other"'})).content == first.content
+
+
 async def test_requests_are_counted_by_route_and_status(settings: Settings) -> None:
     async with serving(settings) as client:
         await client.get("/v1/ad-accounts/nobody")
@@ -118,6 +140,15 @@ async def test_requests_are_counted_by_route_and_status(settings: Settings) -> N
     route = 'method="GET",route="/v1/ad-accounts/{ad_account_id}"'
     assert f'drawdown_http_requests_total{{{route},status="404"}}' in metrics
     assert f"drawdown_http_request_seconds_count{{{route}}}" in metrics
+
+
+async def test_what_comes_to_no_route_is_counted_as_refused_or_unmatched(settings: Settings) -> None:
+    async with serving(settings) as client:
+        await client.get("/nothing")
+        await client.get("/v1/deals", headers={"Host": "evil.example"})
+        metrics = (await client.get("/metrics")).text
+    assert 'drawdown_http_requests_total{method="GET",route="unmatched",status="404"}' in metrics
+    assert 'drawdown_http_requests_total{method="GET",route="refused",status="421"}' in metrics
 
 
 async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again(
@@ -174,10 +205,14 @@ async def test_the_command_line_lists_and_replays(
         await quarantine.list_records(api.settings, "malformed")
         listed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
         assert [record["id"] for record in listed] == [f"1-{sequence}" for sequence in range(1, 6)]
-        await quarantine.replay_records(api.settings, ["1-2"], None)
-        assert "1 sent back" in capsys.readouterr().out
-        await quarantine.replay_records(api.settings, [], "malformed")
-        assert "4 sent back" in capsys.readouterr().out
+        with pytest.raises(RequestRefusedError, match="malformed fails again"):
+            await quarantine.replay_records(api.settings, ["1-2"], None)
+        await quarantine.replay_records(api.settings, ["1-2"], None, force=True)
+        assert capsys.readouterr().out.splitlines()[-1] == "1 sent back"
+        await quarantine.replay_records(api.settings, ["1-2", "1-3"], None, force=True)
+        assert "1 sent back\n1 left out" in capsys.readouterr().out
+        await quarantine.replay_records(api.settings, [], "malformed", force=True)
+        assert "3 sent back" in capsys.readouterr().out
         with pytest.raises(RequestRefusedError, match="no such"):
             await quarantine.replay_records(api.settings, ["1-99"], None)
         with pytest.raises(RequestRefusedError, match="reason"):

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 
 from tests.acceptance.front_door import FrontDoor
+from tests.integration.working import do
 from tests.model.workload import Workload
 from tests.servers import RunningSystem
 
@@ -37,8 +38,7 @@ async def audit(system: RunningSystem, *arguments: str) -> tuple[int, dict[str, 
 async def work_on(door: FrontDoor, workload: Workload) -> None:
     """Everything that can happen, until cancelled."""
     while True:
-        work = workload.next(door.now_us())
-        await (door.command(work.message) if work.kind == "command" else door.publish(work.message))
+        await do(door, workload.next(door.now_us()))
 
 
 async def test_a_live_system_passes_while_it_works_and_afterwards(system: RunningSystem, tmp_path: Path) -> None:

@@ -8,21 +8,25 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from services.auditor.bounds import SIZED
 from services.auditor.cli import replay, verify
 from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
+from shared.ledger import replay as replaying
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import FIELDS
 from shared.ledger.follow import Follower
-from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.ledger.merkle import CompactRange, leaf_hashes
 from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import fold, write_random_ledger
+from tests.integration.followers_ledger import TRIGGERS
 from tests.servers import Postgres, fresh_database
 
 EVERY_KIND = {
@@ -30,7 +34,7 @@ EVERY_KIND = {
     *("reversal", "forfeit", "deposit", "grant", "expiry", "allocation_out", "allocation_in", "transfer_out"),
     *("transfer_in", "credit_limit_change", "credit_repayment", "business_center_opened", "ad_account_opened"),
     *("automatic_allocation_enabled", "budget_set", "budget_synced", "budget_reset", "campaign_budget_set"),
-    *("pause", "resume"),
+    *("largest_spend_set", "pause", "resume"),
 }
 A_SPEND = (
     "(SELECT min(position) FROM ledger.entries WHERE shard = 0 AND amount < 0 AND part = 0 AND day IS NOT NULL"
@@ -61,8 +65,8 @@ async def copied(original: str, postgres: Postgres, name: str) -> AsyncIterator[
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {original.rpartition('/')[2]} STRATEGY file_copy")
         yield f"{original.rpartition('/')[0]}/{name}"
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         await admin.close()
 
 
@@ -78,13 +82,13 @@ async def tamper(url: str, *statements: str) -> int:
     assert statements
     connection = await asyncpg.connect(url)
     try:
-        triggers = await connection.fetch("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only'")
-        for trigger in triggers:
-            await connection.execute(f"ALTER TABLE {trigger[0]} DISABLE TRIGGER append_only")
+        triggers = await connection.fetch(TRIGGERS)
+        for table, trigger in triggers:
+            await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
         for statement in statements:
             status = await connection.execute(statement)
-        for trigger in triggers:
-            await connection.execute(f"ALTER TABLE {trigger[0]} ENABLE ALWAYS TRIGGER append_only")
+        for table, trigger in triggers:
+            await connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}")
         return int(status.split()[-1])
     finally:
         await connection.close()
@@ -128,7 +132,7 @@ async def reseal(url: str, shard: int = 0) -> None:
     tree = CompactRange()
     statements = []
     for (last,) in ends:
-        tree.append([leaf_hash(row) for row in rows[tree.size : last]])
+        tree.append(leaf_hashes(rows[tree.size : last]))
         root = f"'\\x{tree.root().hex()}'"
         statements.append(f"UPDATE ledger.batches SET root = {root} WHERE shard = {shard} AND last_position = {last}")
     frontier = tree.frontier().hex()
@@ -347,11 +351,11 @@ BESIDE_THE_ENTRIES = {
     "ledger.batches SET zones_release = 'none' WHERE shard = 0": "shard 0, position 1: no time zones of the release",
     "ledger.time_zones SET data = (SELECT data FROM ledger.time_zones WHERE name = 'UTC')": "shard 0, position",
     "ledger.time_zones SET data = '' WHERE name = 'UTC'": "shard 0, position",
-    "ledger.policies SET content = '{}' WHERE version = 'standard-1'": "a recorded policy is none",
+    "ledger.policies SET content = json_build_object('version', version)": "ledger.policies: the policy ",
     "ledger.ad_accounts SET business_center_id = 'bc-1' WHERE business_center_id = 'bc-0'": (
         "shard 0: ledger.ad_accounts holds"
     ),
-    "ledger.quarantine SET recorded_at = '2020-01-01Z' WHERE shard = 0 AND sequence = 2": (
+    "ledger.quarantine SET recorded_at = recorded_at - interval '1 day' WHERE shard = 0 AND sequence = 2": (
         "shard 0, quarantined record 2: ledger time goes back"
     ),
 }
@@ -396,6 +400,43 @@ GUARDS = {
         "ledger.entries_1: the unique index of positions is missing or not valid"
     ),
     "ALTER TABLE ledger.entries DETACH PARTITION ledger.entries_1": "ledger.entries has the partitions",
+    "ALTER TABLE ledger.outcomes DROP CONSTRAINT outcomes_bounds": (
+        "ledger.outcomes: the constraint that keeps its rows within bounds is missing"
+    ),
+    """ALTER TABLE ledger.batches DROP CONSTRAINT batches_bounds;
+       ALTER TABLE ledger.batches ADD CONSTRAINT batches_bounds CHECK (first_position > 0) NOT VALID""": (
+        "ledger.batches: the constraint that keeps its rows within bounds is missing"
+    ),
+    "ALTER TABLE ledger.checkpoints DROP CONSTRAINT checkpoints_times": (
+        "ledger.checkpoints: the constraint that bounds the times of recorded_at is missing"
+    ),
+    """ALTER TABLE incentives.cash_spend DROP CONSTRAINT cash_spend_times;
+       INSERT INTO incentives.cash_spend VALUES ('zz', 'infinity', 1)""": (
+        "incentives.cash_spend: the constraint that bounds the times of bucket is missing"
+    ),
+    **{
+        f"ALTER TABLE ledger.{table} DROP CONSTRAINT {table}_sizes": (
+            f"ledger.{table}: the constraint on the sizes of what it holds is missing"
+        )
+        for table in SIZED
+    },
+    "ALTER TABLE ledger.time_zones DISABLE TRIGGER few_zones": (
+        "ledger.time_zones: the trigger that keeps the zones of a release few is missing, or not enabled ALWAYS"
+    ),
+    "DROP TRIGGER not_ahead ON ledger.checkpoints": (
+        "ledger.checkpoints: the trigger that keeps checkpoints from running ahead of the ledger is missing"
+    ),
+    "ALTER TABLE ledger.forwarded DROP CONSTRAINT forwarded_sizes": (
+        "ledger.forwarded: the constraints ['forwarded_sizes'] on what may wait are missing"
+    ),
+    """CREATE OR REPLACE TRIGGER only_onward BEFORE UPDATE ON ledger.shards FOR EACH ROW
+       WHEN (NEW.shard <> OLD.shard) EXECUTE FUNCTION ledger.refuse_to_go_back();
+       ALTER TABLE ledger.shards ENABLE ALWAYS TRIGGER only_onward""": (
+        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+    ),
+    "ALTER TABLE ledger.shards DISABLE TRIGGER only_onward": (
+        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+    ),
 }
 
 
@@ -408,18 +449,141 @@ async def test_a_missing_guard_is_found_by_both(copy: str, capsys: pytest.Captur
     assert await chain_is_broken(copy, capsys)
 
 
+def fail_at_reversed_spends(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on no spend that a reversal names can be read."""
+
+    async def read(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(replaying, "read_spends", read)
+
+
+async def test_a_reversed_spend_that_cannot_be_read_is_named(
+    copy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_reversed_spends(monkeypatch, RecursionError("nested"))
+    said = r"shard \d, position \d+ to \d+: the batch cannot be decided again: RecursionError: nested"
+    assert re.fullmatch(said, await difference(copy, capsys))
+
+
+async def test_a_connection_that_is_lost_while_a_batch_is_decided_is_no_difference(
+    copy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_reversed_spends(monkeypatch, ConnectionResetError("gone"))
+    assert await replay(Settings(database_url=copy)) == 2
+    assert "could not run: ConnectionResetError: gone" in capsys.readouterr().err
+
+
+# The bounds were taken away and put back as if they had always been there, around what nobody can read.
+UNREADABLE = {
+    "shards": (
+        "ledger_time",
+        "AND released_at IS NOT DISTINCT FROM released_at",
+        "",
+        "shard 0: ledger time is {}, which no clock shows",
+    ),
+    "checkpoints": (
+        "recorded_at",
+        "",
+        "AND follower = 'balance'",
+        "shard 0: the time of balance's checkpoint is {}, which no clock shows",
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 00:00:00+00 BC", "294276-12-31 00:00:00+00"])
+@pytest.mark.parametrize("table", UNREADABLE)
+async def test_a_time_that_nobody_can_read_is_named_by_both(
+    copy: str, capsys: pytest.CaptureFixture[str], table: str, moment: str
+) -> None:
+    column, others, which, told = UNREADABLE[table]
+    await tamper(
+        copy,
+        f"ALTER TABLE ledger.{table} DROP CONSTRAINT {table}_times",
+        f"UPDATE ledger.{table} SET {column} = '{moment}' WHERE shard = 0 {which}",
+        f"ALTER TABLE ledger.{table} ADD CONSTRAINT {table}_times CHECK ({column} = {column} {others})",
+        "SELECT 1",
+    )
+    assert await difference(copy, capsys) == told.format(moment)
+    assert await chain_is_broken(copy, capsys)
+
+
+async def test_an_epoch_that_no_claims_have_come_to_is_named_by_both(
+    copy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await tamper(copy, "UPDATE ledger.shards SET epoch = 9223372036854775807 WHERE shard = 0")
+    told = "shard 0: the lease is at epoch 9223372036854775807, which no claims have come to"
+    assert await difference(copy, capsys) == told
+    assert await chain_is_broken(copy, capsys)
+
+    runbook = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+    (mend,) = re.findall(r'^sql "(BEGIN; ALTER TABLE ledger.shards DISABLE[^"]+)"', runbook, re.MULTILINE)
+    connection = await asyncpg.connect(copy)
+    await connection.execute(mend)
+    await connection.close()
+    assert await replay(Settings(database_url=copy)) == 0
+    assert not await chain_is_broken(copy, capsys)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [r'{"shard": "\u0000", "topic": "a", "offset": "1"}', "[" * 3_000 + "]" * 3_000, '"text"', '{"shard": 1e400}'],
+)
+async def test_a_note_that_nobody_can_read_is_of_no_record_and_ends_no_audit(
+    copy: str, capsys: pytest.CaptureFixture[str], details: str
+) -> None:
+    note = "INSERT INTO ledger.operators_log (operator, action, because, details) VALUES ('x', 'offsets_skipped', 'x', "
+    await tamper(copy, f"{note} '{details}')")
+    assert not await chain_is_broken(copy, capsys)
+    await tamper(copy, "UPDATE ledger.quarantine SET reason = 'skipped' WHERE shard = 0 AND sequence = 1")
+    assert await verify(Settings(database_url=copy)) == 1
+    assert "was passed over 1 times, the operators' log says so 0 times" in capsys.readouterr().out
+
+
+BELOW = {
+    "entries": ("position", "position = -position, source_event_id = gen_random_uuid()"),
+    "outcomes": ("sequence", "sequence = -sequence, command_id = gen_random_uuid()"),
+    "quarantine": ("sequence", "sequence = -sequence"),
+}
+
+
+@pytest.mark.parametrize("table", BELOW)
+async def test_a_row_below_all_others_is_found_by_both_where_the_bound_was_taken_away(
+    copy: str, capsys: pytest.CaptureFixture[str], table: str
+) -> None:
+    column, change = BELOW[table]
+    await tamper(
+        copy,
+        f"ALTER TABLE ledger.{table} DROP CONSTRAINT {table}_bounds",
+        f"CREATE TEMPORARY TABLE another AS SELECT * FROM ledger.{table} WHERE shard = 0"
+        f" ORDER BY {column} DESC LIMIT 1",
+        f"UPDATE another SET {change}",
+        f"INSERT INTO ledger.{table} SELECT * FROM another",
+    )
+    assert re.match(rf"shard 0: ledger.{table} begins at -\d+, where nothing may stand", await difference(copy, capsys))
+    assert await chain_is_broken(copy, capsys)
+
+
 # ---- Outcomes ---------------------------------------------------------------------------------------------------
 
 _DECISION = "shard = 0 AND sequence = (SELECT {} FROM ledger.outcomes WHERE shard = 0 AND {})"
 REFUSED = _DECISION.format("min(sequence)", "first AND status = 'rejected'")
 ACCEPTED = _DECISION.format("max(sequence)", "first AND status = 'accepted'")
 REPEATED = _DECISION.format("min(sequence)", "NOT first")
+ACCEPTED_BY_THE_API = _DECISION.format("max(sequence)", "first AND status = 'accepted' AND via = 'api'")
+REFUSED_OF_THE_TOPIC = _DECISION.format("min(sequence)", "first AND message LIKE '%come by the topic'")
 FORGED = {
+    f"via = 'topic' WHERE {ACCEPTED_BY_THE_API}": "the command came by api, .* says topic",
+    f"via = NULL WHERE {ACCEPTED_BY_THE_API}": "the command came by api, .* says None",
+    f"via = 'api' WHERE {REFUSED_OF_THE_TOPIC}": "was refused as permission_denied, decided again it is accepted",
+    f"policy_version = 'standard-1' WHERE {REFUSED_OF_THE_TOPIC}": (
+        "was refused as permission_denied, decided again it is accepted|at a time when nothing was decided"
+    ),
     f"status = 'accepted', code = NULL, first_position = position WHERE {REFUSED}": (
         "is accepted at position|no outcome accepts it there|names it|with the first position"
     ),
     f"code = 'invalid ' || code WHERE {REFUSED}": "was refused as invalid .*, decided again as",
-    f"position = position - 1 WHERE {ACCEPTED}": "ends at|before those of the outcome before",
+    f"position = position + 1 WHERE {ACCEPTED}": "ends at|before those of the outcome before",
     f"status = 'rejected', code = 'invalid', first_position = NULL WHERE {ACCEPTED}": (
         "was refused|no outcome accepts it there"
     ),
@@ -475,6 +639,7 @@ READ_MODELS = {
     "balance.ad_accounts": "owned = NOT owned",
     "balance.automatic_allocation": "enabled_at = enabled_at + interval '1 microsecond'",
     "balance.left_out": "reason = 'another'",
+    "balance.largest_spends": "amount = coalesce(amount, 0) + 1",
     "balance.budgets": "changes_today = changes_today + 1",
     "balance.custom_budgets": "spent = spent + 0.5",
     "balance.campaigns": "position = position + 1",

@@ -91,6 +91,10 @@ class Deployment:
         """What the documentation says of a deployment with its usual ports and secrets, for this one."""
         return documented.replace("deploy/secrets", str(self.secrets)).replace("localhost:9092", self.bootstrap)
 
+    def attack(self, *arguments: str) -> str:
+        """What `make security-check` says of it."""
+        return self._run(sys.executable, "-m", "tests.security", *arguments)
+
     def shell(self, script: str) -> str:
         """What a script prints."""
         return self._run("bash", "-ec", script)
@@ -262,6 +266,15 @@ def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deploymen
     }
 
 
+def test_metrics_and_health_are_at_a_port_of_their_own(deployment: Deployment, token: str) -> None:
+    assert deployment.read("/metrics", token).status_code == httpx.codes.NOT_FOUND
+    for service in SERVICES:
+        ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8081/{}').read().decode())"
+        python = ("exec", "--no-TTY", service, "python", "-c")
+        assert "python_info" in deployment.compose(*python, ask.format("metrics"))
+        assert '"status"' in deployment.compose(*python, ask.format("readyz"))
+
+
 def test_postgresql_is_reached_over_tls_wherever_its_image_can(deployment: Deployment) -> None:
     postgres = ("exec", "--no-TTY", "postgres")
     can = "openssl" in deployment.compose(*postgres, "pg_config", "--configure")
@@ -276,6 +289,11 @@ def test_a_killed_service_comes_back(deployment: Deployment, token: str) -> None
     _wait_for(lambda: deployment.inspect("allocation")["RestartCount"] > before)
     gross = deployment.gross(token)
     _wait_for(lambda: deployment.gross(token) > gross)
+
+
+@pytest.mark.timeout(300)
+def test_the_system_withstands_what_is_quick_to_try(deployment: Deployment) -> None:
+    assert "NOT TRIED" not in deployment.attack("--quick")
 
 
 def test_services_end_in_time_and_the_ledger_is_there_again_after_down_and_up(

@@ -11,15 +11,18 @@ from typing import Any
 import asyncpg
 import pytest
 
+from drawdown.quarantine_dropping import drop_month
 from drawdown.serving import SERVICES
 from drawdown.system import Service
 from services.auditor.cli import PASSED, replay
+from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
 from shared.runtime.roles import FOLLOWERS, SERVICE_ROLES
 from shared.runtime.settings import BadSettingError, Settings
 from tests import servers
 from tests.acceptance.front_door import FrontDoor
+from tests.integration.working import open_and_work
 from tests.model.workload import Workload
 from tests.secured_postgres import HOST, OTHER_HOST, OWNER, SUPERUSER, SecuredPostgres
 from tests.servers import Postgres, RunningSystem, reachable_directory, run_to_its_end
@@ -133,7 +136,8 @@ async def test_each_role_may_do_what_the_page_says_and_nothing_else(owner: async
         found = await granted(owner, role)
         for name in [name for name in found if re.fullmatch(r"ledger\.entries_\d+", name)]:
             assert found.pop(name) == expected[role, "ledger.entries"], f"{role} on {name}"
-        assert found.pop("ledger.forwarded_id_seq") == ""
+        for name in [name for name in found if re.fullmatch(r"ledger\.quarantine_\d{4}_\d\d|.*_seq", name)]:
+            assert found.pop(name) == "", f"{role} on {name}"
         assert found == {name: letters for (of, name), letters in expected.items() if of == role}, role
 
 
@@ -208,6 +212,21 @@ async def test_a_service_that_was_broken_into_can_become_nobody_else(role: str, 
         await connection.close()
 
 
+async def test_the_writer_begins_a_month_of_quarantine_and_the_owner_alone_drops_one(
+    server: SecuredPostgres, owner: asyncpg.Connection
+) -> None:
+    writer = await connect(server.settings("drawdown_allocation"), "drawdown_allocation", "a test")
+    await writer.execute("SELECT ledger.make_quarantine_part('2020-01-31T23:59:59Z')")
+    await writer.close()
+    assert await owner.fetchval("SELECT to_regclass('ledger.quarantine_2020_01') IS NOT NULL")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await drop_month(server.settings("drawdown_allocation"), "2020-01", "mine", lambda _: True)
+    assert await drop_month(server.settings(OWNER), "2020-01", "it is empty", lambda _: True) == 0
+    assert await owner.fetchval("SELECT to_regclass('ledger.quarantine_2020_01') IS NULL")
+    noted = await owner.fetchrow("SELECT operator, details ->> 'month' AS month FROM ledger.operators_log")
+    assert (noted["operator"].split(",")[0], noted["month"]) == (OWNER, "2020-01")
+
+
 FORBIDDEN_TO_ALL = (
     "UPDATE ledger.entries SET amount = 0",
     "UPDATE ledger.batches SET root = ''",
@@ -219,7 +238,7 @@ FORBIDDEN_TO_ALL = (
     "ALTER TABLE ledger.entries DISABLE TRIGGER append_only",
     "ALTER TABLE ledger.entries_0 DISABLE TRIGGER ALL",
     "ALTER TABLE ledger.entries DETACH PARTITION ledger.entries_0",
-    "ALTER TABLE ledger.checkpoints DISABLE ROW LEVEL SECURITY",
+    "ALTER TABLE ledger.checkpoints DETACH PARTITION ledger.checkpoints_balance",
     "DROP TABLE ledger.entries_0",
     "DROP TRIGGER append_only ON ledger.entries",
     "DROP SCHEMA ledger CASCADE",
@@ -286,22 +305,33 @@ async def test_what_is_not_its_task_is_refused_to_a_service(role: str, server: S
         await connection.close()
 
 
-@pytest.mark.parametrize("role", [role for role in SERVICE_ROLES if role not in ("drawdown_api", "drawdown_auditor")])
-async def test_a_follower_moves_its_own_checkpoint_only(
+CHECKPOINTS = {
+    "drawdown_allocation": "outcomes",
+    "drawdown_balance": "balance",
+    "drawdown_incentives": "incentives",
+    "drawdown_signals": "signals",
+}
+
+
+@pytest.mark.parametrize("role", CHECKPOINTS)
+async def test_a_follower_moves_and_locks_its_own_checkpoints_only(
     role: str, server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:
-    names = {"drawdown_allocation": "outcomes"}
-    own = names.get(role, role.removeprefix("drawdown_"))
-    others = {"outcomes", "balance", "incentives", "signals"} - {own}
     await owner.executemany(
-        "INSERT INTO ledger.checkpoints VALUES ($1, 0) ON CONFLICT DO NOTHING", [(name,) for name in (own, *others)]
+        "INSERT INTO ledger.checkpoints VALUES ($1, 0) ON CONFLICT DO NOTHING",
+        [(name,) for name in CHECKPOINTS.values()],
     )
+    own = checkpoints_of(CHECKPOINTS[role])
+    others = [checkpoints_of(name) for name in CHECKPOINTS.values() if name != CHECKPOINTS[role]]
     connection = await connect(server.settings(role), role, "a test")
     try:
-        assert await connection.execute("UPDATE ledger.checkpoints SET position = position + 1") == "UPDATE 1"
-        assert await connection.fetchval("SELECT count(*) FROM ledger.checkpoints") == 4
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute("INSERT INTO ledger.checkpoints VALUES ($1, 1)", others.pop())
+        assert await connection.execute(f"UPDATE {own} SET recorded_at = now()") == "UPDATE 1"
+        for table in ("ledger.checkpoints", *others):
+            for statement in (f"UPDATE {table} SET position = 1", f"LOCK TABLE {table} IN ROW SHARE MODE"):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute(f"DO $$ BEGIN {statement}; END $$")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(f"INSERT INTO {own} VALUES ('another', 1)")
     finally:
         await connection.close()
         await owner.execute("DELETE FROM ledger.checkpoints")  # Followers begin at the beginning again.
@@ -366,16 +396,11 @@ async def test_a_whole_system_works_on_logins_of_their_own_over_tls(server: Secu
     try:
         await system.start()
         async with FrontDoor(system) as door, system.client() as client:
-            workload = Workload(33, prefix="tls-")
-            for work in workload.opening(door.now_us()):
-                await door.command(work.message)
-            for _ in range(150):
-                work = workload.next(door.now_us())
-                await (door.command(work.message) if work.kind == "command" else door.publish(work.message))
+            await open_and_work(door, Workload(33, prefix="tls-"), 150)
             await door.publish_raw(b"no event", partition=0)
             await door.fence()
             (unreadable,) = [each for each in (await door.quarantine()).values() if each["raw"] == b"no event"]
-            replayed = await client.post(f"/v1/quarantine/{unreadable['id']}/replay")
+            replayed = await client.post(f"/v1/quarantine/{unreadable['id']}/replay?force=true")
             assert (replayed.status_code, replayed.json()) == (202, {"replayed": 1})
             await door.fence()
         for name in SERVICES:

@@ -148,6 +148,30 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
         await asyncio.gather(following, return_exceptions=True)
 
 
+async def test_notifications_that_name_no_shard_harm_no_follower(
+    admin: asyncpg.Connection, database: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any login of the database may notify, of whatever it likes."""
+    folded: asyncio.Queue[object] = asyncio.Queue()
+    await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
+    following = asyncio.create_task(follow(database, BALANCE, Health()))
+    try:
+        await deposits(1).write(admin)
+        await asyncio.wait_for(folded.get(), PATIENCE_SECONDS)
+        for payload in ("99", "-1", "", "0x0", "no shard", "٣"):
+            await admin.execute("SELECT pg_notify('ledger', $1)", payload)
+        more = Ledger(first=2)
+        more.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
+        await more.write(admin)
+        assert await asyncio.wait_for(folded.get(), PATIENCE_SECONDS) == "0"
+        assert await cash(admin) == 2
+        assert not following.done()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert caplog.records == []  # What is raised where a notification is handled would be in asyncio's log.
+
+
 async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, database: Settings) -> None:
     folded: asyncio.Queue[object] = asyncio.Queue()
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))

@@ -75,6 +75,7 @@ steps = st.one_of(
     st.tuples(st.just("budget"), accounts, st.sampled_from(("daily", "custom", "custom")), st.booleans()),
     st.tuples(st.just("campaign_budget"), accounts, campaigns, st.sampled_from(("daily", "lifetime")), amounts),
     st.tuples(st.just("delivery"), accounts, st.one_of(st.none(), campaigns), st.sets(st.sampled_from(CAUSES))),
+    st.tuples(st.just("largest_spend"), st.sampled_from(("bc-1", "bc-2")), st.one_of(st.none(), st.integers(1, 99))),
     st.tuples(st.just("automatic_allocation"), st.sampled_from(("bc-1", "bc-2"))),
 )
 
@@ -169,6 +170,9 @@ class Writer:
             "pause" if causes else "resume", ACCOUNTS[account], account, campaign_id=campaign,
             cause="ad_account_budget", details={"causes": sorted(causes)},
         )  # fmt: skip
+
+    def _largest_spend(self, business_center: str, amount: int | None) -> None:
+        self.ledger.add("largest_spend_set", business_center, details={"amount": amount})
 
     def _automatic_allocation(self, business_center: str) -> None:
         if business_center in self._automatic:

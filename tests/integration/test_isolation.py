@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import outcomes, service, state
+from services.allocation import outcomes, service, state, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger import append
 from shared.ledger.replay import ReplayDiffersError
@@ -144,6 +144,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
         await writer.send(*(events[9:] if one_at_a_time else events))
         row = await writer.standing(0, "stopped")
         assert "5 records failed one after the other" in row["detail"]
+        assert "when the allocation process starts again, with the fault mended and on the same broker" in row["detail"]
         assert figure("drawdown_shard_stopped", shard=0) == 1
         others = [spend(neighbour) for _ in range(20)]
         await writer.send(*others)
@@ -256,6 +257,12 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
     await done(3)
     late = asyncio.Event()
 
+    async def again_and_again(connection: asyncpg.Connection) -> None:
+        """The real publisher puts the checkpoint right between the two steps, now and then: then nothing is late."""
+        while not late.is_set():
+            await writer.database.execute("UPDATE ledger.checkpoints SET position = 1")
+            await outcomes._publish_some(connection, Slow(), 0)
+
     class Slow:
         """The producer of a process that lost the shard."""
 
@@ -264,9 +271,8 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
             return asyncio.ensure_future(moved_on.wait())
 
     moved_on = asyncio.Event()
-    await writer.database.execute("UPDATE ledger.checkpoints SET position = 1")
     async with late_follower(writer) as connection:
-        publishing = asyncio.create_task(outcomes._publish_some(connection, Slow(), 0))
+        publishing = asyncio.create_task(again_and_again(connection))
         await late.wait()
         await writer.send(command(center, "deposit_cash", amount="1"))
         await writer.decided()
@@ -299,6 +305,41 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
     await until("they are published", published)
 
 
+async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_others(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center = await writer.opened()
+    begun, ending = asyncio.Event(), asyncio.Event()
+    stop = Worker.stop
+
+    def stopping(self: Worker) -> None:
+        ending.set()
+        stop(self)
+
+    async def failing_at_the_end(*_: Any) -> None:
+        begun.set()
+        await ending.wait()
+        raise type(FAULT)(*FAULT.args)
+
+    monkeypatch.setattr(Worker, "stop", stopping)
+    monkeypatch.setattr(worker, "decode", failing_at_the_end)
+    await writer.send(spend(center))
+    await begun.wait()
+    await writer.stop()
+    (line,) = writer.told("a shard failed as it was given up")
+    assert (line["shard"], "ZeroDivisionError" in line["error"]) == (0, True)
+    assert await writer.database.fetchval("SELECT count(*) FROM ledger.shards WHERE owner IS NOT NULL") == 0
+
+
+async def cut_off(writer: Writing, instead: type[Exception]) -> None:
+    """Cancel the writer; it may end with that error instead."""
+    assert writer.allocation is not None
+    writer.allocation.cancel()
+    with contextlib.suppress(asyncio.CancelledError, instead):
+        await writer.allocation
+    writer.allocation = None
+
+
 async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,13 +353,56 @@ async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
     monkeypatch.setattr(append, "_append_rest", slow)
     await writer.send(spend(center))
     await begun.wait()
-    assert writer.allocation is not None
-    writer.allocation.cancel()
-    with contextlib.suppress(asyncio.CancelledError, asyncpg.PostgresError):
-        await writer.allocation
-    writer.allocation = None
+    await cut_off(writer, asyncpg.PostgresError)
     (line,) = writer.told("the batch that was being committed is undone")[:1]
     assert line["error"] == "DiskFullError: no space left"
+
+
+async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection may have gone before the database had the commit, or after it."""
+    center = await writer.opened()
+    begun = asyncio.Event()
+
+    async def gone(connection: asyncpg.Connection, *_: Any) -> None:
+        connection.terminate()
+        begun.set()
+
+    monkeypatch.setattr(append, "_append_rest", gone)
+    await writer.send(spend(center))
+    await begun.wait()
+    await cut_off(writer, asyncpg.InterfaceError)
+    assert writer.told("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
+    assert not writer.told("the batch that was being committed is undone")
+
+
+async def test_a_commit_that_was_waited_for_at_the_end_is_told(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    center = await writer.opened()
+    begun, ends, may_go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    append_rest, finish = append._append_rest, worker.Worker._finish
+
+    async def slow(*arguments: Any) -> None:
+        begun.set()
+        await may_go_on.wait()
+        await append_rest(*arguments)
+
+    async def finishing(of: worker.Worker) -> None:
+        if of.lease.shard == 0:
+            ends.set()
+        await finish(of)
+
+    monkeypatch.setattr(append, "_append_rest", slow)
+    monkeypatch.setattr(worker.Worker, "_finish", finishing)
+    await writer.send(spend(center))
+    await begun.wait()
+    stopping = asyncio.create_task(writer.stop())
+    await ends.wait()
+    may_go_on.set()
+    await stopping
+    assert writer.told("the batch that was being committed is in the ledger")
 
 
 async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,3 +419,50 @@ async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, m
     (row,) = await writer.quarantined()
     assert (row["reason"], json.loads(row["raw"])["event_id"]) == ("internal_error", events[77]["event_id"])
     assert row["detail"].startswith("CheckViolationError: ")
+
+
+# A copy of a row in the place of the next one, and which rows of the table lie beyond the lease.
+STRAYS = {
+    "entries_0": (
+        """
+        INSERT INTO ledger.entries SELECT shard, (SELECT position + 1 FROM ledger.shards WHERE shard = 0), amount,
+            occurred_at, recorded_at, gen_random_uuid(), part, day, period, kind, holder, pocket, grant_id,
+            business_center_id, ad_account_id, campaign_id, cause, reverses, details
+        FROM ledger.entries WHERE shard = 0 LIMIT 1
+        """,
+        "position > (SELECT position FROM ledger.shards WHERE shard = 0)",
+    ),
+    "outcomes": (
+        """
+        INSERT INTO ledger.outcomes (shard, sequence, command_id, first, business_center_id, type, content, status,
+            message, first_position, position, recorded_at, rules_version, zones_release)
+        SELECT shard, (SELECT outcome_sequence + 1 FROM ledger.shards WHERE shard = 0), gen_random_uuid(), first,
+            business_center_id, type, content, status, message, first_position, position, recorded_at, rules_version,
+            zones_release
+        FROM ledger.outcomes WHERE shard = 0 LIMIT 1
+        """,
+        "sequence > (SELECT outcome_sequence FROM ledger.shards WHERE shard = 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", STRAYS)
+async def test_a_row_in_the_place_of_the_next_one_is_no_fault_of_any_record(writer: Writing, table: str) -> None:
+    """Whoever wrote it there did so beside the writer. The shard says so, waits, and goes on when it has gone."""
+    center = await writer.opened()
+    insert, beyond = STRAYS[table]
+    await writer.database.execute(insert)
+    sent = [spend(center), command(center, "deposit_cash", amount="1")]
+    await writer.send(*sent)
+    standing = await writer.standing(0, "waiting")
+    assert "in the place of the next one" in standing["detail"]
+    published = await writer.database.fetchval("SELECT position FROM ledger.checkpoints_outcomes WHERE shard = 0")
+    assert published <= await writer.database.fetchval("SELECT outcome_sequence FROM ledger.shards WHERE shard = 0")
+    assert await writer.quarantined() == []
+    await writer.database.execute(
+        f"BEGIN; ALTER TABLE ledger.{table} DISABLE TRIGGER append_only; DELETE FROM ledger.{table} WHERE {beyond};"
+        f" ALTER TABLE ledger.{table} ENABLE ALWAYS TRIGGER append_only; COMMIT"
+    )
+    await writer.decided()
+    assert await writer.charged(center) == [sent[0]["event_id"]]
+    assert await writer.quarantined() == []

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -27,9 +28,11 @@ from shared.runtime.schema import Migration, known_migrations
 from shared.runtime.settings import BadSettingError, Settings
 from tests.acceptance.front_door import FrontDoor
 from tests.integration.audit_ledger import fold, write_random_ledger
+from tests.integration.working import open_and_work
 from tests.model.workload import Workload
 from tests.servers import free_ports, run_to_its_end, running_system
 
+RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 NAMES = [migration.name for migration in known_migrations()]
 OLDER = "the database is older than this version: stop the services, run `drawdown migrate`"
 QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
@@ -135,22 +138,83 @@ async def as_left_by_the_version_before(settings: Settings, monkeypatch: pytest.
     await connection.close()
 
 
+async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
+    empty: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/runbook.md says: the superuser looks at them, and takes them out."""
+    await as_left_by_the_version_before(empty, monkeypatch)
+    await admin.execute(
+        "INSERT INTO ledger.entries (shard, position, occurred_at, recorded_at, part, kind, business_center_id)"
+        " VALUES (0, -1, now(), now(), 0, 'cash_debit', 'bc')"
+    )
+    with pytest.raises(
+        CannotGoOnError, match=r"rows lie where none may stand: check constraint .*; nothing was changed"
+    ):
+        await migrate(empty)
+    statements = re.findall(
+        r'^sql "(SELECT \* FROM ledger.entries[^"]+|BEGIN; ALTER TABLE ledger.entries[^"]+)"', RUNBOOK, re.MULTILINE
+    )
+    assert len(statements) == 2
+    for statement in statements:
+        await admin.execute(statement)
+    assert await migrate(empty) == NAMES[3:]
+
+
+async def test_times_that_nobody_can_read_stop_the_migration_until_they_are_gone(
+    empty: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/runbook.md says: found by the constraint's table, and made again, or set to what the entries say."""
+    before = [each for each in known_migrations() if each.name < "0024"]
+    with monkeypatch.context() as patch:
+        knows(patch, *before)
+        await migrate(empty)
+    await admin.execute("INSERT INTO ledger.checkpoints VALUES ('balance', 0, 0, 'infinity')")
+    with pytest.raises(CannotGoOnError, match=r'check constraint "checkpoints_times" .* nothing was changed'):
+        await migrate(empty)
+    statements = re.findall(r'^sql "((?:SELECT \*|UPDATE) [^"]*ledger.checkpoints[^"]+)"', RUNBOOK, re.MULTILINE)
+    assert len(statements) == 2
+    for statement in statements:
+        await admin.execute(statement)
+    assert await migrate(empty) == [each for each in NAMES if each >= "0024"]
+
+
 @asynccontextmanager
 async def room_for_what_batches_name(admin: asyncpg.Connection) -> AsyncIterator[None]:
-    """While this writes a ledger as the version before did: what it knew nothing of, and left nothing in."""
+    """While this writes and folds a ledger as the version before did: what it knew nothing of, and left nothing in."""
     of_inputs = ("rules_version integer", "zones_release text")
     tables = {
         "ledger.batches": of_inputs,
-        "ledger.outcomes": of_inputs,
+        "ledger.outcomes": (*of_inputs, "via text", "policy_version text"),
         "ledger.shards": ("released_at timestamptz",),
+        "ledger.quarantine": (
+            *("replay_shard smallint", "replay_sequence bigint", "raw_bytes bigint", "raw_sha256 bytea"),
+        ),
     }
     for table, columns in tables.items():
         await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"ADD COLUMN {column}" for column in columns))
     await admin.execute("CREATE TABLE ledger.time_zones (release text, name text, data bytea, UNIQUE (release, name))")
+    await admin.execute("CREATE TABLE balance.largest_spends (business_center_id text, position bigint, amount bigint)")
+    await admin.execute(
+        "CREATE FUNCTION ledger.make_quarantine_part(timestamptz) RETURNS void LANGUAGE sql AS 'SELECT WHERE false'"
+    )
     yield
+    await admin.execute("DROP FUNCTION ledger.make_quarantine_part")
     for table, columns in tables.items():
         await admin.execute(f"ALTER TABLE {table} " + ", ".join(f"DROP COLUMN {each.split()[0]}" for each in columns))
-    await admin.execute("DROP TABLE ledger.time_zones")
+    await admin.execute("DROP TABLE ledger.time_zones, balance.largest_spends")
+
+
+@asynccontextmanager
+async def checkpoints_by_follower(admin: asyncpg.Connection) -> AsyncIterator[None]:
+    """While this version's followers fold a ledger of that version, whose checkpoints lie in one table."""
+    names = ("balance", "incentives")
+    for name in names:
+        await admin.execute(
+            f"CREATE VIEW ledger.checkpoints_{name} AS SELECT * FROM ledger.checkpoints WHERE follower = '{name}'"
+        )
+    yield
+    for name in names:
+        await admin.execute(f"DROP VIEW ledger.checkpoints_{name}")
 
 
 async def test_a_ledger_of_the_version_before_is_migrated_with_its_data_and_goes_on(
@@ -160,22 +224,23 @@ async def test_a_ledger_of_the_version_before_is_migrated_with_its_data_and_goes
     async with room_for_what_batches_name(admin):
         zones = Zones(UNRECORDED, installed_zones().table)
         await write_random_ledger(empty.database_url, seed=7, steps=300, rules=1, zones=zones)
-    await fold(empty.database_url, BALANCE, INCENTIVES, steps=3)  # Not to the end: the rest is for the new version.
+        async with checkpoints_by_follower(admin):
+            # Not to the end: the rest is for the new version.
+            await fold(empty.database_url, BALANCE, INCENTIVES, steps=3)
+    checkpoints = "SELECT follower, shard, position, recorded_at FROM ledger.checkpoints ORDER BY 1, 2"
+    followed = await admin.fetch(checkpoints)
+    assert len(followed) == 8
     before = await admin.fetchrow("SELECT count(*), sum(amount) FROM ledger.entries")
     assert before[0] > 1000
 
     assert await migrate(empty) == NAMES[3:]
     assert await admin.fetchrow("SELECT count(*), sum(amount) FROM ledger.entries") == before
+    assert await admin.fetch(checkpoints) == followed
 
     # The broker is a new one: what `drawdown offsets adopt` says to the ledger.
     await admin.execute("UPDATE ledger.shards SET incarnation = NULL, spend_offset = 0, command_offset = 0")
     async with running_system(database_url=empty.database_url) as system, FrontDoor(system) as door:
-        workload = Workload(8, prefix="after-")
-        for work in workload.opening(door.now_us()):
-            await door.command(work.message)
-        for _ in range(100):
-            work = workload.next(door.now_us())
-            await (door.command(work.message) if work.kind == "command" else door.publish(work.message))
+        await open_and_work(door, Workload(8, prefix="after-"), 100)
         await door.fence()
     assert (await admin.fetchval("SELECT count(*) FROM ledger.entries")) > before[0] + 50
     named = await admin.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1")

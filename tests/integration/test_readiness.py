@@ -11,6 +11,7 @@ import pytest
 
 from drawdown.serving import SERVICES
 from drawdown.system import Service
+from services.api.service import LOCK_TIMEOUT_SECONDS
 from shared.ledger.lease import LEASE_SECONDS
 from shared.runtime.contact import MOMENT_SECONDS
 from tests.acceptance.front_door import FrontDoor, until
@@ -145,14 +146,21 @@ async def test_the_api_says_which_shards_nobody_writes_and_since_when(client: ht
         assert "drawdown_shards_unwritten 0.0" in (await client.get(f"{system.url}/metrics")).text
 
 
-async def test_a_follower_that_cannot_step_says_so_although_the_database_answers(client: httpx.AsyncClient) -> None:
+async def test_whoever_waits_for_a_lock_says_so_although_the_database_answers(client: httpx.AsyncClient) -> None:
     async with running_system(shards=1) as system:
         blocker = await asyncpg.connect(system.database_url)
         try:
             async with blocker.transaction():
-                await blocker.execute("LOCK TABLE ledger.checkpoints IN ACCESS EXCLUSIVE MODE")
+                await blocker.execute(
+                    "LOCK TABLE ledger.checkpoints_balance, balance.business_centers IN ACCESS EXCLUSIVE MODE"
+                )
+                await until_all(system, client, ("api",), False, "requests cannot read: another session", 20)
+                begun = time.monotonic()
+                assert (await client.get(f"{system.url}/v1/business-centers/bc")).status_code == 503
+                assert time.monotonic() - begun < LOCK_TIMEOUT_SECONDS + SLOWEST_ANSWER_SECONDS
                 await until_all(system, client, ("balance",), False, "no step along the ledger has ended for", 60)
             await until_all(system, client, ("balance",), True, "following", 60)
+            await until_all(system, client, ("api",), True, "every shard is written", 60)
         finally:
             await blocker.close()
 

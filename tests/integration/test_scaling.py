@@ -35,7 +35,7 @@ LONGEST_PAUSE_AFTER_A_KILL_SECONDS = 5.0
 QUIET_SECONDS = 0.15
 PERIOD_SECONDS = 0.05  # between two spends of a shard
 CALM_SECONDS = 3.0
-CALM = "nothing changes"
+CALM, CALM_AGAIN = "nothing changes", "nothing changes any more"
 FIRST, SECOND, THIRD = "allocation", "allocation-2", "allocation-3"
 
 
@@ -185,6 +185,7 @@ async def test_from_one_process_to_three_and_back(scaling: Scaling) -> None:
         await measured("from one to three", None, 3)
         await measured("one is asked to end", scaling.system.kill_service(SECOND, signal.SIGTERM), 2)
         await measured("one is killed", scaling.system.kill_service(FIRST, signal.SIGKILL), 1)
+        await measured(CALM_AGAIN, None, 1)
     print("the longest pause of any shard, in seconds:", pauses)
     await scaling.door.fence()
     charged = await scaling.database.fetch(
@@ -192,6 +193,7 @@ async def test_from_one_process_to_three_and_back(scaling: Scaling) -> None:
         " WHERE campaign_id LIKE 'campaign-%' AND kind = 'cash_debit' GROUP BY 1"
     )
     assert {row["id"]: row["times"] for row in charged} == dict.fromkeys(scaling.published, 1)
-    busy = max(1.0, pauses.pop(CALM) / QUIET_SECONDS)
-    assert pauses.pop("one is killed") <= LONGEST_PAUSE_AFTER_A_KILL_SECONDS * busy, (busy, pauses)
+    busy = max(1.0, max(pauses.pop(CALM), pauses.pop(CALM_AGAIN)) / QUIET_SECONDS)
+    heirs_log = scaling.system.log_of(THIRD)
+    assert pauses.pop("one is killed") <= LONGEST_PAUSE_AFTER_A_KILL_SECONDS * busy, (busy, pauses, heirs_log)
     assert max(pauses.values()) <= LONGEST_PAUSE_SECONDS * busy, (busy, pauses)

@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import asyncpg
@@ -37,10 +37,17 @@ class Writing:
         self._producer = producer
         self._sent: dict[str, dict[int, int]] = {SPEND_EVENTS: {}, FINANCE_COMMANDS: {}}
         self.allocation: asyncio.Task[None] | None = None
+        self._said_before = 0
 
     def start(self) -> None:
         """Begin to write."""
+        self._said_before = len(self.logs)
         self.allocation = asyncio.create_task(service.run(self.settings))
+
+    async def has_loaded(self) -> bool | None:
+        """Has it loaded every shard since it was started? None: not yet."""
+        loaded = sum(each["event"] == "shard loaded" for each in self.logs[self._said_before :])
+        return True if loaded >= self.settings.shards else None
 
     async def stop(self) -> None:
         """End in good order."""
@@ -58,17 +65,37 @@ class Writing:
         names = (f"bc-{uuid.uuid4().hex[:8]}" for _ in itertools.count())
         return (name for name in names if shard_of(name, self.settings.shards) == shard)
 
-    async def send(self, *messages: Message, to: int | None = None) -> list[int]:
+    async def send(
+        self, *messages: Message, to: int | None = None, headers: Sequence[tuple[str, bytes | None]] = ()
+    ) -> list[int]:
         """Publish commands and events, in this order, to their shards or to another; answer their offsets."""
         acknowledged = []
         for message in messages:
             topic = SPEND_EVENTS if message["type"] in ("spend", "reversal") else FINANCE_COMMANDS
             shard = shard_of(message["business_center_id"], self.settings.shards) if to is None else to
-            acknowledged.append(await self._producer.send(topic, json.dumps(message).encode(), partition=shard))
+            acknowledged.append(
+                await self._producer.send(topic, json.dumps(message).encode(), partition=shard, headers=list(headers))
+            )
         places = await asyncio.gather(*acknowledged)
         for place in places:
             self._sent[place.topic][place.partition] = place.offset + 1
         return [place.offset for place in places]
+
+    async def send_batch(self, data: bytes, shard: int, topic: str = SPEND_EVENTS) -> int:
+        """Publish one batch, byte by byte; answer the offset of its first record.
+
+        By a producer of its own: one that numbers its records would go on behind the one that it has counted.
+        """
+        producer = await create_producer(self.settings.model_copy(update={"kafka_idempotence": False}))
+        try:
+            batch = producer.create_batch()
+            batch.append(timestamp=None, key=None, value=b"")  # so that the producer counts one
+            batch.close()
+            batch._buffer = bytearray(data)
+            offset: int = (await (await producer.send_batch(batch, topic, partition=shard))).offset
+        finally:
+            await producer.stop()
+        return offset
 
     async def decided(self, *shards: int, seconds: float = 60) -> None:
         """Wait until all that was sent to these shards (none: to any) is decided, forwarded records too."""
@@ -132,7 +159,7 @@ class Writing:
 
 @contextlib.asynccontextmanager
 async def writing(settings: Settings) -> AsyncIterator[Writing]:
-    """A writer of a new ledger, and topics that are empty."""
+    """A writer of a new ledger that has loaded every shard, and topics that are empty."""
     await ensure_topics(settings)
     producer = await create_producer(settings)
     database = await asyncpg.connect(settings.database_url)
@@ -140,6 +167,7 @@ async def writing(settings: Settings) -> AsyncIterator[Writing]:
         writer = Writing(settings, database, producer, logs)
         writer.start()
         try:
+            await until("it has loaded every shard", writer.has_loaded)
             yield writer
         finally:
             if writer.allocation is not None:

@@ -210,6 +210,10 @@ class Desk:
         _refuse_if(account.settings[-1].mode != "custom", RESET_OF_ANOTHER_MODE)
         restart_custom(account, now)
 
+    def _set_largest_spend(self, center: BusinessCenter, command: Command, now: int) -> None:
+        _permit(center.finance_roles, command)
+        center.largest_spend = micros(command["amount"]) if "amount" in command else None
+
     def _set_campaign_budget(self, center: BusinessCenter, command: Command, now: int) -> None:
         account = self._account(center, command)
         _permit(center.finance_roles, command)

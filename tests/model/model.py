@@ -10,7 +10,7 @@ from tests.model.days import next_turnover
 from tests.model.forms import instant, is_well_formed, micros, rfc3339
 from tests.model.pauses import settle
 from tests.model.shards import shard_of
-from tests.model.spending import charge, misfit, reverse
+from tests.model.spending import charge, is_unusual, misfit, reverse
 from tests.model.state import AdAccount, BusinessCenter, Grant, Spend
 
 DAY_US = 86_400 * 1_000_000
@@ -75,6 +75,8 @@ class Model:
             return "duplicate"
         if event["type"] == "reversal" and (reason := misfit(self._spends[shard], event)):
             return f"quarantined:{reason}"
+        if event["type"] == "spend" and is_unusual(self.centers[event["business_center_id"]], event):
+            return "quarantined:amount_unusual"
         self._contents[shard][event_id] = _event_content(event)
         self._charge(event, now_us)
         return "charged"

@@ -79,6 +79,11 @@ def _entry(spend: Spend, kind: str, holder: str | None, pocket: str | None, part
     }
 
 
+def is_unusual(center: BusinessCenter, event: dict[str, Any]) -> bool:
+    """Whether a spend is above what its Business Center has set as the largest; where it has set none, none is."""
+    return center.largest_spend is not None and micros(event["amount"]) > center.largest_spend
+
+
 def misfit(spends: dict[str, Spend], event: dict[str, Any]) -> str | None:
     """Why a reversal cannot be applied: the reason of its quarantine."""
     spend = spends.get(event["reverses"].lower())

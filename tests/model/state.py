@@ -111,6 +111,7 @@ class BusinessCenter:
     time: int
     cash: int = 0
     limit: int = 0
+    largest_spend: int | None = None
     used: int = 0
     enabled_at: int | None = None
     left_out: dict[str, str] = field(default_factory=dict)

@@ -44,6 +44,7 @@ def business_center(center: BusinessCenter) -> View:
             "enabled_at": None if center.enabled_at is None else rfc3339(center.enabled_at),
             "left_out": [{"ad_account_id": name, "reason": reason} for name, reason in sorted(center.left_out.items())],
         },
+        "largest_spend": None if center.largest_spend is None else money(center.largest_spend),
         "spend": _spend(account.figures for account in center.accounts.values()),
     }
 

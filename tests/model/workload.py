@@ -197,6 +197,7 @@ class Workload:
             *[self._set_credit_line] * 2,
             *[self._repay] * 2,
             *[self._reset_budget] * 2,
+            self._set_largest_spend,
             self._enable,
             self._disable,
             self._reopen,
@@ -271,6 +272,10 @@ class Workload:
     def _reset_budget(self, center: str, now_us: int, role: str) -> Message:
         return self._command(center, now_us, "reset_budget", role, ad_account_id=self._account(center))
 
+    def _set_largest_spend(self, center: str, now_us: int, role: str) -> Message:
+        amount = self._random.choice(({}, {"amount": "12"}, {"amount": "3"}, {"amount": "19.999999"}))
+        return self._command(center, now_us, "set_largest_spend", role, **amount)
+
     def _enable(self, center: str, now_us: int, role: str) -> Message:
         return self._command(center, now_us, "enable_automatic_allocation", role)
 
@@ -302,6 +307,7 @@ class Workload:
                 ("grant_voucher", {"voucher_id": "v", "amount": "1", "campaign_ids": ["spring"]}),
                 ("open_ad_account", {**account, **KINDS[0], "time_zone": "Nowhere"}),
                 ("repay_credit", {"amount": "999999999"}),
+                ("set_largest_spend", {"amount": "0"}),
             )
         )
         return self._command(center, now_us, type_, role, **fields)

@@ -6,18 +6,22 @@ from typing import Any
 
 from services.allocation.decoding import Command, decode_command, decode_event
 from shared.contracts.commands import command_meaning, same_content
+from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import grants_of
+from shared.ledger.lookup import CampaignKey, RestingRow, campaigns_named, grants_of, resting_row
 from shared.rules import snapshot
 from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import STANDARD, Policy
+from shared.rules.resting import Recorded
 from shared.rules.shard import Event, Shard
 
 SHARD = 3
+_SECRET, _PUBLIC = new_command_key()
+SIGNER, KEYS = CommandSigner(_SECRET), CommandKeys(_PUBLIC)
 
 
 def dump_pieces(rules: Shard) -> list[str]:
@@ -33,8 +37,17 @@ def load_pieces(rules: Shard, pieces: list[str]) -> None:
 class PureLedger:
     """One shard: messages in, entries out. Keeps what the database would."""
 
-    def __init__(self, policy: Policy = STANDARD, deduplication_days: int = 7, zones: Zones | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy = STANDARD,
+        deduplication_days: int = 7,
+        zones: Zones | None = None,
+        most_campaigns: int | None = None,
+    ) -> None:
         self.policy = policy
+        self.most_campaigns = most_campaigns
+        self.resting: list[RestingRow] = []
+        self._just_rested: list[RestingRow] = []
         self.zones = zones or installed_zones()
         self._days = deduplication_days
         self.rules = Shard(policy, deduplication_days, self.zones)
@@ -44,9 +57,9 @@ class PureLedger:
         self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
 
     def batch(self, messages: Sequence[tuple[str, bytes]], now: int) -> list[Any]:
-        """Decide ("command" or "event", bytes) pairs in one batch; answer what became of each.
+        """Decide ("command", "signed" or "event", bytes) pairs in one batch; answer what became of each.
 
-        What is due may take batches of its own before that.
+        "signed" is a command that came by the API. What is due may take batches of its own before that.
         """
         decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
@@ -55,10 +68,12 @@ class PureLedger:
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
         commands = [item.content for item in decoded if isinstance(item, Command)]
         named = self.rules.forgotten(grants_of(commands, spends.values()))
-        self.rules.begin(now, self.policy, known, spends, self._grants(named), self.zones)
-        while self.rules.has_due():
+        while True:
+            resting = self._rest_of(campaigns_named(self.rules, commands, events))
+            self.rules.begin(now, self.policy, known, spends, self._grants(named), self.zones, resting)
+            if not self.rules.has_due():
+                break
             self.append()
-            self.rules.begin(now, self.policy, known, spends, self._grants(named), self.zones)
         fates = [self._decide(item) for item in decoded]
         self.append()
         return fates
@@ -66,6 +81,9 @@ class PureLedger:
     def append(self) -> None:
         """Keep what the present batch has written."""
         self.entries += self.rules.entries
+        self.resting += self._just_rested
+        self.rules.campaigns.most = self.most_campaigns
+        self._just_rested = [resting_row(campaign, len(self.entries)) for campaign in self.rules.let_rest()]
         self.recorded += [self.rules.now] * len(self.rules.entries)
 
     def reload(self, deduplication_days: int | None = None) -> None:
@@ -74,6 +92,8 @@ class PureLedger:
         before, self.rules = self.rules, Shard(self.policy, self._days, self.zones)
         self.rules.tables |= before.tables
         load_pieces(self.rules, dump_pieces(before))
+        self.resting += self._just_rested
+        self._just_rested = []
 
     def encoded(self) -> list[bytes]:
         """The canonical bytes of all entries."""
@@ -83,7 +103,9 @@ class PureLedger:
         ]
 
     def _decode(self, kind: str, value: bytes) -> Any:
-        return decode_command(value) if kind == "command" else decode_event(value, ())
+        if kind == "event":
+            return decode_event(value, ())
+        return decode_command(value, [SIGNER.header(value)] if kind == "signed" else (), KEYS)
 
     def _decide(self, item: Any) -> Any:
         if isinstance(item, Command):
@@ -101,10 +123,20 @@ class PureLedger:
         if command.id in self._outcomes:
             first, outcome = self._outcomes[command.id]
             return outcome if first == meaning else ("rejected", "conflict")
-        refused = self.rules.command(command.meaning, command.id, command.content)
+        refused = self.rules.command(command.meaning, command.id, command.content, command.via)
         outcome = ("accepted", None) if refused is None else ("rejected", refused.code)
         self._outcomes[command.id] = (meaning, outcome)
         return outcome
+
+    def _rest_of(self, keys: set[CampaignKey]) -> Recorded:
+        """The campaigns at rest as the database would give them, without those of the batch before."""
+        found: dict[str, dict[str, Any]] = {}
+        for account, campaign in keys:
+            found.setdefault(account, {}).update({campaign: None} if campaign is not None else {})
+        for account, campaign, _, state in self.resting:
+            if (account, campaign) in keys or (account, None) in keys:
+                found[account][campaign] = json.loads(json.dumps(state))
+        return found
 
     def _grants(self, keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
         """The grants as the database would give them, without those of the batch before."""

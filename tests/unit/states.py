@@ -13,7 +13,7 @@ from shared.rules.day_counts import DayCounts
 from shared.rules.pauses import index_campaigns
 from shared.rules.policy import Policy
 from shared.rules.shard import Batch, Shard
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
+from shared.rules.state import NO_BOUND, AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
 from shared.rules.versions import CURRENT
 from tests.unit.test_rules_tables import NOON, TODAY
 from tests.zones import release
@@ -22,7 +22,8 @@ ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/
 # Lines are made again when they are first needed, the rest of a zone is its table; a batch ends where a snapshot is
 # taken; routes are looked up again.
 NOT_STATE = {
-    Campaign: {"line", "lines", "payer"},
+    BusinessCenter: {"held"},
+    Campaign: {"line", "lines", "payer", "seen", "serial"},
     Holding: {"lines"},
     Grant: {"center", "ended"},
     Zone: {"_day", "_from", "_info", "_starts", "_to", "_tomorrow", "data"},
@@ -32,7 +33,9 @@ NOT_STATE = {
         "_known",
         "_spends",
         "_recorded",
-        "_campaigns",
+        "_routes",
+        "campaigns",
+        "held",
         "_window",
         "accounts_elsewhere",
         "_zones",
@@ -104,6 +107,7 @@ class States:
         for _ in range(self._random.randint(1, 3)):
             center = self._center(shard)
             shard.business_centers[center.id] = center
+            shard.bounded += center.bounds_spends()
         return shard
 
     def _center(self, shard: Shard) -> BusinessCenter:
@@ -112,6 +116,7 @@ class States:
         center.automatic_since, center.automatic_position = self._random.choice((None, self._number())), self._number()
         center.cash, center.credit_limit, center.empty = self._number(), self._number(), self._flag()
         center.credit_used = self._number() - self._number()
+        center.largest_spend = self._random.choice((NO_BOUND, self._number()))
         for _ in range(self._random.randint(1, 4)):
             account = self._account(shard, center)
             center.accounts[account.id] = shard.accounts[account.id] = account
@@ -132,9 +137,12 @@ class States:
         account.causes = self._number(15)
         account.budget = self._budget(("daily", "monthly", "custom", "unlimited"))
         for _ in range(self._random.randint(0, 4)):
-            campaign = Campaign(account, self._name())
+            campaign = shard.new_campaign(account, self._name())
             campaign.causes, campaign.budget = self._number(15), self._budget(("daily", "lifetime", "unlimited"))
-            account.campaigns[campaign.id] = campaign
+            account.daily_campaigns += campaign.budget.mode == "daily"
+        account.named += self._number(3)
+        account.has_tied = self._flag()
+        center.daily_campaigns += account.daily_campaigns
         account.turn_over_at = self._random.choice((None, NOON + self._number(10**12)))
         shard.resume_turn_over(account)
         return account
@@ -142,7 +150,7 @@ class States:
     def _grant(self, center: BusinessCenter, kind: str) -> Grant:
         expires_at = self._random.choice((None, NOON + self._number(10**12)))
         campaigns = self._random.choice((None, frozenset({self._name(), self._name()})))
-        grant = Grant(kind, self._name(), self._number(), expires_at, campaigns)
+        grant = Grant(center, kind, self._name(), self._number(), expires_at, campaigns)
         grant.expired = self._flag()
         holders: list[AdAccount | None] = [None, *center.accounts.values()]
         for holder in self._random.sample(holders, self._random.randint(1, len(holders))):

@@ -4,17 +4,19 @@ import asyncio
 import json
 import struct
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.auditor import report, sums
+from services.auditor import exporting, report, sums
 from services.auditor.anchors import read_anchors
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
 from services.auditor.history import closings_of
 from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.shard import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, no_more
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
@@ -131,6 +133,9 @@ def test_a_reversal_of_a_spend_that_is_not_there_is_a_difference() -> None:
 # ---- Answers ----------------------------------------------------------------------------------------------------
 
 
+UNDER = {"rules_version": 3, "zones_release": "", "policy_version": "standard-1"}
+
+
 def outcome(sequence: int, position: int, **others: Any) -> Outcome:
     command_id = uuid.UUID(int=sequence)
     content = {"command_id": str(command_id), "business_center_id": "bc", "type": "t", "actor": {"role": "r"}}
@@ -140,7 +145,7 @@ def outcome(sequence: int, position: int, **others: Any) -> Outcome:
         sequence=sequence,
         business_center_id="bc",
         type="t",
-        **{"answer": answer, "rules_version": 2, "zones_release": "", **values},
+        **{"answer": answer, "via": "topic", **UNDER, **values},
     )
 
 
@@ -157,6 +162,7 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
         (outcome(2, 4), "position or time lie before"),
         (outcome(2, 5), "accepted with the first position 5"),
         (outcome(2, 6, first=False), "it repeats a decision that was never made"),
+        (replace(outcome(1, 5), sequence=2, first=False, via="api"), "repeated with the answer .*'api'"),
     ],
 )
 def test_answers_that_contradict_each_other_are_a_difference(second: Outcome, said: str) -> None:
@@ -164,7 +170,28 @@ def test_answers_that_contradict_each_other_are_a_difference(second: Outcome, sa
         Outcomes(0, [outcome(1, 5), second])
 
 
+NO_DETAILS = ("[]", "7", "{", "[" * 4_000 + "]" * 4_000, '{"amount": 1' + "0" * 5_000 + "}")
+FAR = '{"started_at": 1' + "0" * 30 + "}"
+
+
+@pytest.mark.parametrize("details", [*NO_DETAILS, FAR], ids=lambda details: details[:20])
+def test_an_entry_that_cannot_be_exported_is_a_difference(details: str) -> None:
+    (entry,) = stored((line("pause", details=details), None))
+    with pytest.raises(DifferenceError, match="shard 0, position 1: the details of the entry cannot be read: "):
+        exporting._entry(entry)
+
+
 # ---- The past ---------------------------------------------------------------------------------------------------
+
+
+def test_refusals_name_campaigns_that_have_to_be_at_hand_and_a_hash_or_a_forgery_names_none() -> None:
+    def refused(type_: str = "set_campaign_budget", code: str = "limit_reached", **content: Any) -> Outcome:
+        return replace(outcome(1, 1), type=type_, content=content, answer=("rejected", code, "", None, 1, 1))
+
+    named = {"ad_account_id": "a", "campaign_id": "c"}
+    others = [refused(code="not_found", **named), refused("set_budget", **named)]
+    none = [refused(sha256="00", bytes=2_000), refused(), refused(ad_account_id="a", campaign_id=7)]
+    assert campaigns_of([*others, *none, refused(**named)]) == {("a", "c")}
 
 
 def test_the_books_are_closed_often_enough_and_never_ahead() -> None:

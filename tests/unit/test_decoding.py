@@ -5,6 +5,8 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis.strategies import integers, lists
 
 from services.allocation import decoding
 from services.allocation.decoding import (
@@ -16,7 +18,7 @@ from services.allocation.decoding import (
     decode_command,
     decode_event,
 )
-from shared.contracts.commands import same_content
+from shared.contracts.commands import is_hash, refused_content, same_content
 
 SPEND: dict[str, Any] = {
     "type": "spend",
@@ -347,6 +349,8 @@ COMMAND: dict[str, Any] = {
         {"expires_at": "2026-12-01T01:00:00+01:00"},
         {"campaign_ids": ["c-1", "c-2"]},
         {"unknown": 1},
+        {"preview": False},
+        {"preview": None},
     ],
 )
 def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> None:
@@ -360,6 +364,15 @@ def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> 
     assert same_content(first.content) == same_content(second.content)
 
 
+@pytest.mark.parametrize("preview", [True, "true", 1, 0, "", [], {}])
+def test_a_command_that_asks_for_a_preview_is_no_command(preview: Any) -> None:
+    """It would be carried out otherwise."""
+    found = decode_command(json.dumps({**COMMAND, "preview": preview}).encode())
+    assert isinstance(found, Fault)
+    assert found.reason == "invalid"
+    assert found.detail.endswith(": preview is not available yet: leave it out")
+
+
 @pytest.mark.parametrize(
     "changes", [{"amount": "5.6"}, {"actor": {"id": "bob", "role": "admin"}}, {"voucher_id": "v-2"}]
 )
@@ -371,6 +384,26 @@ def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
     assert isinstance(first, Command)
     assert isinstance(second, Command)
     assert same_content(first.content) != same_content(second.content)
+
+
+@given(lists(integers(0, 200), min_size=1, max_size=300), lists(integers(0, 200), min_size=1, max_size=300))
+@example([1], [1, 1])
+@example([1] * 300, [1])  # One is kept whole, the other is not, and they mean the same.
+@example(list(range(200)), list(range(199, -1, -1)))
+def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one: list[int], two: list[int]) -> None:
+    contents = []
+    for numbers in (one, two):
+        command = decode_command(json.dumps({**COMMAND, "campaign_ids": [f"c-{n}" for n in numbers]}).encode())
+        assert isinstance(command, Command)
+        contents.append(command.content)
+    kept = [refused_content(content) for content in contents]
+    assert (same_content(kept[0]) == same_content(contents[1])) == (set(one) == set(two))
+    for content, short in zip(contents, kept, strict=True):
+        assert same_content(content) == same_content(short)
+        assert refused_content(short) == short
+        size = len(json.dumps(content, sort_keys=True, separators=(",", ":")))
+        assert short == content if size <= 1024 else (is_hash(short) and short["bytes"] == size)
+        assert len(json.dumps(short)) < 1500
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The subscriber of `delivery.signals` takes signals and skips whatever else lies in the topic."""
 
 import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from drawdown.deliveries import Deliveries, signal_of
 
@@ -52,6 +55,38 @@ def test_a_signal_is_taken_with_causes_of_a_newer_version_too() -> None:
 )
 def test_what_is_no_signal_is_none(value: bytes | None) -> None:
     assert signal_of(value) is None
+
+
+@dataclass
+class Record:
+    """Of a topic, as the consumer hands it on."""
+
+    key: bytes | None
+    value: bytes | None
+    topic: str = "delivery.signals"
+    partition: int = 0
+    offset: int = 0
+
+
+def test_what_is_no_signal_is_skipped_and_counted_and_fills_no_log() -> None:
+    deliveries = Deliveries()
+    with capture_logs() as logs:
+        for _ in range(1000):
+            deliveries.look_at(Record(b"campaign/a/c", b'{"pen": "test"}'))
+            deliveries.look_at(Record(None, json.dumps(SIGNAL).encode()))
+        deliveries.look_at(Record(b"campaign/a/c", None))
+        deliveries.look_at(Record(b"campaign/a/c", json.dumps(SIGNAL).encode()))
+    assert (deliveries.skipped, deliveries.pauses) == (2000, 1)
+    assert len(logs) == 11
+
+
+@given(st.fixed_dictionaries({name: st.text() | st.just(value) for name, value in SIGNAL.items()}), st.text())
+@example({**SIGNAL, "recorded_at": "soon"}, "")
+@example({**SIGNAL, "recorded_at": "2026-11-21T12:00:00"}, "")
+@example({**SIGNAL, "position": 10**40}, "")
+def test_whatever_a_signal_claims_it_ends_no_subscriber(signal: dict[str, Any], key: str) -> None:
+    deliveries = Deliveries(spending_since=datetime(2026, 1, 1, tzinfo=UTC))
+    deliveries.look_at(Record(key.encode(errors="replace"), json.dumps(signal).encode()))
 
 
 @given(st.binary())

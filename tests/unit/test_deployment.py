@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jwt
 import pytest
 
 from drawdown import healthcheck
 from drawdown.credentials import make_credentials
+from drawdown.traffic import CAST, set_up_commands
+from services.api.withdrawn import Withdrawn
+from shared.contracts.signatures import CommandKeys, CommandSigner
+from shared.rules.roles import may
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 
@@ -21,7 +26,7 @@ from shared.runtime.settings import Settings
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("secrets")
-    make_credentials(Settings(), directory)
+    make_credentials(Settings(), directory, traffic=False)
     return directory
 
 
@@ -38,17 +43,60 @@ def test_every_role_and_user_has_a_password_of_its_own(directory: Path) -> None:
 
 def test_a_second_run_changes_nothing_and_replaces_only_what_was_deleted(directory: Path) -> None:
     before = contents(directory)
-    make_credentials(Settings(), directory)
+    make_credentials(Settings(), directory, traffic=False)
     assert contents(directory) == before
 
     (directory / "kafka" / "ad-delivery").unlink()
-    make_credentials(Settings(), directory)
+    make_credentials(Settings(), directory, traffic=False)
     after = contents(directory)
     assert {name for name in after if after[name] != before[name]} == {"kafka/ad-delivery"}
 
 
 def test_the_key_that_signs_tokens_is_for_its_owner_alone(directory: Path) -> None:
     assert stat.S_IMODE((directory / "api" / "signing-key.pem").stat().st_mode) == 0o600
+
+
+def test_the_api_signs_with_a_key_that_allocation_knows_and_knows_on_when_it_is_replaced(tmp_path: Path) -> None:
+    def make() -> tuple[tuple[str, bytes], CommandKeys]:
+        make_credentials(Settings(), tmp_path, traffic=False)
+        commands = tmp_path / "commands"
+        signer = CommandSigner((commands / "command-signing-key.pem").read_bytes())
+        return signer.header(b"command"), CommandKeys((commands / "command-keys.pem").read_bytes())
+
+    first, keys = make()
+    assert keys.have_signed(b"command", [first])
+    (tmp_path / "commands" / "command-keys.pem").unlink()
+    assert make()[1].have_signed(b"command", [first])
+    (tmp_path / "commands" / "command-signing-key.pem").unlink()
+    second, keys = make()
+    assert first != second
+    assert keys.have_signed(b"command", [first, second])
+
+
+def test_the_traffic_has_a_token_of_a_day_for_its_own_business_centers_and_only_where_it_is_wanted(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "api" / "traffic-token"
+    make_credentials(Settings(), tmp_path, traffic=False)
+    assert not file.exists()
+    make_credentials(Settings(), tmp_path, traffic=True)
+    first, place = file.read_text(), file.stat().st_ino
+    claims = jwt.decode(first, options={"verify_signature": False})
+    assert claims["exp"] - claims["iat"] == 24 * 60 * 60
+    assert (claims["role"], claims["business_centers"]) == ("finance_manager", [center.id for center in CAST])
+    make_credentials(Settings(), tmp_path, traffic=True)
+    assert file.read_text() != first
+    assert file.stat().st_ino == place  # A container that it is mounted into sees the new one.
+    last = jwt.decode(file.read_text(), options={"verify_signature": False})["jti"]
+    make_credentials(Settings(), tmp_path, traffic=False)
+    assert not file.exists()
+    assert Withdrawn(tmp_path / "withdrawn" / "tokens").has(last)
+
+
+def test_the_role_of_the_traffic_suffices_for_all_that_it_asks_for() -> None:
+    asked = {command["type"] for command in set_up_commands(CAST, "2026-11-22T12:00:00Z")}
+    assert len(asked) > 5
+    assert all(may("finance_manager", type_, finance_roles=True) for type_ in (*asked, "reset_budget"))
 
 
 @pytest.mark.parametrize(("server", "other"), [("kafka", "postgres"), ("postgres", "kafka")])

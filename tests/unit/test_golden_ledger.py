@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from shared.rules import versions
+from shared.rules.policy import STANDARD
 from tests.golden import recorded
 from tests.golden.deciding import Again
 from tests.golden.recorded import GoldenLedger
@@ -43,6 +44,11 @@ def test_it_holds_every_version_of_the_rules_several_releases_and_policies() -> 
     assert len({batch.zones for batch in with_entries}) >= 2
     assert len({batch.policy for batch in with_entries}) >= 2
     assert any(batch.refusals and not batch.rows for batch in GOLDEN.batches)
+
+
+def test_it_holds_the_standard_policy_as_it_is_now() -> None:
+    """Batches name a policy and the file says what is in it: another order needs another name, and a chapter."""
+    assert GOLDEN.policies.get(STANDARD.version) == STANDARD
 
 
 def test_it_is_small_enough_to_be_in_the_repository() -> None:

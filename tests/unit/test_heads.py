@@ -32,6 +32,8 @@ def test_a_plain_head_is_none_of_our_business(head: bytes) -> None:
         (b"Content-Length: 2", b"TRANSFER-ENCODING : chunked\r\ncontent-length:2", "not both"),
         (b"Content-Length: 2", b"Content-Length: 2\r\nContent-Length: 2", "one header content-length"),
         (b"Content-Length: 2", b"Content-Length: 2\r\ncontent-length: 3", "one header content-length"),
+        (b"Content-Length: 2", b"Content-Length: 2, 2", "one number"),
+        (b"Content-Length: 2", b"content-LENGTH:2 ,2", "one number"),
         (b"Host: localhost", b"Authorization: Bearer a\r\nauthorization: Bearer a", "one header authorization"),
         (b"Host: localhost", b"Host: localhost\r\n there", "on one line"),
         (b"Host: localhost", b"Host: localhost\r\n\tthere", "on one line"),
@@ -62,3 +64,18 @@ def test_a_head_that_can_be_read_in_two_ways_has_a_fault(changed: bytes, to: byt
 def test_it_reads_whatever_comes_and_a_head_that_is_not_whole_yet_has_no_fault(length: int, rest: bytes) -> None:
     fault_of(GOOD[:length] + rest)
     assert fault_of(GOOD[:length]) is None
+
+
+LINES = st.tuples(
+    st.sampled_from((b"a: b", b" folded", b"Transfer-Encoding: chunked", b"Content-Length: 2")),
+    st.sampled_from((b"\r\n", b"\r\n", b"\r\n", b"\n")),
+).map(b"".join)
+
+
+@given(st.lists(LINES, max_size=3).map(b"".join))
+def test_a_head_that_comes_in_two_pieces_is_read_as_one_that_comes_at_once(lines: bytes) -> None:
+    head = b"GET / HTTP/1.1\r\n" + lines + b"\r\n"
+    is_good = fault_of(head) is None
+    for cut in range(len(head)):
+        fault = fault_of(head[:cut]) or fault_of(head, cut)
+        assert (fault is None) is is_good

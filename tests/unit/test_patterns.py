@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable
 from datetime import date
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.api import patterns
-from shared.contracts.fields import TIME_PATTERN, parse_time
+from shared.contracts.fields import is_time, parse_time
 from shared.rules.incentives import parse_rate
 
 
@@ -40,11 +41,79 @@ def test_a_times_date_is_of_the_calendar(day: date, month: int, number: int) -> 
         assert matches(patterns.TIME, f"{text}T00:00:00Z") == is_taken(date.fromisoformat, text)
 
 
+def is_taken_time(text: str) -> bool:
+    return is_time(text) and is_taken(parse_time, text)
+
+
 @given(st.from_regex(patterns.TIME.strip("^$"), fullmatch=True))
 def test_what_is_shown_as_a_time_is_taken(text: str) -> None:
-    assert len(text) <= 64
-    assert matches(TIME_PATTERN, text)
-    assert is_taken(parse_time, text)
+    assert is_taken_time(text), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0001-01-01T00:00:00Z",
+        "0001-01-01t00:00:60-23:59",
+        "0001-01-01T12:00:00+11:59",
+        "0001-12-31T00:00:00+23:59",
+        "2027-12-31T23:59:60Z",
+        "2028-02-29T05:29:60.5+05:30",
+        f"2027-12-31T23:59:59.{'9' * 43}z",
+        f"2027-12-31T23:59:59.{'9' * 38}+23:59",
+        "9999-01-31T23:59:60-23:59",
+        "9999-12-31T00:00:00-08:00",
+        "9999-12-31T23:59:59.999999999Z",
+        "9999-12-31T23:59:59-00:00",
+        "9999-12-31T00:00:00+23:59",
+    ],
+)
+def test_a_time_of_the_contract_is_shown_as_one(text: str) -> None:
+    assert is_taken_time(text)
+    assert matches(patterns.TIME, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0000-12-31T23:59:59Z",
+        "0001-01-01T00:00:00+23:59",
+        "0001-01-01T11:58:60+12:00",
+        "2027-02-29T00:00:00Z",
+        "2027-12-31T23:59:61Z",
+        "2027-12-31T23:59:59",
+        "2027-12-31T23:59:59.Z",
+        f"2027-12-31T23:59:59.{'9' * 44}Z",
+        f"2027-12-31T23:59:59.{'9' * 39}+00:00",
+        "9999-12-31T23:59:59-00:01",
+        "9999-12-31T23:59:60Z",
+        "9999-12-31T12:00:00-12:00",
+    ],
+)
+def test_what_is_no_time_of_the_contract_is_not_shown_as_one(text: str) -> None:
+    assert not is_taken_time(text)
+    assert not matches(patterns.TIME, text)
+
+
+_ENDS = ("0001-01-01", "9999-12-31")
+_DAYS = st.dates().map(str) | st.sampled_from([*_ENDS, "0001-01-02", "9999-12-30", "2000-02-29", "2100-02-29"])
+_ZONES = st.sampled_from(["Z", "z", "+00:00", "-00:00"]) | st.from_regex("[+-][0-2][0-9]:[0-6][0-9]", fullmatch=True)
+
+
+@given(
+    _DAYS,
+    st.from_regex(r"[Tt][0-2][0-9]:[0-6][0-9]:[0-6][0-9]", fullmatch=True),
+    st.just("") | st.from_regex(r"\.[0-9]{0,45}", fullmatch=True),
+    _ZONES,
+)
+@settings(max_examples=1_000)
+def test_a_time_matches_where_it_is_one(day: str, clock: str, fraction: str, zone: str) -> None:
+    """On the first and the last day of all not every offset that fits is shown, and no leap second of the last."""
+    text = day + clock + fraction + zone
+    if matches(patterns.TIME, text):
+        assert is_taken_time(text), text
+    elif is_taken_time(text):
+        assert day in _ENDS, text
 
 
 @given(st.from_regex(r"[01]\.[0-9]{0,7}|[0-9]{0,2}|0\.0{0,6}[0-9]?", fullmatch=True))

@@ -7,16 +7,20 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import pytest
 
-from shared.rules import shard
+from shared.rules import pauses, shard
+from shared.rules.policy import STANDARD
 from shared.rules.shard import DAY_US
+from shared.rules.versions import BOUNDED, LIMITED
 from tests.unit.test_rules_tables import NOON, Book
 
 Call = Callable[[], object]
+TRIES = 5
 
 
 def steps(call: Call) -> int:
@@ -50,6 +54,14 @@ def seconds(call: Call) -> float:
         gc.enable()
 
 
+def takes_less(times: float, large: Callable[[], Call], small: Callable[[], Call]) -> bool:
+    """Does the one take less than so many times what the other does?
+
+    What else the machine does adds to a time and never takes from it, so what holds shows itself in one of some tries.
+    """
+    return any(seconds(large()) < times * seconds(small()) for _ in range(TRIES))
+
+
 # ---- Enabling automatic allocation ----------------------------------------------------------------------------------
 
 
@@ -70,9 +82,8 @@ def test_enabling_takes_ten_times_the_steps_for_ten_times_the_accounts() -> None
 
 
 def test_enabling_with_ten_thousand_accounts_takes_a_second_or_two() -> None:
-    small, large = seconds(enable(with_vouchers(2_000))), seconds(enable(with_vouchers(10_000)))
-    assert large < 8 * small
-    assert large < 5
+    assert takes_less(8, lambda: enable(with_vouchers(10_000)), lambda: enable(with_vouchers(2_000)))
+    assert any(seconds(enable(with_vouchers(10_000))) < 5 for _ in range(TRIES))
 
 
 def test_an_account_with_ten_thousand_vouchers_joins_as_quickly() -> None:
@@ -82,22 +93,26 @@ def test_an_account_with_ten_thousand_vouchers_joins_as_quickly() -> None:
             book.do("grant_voucher", voucher_id=str(number), amount=5, ad_account_id="a")
         return book
 
-    assert seconds(enable(book(10_000))) < 8 * seconds(enable(book(2_000)))
+    assert takes_less(8, lambda: enable(book(10_000)), lambda: enable(book(2_000)))
 
 
 # ---- Many campaigns -------------------------------------------------------------------------------------------------
 
 
-def with_campaigns(campaigns: int, mode: str | None = None) -> Book:
-    """An account in which all that is left is a voucher tied to one campaign; the others are stopped."""
-    book = Book()
+def with_campaigns(campaigns: int, mode: str | None = None, rules: int = BOUNDED) -> Book:
+    """An account in which all that is left is a voucher tied to one campaign; the others are stopped.
+
+    Since version 3 of the rules those of a large account are not: each stops when it spends.
+    """
+    book = Book(replace(STANDARD, rules=rules))
     book.do("deposit_cash", amount=campaigns, ad_account_id="a")
     for number in range(campaigns):
         book.spend(1, f"c-{number}")
         if mode:
             book.do("set_campaign_budget", ad_account_id="a", campaign_id=f"c-{number}", mode=mode, amount=10**6)
     book.do("grant_voucher", voucher_id="v", amount=10**9, ad_account_id="a", campaign_ids=["c-0"])
-    assert len(book.rules.accounts["a"].stopped_campaigns) == campaigns - 1
+    stopped = 0 if rules >= LIMITED and campaigns > pauses.LARGE_ACCOUNT else campaigns - 1
+    assert len(book.rules.accounts["a"].stopped_campaigns) == stopped
     book.later(NOON)
     return book
 
@@ -117,9 +132,13 @@ def few() -> Book:
     return with_campaigns(10)
 
 
-@pytest.fixture(scope="module")
-def many() -> Book:
-    return with_campaigns(100_000)
+@pytest.fixture(scope="module", params=[BOUNDED, LIMITED], ids=["version 2", "version 3"])
+def many(request: pytest.FixtureRequest) -> Book:
+    return with_campaigns(100_000, rules=request.param)
+
+
+def a_thousand(call: Call) -> Call:
+    return lambda: [call() for _ in range(1_000)]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +156,7 @@ def test_beside_a_hundred_thousand_campaigns_it_costs_as_much_as_beside_ten(
 ) -> None:
     among_few, among_many = make(few), make(many)
     assert steps(among_many) < 1.5 * steps(among_few)
-    among_few, among_many = make(few), make(many)
-    repeated = range(1_000)
-    assert seconds(lambda: [among_many() for _ in repeated]) < 3 * seconds(lambda: [among_few() for _ in repeated])
+    assert takes_less(3, lambda: a_thousand(make(many)), lambda: a_thousand(make(few)))
 
 
 def test_a_new_day_looks_at_the_campaigns_that_it_may_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,7 @@ def test_enabling_moves_cash_credit_and_untied_vouchers_and_says_who_is_left_out
     ]
     assert details(entries[0]) == {
         "command": {"type": "enable_automatic_allocation"},
+        "via": "topic",
         "left_out": [{"ad_account_id": "p", "reason": "not_monthly_invoicing"}],
         "participants": ["a"],
     }
@@ -181,6 +182,7 @@ def test_opening_an_account_says_whether_it_takes_part(
     takes_part = enabled and left_out is None
     assert details(first) == {
         "command": {"type": "open_ad_account"},
+        "via": "topic",
         **opened,
         "automatic_allocation": takes_part,
         "left_out": left_out,
@@ -194,7 +196,7 @@ def test_opening_a_business_center_says_its_currency_zone_and_roles() -> None:
     fields: dict[str, Any] = {"currency": "EUR", "time_zone": "Asia/Tokyo", "finance_roles": False}
     [entry] = written(rules, "open_business_center", business_center_id="n", **fields)
     assert (entry[0].kind, entry[0].business_center_id) == ("business_center_opened", "n")
-    assert details(entry) == {"command": {"type": "open_business_center"}, **fields}
+    assert details(entry) == {"command": {"type": "open_business_center"}, "via": "topic", **fields}
 
 
 def test_what_is_open_already_is_not_opened_again_wherever_it_is() -> None:
@@ -233,7 +235,12 @@ def test_setting_a_campaigns_budget_writes_the_campaign_its_mode_and_amount() ->
     book = Book()
     [entry] = written(book, "set_campaign_budget", ad_account_id="a", campaign_id="c", mode="lifetime", amount=9)
     assert (entry[0].kind, entry[0].ad_account_id, entry[0].campaign_id) == ("campaign_budget_set", "a", "c")
-    assert details(entry) == {"command": {"type": "set_campaign_budget"}, "mode": "lifetime", "amount": 9}
+    assert details(entry) == {
+        "command": {"type": "set_campaign_budget"},
+        "via": "topic",
+        "mode": "lifetime",
+        "amount": 9,
+    }
 
 
 def test_an_account_set_to_unlimited_gets_a_synced_budget_and_one_with_a_finite_budget_does_not() -> None:

@@ -169,6 +169,7 @@ def test_a_new_policy_pauses_and_resumes_at_once() -> None:
         {"version": "1", "ad_account": ["cash"]},
         {"version": "1", "ad_account": ["credit_line"], "business_center": []},
         {"version": "1", "ad_account": ["cash", "cash"], "business_center": []},
+        *({**STANDARD.content(), name: {"roles": []}} for name in ("topics", "Topic", "topic ", "rules")),
     ],
 )
 def test_what_is_no_policy(content: Any) -> None:

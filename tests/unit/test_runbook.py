@@ -10,7 +10,8 @@ from prometheus_client import REGISTRY
 
 from drawdown.cli import app
 
-RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
+ROOT = Path(__file__).parents[2]
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 COMMANDS = typer.main.get_command(app)
 
 
@@ -30,7 +31,7 @@ def test_every_command_exists() -> None:
 
 
 def test_every_metric_exists() -> None:
-    for service in ("allocation.metrics", "api.operations"):
+    for service in ("allocation.metrics", "api.operations", "api.growth", "api.refusing"):
         import_module(f"services.{service}")
     import_module("shared.ledger.follow")
     families = {name for family in REGISTRY.collect() for name in (family.name, f"{family.name}_total")}
@@ -41,8 +42,8 @@ def test_every_metric_exists() -> None:
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", RUNBOOK))))
 def test_every_link_leads_somewhere(link: str) -> None:
-    if link.startswith("#"):
-        headings = re.findall(r"^#+ (.+)$", RUNBOOK, re.MULTILINE)
-        assert link[1:] in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    else:
-        assert (Path(__file__).parents[2] / "docs" / link).exists()
+    page, _, anchor = link.partition("#")
+    text = (ROOT / "docs" / page).read_text() if page else RUNBOOK
+    if anchor:
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert anchor in {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from shared.runtime.clock import Clock
-from shared.runtime.health import serve_health
+from shared.runtime.health import answer, serve_health
 from shared.runtime.logging import configure_logging
 from shared.runtime.retries import with_retries
 from shared.runtime.settings import Settings
@@ -71,7 +71,7 @@ def test_the_clock_is_moved_by_its_offset_and_says_so_loudly() -> None:
 
 async def test_health_readiness_and_metrics_are_served() -> None:
     port, state = free_ports(1), (False, "loading")
-    server = await serve_health(port, lambda: state)
+    server = await serve_health(port, lambda: answer(lambda: state))
     assert server is not None
     async with server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         assert (await client.get("/healthz")).status_code == 200
@@ -86,9 +86,22 @@ async def test_health_readiness_and_metrics_are_served() -> None:
         assert (await client.post("/healthz")).status_code == 405
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+async def test_what_is_said_on_this_machine_alone_is_said_to_no_page_of_another_name(path: str) -> None:
+    port = free_ports(1)
+    server = await serve_health(port, lambda: {"status": "ready"})
+    assert server is not None
+    async with server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        for host, status in (
+            *((name, 200) for name in ("localhost", "LOCALHOST:9", "127.0.0.1", f"127.0.0.1:{port}", "[::1]:80")),
+            *((name, 421) for name in ("evil.example", f"rebind.example:{port}", "localhost.evil.example", "", "x@:1")),
+        ):
+            assert (await client.get(path, headers={"Host": host})).status_code == status, host
+
+
 async def test_health_survives_who_speaks_no_http() -> None:
     port = free_ports(1)
-    server = await serve_health(port, lambda: (True, "ready"))
+    server = await serve_health(port, lambda: {"status": "ready"})
     assert server is not None
     async with server:
         for nonsense in (b"\r\n\r\n", b"x" * 20_000, b""):
@@ -100,8 +113,8 @@ async def test_health_survives_who_speaks_no_http() -> None:
 
 
 async def test_health_is_not_served_without_a_port() -> None:
-    assert await serve_health(None, lambda: (True, "")) is None
-    assert await serve_health(0, lambda: (True, "")) is None
+    assert await serve_health(None, dict) is None
+    assert await serve_health(0, dict) is None
 
 
 @pytest.fixture

@@ -66,6 +66,21 @@ def test_what_is_no_json_is_malformed_wherever_it_stands(held: bytes, first: boo
         read(held if held.startswith((b"N", b"I", b"-I")) or held[:1].isdigit() else event)
 
 
+@pytest.mark.parametrize("held", [rb'"\ud800"', rb'"\udc00"', rb'"\uD800\ud800"', rb'"\ud800\n"', rb'{"\ud83dx": 1}'])
+def test_a_lone_surrogate_is_malformed_and_named_as_what_it_is(held: bytes) -> None:
+    event, command = with_field(SPEND, held), with_field(COMMAND, held)
+    found: list[Any] = [decode_event(event, ()), decode_event(event, binary()), decode_command(command)]
+    for fault in found:
+        assert fault.reason == "malformed"
+        assert fault.detail.startswith("Invalid JSON: a lone surrogate is no text, at line 1 column ")
+    with pytest.raises(MalformedError, match="a lone surrogate is no text"):
+        read(held)
+
+
+def test_a_pair_of_surrogates_is_one_character() -> None:
+    assert read(rb'"\ud83d\ude00"') == "\U0001f600"
+
+
 @pytest.mark.parametrize("held", JSON.values(), ids=JSON.keys())
 def test_what_is_json_is_read_wherever_it_stands(held: bytes) -> None:
     event = with_field(SPEND, held)

@@ -1,14 +1,22 @@
 """Keys and tokens of `drawdown token`, and what our own clients show the API."""
 
+import itertools
 import json
+import string
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jwt
 import pytest
+from structlog.testing import capture_logs
 
 from drawdown.front_door import ApiToken
-from drawdown.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, issue, new_key
+from drawdown.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, id_of, issue, new_key
+from services.api.errors import ApiError
 from services.api.tokens import Caller, Verifier
+from services.api.withdrawn import Withdrawn
 from shared.runtime.settings import BadSettingError, Settings
 
 
@@ -49,6 +57,38 @@ def test_what_the_api_would_refuse_is_not_issued(tmp_path: Path) -> None:
         issue(Settings(), tmp_path / KEY_SET_FILE, "ann", "admin", ["*"], minutes=1)
 
 
+async def test_a_token_that_was_withdrawn_is_good_no_more_and_others_are(tmp_path: Path) -> None:
+    new_key(tmp_path)
+    withdrawn = tmp_path / "withdrawn"
+    withdrawn.write_text("# a note\n")
+    settings = Settings(api_keys_file=tmp_path / KEY_SET_FILE, api_withdrawn_file=withdrawn)
+    verifier = Verifier(settings)
+    ann, bob = (issue(settings, tmp_path / SIGNING_KEY_FILE, who, "admin", ["*"], minutes=1) for who in ("ann", "bob"))
+    assert id_of(ann) != id_of(bob)
+    await verifier.caller(ann)
+    withdrawn.write_text(f"{id_of(ann)}  # lost\n\n")
+    with pytest.raises(ApiError, match="withdrawn"):
+        await verifier.caller(ann)
+    await verifier.caller(bob)
+
+
+def test_while_the_file_of_withdrawn_tokens_is_gone_they_stay_withdrawn(tmp_path: Path) -> None:
+    file = tmp_path / "withdrawn"
+    file.write_text("one\r\n two # three\n\n# four\n")
+    withdrawn = Withdrawn(file)
+    assert [withdrawn.has(id_) for id_ in ("one", "two", "three", "four", "", None, 1)] == [True, True, *[False] * 5]
+    file.unlink()
+    with capture_logs() as logs:
+        assert withdrawn.has("one")
+        assert withdrawn.has("two")
+    assert [line["log_level"] for line in logs] == ["error"]
+    other = tmp_path / "other"
+    other.write_text("three")
+    other.rename(file)
+    assert [withdrawn.has(id_) for id_ in ("one", "three")] == [False, True]
+    assert not Withdrawn(None).has("one")
+
+
 def _shown(auth: ApiToken) -> str | None:
     request = next(auth.auth_flow(httpx.Request("GET", "http://api/v1/deals")))
     shown: str | None = request.headers.get("authorization")
@@ -64,3 +104,48 @@ def test_a_token_file_is_read_anew_for_each_request(tmp_path: Path) -> None:
     assert _shown(auth) == "Bearer second"
     assert _shown(ApiToken(Settings(api_token="here", api_token_file=file))) == "Bearer here"
     assert _shown(ApiToken(Settings())) is None
+
+
+def _issued(tmp_path: Path) -> tuple[Verifier, str]:
+    new_key(tmp_path)
+    settings = Settings(api_keys_file=tmp_path / KEY_SET_FILE)
+    token = issue(settings, tmp_path / SIGNING_KEY_FILE, "ann", "admin", ["acme"], minutes=1)
+    return Verifier(settings), token
+
+
+@pytest.mark.parametrize(
+    ("part", "change"), [*itertools.product((0, 1, 2), ("=", "==", "=A", "\n", " ", "+")), (2, "last")]
+)
+async def test_a_token_is_one_text(tmp_path: Path, part: int, change: str) -> None:
+    verifier, token = _issued(tmp_path)
+    parts = token.split(".")
+    parts[part] = _with_other_last_bits(parts[part]) if change == "last" else parts[part] + change
+    assert (await verifier.caller(token)).id == "ann"
+    with pytest.raises(ApiError) as refused:
+        await verifier.caller(".".join(parts))
+    assert refused.value.status == 401
+
+
+def _with_other_last_bits(signature: str) -> str:
+    """The same 64 bytes in another text: the last letter has bits to spare."""
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+    return signature[:-1] + alphabet[alphabet.index(signature[-1]) ^ 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("exp", "9999999999"), ("exp", True), ("exp", [9999999999]), ("nbf", "1"), ("iat", "1")]
+)
+async def test_times_are_numbers(tmp_path: Path, name: str, value: Any) -> None:
+    new_key(tmp_path)
+    settings = Settings(api_keys_file=tmp_path / KEY_SET_FILE)
+    key = (tmp_path / SIGNING_KEY_FILE).read_bytes()
+    key_id = json.loads((tmp_path / KEY_SET_FILE).read_text())["keys"][0]["kid"]
+    claims = {"sub": "ann", "role": "admin", "business_centers": "*", "aud": "drawdown", "exp": int(time.time()) + 60}
+
+    def signed(changed: dict[str, Any]) -> str:
+        return jwt.encode({**claims, **changed}, key, "ES256", headers={"kid": key_id})
+
+    assert (await Verifier(settings).caller(signed({}))).id == "ann"
+    with pytest.raises(ApiError) as refused:
+        await Verifier(settings).caller(signed({name: value}))
+    assert refused.value.status == 401

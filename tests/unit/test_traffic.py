@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from drawdown.deliveries import Deliveries
-from drawdown.traffic import CAST, Spends, set_up_commands
+from drawdown.front_door import FrontDoor
+from drawdown.traffic import CAST, Spends, Traffic, set_up_commands
 from shared.contracts.commands import FINANCE_COMMAND
 from shared.contracts.spend import SPEND_EVENT
+from shared.runtime.settings import Settings
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RECORDS = 20_000
@@ -120,3 +123,27 @@ def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch
     values = [json.loads(record[1]) for record in drawn[500:] if record and record[1].endswith(b"}")]
     fresh = [event for event in values if event["type"] == "spend" and event["ad_account_id"] == "northwind-us"]
     assert len({event["event_id"] for event in fresh}) < 20  # Repeats of earlier ones only.
+
+
+class ClosedDoor(FrontDoor):
+    """An API that answers with these codes, one after the other."""
+
+    def __init__(self, *codes: str | None) -> None:
+        super().__init__({})
+        self.codes = list(codes)
+
+    async def command(self, command: Mapping[str, Any]) -> dict[str, Any]:
+        code = self.codes.pop(0)
+        return {"status": "rejected" if code else "accepted", "code": code, "message": f"it is {code}"}
+
+
+async def test_a_token_that_has_ended_is_said_once_until_there_is_another() -> None:
+    codes = ("unauthenticated", "unauthenticated", None, "unauthenticated", "conflict", "insufficient_funds")
+    said: list[str] = []
+    door = ClosedDoor(*codes)
+    traffic = Traffic(Settings(), door, Deliveries(), rate=1, say=said.append)
+    command = next(set_up_commands(CAST, "2026-11-22T12:00:00Z"))
+    while door.codes:
+        await traffic.send_in_order([command])
+    ended = "it is unauthenticated; nothing is opened or topped up until `make up` has made another token"
+    assert said == [ended, ended, "northwind: open_business_center: it is insufficient_funds"]

@@ -17,7 +17,7 @@ from shared.contracts.commands import FINANCE_COMMAND, command_content, command_
 from shared.contracts.zones import installed_zones, is_zone
 from shared.ledger.encoding import ALL_NUMBERS, MOST_BYTES, encode_entries
 from shared.ledger.replay import newer_rules
-from shared.rules import automatic_allocation, shard, versions, waterfall
+from shared.rules import automatic_allocation, pauses, shard, versions, waterfall
 from shared.rules.calendar import Zones
 from shared.rules.commands import MOST_CONTENT_BYTES
 from shared.rules.entries import Line
@@ -185,6 +185,23 @@ def test_a_new_release_rules_from_the_first_batch_that_names_it() -> None:
     assert written(batches, reload=lambda _: True).encoded() == ledger.encoded()
 
 
+@pytest.mark.parametrize("large_account", [0, pauses.LARGE_ACCOUNT])
+def test_a_campaigns_daily_budget_ends_with_the_new_releases_day_however_large_its_account(
+    large_account: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "LARGE_ACCOUNT", large_account)
+    budget = command("set_campaign_budget", ad_account_id="a", campaign_id="c", mode="daily", amount="5")
+    batches: list[Batch] = [
+        (NOON, (STANDARD, BEFORE), [*opening(), budget]),
+        (NOON + HOUR, (STANDARD, BEFORE), [spend("5", NOON)]),
+        (NOON + 4 * HOUR, (STANDARD, MOVED), [command("deposit_cash", ad_account_id="a", amount="1")]),
+    ]
+    ledger = written(batches)
+    changes = [(kind, hour) for kind, cause, hour in kinds(ledger) if cause == "campaign_budget"]
+    assert changes == [("pause", 0), ("resume", 4)]
+    assert written(batches, reload=lambda _: True).encoded() == ledger.encoded()
+
+
 def test_days_may_go_back_and_nothing_breaks() -> None:
     back: list[Batch] = [
         (NOON, (STANDARD, MOVED), opening()),
@@ -273,10 +290,20 @@ TERMS = ((STANDARD, BEFORE), (STANDARD, MOVED), (NO_VOUCHERS, BEFORE), (ONLY_VOU
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=25))
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=25),
+    st.sampled_from([1, pauses.LARGE_ACCOUNT]),
+)
 def test_whatever_the_batches_name_the_ledger_alone_gives_the_same_bytes(
-    seed: int, steps: list[tuple[int, int, bool]]
+    seed: int, steps: list[tuple[int, int, bool]], large_account: int
 ) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pauses, "LARGE_ACCOUNT", large_account)
+        _compare_what_batches_name(seed, steps)
+
+
+def _compare_what_batches_name(seed: int, steps: list[tuple[int, int, bool]]) -> None:
     workload, now = Workload(seed, centers=2), NOON
     batches: list[Batch] = [(now, (STANDARD, BEFORE), [(work.kind, work.message) for work in workload.opening(now)])]
     for terms, works, _ in steps:
@@ -304,23 +331,23 @@ def test_each_version_says_what_it_changed() -> None:
 def test_a_rule_that_really_changes_holds_from_the_first_batch_that_names_its_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third version in which an account's credit pays before its cash; what was decided before it stays so."""
+    """A next version in which an account's credit pays before its cash; what was decided before it stays so."""
     draw = waterfall._draw_own
 
     def credit_first(parts: Any, policy: Policy, campaign: Any, left: int) -> int:
-        if policy.rules < 3:
+        if policy.rules <= versions.CURRENT:
             return draw(parts, policy, campaign, left)
         return draw(parts, replace(policy, ad_account=("credit", "cash")), campaign, left)
 
     monkeypatch.setattr(waterfall, "_draw_own", credit_first)
-    monkeypatch.setattr(versions, "CHANGES", {**versions.CHANGES, 3: "credit pays before cash"})
-    third = replace(STANDARD, rules=3)
+    monkeypatch.setattr(versions, "CHANGES", {**versions.CHANGES, versions.CURRENT + 1: "credit pays before cash"})
+    following = replace(STANDARD, rules=versions.CURRENT + 1)
     credit = {"ad_account_id": "a", "direction": "to_ad_account", "pocket": "credit", "amount": "100"}
     money = [command("set_credit_line", limit="500"), command("transfer_balance", **credit)]
     batches: list[Batch] = [
         (NOON, (FIRST_RULES, BEFORE), opening()),
         (NOON + 1, (STANDARD, BEFORE), [*money, spend("1", NOON)]),
-        (NOON + 2, (third, BEFORE), [spend("1", NOON)]),
+        (NOON + 2, (following, BEFORE), [spend("1", NOON)]),
     ]
     ledger = written(batches)
     spent = [line.pocket for line, amount, _, _, _, day, _ in ledger.entries if day is not None]

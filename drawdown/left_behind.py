@@ -1,0 +1,32 @@
+"""What a run leaves undecided at its end, and what becomes of it: an embedded broker keeps records in memory."""
+
+from drawdown.front_door import Figures
+
+
+def left_behind(seen: Figures | None, *, broker_keeps: bool) -> str | None:
+    """A sentence about the records that nobody has decided; None where there are none.
+
+    Args:
+        seen: what allocation said last; None where it did not answer.
+        broker_keeps: whether the broker outlives the run.
+
+    """
+    parts = ["nobody knows how many records"] if seen is None else _undecided(seen)
+    if not parts:
+        return None
+    fate = "the broker keeps them for the next run" if broker_keeps else "they are gone with the embedded broker"
+    return f"not decided: {', '.join(parts)}; {fate}"
+
+
+def _undecided(seen: Figures) -> list[str]:
+    records = seen.sums_by("drawdown_lag_records", "shard")
+    counted = [
+        f"{count:,.0f} record{'s'[: count > 1]} of shard {shard}" for shard, count in sorted(records.items()) if count
+    ]
+    return counted + _uncounted(seen, "and " if counted else "")
+
+
+def _uncounted(seen: Figures, link: str) -> list[str]:
+    """Nobody counts what comes to a shard that has stopped."""
+    stopped = sorted(shard for shard, is_so in seen.sums_by("drawdown_shard_stopped", "shard").items() if is_so)
+    return [f"{link}all since shard {' and shard '.join(stopped)} stopped"] if stopped else []

@@ -1,0 +1,144 @@
+"""The records inside a batch, byte by byte: where each begins and ends, and reading one whatever it holds.
+
+Source: https://kafka.apache.org/documentation/#record. Each record stands behind its length, so that one can be passed
+over without reading it. Nothing that a record declares is believed: its fields have to fill its length exactly.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import _DefaultRecordPy
+from aiokafka.record.util import decode_varint_py as decode_varint
+
+from services.allocation.cloudevents import Headers
+from services.allocation.setting_aside import short_frame
+
+RECORDS_AT: Final = 61  # behind the head of a batch
+# Twice the fewest bytes of a record: its attributes, two deltas, two lengths and the number of headers.
+_SMALLEST_DOUBLED: Final = 12
+
+
+def longest(buffer: bytes, at: int, end: int, count: int) -> int:
+    """The length of the longest record between two places.
+
+    Raises CorruptRecordException where it is not exactly so many records that fill the bytes.
+    """
+    reached, most = _walk(buffer, at, count)
+    if reached != end:
+        raise CorruptRecordException(f"its head says that it holds {count} records, but they do not fill it")
+    return most
+
+
+def behind(buffer: bytes, at: int, count: int) -> int:
+    """The place behind so many records."""
+    return _walk(buffer, at, count)[0]
+
+
+def _walk(buffer: bytes, at: int, count: int) -> tuple[int, int]:
+    """Where so many records end, or the first that is too short begins, and how long the longest is."""
+    most = 0
+    try:
+        for _ in range(count):
+            size = buffer[at]
+            if size > 0x7F:  # A number of two bytes, written out: nearly all records have one.
+                second = buffer[at + 1]
+                if second > 0x7F:
+                    size, at = _long_size(buffer, at)
+                else:
+                    size += (second << 7) - 0x80
+                    at += 2
+            else:
+                at += 1
+            if size < _SMALLEST_DOUBLED:
+                break
+            at += size >> 1
+            if size > most:
+                most = size
+    except (IndexError, ValueError) as error:
+        raise CorruptRecordException("its last record has no end") from error
+    return at, most >> 1
+
+
+def _long_size(buffer: bytes, at: int) -> tuple[int, int]:
+    """A length in the form of the short ones: the number doubled, odd where it is negative."""
+    size, at = decode_varint(buffer, at)
+    return (2 * size if size >= 0 else 1), at
+
+
+class Reader:
+    """Reads the records of one batch, whose head tells what their deltas are counted from."""
+
+    def __init__(self, place: tuple[str, int], head: Any, huge_bytes: int) -> None:
+        self._place = place
+        self._head = head
+        self._huge_bytes = huge_bytes
+
+    def read(self, buffer: bytes, at: int, end: int) -> Iterator[Any]:
+        """The records between two places. Raises CorruptRecordException at the first that cannot be read."""
+        while at < end:
+            length, start = decode_varint(buffer, at)
+            at = start + length
+            if length < 0 or at > end:
+                raise CorruptRecordException(f"a record in it has the length {length}")
+            yield self._record(memoryview(buffer)[start:at])
+
+    def _record(self, record: memoryview) -> Any:
+        try:
+            _attributes, at = decode_varint(record, 0)
+            timestamp_delta, at = decode_varint(record, at)
+            offset_delta, at = decode_varint(record, at)
+            offset = self._head.base_offset + offset_delta
+            key, at = _bytes(record, at)
+            value, at = _bytes(record, at)
+            if len(record) > self._huge_bytes:
+                return short_frame(self._place, offset, key, value, _first_headers(record, at), len(record))
+            return self._whole(offset, timestamp_delta, key, value, _headers(record, at))
+        except (IndexError, ValueError) as error:
+            raise CorruptRecordException(f"a record in it cannot be read: {error}") from error
+
+    def _whole(
+        self, offset: int, timestamp_delta: int, key: memoryview | None, value: memoryview | None, headers: Headers
+    ) -> Any:
+        kind = self._head.timestamp_type
+        timestamp = self._head.max_timestamp if kind else self._head.first_timestamp + timestamp_delta
+        return _DefaultRecordPy(offset, timestamp, kind, _copied(key), _copied(value), headers)
+
+
+def _headers(record: memoryview, at: int) -> list[tuple[str, bytes | None]]:
+    count, at = decode_varint(record, at)
+    headers = []
+    for _ in range(count):
+        header, at = _header(record, at)
+        headers.append(header)
+    if at != len(record):
+        raise ValueError(f"{len(record)} bytes, of which its fields fill {at}")
+    return headers
+
+
+def _first_headers(record: memoryview, at: int) -> Iterator[tuple[str, bytes | None]]:
+    """The headers one by one: as many as are wanted are read."""
+    count, at = decode_varint(record, at)
+    for _ in range(count):
+        header, at = _header(record, at)
+        yield header
+
+
+def _header(record: memoryview, at: int) -> tuple[tuple[str, bytes | None], int]:
+    name, at = _bytes(record, at)
+    value, at = _bytes(record, at)
+    return (str(name or b"", errors="backslashreplace"), _copied(value)), at
+
+
+def _bytes(record: memoryview, at: int) -> tuple[memoryview | None, int]:
+    """A length and as many bytes; no bytes at all where it is negative."""
+    length, at = decode_varint(record, at)
+    if length < 0:
+        return None, at
+    if length > len(record) - at:
+        raise ValueError(f"a field of {length} bytes, {len(record) - at} are left")
+    return record[at : at + length], at + length
+
+
+def _copied(field: memoryview | None) -> bytes | None:
+    return None if field is None else bytes(field)

@@ -1,0 +1,83 @@
+"""Reading one record of a topic in a process of its own, because it may be what no process survives.
+
+A record that makes the writer loop, or take all memory, does the same to whoever reads it here: that one is ended after
+some seconds, and has so much memory and no more.
+"""
+
+import asyncio
+import multiprocessing
+import resource
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from aiokafka import TopicPartition
+
+from services.allocation import bounds
+from services.allocation.batch import as_raw
+from services.allocation.decoding import Raw
+from services.allocation.failures import said
+from services.allocation.kafka import start_consumer
+from shared.runtime.settings import Settings
+
+READ_SECONDS: Final = 20.0
+_FETCH_SECONDS: Final = 5.0
+_ADDRESS_SPACE_BYTES: Final = 1024 * bounds.MIB
+
+
+async def read_one(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
+    """The committed record at an offset, or why it could not be read; None: it is still to come."""
+    return await asyncio.to_thread(_read_apart, settings, topic, partition, offset)
+
+
+def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_read_into, args=(sending, settings, topic, partition, offset))
+    process.start()
+    sending.close()
+    try:
+        if not receiving.poll(READ_SECONDS):
+            return f"it could not be read within {READ_SECONDS:.0f} s"
+        found: Raw | str | None = receiving.recv()
+    except EOFError:
+        return "the process that read it was ended by it"
+    else:
+        return found
+    finally:
+        process.kill()
+        process.join()
+
+
+def _read_into(sending: Connection, settings: Settings, topic: str, partition: int, offset: int) -> None:
+    """The process: find the record, or say why not."""
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
+    found: Raw | str | None
+    try:
+        found = asyncio.run(_read(settings, topic, partition, offset))
+    except Exception as error:
+        found = f"it could not be read: {said(error)}"
+    sending.send(found)
+
+
+async def _read(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
+    consumer = await start_consumer(settings, client_id="drawdown-offsets-skip")
+    try:
+        place = TopicPartition(topic, partition)
+        consumer.assign([place])
+        consumer.seek(place, offset)
+        records = await consumer.getmany(timeout_ms=int(_FETCH_SECONDS * 1000), max_records=1)
+        if records.get(place):
+            return _the_one(records[place][0], topic, partition, offset)
+        end = (await consumer.end_offsets([place]))[place]
+        # A fetch may know better than the embedded broker counts.
+        is_behind = offset >= max(end, consumer.highwater(place) or 0)
+        return None if is_behind else "there is no committed record at that offset"
+    finally:
+        await consumer.stop()
+
+
+def _the_one(record: Any, topic: str, partition: int, offset: int) -> Raw | str:
+    """The record at an offset, if it is the first from there on; it may be a batch that stands for its records."""
+    raw = as_raw(record, topic, partition)
+    first = raw.cut.first_offset if raw.cut else raw.offset
+    return raw if first <= offset else f"there is no record at that offset, the next one is at {first}"

@@ -1,0 +1,124 @@
+"""Passing over one record that stops a shard, for what nobody foresaw: on purpose, by hand, and never unseen.
+
+Whoever does it has to name the very record that the ledger needs next. It goes to quarantine as `skipped`, and the
+operators' log says who did it and why, in the transaction that moves the offset. The shard gets a new epoch there: the
+writer that stumbled is overtaken, whatever it is doing, and whoever writes next loads the shard again.
+"""
+
+import getpass
+import os
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import asyncpg
+import structlog
+
+from services.allocation.decoding import Fault, Raw, center_of_command, center_of_event, printable
+from services.allocation.reading import read_one
+from services.allocation.setting_aside import is_too_large, quarantine_row, short_record
+from shared.ledger.append import BatchWrite, append_aside
+from shared.ledger.lease import RELEASED_CHANNEL, Lease, take_over
+from shared.ledger.lookup import plain_types
+from shared.ledger.times import from_datetime
+from shared.rules.policy import STANDARD
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.kafka import CONSUMED, SPEND_EVENTS
+from shared.runtime.postgres import connect
+from shared.runtime.settings import Settings
+
+log = structlog.get_logger()
+
+ROLE: Final = "drawdown_allocation"
+_LONGEST_BECAUSE: Final = 300
+
+
+async def skip(settings: Settings, shard: int, topic: str, offset: int, because: str) -> None:
+    """Let a shard pass one record. Raises CannotGoOnError, with nothing changed, where it is not the next one."""
+    because = printable(because).strip()
+    if topic not in CONSUMED:
+        raise CannotGoOnError(f"the writer reads {' and '.join(CONSUMED)}, not {topic}: nothing was passed over")
+    if not because:
+        raise CannotGoOnError("--because should say why, for those who read it later: nothing was passed over")
+    connection = await connect(settings, ROLE, "drawdown offsets skip")
+    try:
+        await plain_types(connection)
+        await connection.execute("SET lock_timeout = '10s'")
+        await _require_next(connection, shard, topic, offset)
+        found = await read_one(settings, topic, shard, offset)
+        if found is None:
+            raise CannotGoOnError(
+                f"offset {offset} of {topic}-{shard} has no record yet, and nothing stands in its way:"
+                " nothing was passed over"
+            )
+        async with connection.transaction():
+            lease = await take_over(connection, shard)
+            await _require_next(connection, shard, topic, offset)
+            write = _write(lease, topic, await _now(connection, settings))
+            write.quarantined.append(_row(found, topic, shard, offset, because, write))
+            await append_aside(connection, lease, write)
+            await _note(connection, shard, topic, offset, because, found)
+            await connection.execute("SELECT pg_notify($1, $2)", RELEASED_CHANNEL, str(shard))
+    finally:
+        await connection.close()
+    log.warning("one record was passed over: it is in quarantine", shard=shard, topic=topic, offset=offset)
+
+
+async def _require_next(connection: asyncpg.Connection, shard: int, topic: str, offset: int) -> None:
+    row = await connection.fetchrow("SELECT spend_offset, command_offset FROM ledger.shards WHERE shard = $1", shard)
+    if row is None:
+        raise CannotGoOnError(f"there is no shard {shard}: nothing was passed over")
+    needed = row["spend_offset" if topic == SPEND_EVENTS else "command_offset"]
+    if needed != offset:
+        raise CannotGoOnError(
+            f"shard {shard} needs offset {needed} of {topic} next, not {offset}: nothing was passed over"
+        )
+
+
+async def _now(connection: asyncpg.Connection, settings: Settings) -> int:
+    """The database's time, in µs: the clock of whoever types this decides nothing."""
+    now = from_datetime(await connection.fetchval("SELECT clock_timestamp()"))
+    return int(now + settings.clock_offset_seconds * 1_000_000)
+
+
+def _write(lease: Lease, topic: str, now: int) -> BatchWrite:
+    """What moves the offset of one topic by one."""
+    spends = topic == SPEND_EVENTS
+    return BatchWrite(
+        max(now, lease.ledger_time), STANDARD.version, lease.spend_offset + spends, lease.command_offset + (not spends)
+    )
+
+
+def _row(found: Raw | str, topic: str, shard: int, offset: int, because: str, write: BatchWrite) -> tuple[Any, ...]:
+    """The record as quarantine keeps it, as far as it could be read."""
+    told = f"passed over by an operator, because {because}"[:_LONGEST_BECAUSE]
+    if isinstance(found, str):
+        nothing = Raw(topic, shard, offset, None, None, [])
+        return quarantine_row(nothing, Fault("skipped", f"{told}; {found}"), None, None, write.recorded_at)
+    raw = short_record(found, topic, shard) if is_too_large(found) else found
+    if raw.cut is not None:
+        told = f"{told}; {raw.cut.fault.detail}"
+        raw = replace(raw, cut=replace(raw.cut, first_offset=offset))
+    center = headers = None
+    with suppress(Exception):  # Reading it may be what fails.
+        headers = raw.headers_json()
+        center = center_of_event(raw) if topic == SPEND_EVENTS else center_of_command(raw)
+    return quarantine_row(raw, Fault("skipped", told), headers, center, write.recorded_at)
+
+
+async def _note(
+    connection: asyncpg.Connection, shard: int, topic: str, offset: int, because: str, found: Raw | str
+) -> None:
+    details = {"shard": shard, "topic": topic, "offset": offset, "was_read": isinstance(found, Raw)}
+    person, because = _person()[:_LONGEST_BECAUSE], because[:_LONGEST_BECAUSE]  # The database takes no more.
+    await connection.execute("SELECT ledger.note_offset_skipped($1, $2, $3)", person, because, details)
+
+
+def _person() -> str:
+    """Who is at the terminal, as far as the machine knows."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # A container may have no name for its user.
+        name = f"user {os.getuid()}"
+    return printable(f"{name} at {socket.gethostname()}")

@@ -1,0 +1,84 @@
+"""Whether requests can be answered: the tables that they read are read, again and again, as a request would.
+
+A database may answer and still let nobody read: somebody holds a lock, or all connections of the pool wait for one.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Final
+
+import asyncpg
+from prometheus_client import Gauge
+
+from shared.runtime.postgres import gave_up
+
+LOOK_SECONDS: Final = 1.0
+ANSWER_SECONDS: Final = 5.0
+STALE_SECONDS: Final = 15.0  # without a look that ended in any way
+
+NOTIFICATIONS = Gauge(
+    "drawdown_notification_queue_usage",
+    "How full the database's queue of notifications is (1: whoever notifies is refused)",
+)
+TRANSACTION_IDS = Gauge(
+    "drawdown_oldest_transaction_age",
+    "Transaction ids that the database has used up since the oldest that it still tells apart (2^31: nobody writes)",
+)
+
+_BOUNDED: Final = "SELECT pg_notification_queue_usage(), (SELECT max(age(datfrozenxid)) FROM pg_database)"
+_TABLES: Final = """
+    SELECT oid::regclass::text FROM pg_class
+    WHERE relkind IN ('r', 'p') AND relnamespace = ANY('{ledger,balance,incentives}'::regnamespace[])
+        AND (NOT relispartition OR relname LIKE 'checkpoints%') AND has_table_privilege(oid, 'SELECT')
+    ORDER BY 1
+"""
+
+
+@dataclass(eq=False, slots=True)
+class Reader:
+    """Reads what requests read, and keeps what came of it."""
+
+    pool: asyncpg.Pool
+    problem: str | None = "nothing has been read yet"
+    _looked_at: float = field(default_factory=monotonic)
+    _statement: str | None = None
+
+    async def run(self) -> None:
+        """Read until cancelled. Raises what is no sign of a database that is away or held up."""
+        while True:
+            self.problem = await self._problem()
+            self._looked_at = monotonic()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether requests can be answered, as seen last, and a sentence."""
+        silence = monotonic() - self._looked_at
+        if silence > STALE_SECONDS:
+            return False, f"nobody has read for {silence:.0f} s what requests read"
+        return self.problem is None, self.problem or "requests can read"
+
+    async def _problem(self) -> str | None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._read()
+        except asyncpg.LockNotAvailableError:
+            return "requests cannot read: another session of the database holds a lock on what they read"
+        except Exception as error:
+            if not gave_up(error):
+                raise
+            return f"requests cannot read: {type(error).__name__}: {error}"
+        return None
+
+    async def _read(self) -> None:
+        async with self.pool.acquire(timeout=ANSWER_SECONDS) as connection:
+            if self._statement is None:
+                self._statement = _one_row_of_each([row[0] for row in await connection.fetch(_TABLES)])
+            await connection.fetch(self._statement)
+            notifications, age = await connection.fetchrow(_BOUNDED)
+            NOTIFICATIONS.set(notifications)
+            TRANSACTION_IDS.set(age)
+
+
+def _one_row_of_each(tables: list[str]) -> str:
+    return f"SELECT {', '.join(f'EXISTS (SELECT FROM {table})' for table in tables)}"  # noqa: S608 (of the catalog)

@@ -1,0 +1,107 @@
+"""Commands that the caller's role alone refuses (domain page, section 4.7): answered here, and never published.
+
+Whatever is published stands in Kafka and in the ledger for ever; a role that may never give a command writes nothing.
+The answer is the one that the ledger would give, in the order of its refusals, as far as the read model has got.
+Whether a balance would go beyond 64 bits is not looked at.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import structlog
+from prometheus_client import Counter
+
+from services.api.context import Context
+from shared.contracts.commands import command_meaning, kept_meaning, same_content
+from shared.contracts.zones import installed_zones
+from shared.rules.money import parse_amount
+from shared.rules.roles import may
+from shared.rules.shard import Shard
+from shared.rules.ways import API
+
+REFUSED = Counter(
+    "drawdown_http_commands_refused", "Commands that a role alone refuses: nothing was published", ["role", "type"]
+)
+_WHAT_IS_THERE = """
+    SELECT EXISTS (SELECT FROM balance.business_centers WHERE business_center_id = $1) AS center,
+        EXISTS (SELECT FROM balance.ad_accounts WHERE ad_account_id = $2 AND business_center_id = $1) AS account,
+        EXISTS (SELECT FROM balance.grants WHERE business_center_id = $1 AND ad_account_id = '' AND pocket = 'ad_credit'
+                AND grant_id = $3) AS credit,
+        coalesce((SELECT amount FROM balance.credit_limits WHERE business_center_id = $1), 0)
+            - coalesce((SELECT amount FROM balance.pockets WHERE business_center_id = $1 AND ad_account_id = ''
+                        AND pocket = 'credit_line'), 0) AS used
+"""
+Refusal = tuple[str, str]  # code and message
+_CONFLICT: Refusal = ("conflict", "another command with this command_id was decided before")
+
+
+async def refused_by_role(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any] | None:
+    """The outcome of a command that the role may give in no Business Center; None for any other command."""
+    role, type_ = content["actor"]["role"], content["type"]
+    if may(role, type_, finance_roles=True):
+        return None
+    async with context.snapshot() as connection:
+        first = await first_decision(connection, shard, UUID(content["command_id"]))
+        if first is not None and kept_meaning(first["content"]) == same_content(content):
+            return first
+        now = context.clock.now_us()
+        code, message = _CONFLICT if first is not None else await _refusal(connection, content, now)
+        position = await connection.fetchval("SELECT position FROM ledger.shards WHERE shard = $1", shard)
+    REFUSED.labels(role, type_).inc()
+    structlog.get_logger().info("a command is refused for its role", role=role, type=type_, by=content["actor"]["id"])
+    return _outcome(content, code, message, shard, position, context.clock.now())
+
+
+async def first_decision(connection: asyncpg.Connection, shard: int, command_id: UUID) -> Mapping[str, Any] | None:
+    """What was decided first under this id, if anything was: a row of ledger.outcomes."""
+    row: Mapping[str, Any] | None = await connection.fetchrow(
+        "SELECT * FROM ledger.outcomes WHERE command_id = $1 AND shard = $2 AND first", command_id, shard
+    )
+    return row
+
+
+async def _refusal(connection: asyncpg.Connection, content: dict[str, Any], now_us: int) -> Refusal:
+    """The first of `invalid`, `not_found` and `permission_denied` that holds."""
+    code, message = _without_a_ledger(content, now_us)
+    if code != "not_found":
+        return code, message
+    center, account, credit = (content.get(name) for name in ("business_center_id", "ad_account_id", "ad_credit_id"))
+    there = await connection.fetchrow(_WHAT_IS_THERE, center, account, credit)
+    if not there["center"]:
+        return code, message
+    type_, role = content["type"], content["actor"]["role"]
+    if type_ == "repay_credit" and parse_amount(content["amount"]) > there["used"]:
+        return "invalid", "more would be repaid than is used"
+    if type_ != "open_ad_account" and account is not None and not there["account"]:
+        return "not_found", f"the Business Center {center} has no ad account {account}"
+    if type_ == "allocate_ad_credit" and not there["credit"]:
+        return "not_found", f"the Business Center has no ad credit {credit}"
+    return "permission_denied", f"the role {role} may not {type_}"
+
+
+def _without_a_ledger(content: dict[str, Any], now_us: int) -> Refusal:
+    """What the rules say in a shard without a Business Center: `invalid` where the command is so by itself."""
+    rules = Shard()
+    rules.begin(now_us, zones=installed_zones())
+    refused = rules.command(command_meaning(content), UUID(content["command_id"]).bytes, content)
+    assert refused is not None, "a role that may not give a command was let"
+    return refused.code, refused.message
+
+
+def _outcome(
+    content: dict[str, Any], code: str, message: str, shard: int, position: int, recorded_at: datetime
+) -> dict[str, Any]:
+    """As a row of ledger.outcomes has it."""
+    return {
+        **{name: content[name] for name in ("command_id", "business_center_id", "type")},
+        "status": "rejected",
+        "code": code,
+        "message": message,
+        "shard": shard,
+        "position": position,
+        "recorded_at": recorded_at,
+        "via": API,
+    }

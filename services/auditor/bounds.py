@@ -1,0 +1,101 @@
+"""What keeps rows where the audits look, and the leases from going back: constraints, and a trigger."""
+
+import asyncpg
+
+from services.auditor.difference import DifferenceError, expect
+
+BOUNDED = (
+    "entries",
+    "batches",
+    "outcomes",
+    "quarantine",
+    "quarantine_replays",
+    "forwarded",
+    "snapshots",
+    "shards",
+)
+# Of the sizes of what a service writes the rows from before there were bounds were not looked at.
+SIZED = (
+    "entries",
+    "batches",
+    "outcomes",
+    "quarantine",
+    "ad_accounts",
+    "resting_campaigns",
+    "snapshots",
+    "time_zones",
+    "policies",
+    "shards",
+    "shard_states",
+    "allocators",
+)
+# What may wait for a shard. Of sizes the rows from before there was a bound were not looked at.
+OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
+# Table, trigger, a part of its definition, and what it does.
+_TRIGGERS = (
+    ("shards", "only_onward", "new.epoch - 1", "lets leases go onward only"),
+    ("time_zones", "few_zones", "refuse_many_zones", "keeps the zones of a release few"),
+    ("checkpoints", "not_ahead", "refuse_to_run_ahead", "keeps checkpoints from running ahead of the ledger"),
+)
+# The times of a table that no validated constraint of theirs bounds. The parts of a table have what it has.
+_UNBOUNDED = r"""
+    SELECT c.oid::regclass::text AS name, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace::regnamespace::text IN ('ledger', 'balance', 'incentives', 'signals')
+        AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
+        AND a.atttypid IN ('timestamptz'::regtype, 'date'::regtype)
+        AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c' AND o.convalidated
+                        AND o.conname LIKE '%\_times' AND a.attnum = ANY(o.conkey))
+    ORDER BY 1, 2 LIMIT 1
+"""
+
+
+async def check_times(connection: asyncpg.Connection) -> None:
+    """Every time has bounds. An audit asks this first: what it reads next can then be read. Raises DifferenceError."""
+    row = await connection.fetchrow(_UNBOUNDED)
+    if row is not None:
+        raise DifferenceError(f"{row['name']}: the constraint that bounds the times of {row['attname']} is missing")
+
+
+async def check_bounds(connection: asyncpg.Connection) -> int:
+    """Every bound is there and was checked for every row. Answers how many; raises DifferenceError."""
+    found = await _tables_with(connection, "bounds", are_validated=True)
+    for table in BOUNDED:
+        expect(table in found, f"ledger.{table}: the constraint that keeps its rows within bounds is missing")
+    sized = await _tables_with(connection, "sizes", are_validated=False)
+    for table in SIZED:
+        expect(table in sized, f"ledger.{table}: the constraint on the sizes of what it holds is missing")
+    await _check_forwarded(connection)
+    await _check_triggers(connection)
+    return len(found)
+
+
+async def _tables_with(connection: asyncpg.Connection, name: str, *, are_validated: bool) -> set[str]:
+    """The ledger's tables that have the constraint `<table>_<name>`, where wanted checked for every row."""
+    rows = await connection.fetch(
+        "SELECT relname::text FROM pg_constraint JOIN pg_class c ON c.oid = conrelid"
+        " WHERE contype = 'c' AND relnamespace = 'ledger'::regnamespace AND conname = relname || '_' || $1"
+        " AND (convalidated OR NOT $2)",
+        name,
+        are_validated,
+    )
+    return {row[0] for row in rows}
+
+
+async def _check_forwarded(connection: asyncpg.Connection) -> None:
+    rows = await connection.fetch(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'ledger.forwarded'::regclass AND contype = 'c'"
+    )
+    missing = set(OF_FORWARDED) - {row[0] for row in rows}
+    expect(not missing, f"ledger.forwarded: the constraints {sorted(missing)} on what may wait are missing")
+
+
+async def _check_triggers(connection: asyncpg.Connection) -> None:
+    for table, trigger, definition, told in _TRIGGERS:
+        enabled = await connection.fetchval(
+            "SELECT tgenabled = 'A' AND pg_get_triggerdef(oid) LIKE $3 FROM pg_trigger"
+            " WHERE tgrelid = $1::text::regclass AND tgname = $2",
+            f"ledger.{table}",
+            trigger,
+            f"%{definition}%",
+        )
+        expect(bool(enabled), f"ledger.{table}: the trigger that {told} is missing, or not enabled ALWAYS")

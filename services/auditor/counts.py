@@ -1,0 +1,57 @@
+"""Rows beside those that are read one after the other: counted, matched with each other, and none too many."""
+
+import asyncpg
+
+from services.auditor.difference import DifferenceError, expect
+from services.auditor.standing import Head
+
+
+async def check_outcomes(connection: asyncpg.Connection, head: Head) -> int:
+    """Outcomes have no gap, and none tells of a position beyond the ledger. Answers how many there are; raises."""
+    row = await connection.fetchrow(
+        """
+        SELECT sequence, expected, position FROM (
+            SELECT sequence, position, row_number() OVER (ORDER BY sequence) AS expected
+            FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2) o
+        WHERE sequence <> expected OR position > $3 ORDER BY sequence LIMIT 1
+        """,
+        head.shard,
+        head.outcome_sequence,
+        head.position,
+    )
+    if row is not None:
+        where = f"shard {head.shard}: the outcome {row['expected']}"
+        expect(row["sequence"] == row["expected"], f"{where} is missing")
+        raise DifferenceError(f"{where} tells of position {row['position']}, the ledger ended at {head.position}")
+    return head.outcome_sequence
+
+
+def check_count(head: Head, found: int) -> None:
+    """Every row of the shard was among those that were read by their positions. Raises DifferenceError."""
+    expect(
+        found == head.entries,
+        f"shard {head.shard}: ledger.entries holds {head.entries} rows, {found} of them at the positions of the ledger",
+    )
+
+
+async def check_accounts(connection: asyncpg.Connection, head: Head) -> int:
+    """Each account that is registered was opened by an entry, and each that was opened is registered. How many; raises.
+
+    Run it in the transaction that read the head.
+    """
+    row = await connection.fetchrow(
+        """
+        SELECT ad_account_id, a.business_center_id AS registered, e.business_center_id AS opened
+        FROM (SELECT * FROM ledger.ad_accounts WHERE shard = $1) a
+            FULL JOIN (SELECT ad_account_id, business_center_id FROM ledger.entries
+                       WHERE shard = $1 AND kind = 'ad_account_opened') e USING (ad_account_id)
+        WHERE a.business_center_id IS DISTINCT FROM e.business_center_id ORDER BY 1 LIMIT 1
+        """,
+        head.shard,
+    )
+    if row is not None:
+        raise DifferenceError(
+            f"shard {head.shard}: ledger.ad_accounts holds {row['ad_account_id']} of {row['registered']},"
+            f" the entries open it in {row['opened']}"
+        )
+    return int(await connection.fetchval("SELECT count(*) FROM ledger.ad_accounts WHERE shard = $1", head.shard))

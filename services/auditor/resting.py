@@ -1,0 +1,99 @@
+"""Campaigns that the writer let rest: what it kept of each is what the entries say, and they rest here too."""
+
+import json
+from collections import deque
+
+import asyncpg
+
+from services.auditor.difference import expect
+from services.auditor.standing import Head
+from shared.contracts import strict_json
+from shared.ledger.lookup import RestingRow
+from shared.rules.resting import dump_campaign, is_as_dumped
+from shared.rules.shard import Shard
+
+_READ_AT_ONCE = 5_000
+_MOST_SHOWN = 200
+
+
+async def check_resting(connection: asyncpg.Connection, head: Head) -> int:
+    """Each campaign was let rest by a batch, in an account of the shard, and can be read. How many; raises.
+
+    What was kept is compared with the entries by deciding them again: `RestingRows`.
+    """
+    query = """
+        SELECT r.ad_account_id, campaign_id, position, state::text, b.last_position, a.shard
+        FROM ledger.resting_campaigns r
+            LEFT JOIN ledger.batches b ON b.shard = r.shard AND b.last_position = r.position
+            LEFT JOIN ledger.ad_accounts a ON a.ad_account_id = r.ad_account_id AND a.shard = r.shard
+        WHERE r.shard = $1 AND position <= $2
+    """
+    count = 0
+    async with connection.transaction():
+        async for account, campaign, position, state, end, shard in connection.cursor(
+            query, head.shard, head.position, prefetch=_READ_AT_ONCE
+        ):
+            where = f"shard {head.shard}, position {position}: the resting campaign {campaign} of {account}"
+            expect(end is not None, f"{where} is kept where no batch ends")
+            expect(shard is not None, f"{where} is of no ad account of this shard")
+            expect(_can_be_read(state), f"{where} cannot be read: it was kept as {state[:_MOST_SHOWN]}")
+            count += 1
+    return count
+
+
+def _can_be_read(state: str) -> bool:
+    try:
+        return is_as_dumped(strict_json.read(state.encode()))
+    except ValueError:
+        return False
+
+
+class RestingRows:
+    """The rows of a shard up to `last`, in order, read some at a time. `kept` are campaigns that stay in memory."""
+
+    def __init__(self, connection: asyncpg.Connection, shard: int, last: int, kept: set[tuple[str, str]]) -> None:
+        self.checked = 0
+        self._connection = connection
+        self._shard = shard
+        self._last = last
+        self._kept = kept
+        self._rows: deque[RestingRow] = deque()
+        self._behind = (0, "", "")
+        self._is_over = False
+
+    async def check(self, rules: Shard, position: int) -> None:
+        """Compare those of a batch that ends there with the rules' state, and take them out of memory.
+
+        Raises DifferenceError at the first that differs.
+        """
+        while (row := await self._next()) is not None and row[2] <= position:
+            account_id, campaign_id, at, state = self._rows.popleft()
+            where = f"shard {self._shard}, position {at}: the resting campaign {campaign_id} of {account_id}"
+            expect(at == position, f"{where} is kept where no batch ends")
+            account = rules.accounts.get(account_id)
+            campaign = None if account is None else account.campaigns.get(campaign_id)
+            if campaign is None:
+                expect(False, f"{where} is not in memory by the entries")
+                continue
+            own = json.loads(json.dumps(dump_campaign(campaign)))
+            expect(own == state, f"{where} was kept as {state}, by the entries it is {own}")
+            self.checked += 1
+            if (account_id, campaign_id) not in self._kept:
+                rules.campaigns.take_out(campaign)
+
+    async def _next(self) -> RestingRow | None:
+        if not self._rows and not self._is_over:
+            rows = await self._connection.fetch(
+                "SELECT ad_account_id, campaign_id, position, state FROM ledger.resting_campaigns"
+                " WHERE shard = $1 AND (position, ad_account_id, campaign_id) > ($2, $3, $4) AND position <= $6"
+                " ORDER BY position, ad_account_id, campaign_id LIMIT $5",
+                self._shard,
+                *self._behind,
+                _READ_AT_ONCE,
+                self._last,
+            )
+            self._rows.extend((row[0], row[1], row[2], row[3]) for row in rows)
+            self._is_over = len(rows) < _READ_AT_ONCE
+            if rows:
+                self._behind = (rows[-1][2], rows[-1][0], rows[-1][1])
+        return self._rows[0] if self._rows else None

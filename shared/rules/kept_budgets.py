@@ -1,0 +1,110 @@
+"""A budget as it is kept outside memory.
+
+The rows of campaigns that rest hold what is not as in a new one by the names of its fields, for years: a field that is
+renamed is read by both names. A snapshot holds the values in order, because a start waits for a hundred thousand.
+"""
+
+from array import array
+from collections.abc import Callable
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, Final
+
+from shared.rules.budgets import NO_MONTHS, Budget
+from shared.rules.day_counts import NO_DAYS, DayCounts
+
+
+@lru_cache(maxsize=4096)
+def _one_day(day: int) -> int:
+    """One object for a day, whoever has it: every spend compares with two, which are then at hand."""
+    return day
+
+
+def _dump_days(days: DayCounts) -> Any:
+    return [days.first, list(days.amounts)] if days.amounts else None
+
+
+def _load_days(dumped: Any) -> DayCounts:
+    if dumped is None:
+        return NO_DAYS
+    days = DayCounts()
+    days.first, amounts = dumped
+    try:
+        days.amounts = array("q", amounts)
+    except OverflowError:
+        days.amounts = amounts
+    return days
+
+
+_DUMP: Final[dict[str, Callable[[Any], Any]]] = {
+    "days": _dump_days,
+    "months": lambda months: list(months.items()),
+    "history": list,
+}
+_LOAD: Final[dict[str, Callable[[Any], Any]]] = {
+    "day": _one_day,
+    "days": _load_days,
+    "months": lambda pairs: dict(pairs) or NO_MONTHS,
+    "history": lambda settings: [tuple(setting) for setting in settings] or (),
+}
+FIELDS: Final[tuple[str, ...]] = Budget.__slots__
+_values = attrgetter(*FIELDS)
+
+
+def _dump_all(budget: Budget) -> dict[str, Any]:
+    dumped = dict(zip(FIELDS, _values(budget), strict=True))
+    for name, dump in _DUMP.items():
+        dumped[name] = dump(dumped[name])
+    return dumped
+
+
+_NEW: Final = _dump_all(Budget())
+
+
+def dump_budget(budget: Budget) -> dict[str, Any]:
+    """The fields that are not as in a new budget: of most there is little to say."""
+    return {name: value for name, value in _dump_all(budget).items() if value != _NEW[name]}
+
+
+def budget_row(budget: Budget) -> list[Any] | None:
+    """The values in the order of `FIELDS`; None for a budget that nothing was counted for."""
+    dumped = _dump_all(budget)
+    return None if dumped == _NEW else list(dumped.values())
+
+
+def budget_of(row: list[Any] | None) -> Budget:
+    """What `budget_row` gave."""
+    budget = Budget()
+    if row is not None:
+        (
+            budget.amount,
+            budget.before_day,
+            budget.before_month,
+            budget.before_start,
+            day,
+            days,
+            history,
+            budget.mode,
+            months,
+            budget.started_at,
+            budget.started_day,
+            budget.started_position,
+            budget.total,
+        ) = row
+        budget.day = _one_day(day)
+        if days is not None:
+            budget.days = _load_days(days)
+        if history:
+            budget.history = [tuple(setting) for setting in history]
+        if months:
+            budget.months = dict(months)
+    return budget
+
+
+def load_budget(dumped: dict[str, Any]) -> Budget:
+    """What `dump_budget` gave. Raises AttributeError for a field that no budget has."""
+    budget = Budget()
+    for name, value in dumped.items():
+        load = _LOAD.get(name)
+        setattr(budget, name, value if load is None else load(value))
+    return budget

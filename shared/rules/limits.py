@@ -1,0 +1,67 @@
+"""How much a Business Center may have of what the rules must keep in memory, since version 3 of the rules.
+
+Whatever can rest (`resting`) or ends by itself needs no bound. Who reaches one of these is told so by `limit_reached`,
+or by `too_many_campaigns` in quarantine: one tenant's memory is never another's stand-still.
+"""
+
+from typing import Final
+
+from shared.rules.budgets import DAILY
+from shared.rules.pauses import lacks_untied_money, pinned
+from shared.rules.policy import Policy
+from shared.rules.refusal import require
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Held
+from shared.rules.versions import LIMITED
+
+MOST_AD_ACCOUNTS: Final = 20_000
+MOST_OPEN_GRANTS: Final = 20_000
+MOST_TIED_IDS: Final = 100_000
+MOST_DAILY_BUDGETS: Final = 100_000
+MOST_STOPPED: Final = 10_000
+# Of all Business Centers of a shard together, so that four shards fit into a gibibyte.
+MOST_HELD_BYTES: Final = 128 * 2**20
+
+
+def require_memory(policy: Policy, held: Held) -> None:
+    """Refuse what a shard would have to keep beyond what all its Business Centers may have together."""
+    allowed = policy.rules < LIMITED or held.bytes < MOST_HELD_BYTES
+    require(allowed, "limit_reached", "the shard of this Business Center holds all that it may: it needs more shards")
+
+
+def require_ad_account(policy: Policy, center: BusinessCenter) -> None:
+    """Refuse an ad account more than a Business Center may have."""
+    require_memory(policy, center.held)
+    _require(policy, len(center.accounts) + 1, MOST_AD_ACCOUNTS, "ad accounts: no more can be opened")
+
+
+def require_grant(policy: Policy, center: BusinessCenter, campaigns: frozenset[str] | None) -> None:
+    """Refuse a grant more, or one that names more campaigns, than a Business Center may have open."""
+    _require(policy, center.open_grants + 1, MOST_OPEN_GRANTS, "open grants: wait until some are used up or expire")
+    if campaigns is not None:
+        tied = center.tied_ids + len(campaigns)
+        _require(policy, tied, MOST_TIED_IDS, "campaigns named by open vouchers: name fewer, or none")
+    require_memory(policy, center.held)
+
+
+def require_daily_budget(policy: Policy, center: BusinessCenter, campaign: Campaign | None, mode: str) -> None:
+    """Refuse a daily budget more than a Business Center's campaigns may have."""
+    if mode == DAILY and (campaign is None or campaign.budget.mode != DAILY):
+        daily = center.daily_campaigns + 1
+        _require(policy, daily, MOST_DAILY_BUDGETS, "campaigns with a daily budget: end others first")
+        require_memory(policy, center.held)
+
+
+def takes_campaign(account: AdAccount, id: str, policy: Policy) -> bool:
+    """May that campaign come into being by spending? Not where it would only be one more that nothing pays for."""
+    if policy.rules < LIMITED or not account.has_tied or account.participates:
+        return True
+    if pinned(account) and account.business_center.held.bytes >= MOST_HELD_BYTES:
+        return False
+    if len(account.stopped_campaigns) < MOST_STOPPED:
+        return True
+    return id in account.vouchers.tied_to or not lacks_untied_money(account, policy)
+
+
+def _require(policy: Policy, wanted: int, most: int, of_what: str) -> None:
+    allowed = policy.rules < LIMITED or wanted <= most
+    require(allowed, "limit_reached", f"a Business Center may have {most} {of_what}")

@@ -1,0 +1,184 @@
+"""Campaigns that rest: those that nobody has named for long leave memory, and come back when somebody does.
+
+Nothing that is decided depends on it: which of them leave, and when, is up to the process that writes the shard. What
+it keeps of one is a row with the position up to which it holds (`docs/decisions/what-leaves-memory.md`). The next batch
+is decided before that row can be read, so what has just left is at hand for one batch more.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+from shared.rules.budgets import DAILY, OPEN_DAYS
+from shared.rules.kept_budgets import dump_budget, load_budget
+from shared.rules.pauses import is_large
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, Campaign
+
+# By ad account and campaign: what was looked up of those that a batch names; None for one that never was.
+Recorded = Mapping[str, Mapping[str, dict[str, Any] | None]]
+
+# So many leave at once, and so many are looked at to find them; more where they come faster than they leave.
+MOST_LEAVING: Final = 10_000
+LOOKED_AT: Final = 2_000
+LOOKED_AT_IN_HASTE: Final = 30_000
+
+
+class CampaignsInMemory:
+    """Which campaigns of a shard are in memory: no more than `most`, but for those that cannot rest.
+
+    `routes` lead from the ids of a spend to its campaign, for those named in the present generation. A generation ends
+    when a quarter of `most` were named in it. Who was named neither in it nor in the one before may leave.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+        self.count = 0
+        self.some_rest = False
+        self.routes: dict[str, Campaign] = {}
+        self.recorded: Recorded = {}
+        self._generation = 0
+        self._looked_through = -1
+        self._named = 0
+        self._left: dict[tuple[str, str], Campaign] = {}
+        self._all: Iterator[Campaign] | None = None
+
+    def note(self, route: str, campaign: Campaign) -> None:
+        """It was named, for the first time in this generation."""
+        self.routes[route] = campaign
+        campaign.seen = self._generation
+        self._named += 1
+
+    def find(self, account: AdAccount, id: str) -> Campaign | None:
+        """The account's campaign of that id, which then stays; None: there never was one.
+
+        Raises LookupError where it may rest and nobody has looked it up.
+        """
+        campaign = account.campaigns.get(id)
+        if campaign is None and account.named > len(account.campaigns):
+            campaign = self._left.pop((account.id, id), None) or self._awoken(account, id)
+            if campaign is not None:
+                self.add(campaign)
+        return campaign
+
+    def find_all(self, account: AdAccount) -> None:
+        """Bring back all campaigns of an account. Raises LookupError where not all of them were looked up."""
+        if account.named == len(account.campaigns):
+            return
+        for id in [*(id for holder, id in self._left if holder == account.id), *self.recorded.get(account.id, ())]:
+            self.find(account, id)
+        if account.named != len(account.campaigns):
+            raise LookupError(f"campaigns of the ad account {account.id} that rest were not looked up")
+
+    def add(self, campaign: Campaign) -> None:
+        """Hold a campaign in memory."""
+        campaign.account.campaigns[campaign.id] = campaign
+        campaign.seen = self._generation
+        self._named += 1
+        self.count += 1
+
+    def take_out(self, campaign: Campaign) -> None:
+        """Take a campaign out of memory that another process has let rest, and that can be looked up."""
+        account = campaign.account
+        del account.campaigns[campaign.id]
+        self.routes.pop(route(account.business_center.id, account.id, campaign.id), None)
+        self.count -= 1
+        self.some_rest = True
+
+    def let_rest(self, accounts: Mapping[str, AdAccount], policy: Policy) -> list[Campaign]:
+        """After a batch: take those out of memory that are too many. Returns them, because rows are kept of them."""
+        self._left = {}
+        if self.most is None or self.count <= self.most // 4 * 3:
+            return []
+        if self._named >= self.most // 4:
+            self._generation += 1
+            self._named = 0
+            self.routes.clear()
+        for campaign in self._idle(accounts, self.count - self.most, policy):
+            self._left[campaign.account.id, campaign.id] = campaign
+            del campaign.account.campaigns[campaign.id]
+        self.count -= len(self._left)
+        self.some_rest = self.some_rest or bool(self._left)
+        return list(self._left.values())
+
+    def _idle(self, accounts: Mapping[str, AdAccount], too_many: int, policy: Policy) -> Iterator[Campaign]:
+        """Some that may leave. A look goes on where the one before ended, and through all once in a generation."""
+        if too_many <= 0 or self._looked_through == self._generation:
+            return
+        self._all = self._all or _all_of(accounts)
+        left = min(too_many, MOST_LEAVING)
+        for campaign in islice(self._all, LOOKED_AT if too_many < LOOKED_AT else LOOKED_AT_IN_HASTE):
+            if campaign.seen < self._generation - 1 and may_rest(campaign, policy):
+                yield campaign
+                left -= 1
+                if not left:
+                    return
+        if next(self._all, None) is None:
+            self._looked_through = self._generation
+            self._all = None
+
+    def _awoken(self, account: AdAccount, id: str) -> Campaign | None:
+        looked_up = self.recorded.get(account.id, {})
+        if id not in looked_up:
+            raise LookupError(f"the campaign {id} of the ad account {account.id} may rest and was not looked up")
+        kept = looked_up[id]
+        return None if kept is None else load_campaign(account, id, kept)
+
+
+def route(center_id: str, account_id: str, campaign_id: str) -> str:
+    """What a campaign is found by in one step. No id holds a space."""
+    return f"{center_id} {account_id} {campaign_id}"
+
+
+def may_rest(campaign: Campaign, policy: Policy) -> bool:
+    """Can nothing but a record that names it change the campaign, or what stops it?
+
+    Time changes daily budgets that are spent or paused; the money of its account does where some of it is, or was, tied
+    to campaigns, unless the account is large or draws on its Business Center.
+    """
+    account, budget = campaign.account, campaign.budget
+    if campaign in account.watched or campaign in account.stopped_campaigns:
+        return False
+    if budget.mode == DAILY and max(budget.day, budget.days.newest) >= account.zone.today - OPEN_DAYS:
+        return False
+    if campaign.id in account.vouchers.tied_to:
+        return False
+    return account.participates or not account.has_tied or is_large(account, policy)
+
+
+def dump_campaign(campaign: Campaign) -> dict[str, Any]:
+    """What is kept of a campaign that rests: its place, what stops it, its budget."""
+    return {"order": campaign.order, "causes": campaign.causes, "budget": dump_budget(campaign.budget)}
+
+
+def is_as_dumped(kept: Any) -> bool:
+    """Is it what `dump_campaign` could have given, once it has been JSON? Whether it is true only the rules can say."""
+    try:
+        place, causes, budget = kept["order"], kept["causes"], kept["budget"]
+        again = dump_budget(load_budget(budget))
+        return len(kept) == 3 and type(place) is type(causes) is int and _plain(again) == _plain(budget)
+    except Exception:
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """JSON as it is compared: lists and tuples are one. Raises TypeError for what no dump has."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or type(value) in (int, str):
+        return value
+    raise TypeError(type(value).__name__)
+
+
+def load_campaign(account: AdAccount, id: str, kept: dict[str, Any]) -> Campaign:
+    """The campaign as it was."""
+    campaign = Campaign(account, id, kept["order"], load_budget(kept["budget"]))
+    campaign.causes = kept["causes"]
+    return campaign
+
+
+def _all_of(accounts: Mapping[str, AdAccount]) -> Iterator[Campaign]:
+    for account in list(accounts.values()):
+        yield from list(account.campaigns.values())

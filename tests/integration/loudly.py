@@ -1,0 +1,41 @@
+"""A client that asks again and again over many connections, as fast as it is answered.
+
+A program of its own, so that who is measured waits for nobody but the API: its arguments are a port and how many
+connections, its standard input is a JSON list of requests. It says a line when it has begun.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import cycle
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes) -> int:
+    """Ask, take the whole answer, and return its status."""
+    writer.write(sent)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    await reader.readexactly(length)
+    return int(head.split()[1])
+
+
+async def _ask_for_ever(port: int, requests: Iterator[bytes]) -> None:
+    while True:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            while True:
+                await exchange(reader, writer, next(requests))
+
+
+async def _main() -> None:
+    port, connections = map(int, sys.argv[1:])
+    requests = cycle([each.encode() for each in json.load(sys.stdin)])
+    asking = [asyncio.create_task(_ask_for_ever(port, requests)) for _ in range(connections)]
+    print("asking", flush=True)
+    await asyncio.gather(*asking)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,74 @@
+"""One subject at its worst, and what another waits meanwhile: on real sockets, with answers as dear as they come.
+
+Three times at the 99th percentile is the goal on a machine of its own, which `python -m tests.benchmarks.neighbours`
+measures. This one is shared with whatever else is tested, and what passes by there is no fault: so the middle counts.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import httpx
+
+from shared.runtime.settings import Settings
+from tests.integration.loudly import exchange
+from tests.integration.neighbours import LOUD, QUIET, compare, dear_requests, fill, loud, request, serving_apart
+from tests.integration.tokens import issuer
+from tests.servers import free_ports, reachable_directory, running_system
+
+MOST_TIMES = 8
+# Without turns, rests and a rate: about 40 times.
+CALM_MS = 5.0
+
+
+async def test_who_asks_for_the_dearest_does_not_make_others_wait(settings: Settings, tmp_path: Path) -> None:
+    issues = issuer(tmp_path / "keys")
+    changes = {"api_authentication": "tokens", "api_keys_file": issues.keys_file, "health_port": free_ports(1)}
+    settings = settings.model_copy(update=changes)
+    database = await asyncpg.connect(settings.database_url)
+    await fill(database)
+    await database.close()
+    noisy = issues.token(sub=LOUD, business_centers=[LOUD])
+    calm = issues.token(sub=QUIET, business_centers=[QUIET])
+    async with serving_apart(settings):
+        dear = dear_requests(noisy)
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
+        statuses = [await exchange(reader, writer, each) for each in dear]
+        assert statuses.count(200) == len(dear) - 2, statuses
+        writer.close()
+        quiet = itertools.repeat(request(calm, f"/v1/business-centers/{QUIET}"))
+        longest = dear[:5]  # What the API itself works on for the longest.
+        silent, meanwhile = await compare(settings.http_port, quiet, longest, rounds=2, count=40)
+        assert meanwhile.at(0.5) < MOST_TIMES * max(silent.at(0.5), CALM_MS), (str(silent), str(meanwhile))
+        async with loud(settings.http_port, 250, dear), httpx.AsyncClient(trust_env=False, timeout=3) as client:
+            for path in ("healthz", "readyz"):
+                answer = await client.get(f"http://127.0.0.1:{settings.health_port}/{path}")
+                assert "status" in answer.json()
+
+
+def _deposits(token: str, business_center_id: str) -> Iterator[bytes]:
+    while True:
+        sent = {"command_id": str(uuid4()), "type": "deposit_cash", "business_center_id": business_center_id}
+        yield request(token, "/v1/commands", {**sent, "amount": "0.01", "issued_at": "2026-03-12T09:00:00Z"})
+
+
+async def test_who_sends_commands_without_end_does_not_delay_anothers() -> None:
+    with reachable_directory() as directory:
+        issues = issuer(directory)
+        async with running_system(api_authentication="tokens", api_keys_file=issues.keys_file) as system:
+            async with system.client() as client:
+                headers = {"Authorization": f"Bearer {issues.token()}"}
+                for name in (LOUD, QUIET):
+                    sent = {"command_id": str(uuid4()), "type": "open_business_center", "business_center_id": name}
+                    sent |= {"currency": "USD", "time_zone": "UTC", "issued_at": "2026-03-12T09:00:00Z"}
+                    assert (await client.post("/v1/commands", json=sent, headers=headers)).status_code == 200
+            noisy = issues.token(sub=LOUD, business_centers=[LOUD])
+            calm = issues.token(sub=QUIET, business_centers=[QUIET])
+            many = list(itertools.islice(_deposits(noisy, LOUD), 2_000))
+            silent, meanwhile = await compare(
+                system.settings.http_port, _deposits(calm, QUIET), many, rounds=1, count=40
+            )
+            assert meanwhile.at(0.5) < MOST_TIMES * max(silent.at(0.5), CALM_MS), (str(silent), str(meanwhile))

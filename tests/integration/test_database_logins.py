@@ -1,0 +1,370 @@
+"""What any login may do by itself: take connections, set its role up for later, write where no table's rights reach."""
+
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from structlog.testing import capture_logs
+
+from services.auditor.cli import verify
+from shared.runtime import postgres as connections
+from shared.runtime.closed_functions import CLOSED_NAMES
+from shared.runtime.migrate import migrate
+from shared.runtime.postgres import connect, is_lost
+from shared.runtime.roles import OF_THE_OWNER, SERVICE_ROLES, connection_limits, keep_roles_plain
+from shared.runtime.settings import Settings
+from tests.secured_postgres import OWNER, PUBLIC_SQL, SUPERUSER, SecuredPostgres
+from tests.servers import reachable_directory
+
+DATABASE_PAGE = Path(__file__).parents[2] / "docs" / "database.md"
+MOST_CONNECTIONS = 100  # of PostgreSQL, where nobody says otherwise
+FORBIDDEN_SETTINGS = {
+    "statement_timeout": "1ms",
+    "lock_timeout": "1ms",
+    "synchronous_commit": "off",
+    "default_transaction_read_only": "on",
+    "default_transaction_isolation": "serializable",
+    "search_path": "nowhere",
+    "local_preload_libraries": "nothing",
+    "standard_conforming_strings": "off",
+    "timezone": "Asia/Tokyo",
+    "default_tablespace": "pg_global",
+    "exit_on_error": "on",
+    "restrict_nonsystem_relation_kind": "view",
+}
+# Functions that any login may run, that are no plain reading, and that do no harm.
+HARMLESS = {
+    "they change this session, or say something of it": r"set_config|setseed|pg_sleep.*|pg_notify"
+    r"|pg_stat_clear_snapshot|pg_stat_force_next_flush|current_query|lastval|timeofday|clock_timestamp|pg_jit_available|pg_advisory_unlock.*"
+    r"|random.*|gen_random_uuid|uuidv[47]|array_(sample|shuffle)",
+    "they ask for the rights of what they touch": r"nextval|currval|setval|query_to_xml.*|cursor_to_xml.*|brin_.+"
+    r"|ts_(stat|rewrite)|gin_clean_pending_list|pg_(clear|restore)_(attribute|relation)_stats|pg_get_sequence_data"
+    r"|pg_sequence_last_value",
+    "they are for superusers, replication, upgrades or the maker of an extension": r"binary_upgrade_.+|pg_nextoid"
+    r"|pg_(create|copy|drop)_(logical_|physical_)?replication_slot|pg_logical_slot_.+|pg_replication_slot_advance"
+    r"|pg_sync_replication_slots|pg_import_system_collations|pg_stop_making_pinned_objects|pg_extension_config_dump"
+    r"|pg_read_file_old|pg_rotate_logfile_old",
+    "they end sessions of the same login": r"pg_(cancel|terminate)_backend",
+    "they look": r"pg_.*_(size|lsn|xact|timestamp|timestamp_origin|status|pids|blocked|version|usage|state|recovery)"
+    r"|pg_is_wal_replay_paused|pg_(stat_get|control|partition|wal_summary|available_wal|get|isolation|last|prepared|is|safe_snapshot)_.*"
+    r"|plpgsql_(call_handler|validator)|txid_status|currtid2?|amvalidate",
+}
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[SecuredPostgres]:
+    with reachable_directory() as directory:
+        server = SecuredPostgres(directory)
+        await server.start()
+        await migrate(server.settings(OWNER))
+        yield server
+        await server.stop()
+
+
+@asynccontextmanager
+async def session(server: SecuredPostgres, login: str, database: str = OWNER) -> AsyncIterator[asyncpg.Connection]:
+    connection = await server.connect(login, database)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def audit(server: SecuredPostgres, capsys: pytest.CaptureFixture[str]) -> str | None:
+    """The difference that `audit verify` finds."""
+    capsys.readouterr()
+    await verify(server.settings("drawdown_auditor"), as_json=True)
+    found: str | None = json.loads(capsys.readouterr().out)["difference"]
+    return found
+
+
+# ---- Connections --------------------------------------------------------------------------------------------------
+
+
+async def test_a_login_cannot_take_all_connections(server: SecuredPostgres) -> None:
+    held: list[asyncpg.Connection] = []
+    try:
+        for _ in range(connection_limits(4)["drawdown_auditor"]):
+            held.append(await server.connect("drawdown_auditor"))
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await server.connect("drawdown_auditor")
+        async with session(server, "drawdown_allocation") as writer:
+            assert await writer.fetchval("SELECT 1") == 1
+    finally:
+        for connection in held:
+            await connection.close()
+
+
+def test_all_logins_together_leave_some_to_the_owner() -> None:
+    assert sum(connection_limits(4).values()) <= MOST_CONNECTIONS - OF_THE_OWNER
+    for role, limit in connection_limits(4).items():
+        assert f"`{role}` {limit}" in DATABASE_PAGE.read_text()
+
+
+async def test_a_ledger_of_more_shards_than_the_server_has_connections_for_is_told(server: SecuredPostgres) -> None:
+    async with session(server, OWNER) as owner:
+        with capture_logs() as logs:
+            await keep_roles_plain(owner, shards=4)
+            assert logs == []
+            await keep_roles_plain(owner, shards=64)
+    (told,) = logs
+    assert (told["log_level"], told["wanted"], told["found"]) == ("warning", 220, MOST_CONNECTIONS)
+
+
+async def test_the_superusers_file_takes_nothing_from_a_writer_that_runs(server: SecuredPostgres) -> None:
+    server.psql(SUPERUSER, "postgres", "--file", PUBLIC_SQL)
+    async with session(server, "drawdown_allocation") as writer:
+        await writer.execute("SELECT pg_advisory_lock(1, 1), pg_advisory_unlock_all()")
+
+
+async def test_a_limit_that_the_owner_has_raised_stays(server: SecuredPostgres) -> None:
+    async with session(server, OWNER) as owner:
+        limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'drawdown_api'"
+        await owner.execute("ALTER ROLE drawdown_api CONNECTION LIMIT 33")
+        await migrate(server.settings(OWNER))
+        assert await owner.fetchval(limit) == 33
+        await owner.execute("ALTER ROLE drawdown_api CONNECTION LIMIT -1")
+        await migrate(server.settings(OWNER))
+        assert await owner.fetchval(limit) == connection_limits(4)["drawdown_api"]
+
+
+async def test_a_login_that_misbehaves_is_shut_out_and_let_in_again_as_the_runbook_says(
+    server: SecuredPostgres,
+) -> None:
+    runbook = DATABASE_PAGE.with_name("runbook.md").read_text()
+    statements = re.findall(r'^sql "((?:ALTER ROLE|SELECT count\(pg_terminate)[^"]+)"', runbook, re.MULTILINE)
+    assert len(statements) == 2
+    held = await server.connect("drawdown_auditor")
+    async with session(server, SUPERUSER) as superuser:
+        assert [await superuser.fetchval(statement) for statement in statements] == [None, 1]
+    ended = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.AdminShutdownError)
+    with pytest.raises((*ended, asyncpg.InternalClientError)) as caught:
+        await held.fetchval("SELECT 1")
+    assert is_lost(caught.value), caught.value
+    with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
+        await server.connect("drawdown_auditor")
+    await migrate(server.settings(OWNER))
+    async with session(server, "drawdown_auditor") as auditor:
+        assert await auditor.fetchval("SELECT 1") == 1
+
+
+async def test_a_login_that_has_changed_its_own_password_gets_it_back_from_the_migration(
+    server: SecuredPostgres,
+) -> None:
+    async with session(server, "drawdown_api") as hostile:
+        await hostile.execute("ALTER ROLE CURRENT_USER PASSWORD 'mine'")
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await server.connect("drawdown_api")
+    await migrate(server.settings(OWNER))
+    async with session(server, "drawdown_api") as api:
+        assert await api.fetchval("SELECT 1") == 1
+
+
+# ---- Settings of its own -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["", "IN DATABASE drawdown"])
+@pytest.mark.parametrize("role", SERVICE_ROLES)
+async def test_settings_of_its_own_hold_for_no_service_and_are_found_and_taken_away(
+    role: str, where: str, server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with session(server, role) as hostile:
+        for name, value in FORBIDDEN_SETTINGS.items():
+            await hostile.execute(f"ALTER ROLE CURRENT_USER {where} SET {name} = '{value}'")
+    service = await connect(server.settings(role), role, "a test")
+    try:
+        for name, value in FORBIDDEN_SETTINGS.items():
+            assert await service.fetchval("SELECT current_setting($1)", name) != value, name
+    finally:
+        await service.close()
+    assert (await audit(server, capsys) or "").startswith(f"the role {role} has settings of its own: ")
+    await migrate(server.settings(OWNER))
+    assert await audit(server, capsys) is None
+
+
+def test_a_session_says_all_that_it_relies_on() -> None:
+    assert FORBIDDEN_SETTINGS.keys() <= connections._RELIED_ON.keys()
+
+
+LIFTED = {
+    "ALTER ROLE drawdown_api CREATEDB": (
+        "ALTER ROLE drawdown_api NOCREATEDB",
+        "the role drawdown_api was made CREATEDB",
+    ),
+    "ALTER ROLE drawdown_signals BYPASSRLS": (
+        "ALTER ROLE drawdown_signals NOBYPASSRLS",
+        "the role drawdown_signals was made BYPASSRLS",
+    ),
+    "ALTER ROLE drawdown_balance CONNECTION LIMIT -1": (
+        "ALTER ROLE drawdown_balance CONNECTION LIMIT 6",
+        "the role drawdown_balance may take all connections of the server: drawdown migrate",
+    ),
+    "GRANT drawdown_allocation TO drawdown_api": (
+        "REVOKE drawdown_allocation FROM drawdown_api",
+        "the role drawdown_api was made a member of drawdown_allocation",
+    ),
+    "SELECT lo_create(4711)": (
+        "SELECT lo_unlink(4711)",
+        "the database holds 1 large objects, some of postgres: nothing of ours makes any",
+    ),
+}
+
+
+@pytest.mark.parametrize("lifted", LIFTED)
+async def test_a_login_that_is_more_than_it_should_be_is_found(
+    lifted: str, server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back, said = LIFTED[lifted]
+    async with session(server, SUPERUSER) as superuser:
+        await superuser.execute(lifted)
+        try:
+            assert await audit(server, capsys) == said
+        finally:
+            await superuser.execute(back)
+    assert await audit(server, capsys) is None
+
+
+# ---- Beside the tables ---------------------------------------------------------------------------------------------
+
+FUNCTIONS = (
+    "lo_from_bytea(0, 'x')",
+    "lo_create(0)",
+    "lo_creat(0)",
+    "lo_put(1, 0, 'x')",
+    "pg_advisory_lock(1)",
+    "pg_try_advisory_xact_lock(1)",
+    "pg_logical_emit_message(false, 'x', 'x')",
+    "pg_current_xact_id()",
+    "txid_current()",
+    "pg_export_snapshot()",
+)
+
+
+@pytest.mark.parametrize("role", SERVICE_ROLES)
+async def test_what_writes_or_locks_beside_the_tables_is_refused(role: str, server: SecuredPostgres) -> None:
+    async with session(server, role) as connection:
+        for function in FUNCTIONS:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(f"SELECT {function}")
+
+
+@pytest.mark.parametrize("database", ["postgres", "template1"])
+@pytest.mark.parametrize("role", SERVICE_ROLES)
+async def test_other_databases_of_the_server_are_closed(role: str, database: str, server: SecuredPostgres) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied for database"):
+        await server.connect(role, database)
+
+
+async def unknown_functions(connection: asyncpg.Connection) -> set[str]:
+    """Functions of the server that any login may run, that do something, and that nobody here has looked at."""
+    rows = await connection.fetch(
+        "SELECT DISTINCT proname FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace AND provolatile = 'v'"
+        " AND has_function_privilege('public', p.oid, 'EXECUTE')"
+        " AND prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype, 'internal'::regtype)"
+        " AND NOT 'internal'::regtype = ANY(proargtypes::oid[])"
+    )
+    known = re.compile("|".join(HARMLESS.values()))
+    return {row[0] for row in rows if not known.fullmatch(row[0])}
+
+
+async def test_every_function_that_anybody_may_run_is_known_here(server: SecuredPostgres, database_url: str) -> None:
+    async with session(server, OWNER) as connection:
+        assert await unknown_functions(connection) == set()
+    embedded = await asyncpg.connect(database_url)
+    try:
+        assert await unknown_functions(embedded) == set()
+        assert await embedded.fetchval("SELECT has_function_privilege('public', 'lo_create(oid)', 'EXECUTE')") is False
+    finally:
+        await embedded.close()
+
+
+async def takers_of_transaction_ids(connection: asyncpg.Connection) -> set[str]:
+    """Functions without arguments that any login may run, and that use up a transaction id each time."""
+    rows = await connection.fetch(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND pronargs = 0 AND prokind = 'f'"
+        " AND has_function_privilege('public', oid, 'EXECUTE') AND NOT prorettype = ANY($1::regtype[])",
+        ["trigger", "event_trigger", "internal"],
+    )
+    found = set()
+    for (name,) in rows:
+        async with connection.transaction():
+            with contextlib.suppress(asyncpg.PostgresError):
+                async with connection.transaction():
+                    await connection.execute(f"SELECT pg_catalog.{name}()")
+            if await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL"):
+                found.add(name)
+    return found
+
+
+async def test_no_function_that_anybody_may_run_uses_up_transaction_ids(
+    server: SecuredPostgres, database_url: str
+) -> None:
+    async with session(server, "drawdown_auditor") as auditor:
+        assert await takers_of_transaction_ids(auditor) == set()
+    embedded = await connect(Settings(database_url=database_url), "drawdown_auditor", "a test")
+    try:
+        assert await takers_of_transaction_ids(embedded) == set()
+    finally:
+        await embedded.close()
+
+
+def test_the_superusers_file_closes_the_same_functions() -> None:
+    assert f"proname ~ '{CLOSED_NAMES}'" in PUBLIC_SQL.read_text()
+
+
+async def test_an_owner_that_may_not_close_them_migrates_all_the_same_and_the_audit_says_so(
+    server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with session(server, SUPERUSER, "postgres") as superuser:
+        await superuser.execute("CREATE DATABASE plain OWNER drawdown")
+    try:
+        settings = server.settings(OWNER)
+        plain = settings.model_copy(update={"database_url": f"{settings.database_url.rpartition('/')[0]}/plain"})
+        await migrate(plain)
+        capsys.readouterr()
+        assert await verify(plain, as_json=True) == 0
+        (note,) = json.loads(capsys.readouterr().out)["notes"]
+        assert note.startswith("every login may run pg_catalog.lo_close(integer) and ")
+    finally:
+        async with session(server, SUPERUSER, "postgres") as superuser:
+            await superuser.execute("DROP DATABASE plain WITH (FORCE)")
+
+
+async def test_a_backup_is_restored_by_the_owner_with_what_is_closed(server: SecuredPostgres, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    server.psql(OWNER, OWNER, "--format=custom", "--file", dump, program="pg_dump")
+    async with session(server, SUPERUSER, "postgres") as superuser:
+        await superuser.execute("CREATE DATABASE restored OWNER drawdown")
+    try:
+        server.psql(SUPERUSER, "restored", "--exit-on-error", dump, program="pg_restore")
+        async with session(server, OWNER, "restored") as owner:
+            assert not await owner.fetchval("SELECT has_function_privilege('public', 'lo_create(oid)', 'EXECUTE')")
+        settings = server.settings(OWNER)
+        await migrate(
+            settings.model_copy(update={"database_url": f"{settings.database_url.rpartition('/')[0]}/restored"})
+        )
+    finally:
+        async with session(server, SUPERUSER, "postgres") as superuser:
+            await superuser.execute("DROP DATABASE restored WITH (FORCE)")
+
+
+# ---- Who can lock whom ---------------------------------------------------------------------------------------------
+
+
+async def test_the_page_says_who_can_keep_others_from_reading_a_table(server: SecuredPostgres) -> None:
+    """Whoever may change rows of a table may lock it against its readers."""
+    said = dict(re.findall(r"^\| `(drawdown_\w+)` locks \| (.+?) \|", DATABASE_PAGE.read_text(), re.MULTILINE))
+    async with session(server, OWNER) as owner:
+        for role in SERVICE_ROLES:
+            rows = await owner.fetch(
+                "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p')"
+                " AND relnamespace = ANY('{ledger,balance,incentives,signals,public}'::regnamespace[])"
+                " AND has_table_privilege($1::text, oid, 'UPDATE, DELETE, TRUNCATE')",
+                role,
+            )
+            assert set(re.findall(r"`([a-z_.]+)`", said[role])) == {row[0] for row in rows}, role

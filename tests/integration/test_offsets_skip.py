@@ -1,0 +1,204 @@
+"""`drawdown offsets skip`: a record that stops a shard is passed over by hand as the runbook says, and never unseen."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.allocation import batch as batches
+from services.allocation import reading, worker
+from services.allocation.skipping import skip
+from services.auditor.cli import replay, verify
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.settings import Settings
+from tests.integration.writing import Message, Writing, command, spend, writing
+from tests.raw_batches import batch, bombs
+from tests.servers import run_to_its_end
+
+BECAUSE = "it makes the decoder fail; ticket 4711"
+
+
+@pytest.fixture
+def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that fails at records that hold this word, for a reason that nobody foresaw."""
+
+    def stumbles(decode: Callable[..., Any]) -> Callable[..., Any]:
+        async def decoding(commands: list[Any], events: list[Any], keys: Any) -> Any:
+            if any(b"poison" in (record.value or b"") for record in [*commands, *events]):
+                raise RuntimeError("nobody foresaw this")
+            return await decode(commands, events, keys)
+
+        return decoding
+
+    monkeypatch.setattr(worker, "decode", stumbles(batches.decode))
+
+
+async def operators_log(writer: Writing) -> list[asyncpg.Record]:
+    return await writer.database.fetch("SELECT * FROM ledger.operators_log ORDER BY sequence")  # type: ignore[no-any-return]
+
+
+def poisoned(topic: str, center: str) -> Message:
+    fields = {"note": "poison"}
+    return spend(center, **fields) if topic == SPEND_EVENTS else command(center, "deposit_cash", amount="1", **fields)
+
+
+@pytest.mark.usefixtures("stumbling")
+@pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
+async def test_a_shard_that_stands_at_a_record_is_led_past_it(settings: Settings, topic: str) -> None:
+    """The runbook's procedure, while the writer runs and fails, and fails again."""
+    async with writing(settings) as writer:
+        center, elsewhere = await writer.opened(), await writer.opened(1)
+        before, after, other = spend(center), spend(center), spend(elsewhere)
+        await writer.send(before)
+        await writer.decided()
+        poison = poisoned(topic, center)
+        (offset,) = await writer.send(poison)
+        await writer.send(after, other)
+        state = await writer.standing(0, "waiting")
+        assert "nobody foresaw this" in state["detail"]
+        epoch = await writer.database.fetchval("SELECT epoch FROM ledger.shards WHERE shard = 0")
+
+        await skip(settings, 0, topic, offset, BECAUSE)
+        await writer.decided()
+        assert await writer.charged(center) == [before["event_id"], after["event_id"]]
+        assert await writer.charged(elsewhere) == [other["event_id"]]
+        (row,) = await writer.quarantined()
+        assert (row["reason"], row["topic"], row["partition"], row["offset"]) == ("skipped", topic, 0, offset)
+        assert (row["raw"], row["business_center_id"]) == (json.dumps(poison).encode(), center)
+        assert BECAUSE in row["detail"]
+        (entry,) = await operators_log(writer)
+        assert (entry["action"], entry["because"]) == ("offsets_skipped", BECAUSE)
+        assert json.loads(entry["details"]) == {"shard": 0, "topic": topic, "offset": offset, "was_read": True}
+        assert await writer.database.fetchval("SELECT epoch FROM ledger.shards WHERE shard = 0") > epoch
+        assert await verify(settings) == 0
+        assert await replay(settings) == 0
+
+
+@pytest.mark.usefixtures("stumbling")
+@pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
+async def test_so_is_one_with_headers_which_are_kept(settings: Settings, topic: str) -> None:
+    headers = [("trace-id", b"1"), ("nothing", None), ("ce_time", b"\xff")]
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        (offset,) = await writer.send(poisoned(topic, center), headers=headers)
+        await writer.standing(0, "waiting")
+        await skip(settings, 0, topic, offset, BECAUSE)
+        await writer.decided()
+        (row,) = await writer.quarantined()
+        assert (row["reason"], row["offset"], row["business_center_id"]) == ("skipped", offset, center)
+        assert [name for name, _ in json.loads(row["headers"])] == [name for name, _ in headers]
+        assert await verify(settings) == 0
+
+
+@pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
+async def test_what_is_still_to_come_is_not_passed_over(settings: Settings, topic: str) -> None:
+    """The shard has recovered meanwhile: whatever comes next is good, and nobody would miss it."""
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        await writer.send(spend(center))
+        await writer.decided()
+        column = "spend_offset" if topic == SPEND_EVENTS else "command_offset"
+        offset = await writer.database.fetchval(f"SELECT {column} FROM ledger.shards WHERE shard = 0")
+        with pytest.raises(CannotGoOnError, match=r"has no record yet, .*: nothing was passed over"):
+            await skip(settings, 0, topic, offset, BECAUSE)
+        after = spend(center)
+        await writer.send(after)
+        await writer.decided()
+        assert after["event_id"] in await writer.charged(center)
+        assert await operators_log(writer) == []
+
+
+@pytest.mark.usefixtures("stumbling")
+async def test_nothing_but_the_next_record_is_passed_over(settings: Settings) -> None:
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        (offset,) = await writer.send(poisoned(SPEND_EVENTS, center))
+        await writer.standing(0, "waiting")
+        refused: list[tuple[int, str, int, str, str]] = [
+            (0, SPEND_EVENTS, offset + 1, BECAUSE, f"shard 0 needs offset {offset} of spend.events next"),
+            (0, SPEND_EVENTS, 2**62, BECAUSE, f"shard 0 needs offset {offset} of spend.events next"),
+            (0, FINANCE_COMMANDS, offset, BECAUSE, "shard 0 needs offset 3 of finance.commands next"),
+            (9, SPEND_EVENTS, offset, BECAUSE, "there is no shard 9"),
+            (0, "finance.outcomes", offset, BECAUSE, "reads spend.events and finance.commands"),
+            (0, SPEND_EVENTS, offset, " \n", "--because should say why"),
+        ]
+        lease = "SELECT shard, epoch, spend_offset, command_offset FROM ledger.shards ORDER BY 1"
+        before = await writer.database.fetch(lease)
+        for shard, topic, wrong, because, told in refused:
+            with pytest.raises(CannotGoOnError, match=told):
+                await skip(settings, shard, topic, wrong, because)
+        assert await writer.database.fetch(lease) == before
+        assert (await writer.quarantined(), await operators_log(writer)) == ([], [])
+
+
+async def test_it_works_while_nobody_writes_and_where_the_record_cannot_be_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_SECONDS", 0.0)
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        await writer.stop()
+        lost, after = spend(center), spend(center)
+        offset, _ = await writer.send(lost, after)
+        await skip(settings, 0, SPEND_EVENTS, offset, BECAUSE)
+        (row,) = await writer.quarantined()
+        assert (row["reason"], row["offset"], row["raw"], row["raw_bytes"]) == ("skipped", offset, None, None)
+        assert "could not be read within" in row["detail"]
+        writer.start()
+        await writer.decided()
+        assert await writer.charged(center) == [after["event_id"]]
+        with pytest.raises(CannotGoOnError, match=f"needs offset {offset + 2} "):
+            await skip(settings, 0, SPEND_EVENTS, offset, BECAUSE)
+
+
+@pytest.mark.embedded  # Apache Kafka looks into such a batch and refuses it.
+async def test_of_a_batch_that_cannot_be_read_one_offset_is_passed_over(settings: Settings) -> None:
+    codec, packed = bombs(17)["zstd"]
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        await writer.stop()
+        offset = await writer.send_batch(batch(packed, 7, codec=codec), 0)
+        await skip(settings, 0, SPEND_EVENTS, offset, BECAUSE)
+        writer.start()
+        after = spend(center)
+        await writer.send(after)
+        await writer.decided()
+        assert await writer.charged(center) == [after["event_id"]]
+        found = [(row["reason"], row["offset"], row["raw_bytes"]) for row in await writer.quarantined()]
+        size = len(batch(packed, 7))
+        assert found == [("skipped", offset, size), ("too_large", offset + 1, size)]
+
+
+async def test_an_audit_finds_a_skipped_record_that_no_operator_owns_up_to(settings: Settings) -> None:
+    async with writing(settings) as writer:
+        await writer.opened()
+        await writer.stop()
+        assert await verify(settings) == 0
+        await writer.database.execute(
+            'INSERT INTO ledger.quarantine (shard, sequence, reason, detail, topic, partition, "offset", recorded_at)'
+            " SELECT 0, quarantine_sequence + 1, 'skipped', '', 'spend.events', 0, 7, ledger_time"
+            " FROM ledger.shards WHERE shard = 0"
+        )
+        await writer.database.execute(
+            "UPDATE ledger.shards SET quarantine_sequence = quarantine_sequence + 1 WHERE shard = 0"
+        )
+        assert await verify(settings) == 1
+
+
+async def test_the_command_line_says_what_it_did_and_the_log_keeps_it(settings: Settings) -> None:
+    async with writing(settings) as writer:
+        center = await writer.opened()
+        await writer.stop()
+        (offset,) = await writer.send(spend(center))
+        wrong = await run_to_its_end(f"offsets skip 0 spend.events {offset + 5} --because nothing", settings)
+        assert (wrong.returncode, wrong.stdout) == (1, "")
+        assert f"shard 0 needs offset {offset} of spend.events next, not {offset + 5}" in wrong.stderr
+        right = await run_to_its_end(f"offsets skip 0 spend.events {offset} --because {BECAUSE.split()[-1]}", settings)
+        assert right.returncode == 0, right.stderr
+        assert "one record was passed over" in right.stdout + right.stderr
+        told = await run_to_its_end("offsets log", settings)
+        (line,) = [json.loads(line) for line in told.stdout.splitlines()]
+        assert (line["action"], line["because"], line["details"]["offset"]) == ("offsets_skipped", "4711", offset)

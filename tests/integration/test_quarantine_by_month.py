@@ -1,0 +1,363 @@
+"""Quarantine lies in parts by month: made by whoever writes first, dropped whole by the ledger's owner, and audited."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import asyncpg
+import pytest
+
+from drawdown.quarantine_dropping import drop_month
+from services.auditor.cli import PASSED, replay, verify
+from shared.ledger.append import BatchWrite, append
+from shared.ledger.lease import Lease, claim
+from shared.ledger.times import from_datetime
+from shared.runtime.errors import CannotGoOnError
+from shared.runtime.migrate import migrate
+from shared.runtime.postgres import connect
+from shared.runtime.schema import known_migrations
+from shared.runtime.settings import BadSettingError, Settings
+from tests.acceptance.front_door import until
+from tests.servers import run_to_its_end
+
+ROLE = "drawdown_allocation"
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Settings:
+    return Settings(database_url=database_url)
+
+
+@pytest.fixture
+async def database(ledger: Settings) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(ledger.database_url)
+    yield connection
+    await connection.close()
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def rows(moment: datetime, count: int, of: tuple[int, int] | None = None) -> list[tuple[object, ...]]:
+    held = (None, None, None, *of) if of else (b"key", b"x" * 100, None, None, None)
+    return [("malformed", "why", "spend.events", 0, n, *held, None, moment, None, None) for n in range(count)]
+
+
+async def write(ledger: Settings, *parts: tuple[int, str, int]) -> None:
+    """Batches of a writer with no more than its rights: shard, ledger time and how many records are quarantined.
+
+    Shards are written beside each other.
+    """
+    owner = secrets.token_hex(4)
+    connection = await connect(ledger, ROLE, f"drawdown allocation {owner}")
+    try:
+        leases = await claim(connection, owner, 4)
+        await asyncio.gather(
+            *(_write(ledger, lease, [each for each in parts if each[0] == lease.shard]) for lease in leases)
+        )
+    finally:
+        await connection.close()
+
+
+async def _write(ledger: Settings, lease: Lease, parts: list[tuple[int, str, int]]) -> None:
+    connection = await connect(ledger, ROLE, "test")
+    try:
+        for _, moment, count in parts:
+            batch = BatchWrite(from_datetime(at(moment)), "none", lease.spend_offset, lease.command_offset)
+            batch.quarantined = rows(at(moment), count)
+            await append(connection, lease, batch)
+    finally:
+        await connection.close()
+
+
+async def months(database: asyncpg.Connection) -> dict[str, int]:
+    """How many records each part holds, without parts that are empty."""
+    found = await database.fetch(
+        "SELECT tableoid::regclass::text, count(*) FROM ledger.quarantine GROUP BY 1 ORDER BY 1"
+    )
+    return {row[0].removeprefix("ledger.quarantine_"): row[1] for row in found}
+
+
+async def drop(ledger: Settings, month: str, answer: bool = True) -> tuple[int, str]:
+    """The exit code, and what was asked."""
+    asked: list[str] = []
+
+    def confirm(told: str) -> bool:
+        asked.append(told)
+        return answer
+
+    return await drop_month(ledger, month, "the disk is full", confirm), "\n".join(asked)
+
+
+async def found_by_both(ledger: Settings, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The difference that each audit finds."""
+    found = []
+    for audit in (verify, replay):
+        capsys.readouterr()
+        assert await audit(ledger, as_json=True) == 1
+        found.append(json.loads(capsys.readouterr().out)["difference"])
+    return found
+
+
+SPREAD = ((0, "2026-06-30T23:59:59", 3), (1, "2026-07-01T00:00:00", 2), (0, "2026-07-31T23:59:59.999999", 4),
+          (0, "2026-08-01T00:00:00", 1), (1, "2026-08-15T12:00:00", 1), (0, "2027-01-01T00:00:00", 2))  # fmt: skip
+
+
+async def test_the_writer_makes_the_part_of_a_month_when_it_writes_into_it(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    await write(ledger, *SPREAD)
+    assert await months(database) == {"2026_06": 3, "2026_07": 6, "2026_08": 2, "2027_01": 2}
+
+
+async def test_a_new_month_begins_beside_readers_writers_and_a_backup(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    """What pg_dump holds for hours is a lock to read; what another shard's batch holds is one to write."""
+    await write(ledger, (0, "2026-06-01", 1))
+    other = await asyncpg.connect(ledger.database_url)
+    async with asyncio.timeout(20), database.transaction(), other.transaction():
+        await database.execute("LOCK TABLE ledger.quarantine IN ACCESS SHARE MODE")
+        await other.execute("INSERT INTO ledger.quarantine SELECT * FROM ledger.quarantine WHERE false")
+        await write(ledger, (0, "2026-07-01", 1), (1, "2026-07-01", 1))
+    await other.close()
+
+
+async def test_two_shards_begin_a_month_at_once(ledger: Settings, database: asyncpg.Connection) -> None:
+    months_of_all = [(shard, month, 5) for month in ("2026-09-01", "2026-10-01") for shard in range(4)]
+    await write(ledger, *months_of_all)
+    assert await months(database) == {"2026_09": 20, "2026_10": 20}
+
+
+async def test_a_month_that_seems_to_be_there_waits_for_who_makes_it(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    """Its part is seen a moment before all sessions are told of it; whoever makes it has the lock until they are."""
+    await write(ledger, (0, "2026-06-01", 1))
+    async with database.transaction():
+        await database.execute("LOCK TABLE ledger.quarantine IN SHARE UPDATE EXCLUSIVE MODE")
+        writing = asyncio.create_task(write(ledger, (0, "2026-06-01", 1)))
+        await until("it waits", lambda: _waits_for_quarantine(database))
+    await writing
+    assert await months(database) == {"2026_06": 2}
+
+
+async def _waits_for_quarantine(database: asyncpg.Connection) -> bool:
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'ledger.quarantine'::regclass AND NOT granted"
+    return bool(await database.fetchval(waiting))
+
+
+async def test_every_part_refuses_changes_and_is_closed_to_services(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    await write(ledger, (0, "2026-06-01", 1))
+    for table in ("quarantine", "quarantine_2026_06"):
+        for change in (
+            f"DELETE FROM ledger.{table}",
+            f"UPDATE ledger.{table} SET reason = 'x'",
+            f"TRUNCATE ledger.{table}",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+                await database.execute(change)
+    service = await connect(ledger, ROLE, "test")
+    for statement in (
+        "INSERT INTO ledger.quarantine_2026_06 SELECT * FROM ledger.quarantine_2026_06",
+        "DROP TABLE ledger.quarantine_2026_06",
+        "ALTER TABLE ledger.quarantine DETACH PARTITION ledger.quarantine_2026_06",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await service.execute(statement)
+    await service.close()
+
+
+async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
+    ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await write(ledger, *SPREAD)
+    digest = (
+        "SELECT encode(sha256(string_agg(sha256(convert_to(row_to_json(q)::text, 'UTF8')), '' ORDER BY sequence)),"
+        " 'hex') FROM ledger.quarantine_2026_07 q WHERE shard = $1"
+    )
+    await database.execute("SET timezone = 'UTC'")
+    digests = [await database.fetchval(digest, shard) for shard in (0, 1)]
+    code, asked = await drop(ledger, "2026-07")
+    assert code == 0
+    assert asked.splitlines() == [
+        "quarantine of 2026-07: 6 records, 618 bytes",
+        "  shard 0: 4 records, 4 to 7",
+        "  shard 1: 2 records, 1 to 2",
+    ]
+    assert await months(database) == {"2026_06": 3, "2026_08": 2, "2027_01": 2}
+    row = await database.fetchrow("SELECT * FROM ledger.operators_log")
+    assert (row["action"], row["because"]) == ("quarantine_dropped", "the disk is full")
+    assert json.loads(row["details"]) == {
+        "month": "2026-07",
+        "rows": 6,
+        "bytes": 618,
+        "shards": [
+            {"shard": 0, "first": 4, "last": 7, "rows": 4, "bytes": 412, "sha256": digests[0]},
+            {"shard": 1, "first": 1, "last": 2, "rows": 2, "bytes": 206, "sha256": digests[1]},
+        ],
+    }
+    for month in ("2026-06", "2026-08"):
+        assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+        assert (await drop(ledger, month))[0] == 0
+    assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+    await write(ledger, (1, "2026-11-01", 1))
+    assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+
+
+_RECORDS = "DELETE FROM ledger.quarantine WHERE shard = "
+_AGAIN = (
+    'INSERT INTO ledger.quarantine SELECT shard, {}, reason, detail, topic, partition, "offset", key, raw, headers,'
+    " business_center_id, '2026-06-30T23:59:59.5Z' FROM ledger.quarantine WHERE shard = 0 AND sequence = 3"
+)
+UNTOLD = {
+    f"{_RECORDS} 0 AND sequence = 3": "shard 0: the quarantined record 3 is missing",
+    f"{_RECORDS} 0 AND sequence = 8": "shard 0: the quarantined record 8 is missing",
+    f"{_RECORDS} 0 AND sequence > 9": "shard 0: the quarantined record 10 is missing",
+    f"{_RECORDS} 1": "shard 1: the quarantined record 3 is missing",
+    "DROP TABLE ledger.quarantine_2026_06": "shard 0: the quarantined record 1 is missing",
+    "DELETE FROM ledger.operators_log": "shard 0: the quarantined record 4 is missing",
+    _AGAIN.format(5): "shard 0: the operators' log says that the quarantined record 5 was dropped, it is there",
+    _AGAIN.format(11): "shard 0: the quarantine ends at 11, the lease says 10",
+}
+
+
+@pytest.mark.parametrize("statement", UNTOLD)
+async def test_a_gap_that_the_log_does_not_tell_of_is_found(
+    ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str], statement: str
+) -> None:
+    await write(ledger, *SPREAD)
+    await drop(ledger, "2026-07")
+    for table in await database.fetch("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only'"):
+        await database.execute(f"ALTER TABLE {table[0]} DISABLE TRIGGER append_only")
+    await database.execute(statement)
+    for table in await database.fetch("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only'"):
+        await database.execute(f"ALTER TABLE {table[0]} ENABLE ALWAYS TRIGGER append_only")
+    assert await found_by_both(ledger, capsys) == [UNTOLD[statement]] * 2
+
+
+async def test_what_is_not_to_be_dropped_is_not(ledger: Settings, database: asyncpg.Connection) -> None:
+    await write(ledger, *SPREAD)
+    with pytest.raises(BadSettingError, match="is not over"):
+        await drop(ledger, f"{datetime.now(UTC):%Y-%m}")
+    with pytest.raises(BadSettingError, match="is not over"):
+        await drop(ledger, "2027-01")
+    for month in ("2026-7", "2026-13", "07-2026", "2026-07; DROP TABLE ledger.entries"):
+        with pytest.raises(BadSettingError, match="is written like 2026-08"):
+            await drop(ledger, month)
+    with pytest.raises(CannotGoOnError, match="there is no quarantine of 2026-05: there is 2026-06, 2026-07"):
+        await drop(ledger, "2026-05")
+    with pytest.raises(BadSettingError, match="say why"):
+        await drop_month(ledger, "2026-07", " ", lambda _: True)
+    assert (await drop(ledger, "2026-07", answer=False))[0] == 1
+    await database.execute(
+        'INSERT INTO ledger.forwarded (shard, topic, partition, "offset", replay_shard, replay_sequence)'
+        " VALUES (2, 'spend.events', 0, 1, 0, 5)"
+    )
+    with pytest.raises(CannotGoOnError, match="1 records of 2026-07 were sent back and wait"):
+        await drop(ledger, "2026-07")
+    await database.execute("DELETE FROM ledger.forwarded")
+    other = await asyncpg.connect(ledger.database_url)
+    async with other.transaction():
+        await other.execute("SELECT count(*) FROM ledger.quarantine")
+        with pytest.raises(CannotGoOnError, match="somebody reads quarantine all the while"):
+            await drop(ledger, "2026-07")
+    await other.close()
+    assert await months(database) == {"2026_06": 3, "2026_07": 6, "2026_08": 2, "2027_01": 2}
+    assert await database.fetchval("SELECT count(*) FROM ledger.operators_log") == 0
+
+
+async def test_there_is_an_end_to_months(ledger: Settings, database: asyncpg.Connection) -> None:
+    begin = (
+        "SELECT ledger.make_quarantine_part(timestamptz '1990-01-01Z' + n * interval '1 month')"
+        " FROM generate_series(1, $1) AS n"
+    )
+    await database.execute(
+        "DROP TABLE "
+        + (
+            await database.fetchval(
+                "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass"
+            )
+        )
+    )
+    service = await connect(ledger, ROLE, "test")
+    await service.execute(begin, 3)
+    await database.execute(
+        "UPDATE pg_proc SET prosrc = replace(prosrc, '>= 600', '>= 4')"
+        " WHERE oid = 'ledger.make_quarantine_part'::regproc"
+    )
+    await service.execute(begin, 4)
+    with pytest.raises(asyncpg.RaiseError, match="drop some before"):
+        await service.execute(begin, 5)
+    await service.close()
+
+
+async def test_the_month_that_a_shard_is_in_is_never_refused(ledger: Settings, database: asyncpg.Connection) -> None:
+    """Neither because others were made before it, nor under a clock that is years ahead."""
+    await database.execute(
+        "UPDATE pg_proc SET prosrc = replace(prosrc, '>= 600', '>= 1')"
+        " WHERE oid = 'ledger.make_quarantine_part'::regproc"
+    )
+    service = await connect(ledger, ROLE, "test")
+    with pytest.raises(asyncpg.RaiseError, match="drop some before"):
+        await service.execute("SELECT ledger.make_quarantine_part('1990-01-01Z')")
+    with pytest.raises(asyncpg.CheckViolationError, match="quarantine gets no part for 2500-"):
+        await service.execute("SELECT ledger.make_quarantine_part('2500-01-01Z')")
+    await service.close()
+    await write(ledger, (0, "2500-01-31T12:00:00", 2))
+    assert await months(database) == {"2500_01": 2}
+
+
+async def test_the_command_drops_a_month(ledger: Settings, database: asyncpg.Connection) -> None:
+    await write(ledger, *SPREAD)
+    done = await run_to_its_end("quarantine drop 2026-07 --yes --because full", ledger)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "dropped: 6 records of 2026-07; the operators' log has it"
+    refused = await run_to_its_end("quarantine drop 2026-07 --yes --because full", ledger)
+    assert refused.returncode == 1
+    assert "there is no quarantine of 2026-07" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+async def test_no_service_drops_a_month(ledger: Settings, database: asyncpg.Connection) -> None:
+    await write(ledger, *SPREAD)
+    await database.execute("CREATE ROLE dropping LOGIN PASSWORD 'x' IN ROLE drawdown_allocation")
+    try:
+        url = ledger.database_url.replace("://", "://dropping:x@", 1) if "@" not in ledger.database_url else None
+        head, _, tail = ledger.database_url.partition("@")
+        scheme = head.partition("://")[0]
+        as_service = Settings(database_url=url or f"{scheme}://dropping:x@{tail}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await drop(as_service, "2026-07")
+    finally:
+        await database.execute("DROP ROLE dropping")
+    assert (await months(database))["2026_07"] == 6
+
+
+async def test_a_quarantine_of_before_is_put_into_its_months(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(database_url=empty_database_url)
+    before = [each for each in known_migrations() if each.name < "0013"]
+    with monkeypatch.context() as patch:
+        for module in ("migrate", "schema"):
+            patch.setattr(f"shared.runtime.{module}.known_migrations", lambda: before)
+        await migrate(settings)
+    database = await asyncpg.connect(empty_database_url)
+    await database.execute(
+        'INSERT INTO ledger.quarantine (shard, sequence, reason, detail, topic, partition, "offset", raw, recorded_at)'
+        " SELECT n % 2, n, 'too_old', 'why', 'spend.events', 0, n, convert_to(n::text, 'UTF8'),"
+        " timestamptz '2026-01-31T23:00Z' + n * interval '20 days' FROM generate_series(1, 6) AS n;"
+        "INSERT INTO ledger.quarantine_replays VALUES (1, 3, now())"
+    )  # fmt: skip
+    old = await database.fetch("SELECT shard, sequence, raw, recorded_at FROM ledger.quarantine ORDER BY 1, 2")
+    await migrate(settings)
+    assert await database.fetch("SELECT shard, sequence, raw, recorded_at FROM ledger.quarantine ORDER BY 1, 2") == old
+    assert await months(database) == {"2026_02": 1, "2026_03": 1, "2026_04": 2, "2026_05": 2}
+    assert await database.fetchval("SELECT count(*) FROM ledger.quarantine_replays") == 1
+    await database.close()

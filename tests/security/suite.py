@@ -1,0 +1,17 @@
+"""All checks, in the order in which they are tried: what could stop the system comes last."""
+
+from tests.security import bombs, commands, containers, database, http, kafka, latency, quarantine, tokens
+
+CHECKS = (
+    *containers.CHECKS,
+    *tokens.CHECKS,
+    *http.CHECKS,
+    *kafka.CHECKS,
+    *commands.CHECKS,
+    *database.CHECKS,
+    *quarantine.CHECKS,
+    *latency.CHECKS,
+    *bombs.CHECKS,
+    *database.LAST,
+    *bombs.LAST,
+)

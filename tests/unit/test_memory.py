@@ -1,0 +1,91 @@
+"""The memory of an allocation process: shared out between its shards, and watched."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from services.allocation import memory
+from services.allocation.memory import CampaignMemory, Watch, memory_limit, resident_bytes
+from shared.rules.resting import CampaignsInMemory
+from tests.unit.test_rules_tables import Book
+
+
+def holding(count: int) -> CampaignsInMemory:
+    campaigns = CampaignsInMemory()
+    campaigns.count = count
+    return campaigns
+
+
+def test_a_shard_may_have_what_the_others_leave() -> None:
+    shared, busy, idle = CampaignMemory(1_000), holding(300), holding(50)
+    shared.hold(0, busy)
+    let_go = shared.hold(1, idle)
+    shared.share_out(0)
+    shared.share_out(1)
+    assert (busy.most, idle.most) == (950, 700)
+    busy.count = 950
+    shared.share_out(1)
+    assert idle.most == 500, "its equal part, whatever the others have"
+    let_go()
+    shared.share_out(0)
+    assert busy.most == 1_000
+
+
+def test_a_shard_that_was_loaded_again_is_not_let_go_by_its_first_loading() -> None:
+    shared, first, second = CampaignMemory(1_000), holding(1), holding(2)
+    let_go = shared.hold(0, first)
+    shared.hold(0, second)
+    let_go()
+    shared.share_out(0)
+    assert second.most == 1_000
+
+
+@pytest.mark.parametrize(("text", "limit"), [("max", None), ("1073741824", 2**30), (str(2**63 - 4096), None)])
+def test_the_limit_is_the_control_groups(
+    text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "limit").write_text(f"{text}\n")
+    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "nowhere", tmp_path / "limit"))
+    assert memory_limit() == limit
+
+
+def test_memory_that_is_short_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 100 * 2**20)
+    watch = Watch()
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 80 * 2**20)
+    assert watch.look() == "80 of 100 MiB of memory"
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 95 * 2**20)
+    with capture_logs() as logs:
+        assert watch.look() == watch.look() == "95 of 100 MiB of memory, which is short"
+    assert len(logs) == 1
+
+
+def test_what_is_resident_is_known() -> None:
+    assert resident_bytes() > 10 * 2**20
+
+
+def test_a_refused_command_is_gone_once_it_is_decided() -> None:
+    """It leaves no circle behind, which would keep its content until the collector comes."""
+
+    def decide(ledger: Book, content: dict[str, Any]) -> None:
+        refused = ledger.rules.command({"type": "deposit_cash", "amount": 0, "role": "admin"}, uuid4().bytes, content)
+        assert refused is not None  # held by a frame, as the writer's does
+
+    class Content(dict[str, Any]):
+        """One that can be watched."""
+
+    book, content = Book(), Content(type="deposit_cash")
+    gone = weakref.ref(content)
+    gc.collect()
+    gc.disable()
+    try:
+        decide(book, content)
+        del content
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,314 @@
+"""Campaigns that rest: nobody can tell from what is decided, and memory is bounded by what is active."""
+
+import json
+import random
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.rules import limits, pauses, shard
+from shared.rules.policy import STANDARD
+from shared.rules.resting import dump_campaign, is_as_dumped, load_campaign, may_rest
+from shared.rules.shard import DAY_US
+from shared.rules.versions import BOUNDED
+from tests.unit.pure_ledger import PureLedger
+from tests.unit.states import States, structure
+from tests.unit.test_rules_agree_with_the_model import by_time, work_of_days
+from tests.unit.test_rules_forget import Told
+from tests.unit.test_rules_tables import NOON, Book
+from tests.unit.tied_work import TiedWork
+
+
+def in_memory(ledger: PureLedger) -> int:
+    return sum(len(account.campaigns) for account in ledger.rules.accounts.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), most=st.sampled_from([4, 12, 24]))
+def test_campaigns_at_rest_decide_as_if_they_had_stayed(seed: int, most: int) -> None:
+    decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.05)
+
+
+def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
+    """Both ledgers, this one and one that stays in memory with all its campaigns, come to the same."""
+    staying, crash = PureLedger(), random.Random(seed)
+    for policy, now, messages in TiedWork(seed, campaigns=20).history(120):
+        resting.policy = staying.policy = policy
+        fates = staying.batch(messages, now)
+        assert resting.batch(messages, now) == fates
+        assert resting.rules.campaigns.count == in_memory(resting)
+        if crash.random() < reloads:
+            resting.reload()
+    assert resting.encoded() == staying.encoded()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 100_000), most=st.sampled_from([None, 4, 12]))
+def test_so_do_those_of_large_accounts(seed: int, most: int | None) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pauses, "LARGE_ACCOUNT", 5)
+        patched.setattr(limits, "MOST_STOPPED", 2)
+        patched.setattr(shard, "MOST_TIMER_ENTRIES", 3)
+        decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.2)
+
+
+def test_in_those_histories_many_rest_and_come_back() -> None:
+    rested, woken = 0, 0
+    for seed in range(5):
+        ledger = PureLedger(most_campaigns=4)
+        for policy, now, messages in TiedWork(seed, campaigns=20).history(120):
+            ledger.policy = policy
+            ledger.batch(messages, now)
+        keys = [row[:2] for row in ledger.resting]
+        rested, woken = rested + len(keys), woken + len(keys) - len(set(keys))
+    assert rested > 100
+    assert woken > 20
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), most=st.sampled_from([4, 8]))
+def test_so_do_those_of_many_days_and_accounts(seed: int, most: int) -> None:
+    resting, staying, crash = PureLedger(most_campaigns=most), PureLedger(), random.Random(seed)
+    for now, messages in by_time(work_of_days(seed, 200)):
+        assert resting.batch(messages, now) == staying.batch(messages, now)
+        if crash.random() < 0.1:
+            resting.reload()
+    assert resting.encoded() == staying.encoded()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_campaign_comes_back_as_it_was(seed: int) -> None:
+    for account in States(seed).shard().accounts.values():
+        for campaign in account.campaigns.values():
+            kept = json.loads(json.dumps(dump_campaign(campaign)))
+            assert is_as_dumped(kept)
+            assert structure(load_campaign(account, campaign.id, kept)) == structure(campaign)
+
+
+def spend(ledger: PureLedger, numbers: range, account: str = "a") -> list[Any]:
+    """A batch of spends, each of a campaign of its own."""
+    common = {"type": "spend", "business_center_id": "b", "ad_account_id": account, "amount": "0.000001"}
+    common |= {"currency": "USD", "occurred_at": "2027-03-10T12:00:00Z"}
+    return ledger.batch(
+        [
+            ("event", json.dumps({**common, "event_id": str(UUID(int=2**64 + n)), "campaign_id": f"c{n}"}).encode())
+            for n in numbers
+        ],
+        NOON,
+    )
+
+
+def test_invented_campaigns_do_not_fill_memory() -> None:
+    told = Told()
+    told.most_campaigns = 400
+    told.do("deposit_cash", amount="1000", ad_account_id="a")
+    sizes = []
+    tracemalloc.start()
+    for start in range(0, 12_000, 200):
+        assert spend(told, range(start, start + 200)) == ["charged"] * 200
+        told.resting.clear()
+        told.entries.clear()
+        told.recorded.clear()
+        told._events.clear()
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert in_memory(told) <= 640
+    assert max(sizes[20:]) < 1.2 * max(sizes[:20]), sizes
+    assert told.rules.accounts["a"].named == 12_000
+
+
+def test_what_is_used_stays_while_others_come_and_go() -> None:
+    told = Told()
+    told.most_campaigns = 1_000
+    told.do("deposit_cash", amount="1000", ad_account_id="a")
+    for start in range(0, 10_000, 500):
+        spend(told, range(start, start + 500))
+        told.event("0.000001")
+    assert "c" not in {campaign for _, campaign, _, _ in told.resting}
+
+
+def test_a_campaign_that_nobody_looked_up_is_not_taken_for_a_new_one() -> None:
+    told = Told()
+    told.most_campaigns = 10
+    for start in range(0, 100, 5):
+        spend(told, range(start, start + 5))
+    told.rules.begin(NOON)
+    account = told.rules.accounts["a"]
+    with pytest.raises(LookupError, match="was not looked up"):
+        told.rules.campaigns.find(account, "c0")
+
+
+def test_a_tied_voucher_brings_all_campaigns_of_its_account_back() -> None:
+    told, staying = Told(), Told()
+    told.most_campaigns = 10
+    for ledger in (told, staying):
+        ledger.do("deposit_cash", amount="0.000099", ad_account_id="a")
+        for start in range(0, 90, 5):
+            spend(ledger, range(start, start + 5))
+        ledger.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", campaign_ids=["c3"])
+        spend(ledger, range(90, 100))
+    assert told.encoded() == staying.encoded()
+    stopped = [line.campaign_id for line, *_ in told.entries if line.kind == "pause" and line.campaign_id]
+    assert len(stopped) == 99
+
+
+def test_in_a_large_account_they_stop_when_they_spend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "LARGE_ACCOUNT", 50)
+    told, staying = Told(), Told()
+    told.most_campaigns = 10
+    for ledger in (told, staying):
+        ledger.do("deposit_cash", amount="0.000090", ad_account_id="a")
+        for start in range(0, 90, 5):
+            spend(ledger, range(start, start + 5))
+        ledger.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", campaign_ids=["c3"])
+        spend(ledger, range(90, 92))
+        ledger.do("deposit_cash", amount="1", ad_account_id="a")
+        ledger.event("0.5")
+    assert told.encoded() == staying.encoded()
+    changes = [(line.kind, line.campaign_id) for line, *_ in told.entries if line.kind in ("pause", "resume")]
+    assert [change for change in changes if change[1]] == [
+        *(("pause", "c90"), ("pause", "c91"), ("resume", "c90"), ("resume", "c91"))
+    ]
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_in_a_large_account_midnight_stops_no_campaign_that_does_not_spend(
+    reload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "LARGE_ACCOUNT", 50)
+    told = Told()
+    told.do("deposit_cash", amount="0.000060", ad_account_id="a")
+    told.do("set_campaign_budget", ad_account_id="a", campaign_id="quiet", mode="daily", amount="5")
+    spend(told, range(60))
+    told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", campaign_ids=["c3"])
+    if reload:
+        told.reload()
+    told.batch([], NOON + DAY_US)
+    assert [line.campaign_id for line, *_ in told.entries if line.kind == "pause" and line.campaign_id] == []
+
+
+def test_time_or_money_may_change_these_so_they_stay() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=1_000, ad_account_id="a")
+    account = book.rules.accounts["a"]
+    for campaign, mode in (("daily", "daily"), ("life", "lifetime"), ("paused", "lifetime"), ("free", "unlimited")):
+        amount: dict[str, Any] = {"amount": 1 if campaign == "paused" else 100} if mode != "unlimited" else {}
+        book.do("set_campaign_budget", ad_account_id="a", campaign_id=campaign, mode=mode, **amount)
+        book.spend(1, campaign)
+    may = {id: may_rest(campaign, STANDARD) for id, campaign in account.campaigns.items()}
+    assert may == {"daily": False, "life": True, "paused": True, "free": True}
+    book.later(NOON + 8 * DAY_US)
+    assert may_rest(account.campaigns["daily"], STANDARD), "its day is over for good"
+    book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["free"])
+    assert not any(may_rest(campaign, STANDARD) for campaign in account.campaigns.values())
+
+
+# ---- What a Business Center may have --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("AD_ACCOUNTS", 3), ("OPEN_GRANTS", 3), ("TIED_IDS", 5), ("DAILY_BUDGETS", 2), ("STOPPED", 2)):
+        monkeypatch.setattr(limits, f"MOST_{name}", most)
+
+
+@pytest.mark.usefixtures("small")
+def test_ad_accounts_grants_and_daily_budgets_of_a_business_center_are_bounded() -> None:
+    book = Book()
+    assert [book.open(id) for id in ("x", "y", "z", "a")] == [None, None, "limit_reached", "already_exists"]
+
+    def voucher(id: str, *campaigns: str) -> str | None:
+        tied: dict[str, Any] = {"campaign_ids": list(campaigns), "ad_account_id": "a"} if campaigns else {}
+        return book.do("grant_voucher", voucher_id=id, amount=1, **tied)
+
+    assert voucher("v", "c", "d", "e") is None
+    assert voucher("w", "f", "g", "h") == "limit_reached"
+    assert voucher("w", "f") is None
+    assert book.do("grant_ad_credit", ad_credit_id="x", amount=1) is None
+    assert voucher("u") == "limit_reached"
+    book.spend(1, "c")  # uses v up
+    assert voucher("u", "f", "g", "h", "i") is None, "what is used up is not open"
+
+    def daily(campaign: str, mode: str = "daily") -> str | None:
+        amount: dict[str, Any] = {} if mode == "unlimited" else {"amount": 5}
+        return book.do("set_campaign_budget", ad_account_id="x", campaign_id=campaign, mode=mode, **amount)
+
+    assert [daily("c"), daily("d"), daily("c"), daily("e")] == [None, None, None, "limit_reached"]
+    assert "e" not in book.rules.accounts["x"].campaigns
+    assert [daily("d", "lifetime"), daily("e"), daily("f", "unlimited")] == [None, None, None]
+
+
+@pytest.mark.usefixtures("small")
+def test_before_version_3_nothing_was_bounded() -> None:
+    book = Book(replace(STANDARD, rules=BOUNDED))
+    assert [book.open(id) for id in ("x", "y", "z")] == [None, None, None]
+
+
+@pytest.mark.usefixtures("small")
+def test_campaigns_that_nothing_pays_for_are_not_invented_without_end() -> None:
+    book = Book()
+    book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
+    fates = [book.rules.event(book.event(1, campaign))[0] for campaign in ("x", "y", "z", "x", "c")]
+    assert fates == ["charged", "charged", "too_many_campaigns", "charged", "charged"]
+    book.do("deposit_cash", amount=5, ad_account_id="a")
+    assert book.rules.event(book.event(1, "z"))[0] == "charged"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_count_the_same_after_a_reload(seed: int) -> None:
+    ledger = PureLedger()
+    for policy, now, messages in TiedWork(seed).history(150):
+        ledger.policy = policy
+        ledger.batch(messages, now)
+    [before] = ledger.rules.business_centers.values()
+    ledger.reload()
+    [after] = ledger.rules.business_centers.values()
+    counts = [(each.open_grants, each.tied_ids, each.daily_campaigns, each.held.bytes) for each in (before, after)]
+    assert counts[0] == counts[1]
+    assert counts[0][3] > 1_000
+
+
+def test_all_business_centers_of_a_shard_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one may have times the number of Business Centers is more than a process has."""
+    monkeypatch.setattr(limits, "MOST_HELD_BYTES", 20_000)
+    book = Book()
+    opened = 0
+    while (refused := open_center(book, f"b{opened}")) is None:
+        opened += 1
+    assert (refused, 10 < opened < 20) == ("limit_reached", True)
+    assert open_center(book, "b0") == "already_exists"
+    assert book.open("x") == "limit_reached"
+    assert book.do("grant_voucher", voucher_id="v", amount=1) == "limit_reached"
+    daily: dict[str, Any] = {"ad_account_id": "a", "campaign_id": "c", "mode": "daily", "amount": 5}
+    assert book.do("set_campaign_budget", **daily) == "limit_reached"
+    assert book.do("set_campaign_budget", **{**daily, "mode": "lifetime"}) is None
+    assert book.do("deposit_cash", amount=5, ad_account_id="a") is None
+    assert book.rules.event(book.event(1, "new"))[0] == "charged", "spend goes on"
+
+
+def test_campaigns_that_a_voucher_keeps_in_memory_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_HELD_BYTES", 20_000)
+    book = Book()
+    book.do("deposit_cash", amount=1_000, ad_account_id="a")
+    before = book.rules.held.bytes
+    book.spend(1, "first")
+    assert book.rules.held.bytes == before
+    book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
+    fates = [book.rules.event(book.event(1, f"c{number}"))[0] for number in range(20)]
+    assert fates[0] == "charged"
+    assert fates[-1] == "too_many_campaigns"
+    book.do("enable_automatic_allocation")
+    assert book.rules.event(book.event(1, "another"))[0] == "charged", "they can rest now"
+
+
+def open_center(book: Book, id: str) -> str | None:
+    fields: dict[str, Any] = {"currency": "USD", "time_zone": "UTC", "finance_roles": True}
+    command = {"type": "open_business_center", "business_center_id": id, "role": "admin", **fields}
+    refused = book.rules.command(command, UUID(int=len(book.rules.business_centers)).bytes, {})
+    return refused.code if refused else None

@@ -1,0 +1,42 @@
+"""Whose a quarantined record is: the Business Center that the decoder would have read, and no other that it names."""
+
+import json
+from base64 import b64encode
+from typing import Any
+
+import pytest
+
+from services.allocation.decoding import Fault, business_center_of, decode_event
+
+INNER, OUTER = "inner", "outer"
+DATA = {"business_center_id": INNER, "amount": "none"}
+ENVELOPE = {"specversion": "1.0", "id": "x", "source": "/ads", "type": "any", "business_center_id": OUTER}
+ENCODED = {**ENVELOPE, "data_base64": b64encode(json.dumps(DATA).encode()).decode()}
+Headers = list[tuple[str, bytes | None]]
+SAYS_STRUCTURED: Headers = [("Content-Type", b"application/cloudevents+json; charset=utf-8")]
+SAYS_BINARY: Headers = [("ce_specversion", b"1.0"), ("ce_business_center_id", OUTER.encode())]
+RECORDS: list[tuple[Any, Headers, str | None]] = [
+    (DATA, [], INNER),
+    ({**ENVELOPE, "data": DATA}, [], INNER),
+    ({**ENVELOPE, "data": DATA}, SAYS_STRUCTURED, INNER),
+    ({**ENVELOPE, "data": DATA, "specversion": "0.3"}, [], INNER),
+    (ENCODED, [], INNER),
+    (ENCODED, SAYS_STRUCTURED, INNER),
+    ({**ENVELOPE, "data": {"amount": "1"}}, [], None),
+    ({**ENVELOPE, "data": "text"}, SAYS_STRUCTURED, None),
+    (ENVELOPE, [], None),
+    ({**ENVELOPE, "data_base64": "no base64"}, [], None),
+    ({**ENCODED, "data": DATA}, [], None),
+    ({**DATA, "data": {"business_center_id": OUTER}}, [], INNER),
+    (DATA, SAYS_BINARY, INNER),
+    ({"business_center_id": OUTER}, SAYS_STRUCTURED, None),
+]
+
+
+@pytest.mark.parametrize(("document", "headers", "whose"), RECORDS)
+def test_a_record_is_the_business_centers_that_its_data_names(
+    document: Any, headers: Headers, whose: str | None
+) -> None:
+    value = json.dumps(document).encode()
+    assert isinstance(decode_event(value, headers), Fault)
+    assert business_center_of(value, headers) == whose
