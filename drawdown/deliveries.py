@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from pydantic import ValidationError
 
 from shared.contracts.signals import DeliverySignal
-from shared.runtime.kafka import DELIVERY_SIGNALS, start_client
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client
 from shared.runtime.settings import Settings
 
 _REMEMBERED = 200
@@ -104,4 +104,4 @@ class Deliveries:
             async for record in consumer:
                 self.look_at(record)
         finally:
-            await asyncio.shield(consumer.stop())
+            await asyncio.shield(stop_client(consumer))

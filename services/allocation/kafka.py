@@ -13,7 +13,7 @@ from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.ledger.lease import Lease
 from shared.runtime.incarnation import is_same_incarnation
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client
+from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
 
 GAP_SECONDS: Final = 30.0
@@ -187,7 +187,7 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
     try:
         await _seek(consumer, lease)
     except BaseException:
-        await consumer.stop()
+        await stop_client(consumer)
         raise
     return consumer
 

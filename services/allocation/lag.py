@@ -6,7 +6,6 @@ Kafka's own tools know nothing of it, for there is no consumer group. A worker t
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Collection, Mapping
 from time import monotonic
 
 from services.allocation import metrics
@@ -52,23 +51,20 @@ def _reaches(decided: tuple[int, ...], ends: tuple[int, ...]) -> bool:
     return all(offset >= end for offset, end in zip(decided, ends, strict=True))
 
 
-async def watch_lag(workers: Mapping[int, Worker], shards: Collection[int], lags: dict[int, ShardLag]) -> None:
-    """Keep `lags` and the metrics up to date for the shards that are being written, until cancelled.
+async def watch_lag(worker: Worker, lags: dict[int, ShardLag]) -> None:
+    """Keep `lags` and the metrics up to date for a shard that is being written, until cancelled.
 
-    One of the `shards` of this process that is not being written keeps what was last known of it.
+    It asks over the worker's consumer, so it ends before that is closed. What was last known of the shard stays.
     """
     while True:
-        for shard in lags.keys() - set(shards):
-            del lags[shard]
-            _forget(shard)
-        await asyncio.gather(*(_look(worker, lags) for worker in list(workers.values())))
+        await _look(worker, lags)
         await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
     """Look at one shard; with a broker that does not answer the last ends count: what waits still waits.
 
-    A worker may end meanwhile, with its consumer: whatever that raises is no matter of other shards.
+    Whatever it raises is no matter of the writing.
     """
     with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -84,10 +80,3 @@ def _tell(lease: Lease, ends: tuple[int, ...], decided: tuple[int, ...], lag: Sh
     for topic, end, offset in zip(CONSUMED, ends, decided, strict=True):
         metrics.LAG.labels(lease.shard, topic).set(max(0, end - offset))
     metrics.LAG_SECONDS.labels(lease.shard).set(lag.seconds(monotonic()))
-
-
-def _forget(shard: int) -> None:
-    """Another process tells about that shard now."""
-    for topic in CONSUMED:
-        metrics.LAG.remove(shard, topic)
-    metrics.LAG_SECONDS.remove(shard)

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from shared.runtime.kafka import CONSUMED
+
 EVENTS = Counter("drawdown_spends", "Spend events by what became of them", ["shard", "outcome"])
 ENTRIES = Counter("drawdown_entries", "Entries appended to the ledger", ["shard"])
 COMMANDS = Counter("drawdown_commands", "Finance commands by outcome", ["shard", "status"])
@@ -32,3 +34,11 @@ BATCH_SECONDS = Histogram(
     "From a batch's records to its commit",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
+
+
+def forget(shard: int) -> None:
+    """Say no more how a shard stands: another process does now."""
+    for topic in CONSUMED:
+        LAG.remove(shard, topic)
+    for gauge in (LAG_SECONDS, OUTCOMES_WAITING, POSITION, STOPPED):
+        gauge.remove(shard)

@@ -1,46 +1,68 @@
 """Publishing outcomes: a follower of the outcomes in the ledger, at least once, in their order."""
 
 import asyncio
+import contextlib
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import asyncpg
+import structlog
 from aiokafka import AIOKafkaProducer
 
 from services.allocation import metrics
+from services.allocation.failures import said
+from services.allocation.trying import GrowingPause
 from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
 
 FOLLOWER = "outcomes"
 MOST_OUTCOMES = 1_000
+LOOK_SECONDS = 1.0  # between two looks at most, also where nothing was said to be written
 
 
 async def publish_outcomes(
-    connection: asyncpg.Connection, producer: AIOKafkaProducer, shards: set[int], written: asyncio.Event
-) -> None:
-    """Publish what the shards of this process decide, until cancelled. `shards` may change meanwhile."""
+    database: asyncpg.Pool, producer: AIOKafkaProducer, shard: int, written: asyncio.Event
+) -> NoReturn:
+    """Publish what one shard decides, until cancelled; whatever fails is tried again, and no other shard waits for it.
+
+    Args:
+        database: connections of the writer's role.
+        producer: of the outcomes' topic.
+        shard: one that this process owns.
+        written: is set when it has decided something.
+
+    """
+    pause, published = GrowingPause(), 0
     while True:
         written.clear()
-        for shard in sorted(shards):
-            while await _publish_some(connection, producer, shard) == MOST_OUTCOMES:
-                pass
         try:
-            async with asyncio.timeout(1.0):
-                await written.wait()
-        except TimeoutError:
+            while (some := await _publish_some(database, producer, shard)) > 0:
+                published += some
+        except Exception as error:
+            seconds = pause.next(published)
+            structlog.get_logger().error(
+                "publishing outcomes failed: it is tried again",
+                shard=shard,
+                again_in_seconds=seconds,
+                error=said(error),
+            )
+            await asyncio.sleep(seconds)
             continue
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await written.wait()
 
 
-async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
-    last, done = await connection.fetchrow(
+async def _publish_some(database: asyncpg.Pool | asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
+    last, done = await database.fetchrow(
         "SELECT outcome_sequence, coalesce(c.position, 0) FROM ledger.shards s"
         " LEFT JOIN ledger.checkpoints_outcomes c ON c.shard = s.shard AND follower = $1 WHERE s.shard = $2",
         FOLLOWER,
         shard,
     )
     metrics.OUTCOMES_WAITING.labels(shard).set(last - done)
-    rows = await connection.fetch(
+    rows = await database.fetch(
         "SELECT * FROM ledger.outcomes WHERE shard = $1 AND sequence > $2 AND sequence <= $3"
         " ORDER BY sequence LIMIT $4",
         shard,
@@ -57,7 +79,7 @@ async def _publish_some(connection: asyncpg.Connection, producer: AIOKafkaProduc
         for row in rows
     ]
     await asyncio.gather(*sent)
-    await connection.execute(
+    await database.execute(
         "INSERT INTO ledger.checkpoints_outcomes AS known (follower, shard, position, recorded_at)"
         " VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (follower, shard) DO UPDATE SET position = excluded.position, recorded_at = excluded.recorded_at"

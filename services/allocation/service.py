@@ -11,15 +11,16 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import asyncpg
 import structlog
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from services.allocation import metrics, state
@@ -63,10 +64,10 @@ from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
-from shared.runtime.kafka import CONSUMED, create_producer
-from shared.runtime.postgres import connect, is_lost
+from shared.runtime.kafka import CONSUMED, create_producer, stop_client
+from shared.runtime.postgres import connect, create_pool, is_lost
 from shared.runtime.settings import BadSettingError, Settings
-from shared.runtime.stopping import farewell, first_to_end
+from shared.runtime.stopping import beside, farewell, first_to_end
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
@@ -78,8 +79,12 @@ HEARTBEAT_SECONDS = 0.25
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
+MOST_PUBLISHING = 2  # connections for reading outcomes, for all shards: a look takes a millisecond
 _POLICY_VERSION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FAILING = {"waiting": "waits", "stopped": "is stopped"}
+
+# Publishes the outcomes of a shard, until cancelled, when the event says so.
+Publish = Callable[[int, asyncio.Event], Coroutine[Any, Any, NoReturn]]
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -180,8 +185,6 @@ class Allocation:
         self._leases: dict[int, Lease] = {}
         self._standings: dict[int, Standing] = {}
         self._is_ending = False
-        self._shards: set[int] = set()
-        self._outcomes_written = asyncio.Event()
         self._released = asyncio.Event()
         self._has_written = False
         self._incarnation = ""
@@ -201,17 +204,19 @@ class Allocation:
             await ensure_topics(self._settings)
             self._incarnation = await incarnation(self._settings, *CONSUMED)
             producer = await create_producer(self._settings, linger_ms=0)
-            stack.push_async_callback(lambda: farewell(producer.stop()))
+            stack.push_async_callback(lambda: farewell(stop_client(producer)))
+            database = await create_pool(
+                self._settings, ROLE, application_name=self._name("outcomes"), max_size=MOST_PUBLISHING
+            )
+            stack.push_async_callback(lambda: farewell(database.close()))
             watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
             await keeper.add_listener(RELEASED_CHANNEL, self._on_released)
             try:
                 await first_to_end(
-                    self._keep_shards(keeper),
-                    again_and_again("publishing outcomes", lambda: self._publish(producer)),
+                    self._keep_shards(keeper, partial(publish_outcomes, database, producer)),
                     again_and_again("reporting how the shards stand", self._report),
                     self._watch_kafka(),
-                    watch_lag(self._workers, self._standings, self._lags),
                     # Not over the keeper's connection, which waits where a shard is released.
                     keep_in_touch(self._database, lambda: self._guard.ask(watching)),
                     keep_in_touch_with_broker(self._broker, producer),
@@ -260,7 +265,7 @@ class Allocation:
         self._released.set()
 
     async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
-        connection = await connect(self._settings, ROLE, f"drawdown allocation {what} {self._owner[-8:]}")
+        connection = await connect(self._settings, ROLE, self._name(what))
         self._connections.add(connection)
         stack.push_async_callback(self._close, connection)
         if plain:
@@ -268,6 +273,9 @@ class Allocation:
             # Look-ups by id must use their index from the first batch on, before statistics know the tables.
             await connection.execute("SET enable_seqscan = off; SET jit = off")
         return connection
+
+    def _name(self, what: str) -> str:
+        return f"drawdown allocation {what} {self._owner[-8:]}"
 
     async def _close(self, connection: asyncpg.Connection) -> None:
         self._connections.discard(connection)
@@ -285,7 +293,7 @@ class Allocation:
                 " a changed policy needs a new version"
             )
 
-    async def _keep_shards(self, keeper: asyncpg.Connection) -> None:
+    async def _keep_shards(self, keeper: asyncpg.Connection, publish: Publish) -> None:
         """Renew the leases, take free shards, give up those that are others' due. Raises what ends a worker badly."""
         while True:
             self._released.clear()
@@ -303,7 +311,7 @@ class Allocation:
                 stale = self._peers.stale
                 await end_sessions(keeper, stale)
                 for lease in await claim(keeper, self._owner, fair - len(self._tasks), stale, self._tasks.keys()):
-                    await self._start(lease)
+                    await self._start(lease, publish)
             await self._heartbeat()
             await self._reap(keeper)
 
@@ -320,7 +328,7 @@ class Allocation:
         finally:
             released.cancel()
 
-    async def _start(self, lease: Lease) -> None:
+    async def _start(self, lease: Lease, publish: Publish) -> None:
         """Begin to write a shard; a task that lost it before has to end first."""
         before = self._tasks.pop(lease.shard, None)
         if before is not None:
@@ -328,7 +336,8 @@ class Allocation:
             await asyncio.wait({before})
         self._leases[lease.shard] = lease
         standing = self._standings[lease.shard] = Standing()
-        self._tasks[lease.shard] = asyncio.create_task(self._keep_writing(lease, standing), name=f"shard {lease.shard}")
+        holding = self._hold(lease, standing, publish)
+        self._tasks[lease.shard] = asyncio.create_task(holding, name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
         """End the process when the topics are not those any more whose offsets the ledger holds.
@@ -342,7 +351,13 @@ class Allocation:
             " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
 
-    async def _keep_writing(self, lease: Lease, standing: Standing) -> Lease:
+    async def _hold(self, lease: Lease, standing: Standing, publish: Publish) -> Lease:
+        """Write one shard and publish its outcomes until it is given up; answers and raises as `_keep_writing`."""
+        written = asyncio.Event()
+        async with beside(publish(lease.shard, written)):
+            return await self._keep_writing(lease, standing, written)
+
+    async def _keep_writing(self, lease: Lease, standing: Standing, written: asyncio.Event) -> Lease:
         """Write one shard until it is given up, again after whatever fails in it; answer the lease.
 
         Raises LeaseLostError when another process has the shard, and what concerns all shards.
@@ -350,7 +365,7 @@ class Allocation:
         failures, pause = Failures(lease.shard), GrowingPause()
         while True:
             try:
-                return await self._write(lease, failures, standing)
+                return await self._write(lease, failures, standing, written)
             except (LeaseLostError, BadSettingError, OtherTopicsError):
                 raise
             except ShardStoppedError as error:
@@ -373,14 +388,14 @@ class Allocation:
                 standing.say("waiting", said(error))
                 await asyncio.sleep(seconds)
 
-    async def _write(self, lease: Lease, failures: Failures, standing: Standing) -> Lease:
+    async def _write(self, lease: Lease, failures: Failures, standing: Standing, written: asyncio.Event) -> Lease:
         """Write one shard, from what the ledger says of it now, until it is given up or something fails."""
         async with AsyncExitStack() as stack:
             reading = await self._connect(stack, f"reads {lease.shard}")
             writing = await self._connect(stack, f"writes {lease.shard}")
             lease = self._leases[lease.shard] = await again(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
-            stack.push_async_callback(lambda: farewell(consumer.stop()))
+            stack.push_async_callback(lambda: farewell(stop_client(consumer)))
             rules = await state.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
@@ -398,26 +413,20 @@ class Allocation:
                 writing,
                 self._clock,
                 self._guard,
-                self._outcomes_written,
+                written,
                 failures,
                 standing,
                 self._memory,
                 self._keys,
             )
             self._workers[lease.shard] = worker
-            self._shards.add(lease.shard)
             self._has_written = True
             try:
-                await worker.run()
+                async with beside(watch_lag(worker, self._lags)):
+                    await worker.run()
             finally:
                 del self._workers[lease.shard]
-                self._shards.discard(lease.shard)
         return lease
-
-    async def _publish(self, producer: AIOKafkaProducer) -> None:
-        async with AsyncExitStack() as stack:
-            connection = await self._connect(stack, "outcomes", plain=False)
-            await publish_outcomes(connection, producer, self._shards, self._outcomes_written)
 
     async def _report(self) -> None:
         async with AsyncExitStack() as stack:
@@ -441,6 +450,8 @@ class Allocation:
                 continue
             lease = self._leases.pop(shard)
             del self._tasks[shard], self._standings[shard]
+            self._lags.pop(shard, None)
+            metrics.forget(shard)
             try:
                 await task
             except (LeaseLostError, asyncio.CancelledError) as lost:

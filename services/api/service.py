@@ -25,7 +25,7 @@ from services.api.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.health import Health, answering_health
-from shared.runtime.kafka import create_producer
+from shared.runtime.kafka import create_producer, stop_client
 from shared.runtime.postgres import create_pool
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
@@ -86,7 +86,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         stack.push_async_callback(lambda: farewell(pool.close()))
         await ensure_topics(settings)
         producer = await create_producer(settings, **PRODUCER)
-        stack.push_async_callback(lambda: farewell(producer.stop()))
+        stack.push_async_callback(lambda: farewell(stop_client(producer)))
         health = Health()
         keeping = asyncio.create_task(keep_in_touch_with_broker(health.contact("the broker"), producer))
         stack.callback(keeping.cancel)

@@ -32,7 +32,7 @@ from services.signals.publishing import LOCK, NAME, send
 from shared.contracts.fields import Identifier
 from shared.ledger.follow import follower_connection
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.kafka import DELIVERY_SIGNALS, start_client
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client
 from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
@@ -149,7 +149,7 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
     except TopicAuthorizationFailedError as error:
         raise CannotGoOnError(f"topic {DELIVERY_SIGNALS}: the service signals needs the right to read it") from error
     finally:
-        await farewell(consumer.stop())
+        await farewell(stop_client(consumer))
 
 
 async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, settings: Settings) -> list[Partition]:

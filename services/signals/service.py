@@ -17,7 +17,7 @@ from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
-from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
+from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer, stop_client
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell, first_to_end
 from shared.runtime.topics import ensure_topics
@@ -80,7 +80,7 @@ async def run(settings: Settings) -> None:
                 seconds=STOP_SECONDS,
             )
         finally:
-            await farewell(producer.stop())
+            await farewell(stop_client(producer))
 
 
 async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:

@@ -1,5 +1,6 @@
 """Kafka: the topics, which partition a key belongs to, and clients that are let in and lose nothing."""
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.retries import with_retries
 from shared.runtime.settings import BadSettingError, Settings
+from shared.runtime.stopping import FAREWELL_SECONDS
 
 __all__ = [
     "AWAY",
@@ -42,6 +44,7 @@ __all__ = [
     "is_broker_away",
     "murmur2_partition",
     "start_client",
+    "stop_client",
     "until_kafka_answers",
     "with_retries",
 ]
@@ -159,14 +162,36 @@ async def start_client(settings: Settings, make: Callable[..., Client], **argume
 
     async def attempt() -> Client:
         client = make(**arguments)
+        starting = asyncio.ensure_future(client.start())
         try:
-            await client.start()
+            await asyncio.shield(starting)
         except BaseException:
-            await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+            # Cancelled in the midst of it, aiokafka leaves a connection open that nobody knows of.
+            await asyncio.wait({starting}, timeout=FAREWELL_SECONDS)
+            starting.cancel()
+            await stop_client(client)
             raise
         return client
 
     return await until_kafka_answers(settings, attempt)
+
+
+async def stop_client(client: Client) -> None:
+    """Stop a client and close its connections.
+
+    Nobody may be asking anything over it any more: aiokafka connects anew for whoever still does, and forgets that.
+    """
+    stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+    try:
+        await asyncio.wait({stopping})
+    except asyncio.CancelledError:
+        stopping.cancel()
+        raise
+    if stopping.cancelled():
+        # Not by us: aiokafka waited for a task of its own that it had cancelled before it began, and got no further.
+        await client._client.close()
+    else:
+        stopping.result()
 
 
 async def until_kafka_answers(settings: Settings, action: Callable[[], Awaitable[T]]) -> T:

@@ -41,7 +41,7 @@ _SETTINGS_BY_DATABASE = """
 def connection_limits(shards: int) -> dict[str, int]:
     """Return how many connections each role may have: some processes of its service, and never all that there are.
 
-    A process of `allocation` has four and two for each shard that it writes, of `signals` seven, of `api` twelve, of
+    A process of `allocation` has five and two for each shard that it writes, of `signals` seven, of `api` twelve, of
     the other followers two. Together they leave some of the hundred that PostgreSQL allows by itself to the owner.
     """
     return {

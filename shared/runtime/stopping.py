@@ -1,7 +1,9 @@
 """Ending in order and in time, whichever server is away at that moment."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
@@ -20,6 +22,20 @@ async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=seconds)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a work without an end, which lets nothing that fails out, as long as the block runs.
+
+    It has ended when the block is left: what it used may then be closed.
+    """
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def farewell(closing: Awaitable[object], seconds: float = FAREWELL_SECONDS) -> None:

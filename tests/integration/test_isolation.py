@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -303,6 +304,40 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
         return True if done == 3 else None
 
     await until("they are published", published)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "hangs"])
+async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    publish = outcomes._publish_some
+
+    async def failing(database: Any, producer: Any, shard: int) -> int:
+        if shard != 0:
+            return await publish(database, producer, shard)
+        if fails:
+            raise FAULT
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def published(shard: int) -> bool | None:
+        query = "SELECT true FROM ledger.checkpoints WHERE shard = $1 AND position = 3"
+        return True if await writer.database.fetchval(query, shard) else None
+
+    with monkeypatch.context() as patch:
+        await writer.stop()
+        patch.setattr(outcomes, "_publish_some", failing)
+        writer.start()
+        for shard in range(4):
+            await writer.opened(shard)
+        for shard in (1, 2, 3):
+            await until(f"those of shard {shard} are published", partial(published, shard))
+        assert await published(0) is None
+        assert {line["shard"] for line in writer.told("publishing outcomes failed")} == ({0} if fails else set())
+        assert REGISTRY.get_sample_value("drawdown_outcomes_waiting", {"shard": "1"}) is not None
+        await writer.stop()
+    assert REGISTRY.get_sample_value("drawdown_outcomes_waiting", {"shard": "1"}) is None  # Another tells of it now.
+    writer.start()
+    await until("those of shard 0 are published", partial(published, 0))
 
 
 async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_others(

@@ -1,0 +1,97 @@
+"""Clients of Kafka leave no connection open, whenever they are stopped."""
+
+import asyncio
+import contextlib
+import gc
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import AIOKafkaConnection
+
+from services.allocation import service
+from services.allocation.worker import Worker
+from shared.runtime.kafka import SPEND_EVENTS, start_client, stop_client
+from shared.runtime.settings import Settings
+from shared.runtime.topics import ensure_topics
+from tests.integration.writing import writing
+
+
+def left_open() -> list[AIOKafkaConnection]:
+    """The connections that nobody has closed; they are closed now, for the tests that follow."""
+    found = [each for each in gc.get_objects() if isinstance(each, AIOKafkaConnection) and each.connected()]
+    for connection in found:
+        connection.close()
+    return found
+
+
+@pytest.mark.parametrize("make", [AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer])
+async def test_a_start_that_is_cancelled_leaves_no_connection_open(
+    settings: Settings, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled while it waits for its first answer, for its second, and so on, until it has started."""
+    await ensure_topics(settings)
+    send = AIOKafkaConnection.send
+    answers, has_started = 0, False
+    while not has_started:
+        answers += 1
+        asked, reached = 0, asyncio.Event()
+
+        def sending(self: AIOKafkaConnection, *args: Any, last: int = answers, reached: Any = reached) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked == last:
+                reached.set()
+            return send(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(AIOKafkaConnection, "send", sending)
+            starting = asyncio.create_task(start_client(settings, make))
+            waiting = asyncio.create_task(reached.wait())
+            await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        has_started = starting.done()
+        waiting.cancel()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stop_client(await starting)
+        assert not left_open(), f"cancelled at answer {answers}"
+    assert answers > 2
+
+
+async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) -> None:
+    await ensure_topics(settings)
+    consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
+    consumer.assign([TopicPartition(SPEND_EVENTS, 0)])
+    await stop_client(consumer)
+    assert not left_open()
+
+
+async def test_nobody_asks_over_a_consumer_that_is_being_stopped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is asked all the same connects anew, and nobody would close that."""
+    asking: set[AIOKafkaConsumer] = set()
+    stopped_while_asked: list[bool] = []
+    looking = asyncio.Event()
+
+    async def ends(self: Worker) -> tuple[int, ...]:
+        asking.add(self._consumer)
+        looking.set()
+        try:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        finally:
+            asking.discard(self._consumer)
+
+    async def stop(client: Any) -> None:
+        if isinstance(client, AIOKafkaConsumer):
+            stopped_while_asked.append(client in asking)
+        await stop_client(client)
+
+    monkeypatch.setattr(Worker, "ends", ends)
+    monkeypatch.setattr(service, "stop_client", stop)
+    async with writing(settings) as writer:
+        await looking.wait()
+        await writer.stop()
+        assert stopped_while_asked == [False] * settings.shards
+        writer.start()
