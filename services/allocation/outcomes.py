@@ -11,10 +11,10 @@ from aiokafka import AIOKafkaProducer
 
 from services.allocation import metrics
 from services.allocation.failures import said
-from services.allocation.trying import GrowingPause
 from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
+from shared.runtime.retries import GrowingPause
 
 FOLLOWER = "outcomes"
 MOST_OUTCOMES = 1_000

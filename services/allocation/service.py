@@ -39,7 +39,7 @@ from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.memory import CampaignMemory, Watch
 from services.allocation.outcomes import publish_outcomes
 from services.allocation.standing import Standing, report
-from services.allocation.trying import GrowingPause, again_and_again
+from services.allocation.trying import again_and_again
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lease import (
@@ -66,6 +66,7 @@ from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import CONSUMED, create_producer, stop_client
 from shared.runtime.postgres import connect, create_pool, is_lost
+from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import beside, farewell, first_to_end
 from shared.runtime.topics import ensure_topics

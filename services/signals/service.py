@@ -8,6 +8,7 @@ because a session of the database ended meanwhile, `last_word` sees.
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from services.signals.last_word import keep_the_last_word
 from services.signals.publishing import LOCK, NAME, send
@@ -104,7 +105,7 @@ def follower(producer: AIOKafkaProducer) -> Follower:
         await acknowledged
         return reached
 
-    return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4)
+    return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4, ends_by=(KafkaError,))
 
 
 async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:

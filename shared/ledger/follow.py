@@ -23,6 +23,7 @@ from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
 from shared.runtime.postgres import connect, is_lost
+from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import first_to_end
 
@@ -96,7 +97,7 @@ class Follower:
     busy ledger it is twice the time that folding took, so that ranges grow, each entry costs less, and the writer has
     the machine. No pause while there is a whole range to catch up, nor where it is 0. `connections`: so many shards
     are folded at a time, the others take turns. One at a time catches up with less work than several: while it folds
-    one shard the others' ranges grow.
+    one shard the others' ranges grow. `ends_by`: what a fold raises that is no matter of one shard.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Follower:
     wakes_on: str = LEDGER_CHANNEL
     rest_seconds: float = 0.0
     connections: int = 1
+    ends_by: tuple[type[Exception], ...] = ()
 
     def on_checkpoints(self, statement: str) -> str:
         """Return the statement with the name of this follower's table of checkpoints put in."""
@@ -124,6 +126,7 @@ async def advance(connection: asyncpg.Connection, follower: Follower, shard: int
     """
     async with connection.transaction():
         checkpoint, ledger = await connection.fetchrow(follower.on_checkpoints(_TAKE_CHECKPOINT), follower.name, shard)
+        _lag.labels(follower.name, shard).set(ledger - checkpoint)
         last = min(ledger, checkpoint + follower.longest_range)
         reached = checkpoint
         if last > checkpoint:
@@ -154,19 +157,26 @@ async def follower_connection(settings: Settings, name: str) -> AsyncIterator[as
 async def follow(settings: Settings, follower: Follower, health: Health) -> None:
     """Follow all shards until cancelled, and say how that goes.
 
-    A lost database is waited for, with bounds. Any other error is raised at once: no entry is ever skipped.
+    A lost database is waited for, with bounds; what ends the follower is raised at once. Any other error holds up its
+    shard alone, which is tried again after pauses from 0.1 s to 15 s: no entry is ever skipped.
     """
     await _Following(settings, follower, health).run()
 
 
 class _Bell:
-    """Says which of some shards may have entries to fold: all of them at first and after each quiet second."""
+    """Says which of some shards may have entries to fold: all of them at first and after each quiet second.
+
+    One that failed rests for a while, whatever rings.
+    """
 
     def __init__(self, shards: Iterable[int]) -> None:
         self.shards = tuple(shards)
         self.behind = dict.fromkeys(self.shards, 0)
         self.unseen = set(self.shards)
         self.stepped_at = monotonic()
+        self.failing: dict[int, str] = {}
+        self._pauses = {shard: GrowingPause() for shard in self.shards}
+        self._resting: set[int] = set()
         self._due = set(self.shards)
         self._rung = asyncio.Event()
         self._rung.set()
@@ -179,9 +189,22 @@ class _Bell:
         """A step in this shard has been committed."""
         self.behind[shard] = progress.behind
         self.unseen.discard(shard)
+        self.failing.pop(shard, None)
         self.stepped_at = monotonic()
         if progress.behind:
             self.ring(shard)
+
+    def failed(self, shard: int, why: str) -> float:
+        """A step in this shard has come to nothing: it is due again in so many seconds, which are returned."""
+        self.failing[shard] = why
+        self._resting.add(shard)
+        seconds = self._pauses[shard].next(self.behind[shard])
+        asyncio.get_running_loop().call_later(seconds, self._rested, shard)
+        return seconds
+
+    def _rested(self, shard: int) -> None:
+        self._resting.discard(shard)
+        self.ring(shard)
 
     async def due(self) -> list[int]:
         try:
@@ -190,7 +213,7 @@ class _Bell:
         except TimeoutError:
             self._due.update(self.shards)
         self._rung.clear()
-        due, self._due = sorted(self._due), set()
+        due, self._due = sorted(self._due - self._resting), set()
         return due
 
 
@@ -210,6 +233,9 @@ class _Following:
         if not self._bells:
             return False, "connecting to the database"
         unseen = sorted(shard for bell in self._bells for shard in bell.unseen)
+        failing = {shard: why for bell in self._bells for shard, why in bell.failing.items()}
+        if failing:
+            return False, "; ".join(f"shard {shard} is not followed: {why}" for shard, why in sorted(failing.items()))
         silence = monotonic() - min(bell.stepped_at for bell in self._bells)
         if silence > STALE_SECONDS:
             return False, f"no step along the ledger has ended for {silence:.0f} s"
@@ -267,14 +293,32 @@ class _Following:
             due, started = await bell.due(), monotonic()
             folded = most_behind = 0
             for shard in due:
-                progress = await advance(connection, self._follower, shard)
+                progress = await self._step(connection, bell, shard)
                 folded += progress.folded
                 most_behind = max(most_behind, progress.behind)
-                bell.stepped(shard, progress)
             if folded:
                 self._fruitless = 0
                 if most_behind < self._follower.longest_range:
                     await asyncio.sleep(self._rest(monotonic() - started))
+
+    async def _step(self, connection: asyncpg.Connection, bell: _Bell, shard: int) -> Progress:
+        """Fold what comes next in a shard; what fails in it is no matter of the others."""
+        try:
+            progress = await advance(connection, self._follower, shard)
+        except Exception as error:
+            if is_lost(error) or isinstance(error, self._follower.ends_by):
+                raise
+            why = f"{type(error).__name__}: {error}"
+            seconds = bell.failed(shard, why)
+            self._log.exception(
+                "a shard cannot be followed: it is tried again; other shards go on",
+                shard=shard,
+                again_in_seconds=seconds,
+                error=why,
+            )
+            return Progress(0, 0)
+        bell.stepped(shard, progress)
+        return progress
 
     def _rest(self, folding_seconds: float) -> float:
         least = self._follower.rest_seconds

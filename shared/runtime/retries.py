@@ -1,4 +1,4 @@
-"""Waiting for a server that is away: bounded, with jitter, and never silently."""
+"""Trying again: a server that is away, bounded and with jitter; one part that failed, for as long as it takes."""
 
 import asyncio
 import random
@@ -13,6 +13,22 @@ T = TypeVar("T")
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
+LONGEST_OF_ONE_PART_SECONDS = 15.0
+
+
+class GrowingPause:
+    """Pauses between tries: each is twice as long as the one before, and short again once something has moved."""
+
+    def __init__(self) -> None:
+        self._seconds = FIRST_PAUSE_SECONDS
+        self._mark: object = None
+
+    def next(self, mark: object) -> float:
+        """The next pause in seconds, 0.1 to 15. `mark` is how far the work had got."""
+        if mark != self._mark:
+            self._mark, self._seconds = mark, FIRST_PAUSE_SECONDS
+        seconds, self._seconds = self._seconds, min(2 * self._seconds, LONGEST_OF_ONE_PART_SECONDS)
+        return seconds
 
 
 async def with_retries(

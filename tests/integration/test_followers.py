@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -18,6 +19,7 @@ from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
+from tests.acceptance.front_door import until
 from tests.integration.followers_ledger import Ledger, allow_erasing
 
 BEGIN = "INSERT INTO ledger.checkpoints (follower, shard) VALUES ($1, 0)"
@@ -26,8 +28,8 @@ PATIENCE_SECONDS = 20
 END = b"the end of this partition"
 
 
-def deposits(count: int) -> Ledger:
-    ledger = Ledger()
+def deposits(count: int, shard: int = 0) -> Ledger:
+    ledger = Ledger(shard)
     for _ in range(count):
         ledger.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
     return ledger
@@ -193,13 +195,49 @@ async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, databa
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_an_error_in_a_fold_ends_the_follower(admin: asyncpg.Connection, database: Settings) -> None:
+async def test_an_error_in_a_fold_holds_up_its_shard_alone(admin: asyncpg.Connection, database: Settings) -> None:
+    failures, mended, health = 0, asyncio.Event(), Health()
+
+    async def fold(connection: asyncpg.Connection, entries: Range) -> int:
+        nonlocal failures
+        if entries.shard == 1 and not mended.is_set():
+            failures += 1
+            raise ValueError("no such kind")
+        return await BALANCE.fold(connection, entries)
+
+    async def has_failed_twice() -> bool:
+        return failures >= 2
+
+    async def is_at(shard: int, position: int) -> bool:
+        query = "SELECT position FROM ledger.checkpoints WHERE follower = 'balance' AND shard = $1"
+        return bool(await admin.fetchval(query, shard) == position)
+
+    await deposits(1, shard=1).write(admin)
+    following = asyncio.create_task(follow(database, Follower("balance", fold, longest_range=2), health))
+    try:
+        await until("it has failed twice", has_failed_twice)
+        await deposits(3, shard=2).write(admin)
+        await until("another shard is followed", partial(is_at, 2, 3))
+        assert health.work() == (False, "shard 1 is not followed: ValueError: no such kind")
+        mended.set()
+        await until("it goes on", partial(is_at, 1, 1))
+        assert health.work() == (True, "following")
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_an_error_that_is_no_matter_of_one_shard_ends_the_follower(
+    admin: asyncpg.Connection, database: Settings
+) -> None:
     async def fold(_connection: asyncpg.Connection, _entries: Range) -> int:
-        raise ValueError("no such kind")
+        raise ValueError("no broker")
 
     await deposits(1).write(admin)
-    with pytest.raises(ValueError, match="no such kind"):
-        await asyncio.wait_for(follow(database, Follower("balance", fold), Health()), PATIENCE_SECONDS)
+    with pytest.raises(ValueError, match="no broker"):
+        await asyncio.wait_for(
+            follow(database, Follower("balance", fold, ends_by=(ValueError,)), Health()), PATIENCE_SECONDS
+        )
 
 
 async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[str, Any]]]:
