@@ -181,15 +181,18 @@ async def stop_client(client: Client) -> None:
 
     Nobody may be asking anything over it any more: aiokafka connects anew for whoever still does, and forgets that.
     """
+    inner = client.client if isinstance(client, AIOKafkaProducer) else client._client
     stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
     try:
         await asyncio.wait({stopping})
-    except asyncio.CancelledError:
+    except asyncio.CancelledError:  # It waits for a server that is away: what is not sent by now is not.
         stopping.cancel()
+        for connection in list(inner._conns.values()):
+            connection.close()
         raise
     if stopping.cancelled():
         # Not by us: aiokafka waited for a task of its own that it had cancelled before it began, and got no further.
-        await client._client.close()
+        await inner.close()
     else:
         stopping.result()
 

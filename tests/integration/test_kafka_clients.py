@@ -14,6 +14,7 @@ from services.allocation import service
 from services.allocation.worker import Worker
 from shared.runtime.kafka import SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
+from shared.runtime.stopping import farewell
 from shared.runtime.topics import ensure_topics
 from tests.integration.writing import writing
 
@@ -65,6 +66,22 @@ async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) 
     consumer.assign([TopicPartition(SPEND_EVENTS, 0)])
     await stop_client(consumer)
     assert not left_open()
+
+
+@pytest.mark.parametrize("make", [AIOKafkaConsumer, AIOKafkaProducer])
+async def test_a_client_that_waits_too_long_for_its_end_is_cut_off(
+    settings: Settings, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(_self: Any) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    client = await start_client(settings, make)
+    await (client.client if make is AIOKafkaProducer else client._client).fetch_all_metadata()
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "stop", stop)
+        await farewell(stop_client(client), seconds=0.01)
+    assert not left_open()
+    await client.stop()
 
 
 async def test_nobody_asks_over_a_consumer_that_is_being_stopped(
