@@ -131,8 +131,11 @@ def settings(database_url: str, kafka: Broker, tmp_path: Path) -> Settings:
     return settings_with(database_url, kafka, tmp_path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 async def system() -> AsyncIterator[RunningSystem]:
-    """The whole system, shared by the session: a test uses Business Centers of its own."""
+    """The whole system, shared by a module: a test uses Business Centers of its own.
+
+    One that stood idle for the whole session would take a quarter of the machine from all other tests.
+    """
     async with running_system() as running:
         yield running
