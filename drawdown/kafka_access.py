@@ -18,6 +18,7 @@ from shared.runtime.kafka import (
     SPEND_EVENTS,
     TOPICS,
     start_client,
+    stop_client,
 )
 from shared.runtime.settings import BadSettingError, Settings
 
@@ -74,7 +75,7 @@ async def allow(settings: Settings, passwords: Path) -> None:
         await set_quotas(admin, quotas(settings))
         others = await _remove_leftovers(admin)
     finally:
-        await admin.close()
+        await stop_client(admin)
     print(f"{len(PRINCIPALS)} users of Kafka have their passwords, rights and quotas")
     if others:
         print(f"not from here, and left alone: {', '.join(sorted(others))}")

@@ -20,7 +20,7 @@ from drawdown.front_door import FrontDoor
 from drawdown.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
 from drawdown.spend_outcomes import Outcomes, Say, Sent, Tally, event_id_of
 from shared.runtime.clock import Clock
-from shared.runtime.kafka import SPEND_EVENTS, create_producer
+from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings
 
 # Told how many rows were sent and decided so far.
@@ -98,7 +98,7 @@ async def send(settings: Settings, file: File, door: FrontDoor, say: Say, progre
             tally.take(rows, answers, frozenset() if before is None else before.charged)
             progress(tally.sent, tally.decided)
     finally:
-        await producer.stop()
+        await stop_client(producer)
     return tally
 
 

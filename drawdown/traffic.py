@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaProducer
 from drawdown.deliveries import Deliveries
 from drawdown.front_door import FrontDoor
 from shared.runtime.clock import Clock
-from shared.runtime.kafka import SPEND_EVENTS, create_producer
+from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings
 
 Command = dict[str, Any]
@@ -333,7 +333,7 @@ class Traffic:
         finally:
             top_ups.cancel()
             await asyncio.gather(top_ups, return_exceptions=True)
-            await producer.stop()
+            await stop_client(producer)
 
     async def _set_up(self) -> None:
         by_center: dict[str, list[Command]] = {}

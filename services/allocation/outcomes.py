@@ -15,6 +15,7 @@ from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
 from shared.runtime.retries import GrowingPause
+from shared.runtime.settings import BadSettingError
 
 FOLLOWER = "outcomes"
 MOST_OUTCOMES = 1_000
@@ -24,7 +25,9 @@ LOOK_SECONDS = 1.0  # between two looks at most, also where nothing was said to 
 async def publish_outcomes(
     database: asyncpg.Pool, producer: AIOKafkaProducer, shard: int, written: asyncio.Event
 ) -> NoReturn:
-    """Publish what one shard decides, until cancelled; whatever fails is tried again, and no other shard waits for it.
+    """Publish what one shard decides, until cancelled; what fails is tried again, and no other shard waits for it.
+
+    Raises BadSettingError where the database is another than at the start.
 
     Args:
         database: connections of the writer's role.
@@ -39,6 +42,8 @@ async def publish_outcomes(
         try:
             while (some := await _publish_some(database, producer, shard)) > 0:
                 published += some
+        except BadSettingError:
+            raise
         except Exception as error:
             seconds = pause.next(published)
             structlog.get_logger().error(
@@ -72,12 +77,9 @@ async def _publish_some(database: asyncpg.Pool | asyncpg.Connection, producer: A
     )
     if not rows:
         return 0
-    sent = [
-        await producer.send(
-            FINANCE_OUTCOMES, key=str(row["command_id"]).encode(), value=json.dumps(_message(row)).encode()
-        )
-        for row in rows
-    ]
+    # All of them first: where one cannot be made, none is sent again at each try.
+    messages = [(str(row["command_id"]).encode(), json.dumps(_message(row)).encode()) for row in rows]
+    sent = [await producer.send(FINANCE_OUTCOMES, key=key, value=value) for key, value in messages]
     await asyncio.gather(*sent)
     await database.execute(
         "INSERT INTO ledger.checkpoints_outcomes AS known (follower, shard, position, recorded_at)"

@@ -17,6 +17,7 @@ from services.allocation.batch import as_raw
 from services.allocation.decoding import Raw
 from services.allocation.failures import said
 from services.allocation.kafka import start_consumer
+from shared.runtime.kafka import stop_client
 from shared.runtime.settings import Settings
 
 READ_SECONDS: Final = 20.0
@@ -73,7 +74,7 @@ async def _read(settings: Settings, topic: str, partition: int, offset: int) -> 
         is_behind = offset >= max(end, consumer.highwater(place) or 0)
         return None if is_behind else "there is no committed record at that offset"
     finally:
-        await consumer.stop()
+        await stop_client(consumer)
 
 
 def _the_one(record: Any, topic: str, partition: int, offset: int) -> Raw | str:

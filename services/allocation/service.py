@@ -80,7 +80,9 @@ HEARTBEAT_SECONDS = 0.25
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
-MOST_PUBLISHING = 2  # connections for reading outcomes, for all shards: a look takes a millisecond
+# Connections that read outcomes, for all shards: a look takes a millisecond, and waits no longer than this.
+MOST_PUBLISHING = 2
+STATEMENT_SECONDS, LOCK_SECONDS = 10, 1
 _POLICY_VERSION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FAILING = {"waiting": "waits", "stopped": "is stopped"}
 
@@ -191,6 +193,7 @@ class Allocation:
         self._incarnation = ""
         self._lags: dict[int, ShardLag] = {}
         self._connections: set[asyncpg.Connection] = set()
+        self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
         self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), Watch()
         # How many shards nobody else is due to write; unknown before the first heartbeat.
@@ -207,8 +210,14 @@ class Allocation:
             producer = await create_producer(self._settings, linger_ms=0)
             stack.push_async_callback(lambda: farewell(stop_client(producer)))
             database = await create_pool(
-                self._settings, ROLE, application_name=self._name("outcomes"), max_size=MOST_PUBLISHING
+                self._settings,
+                ROLE,
+                application_name=self._name("outcomes"),
+                max_size=MOST_PUBLISHING,
+                statement_timeout_seconds=STATEMENT_SECONDS,
+                lock_timeout_seconds=LOCK_SECONDS,
             )
+            self._publishing = database
             stack.push_async_callback(lambda: farewell(database.close()))
             watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
@@ -301,7 +310,7 @@ class Allocation:
             self._peers.look(await announce(keeper, self._owner), monotonic())
             mine = await owned(keeper, self._owner)
             for shard, task in self._tasks.items():
-                if mine.get(shard) != self._leases[shard].epoch:
+                if mine.get(shard) != self._leases[shard].epoch and not task.cancelling():
                     task.cancel()
             alive = max(1, self._peers.alive)
             fair = -(-self._settings.shards // alive)
@@ -496,7 +505,11 @@ class Allocation:
     async def _cut_off(self) -> None:
         for connection in self._connections:
             connection.terminate()
+        if self._publishing is not None:
+            self._publishing.terminate()
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=CUT_OFF_SECONDS)
+        for shard in self._tasks:
+            metrics.forget(shard)

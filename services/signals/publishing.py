@@ -20,8 +20,7 @@ async def send(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) ->
 
     It raises aiokafka.errors.KafkaError when one is not.
     """
-    acknowledgements = [
-        await producer.send(DELIVERY_SIGNALS, signal(entry).model_dump_json().encode(), key=signal_key(entry))
-        for entry in entries
-    ]
+    # All of them first: where one cannot be made, none is sent again at each try.
+    signals = [(signal_key(entry), signal(entry).model_dump_json().encode()) for entry in entries]
+    acknowledgements = [await producer.send(DELIVERY_SIGNALS, value, key=key) for key, value in signals]
     return asyncio.gather(*acknowledgements)

@@ -35,6 +35,7 @@ LONGEST_REST_SECONDS = 2.0
 STOP_SECONDS = 2.0  # for the steps under way, at the end of a session
 # Without a finished step: not ready. The longest fold of a follower that catches up takes some seconds.
 STALE_SECONDS = 15.0
+LONGEST_REASON = 500  # letters of what is said of an error
 
 # A fold touches the rows that its range names, however large the tables are: always by index. Plans are made
 # once and do not depend on statistics that a table had when it was empty. What a follower commits can be made
@@ -175,6 +176,7 @@ class _Bell:
         self.unseen = set(self.shards)
         self.stepped_at = monotonic()
         self.failing: dict[int, str] = {}
+        self._folded = dict.fromkeys(self.shards, 0)
         self._pauses = {shard: GrowingPause() for shard in self.shards}
         self._resting: set[int] = set()
         self._due = set(self.shards)
@@ -190,6 +192,7 @@ class _Bell:
         self.behind[shard] = progress.behind
         self.unseen.discard(shard)
         self.failing.pop(shard, None)
+        self._folded[shard] += progress.folded
         self.stepped_at = monotonic()
         if progress.behind:
             self.ring(shard)
@@ -198,7 +201,7 @@ class _Bell:
         """A step in this shard has come to nothing: it is due again in so many seconds, which are returned."""
         self.failing[shard] = why
         self._resting.add(shard)
-        seconds = self._pauses[shard].next(self.behind[shard])
+        seconds = self._pauses[shard].next(self._folded[shard])
         asyncio.get_running_loop().call_later(seconds, self._rested, shard)
         return seconds
 
@@ -255,7 +258,7 @@ class _Following:
                 self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")
 
     async def _session(self) -> None:
-        """Listen and fold until a connection is lost or a fold fails."""
+        """Listen and fold until a connection is lost, or something ends the follower."""
         numbers = range(self._settings.shards)
         workers = min(self._follower.connections, len(numbers))
         bells = [_Bell(numbers[worker::workers]) for worker in range(workers)]
@@ -308,7 +311,7 @@ class _Following:
         except Exception as error:
             if is_lost(error) or isinstance(error, self._follower.ends_by):
                 raise
-            why = f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
             seconds = bell.failed(shard, why)
             self._log.exception(
                 "a shard cannot be followed: it is tried again; other shards go on",

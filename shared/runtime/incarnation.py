@@ -16,7 +16,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
-from shared.runtime.kafka import AWAY, start_client, until_kafka_answers
+from shared.runtime.kafka import AWAY, start_client, stop_client, until_kafka_answers
 from shared.runtime.settings import Settings
 
 __all__ = ["incarnation", "is_same_incarnation", "wait_for_another_incarnation"]
@@ -36,7 +36,7 @@ async def incarnation(settings: Settings, *topics: str) -> str:
         try:
             return await _ask(admin, topics)
         finally:
-            await admin.close()
+            await stop_client(admin)
 
     return await until_kafka_answers(settings, attempt)
 
@@ -55,7 +55,7 @@ async def wait_for_another_incarnation(settings: Settings, known: str, *topics: 
                     await asyncio.sleep(WATCH_SECONDS)
                     now = await _ask(admin, topics)
         finally:
-            await admin.close()
+            await stop_client(admin)
         if now == known:
             now = await incarnation(settings, *topics)
     return now

@@ -177,24 +177,55 @@ async def start_client(settings: Settings, make: Callable[..., Client], **argume
 
 
 async def stop_client(client: Client) -> None:
-    """Stop a client and close its connections.
+    """Stop a client and close its connections, also those that still come.
 
-    Nobody may be asking anything over it any more: aiokafka connects anew for whoever still does, and forgets that.
+    aiokafka connects anew for whoever asks over a client that was stopped, and would leave that connection open.
     """
-    inner = client.client if isinstance(client, AIOKafkaProducer) else client._client
     stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
     try:
         await asyncio.wait({stopping})
-    except asyncio.CancelledError:  # It waits for a server that is away: what is not sent by now is not.
+    finally:
+        # Where it waits for a server that is away, what is not sent by now is not. And aiokafka gets no further where
+        # it waits for a task of its own that it has cancelled before that began.
         stopping.cancel()
-        for connection in list(inner._conns.values()):
-            connection.close()
-        raise
-    if stopping.cancelled():
-        # Not by us: aiokafka waited for a task of its own that it had cancelled before it began, and got no further.
-        await inner.close()
-    else:
+        _cut_off(client)
+    if not stopping.cancelled():
         stopping.result()
+
+
+class _Closed(dict[Any, Any]):
+    """The connections of a client that was stopped."""
+
+    def __setitem__(self, name: Any, connection: Any) -> None:
+        connection.close()
+        super().__setitem__(name, connection)
+
+
+def _cut_off(client: Client) -> None:
+    """End what a client does by itself, and close its connections."""
+    inner = client.client if isinstance(client, AIOKafkaProducer) else client._client
+    connections, inner._conns = inner._conns, _Closed()
+    tasks = [inner._sync_task]
+    if isinstance(client, AIOKafkaProducer) and client._sender is not None:
+        tasks.append(client._sender.sender_task)
+    if isinstance(client, AIOKafkaConsumer) and client._fetcher is not None:
+        tasks += [client._fetcher._fetch_task, *client._fetcher._pending_tasks]
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+    for connection in connections.values():
+        connection.close()
+    # Nobody asks for metadata any more: what waits for some ends.
+    waiting, inner._md_update_fut = inner._md_update_fut, None
+    inner.force_metadata_update = _no_metadata
+    if waiting is not None and not waiting.done():
+        waiting.set_result(False)
+
+
+def _no_metadata() -> "asyncio.Future[bool]":
+    answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    answer.set_result(False)
+    return answer
 
 
 async def until_kafka_answers(settings: Settings, action: Callable[[], Awaitable[T]]) -> T:

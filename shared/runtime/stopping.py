@@ -26,16 +26,33 @@ async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
 
 @asynccontextmanager
 async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run a work without an end, which lets nothing that fails out, as long as the block runs.
+    """Run a work without an end as long as the block runs; what it raises interrupts the block, and is raised there.
 
-    It has ended when the block is left: what it used may then be closed.
+    It has ended when the block is left, and what it used may be closed; one that waits for a server is not waited for
+    beyond a second.
     """
-    task = asyncio.create_task(work)
+    block, task = asyncio.current_task(), asyncio.create_task(work)
+    assert block is not None
+    is_running, is_interrupted = True, False
+
+    def interrupt(ended: "asyncio.Task[None]") -> None:
+        nonlocal is_interrupted
+        if is_running and not ended.cancelled():
+            is_interrupted = True
+            block.cancel()
+
+    task.add_done_callback(interrupt)
     try:
         yield
+    except asyncio.CancelledError:
+        if is_interrupted:
+            block.uncancel()
+            task.result()
+        raise
     finally:
+        is_running = False
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=FAREWELL_SECONDS)
 
 
 async def farewell(closing: Awaitable[object], seconds: float = FAREWELL_SECONDS) -> None:

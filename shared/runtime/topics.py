@@ -13,6 +13,7 @@ from shared.runtime.kafka import (
     DELIVERY_SIGNALS,
     TOPICS,
     start_client,
+    stop_client,
     until_kafka_answers,
 )
 from shared.runtime.settings import Settings
@@ -58,7 +59,7 @@ async def ensure_topics(settings: Settings) -> None:
                 await _create(admin, missing, settings)
             return await _describe(admin)
         finally:
-            await admin.close()
+            await stop_client(admin)
 
     for topic in await until_kafka_answers(settings, attempt):
         for problem in _problems(topic, settings):

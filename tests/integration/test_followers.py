@@ -208,6 +208,9 @@ async def test_an_error_in_a_fold_holds_up_its_shard_alone(admin: asyncpg.Connec
     async def has_failed_twice() -> bool:
         return failures >= 2
 
+    async def says(*expected: object) -> bool:
+        return health.work() == expected
+
     async def is_at(shard: int, position: int) -> bool:
         query = "SELECT position FROM ledger.checkpoints WHERE follower = 'balance' AND shard = $1"
         return bool(await admin.fetchval(query, shard) == position)
@@ -221,7 +224,7 @@ async def test_an_error_in_a_fold_holds_up_its_shard_alone(admin: asyncpg.Connec
         assert health.work() == (False, "shard 1 is not followed: ValueError: no such kind")
         mended.set()
         await until("it goes on", partial(is_at, 1, 1))
-        assert health.work() == (True, "following")
+        await until("that is said", partial(says, True, "following"))
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

@@ -340,6 +340,27 @@ async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
     await until("those of shard 0 are published", partial(published, 0))
 
 
+async def test_a_checkpoint_of_outcomes_that_is_locked_holds_up_no_other_shard(writer: Writing) -> None:
+    centers = [await writer.opened(shard) for shard in range(4)]
+
+    async def published(shard: int, position: int) -> bool:
+        query = "SELECT position FROM ledger.checkpoints WHERE shard = $1"
+        return bool(await writer.database.fetchval(query, shard) == position)
+
+    async def is_told() -> bool:
+        return {line["shard"] for line in writer.told("publishing outcomes failed")} == {0, 1, 2}
+
+    for shard in range(4):
+        await until("the first are published", partial(published, shard, 3))
+    async with late_follower(writer) as connection, connection.transaction():
+        await connection.execute("SELECT FROM ledger.checkpoints_outcomes WHERE shard < 3 FOR UPDATE")
+        await writer.send(*(command(center, "deposit_cash", ad_account_id=center, amount="1") for center in centers))
+        await until("those of the last shard are published", partial(published, 3, 4))
+        await until("it is told of the others", is_told)
+    for shard in range(3):
+        await until("they are published", partial(published, shard, 4))
+
+
 async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_others(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest_v5
 
 from services.allocation import service
 from services.allocation.worker import Worker
 from shared.runtime.kafka import SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell
+from shared.runtime.stopping import FAREWELL_SECONDS, farewell
 from shared.runtime.topics import ensure_topics
 from tests.integration.writing import writing
 
@@ -68,20 +70,35 @@ async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) 
     assert not left_open()
 
 
-@pytest.mark.parametrize("make", [AIOKafkaConsumer, AIOKafkaProducer])
-async def test_a_client_that_waits_too_long_for_its_end_is_cut_off(
-    settings: Settings, make: Any, monkeypatch: pytest.MonkeyPatch
+async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def stop(_self: Any) -> None:
-        await asyncio.get_running_loop().create_future()
+    """It would send what it still has as soon as the broker answers, over a new connection."""
+    await ensure_topics(settings)
+    producer = await start_client(settings, AIOKafkaProducer, acks="all")
+    sending = producer._sender.sender_task
+    handle = AIOKafkaConnection._handle_frame
 
-    client = await start_client(settings, make)
-    await (client.client if make is AIOKafkaProducer else client._client).fetch_all_metadata()
-    with monkeypatch.context() as patch:
-        patch.setattr(make, "stop", stop)
-        await farewell(stop_client(client), seconds=0.01)
+    def hear_nothing_of_what_was_sent(self: AIOKafkaConnection, frame: bytes) -> None:
+        if not any("Produce" in type(request).__name__ for _, request, _ in self._requests):
+            handle(self, frame)
+
+    monkeypatch.setattr(AIOKafkaConnection, "_handle_frame", hear_nothing_of_what_was_sent)
+    pending = await producer.send(SPEND_EVENTS, b"{}", partition=0)
+    await farewell(stop_client(producer), seconds=0.5)
+    await asyncio.wait({sending}, timeout=FAREWELL_SECONDS)
+    assert sending.done()
     assert not left_open()
-    await client.stop()
+    assert not pending.done() or pending.exception() is not None
+
+
+async def test_who_asks_over_a_consumer_that_was_stopped_leaves_no_connection_open(settings: Settings) -> None:
+    await ensure_topics(settings)
+    consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
+    await stop_client(consumer)
+    with pytest.raises(KafkaError):
+        await consumer._client.send(next(iter(consumer._client.cluster.brokers())).nodeId, MetadataRequest_v5([], True))
+    assert not left_open()
 
 
 async def test_nobody_asks_over_a_consumer_that_is_being_stopped(

@@ -1,0 +1,76 @@
+"""Work beside a block: it ends with the block, and what it raises ends the block."""
+
+import asyncio
+from typing import NoReturn
+
+import pytest
+
+from shared.runtime.settings import BadSettingError
+from shared.runtime.stopping import beside
+
+WRONG = BadSettingError("the database is another")
+
+
+async def test_the_work_has_ended_when_the_block_is_left() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0)
+            ended.set()
+
+    async with beside(work()):
+        await asyncio.sleep(0)
+    assert ended.is_set()
+
+
+async def test_what_the_work_raises_interrupts_the_block_and_is_raised_there() -> None:
+    begun = asyncio.Event()
+
+    async def work() -> NoReturn:
+        await begun.wait()
+        raise WRONG
+
+    async def block() -> None:
+        async with beside(work()):
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(BadSettingError) as raised:
+        await block()
+    assert raised.value is WRONG
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_what_it_raises_as_it_is_ended_interrupts_nothing() -> None:
+    async def work() -> NoReturn:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            raise WRONG
+
+    async with beside(work()):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # Nothing is cancelled that comes later.
+
+
+async def test_a_block_that_is_cancelled_ends_as_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def block() -> None:
+        async with beside(forever()):
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(block())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
