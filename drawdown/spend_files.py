@@ -45,6 +45,7 @@ _IPINYOU_ALIASES = {
     "payprice": "paying_price",
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOST_DIGITS = 18
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
 
@@ -147,7 +148,8 @@ def _count(summary: Summary, event: Event) -> None:
         amount = Decimal(str(event.get("amount")))
     except InvalidOperation:
         return
-    if event.get("type") == "spend" and amount.is_finite():
+    # No spend has more than 18 digits: what does is sent, and refused, and needs no money.
+    if event.get("type") == "spend" and amount.is_finite() and amount.adjusted() < MOST_DIGITS:
         total = summary.totals.get((center, account), Decimal(0))
         summary.totals[center, account] = total + amount
 

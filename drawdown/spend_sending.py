@@ -75,7 +75,7 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
         how = "as when it was sent before" if before else "so that its last event is now"
         say(f"its times are shifted by {shift}, {how} (--keep-times does not shift)")
     window = timedelta(days=settings.deduplication_days)
-    if summary.first is not None and summary.first + shift < now - window:
+    if summary.first is not None and summary.first - now + shift < -window:
         say(f"events older than DRAWDOWN_DEDUPLICATION_DAYS={settings.deduplication_days} will be quarantined: too_old")
     return File(path, digest, summary, shift)
 

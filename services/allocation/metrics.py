@@ -24,6 +24,9 @@ OUTCOMES_WAITING = Gauge("drawdown_outcomes_waiting", "Outcomes not yet publishe
 GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
 CLOCK_DIFFERENCE = Gauge("drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's")
+AHEAD = Gauge(
+    "drawdown_ledger_time_ahead_seconds", "How far the shard's time is ahead of this process's clock", ["shard"]
+)
 CAMPAIGNS = Gauge("drawdown_campaigns_in_memory", "Campaigns that are not at rest", ["shard"])
 MEMORY_LIMIT = Gauge("drawdown_memory_limit_bytes", "What the process may take before it is ended; 0: unbounded")
 BATCH_RECORDS = Histogram(
@@ -40,5 +43,5 @@ def forget(shard: int) -> None:
     """Say no more how a shard stands: another process does now."""
     for topic in CONSUMED:
         LAG.remove(shard, topic)
-    for gauge in (LAG_SECONDS, OUTCOMES_WAITING, POSITION, STOPPED):
+    for gauge in (LAG_SECONDS, OUTCOMES_WAITING, POSITION, STOPPED, AHEAD):
         gauge.remove(shard)

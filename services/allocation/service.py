@@ -264,7 +264,8 @@ class Allocation:
             return True, "standing by: other processes write every shard"
         waiting = sum(lag.records for lag in self._lags.values())
         taken = self._memory_watch.look()
-        return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}"
+        noted = [f"; shard {shard} is {said.detail}" for shard, said in sorted(self._standings.items()) if said.detail]
+        return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}{''.join(noted)}"
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
         for number, worker in self._workers.items():

@@ -27,7 +27,7 @@ from services.allocation.batch import (
     next_offset,
     within,
 )
-from services.allocation.clock_guard import ClockGuard
+from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
 from services.allocation.decoding import Raw
 from services.allocation.failures import (
     AccountTakenError,
@@ -43,6 +43,7 @@ from services.allocation.failures import (
 from services.allocation.memory import CampaignMemory
 from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.standing import Standing
+from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
 from shared.ledger.append import BatchWrite, append
 from shared.ledger.headers import read_headers
@@ -117,6 +118,7 @@ class Worker:
         self._wake.set()
         self._looked_at = perf_counter()
         self._stopping = False
+        self._ahead = ""
         self._fetching: asyncio.Task[Any] | None = None
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
@@ -149,7 +151,8 @@ class Worker:
     async def run(self) -> None:
         """Write until stopped. Raises what went wrong; then memory may be ahead of the ledger and must be dropped."""
         if self._standing.state == "loading":  # One that failed before has to fetch something first.
-            self._standing.say("writing")
+            self._standing.say("writing", self._ahead)
+            self._tell_if_ahead(self._clock.now_us())
         try:
             while not self._stopping:
                 if not self._backlog:
@@ -184,7 +187,7 @@ class Worker:
         records: dict[TopicPartition, list[Any]] = {}
         if self._fetching.done():
             records, self._fetching = self._fetching.result(), None
-            self._standing.say("writing")
+            self._standing.say("writing", self._ahead)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -286,8 +289,25 @@ class Worker:
             await asyncio.sleep(DISAGREEING_SECONDS)
             return None
         if self._standing.state == "waiting":
-            self._standing.say("writing")
+            self._standing.say("writing", self._ahead)
+        self._tell_if_ahead(now)
         return max(now, self.lease.ledger_time)
+
+    def _tell_if_ahead(self, now: int) -> None:
+        """Say it where ledger time is ahead of the clock: both clocks were, once, and ledger time never goes back.
+
+        To wait would charge nobody and pause nothing until the clock has caught up, which may be months.
+        """
+        ahead_us = self.lease.ledger_time - now
+        metrics.AHEAD.labels(self.lease.shard).set(max(0, ahead_us) / 1e6)
+        if (ahead_us > LARGEST_DIFFERENCE_US) is bool(self._ahead):
+            return
+        self._ahead = ""
+        if ahead_us > LARGEST_DIFFERENCE_US:
+            until = format_time(self.lease.ledger_time)
+            self._ahead = f"ahead of the clock: what is decided before {until} is dated then"
+            log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
+        self._standing.say("writing", self._ahead)
 
     async def _decide(self, portion: Decoded, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):

@@ -5,6 +5,7 @@ is let in. So a page's request is refused: it names another host than this machi
 leads here, also by DNS rebinding), it comes from another origin, or it writes in a way that needs no preflight.
 """
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 from services.api.errors import ApiError, permission_denied
 from shared.runtime.settings import is_loopback
 
+# A name or an address, and a port: nothing else may stand there (RFC 9110, 7.2).
+_HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -43,7 +46,7 @@ def _names(*, is_local: bool) -> str:
 
 
 def _is_ours(host: str, *, is_local: bool) -> bool:
-    name = _hostname(f"//{host}")
+    name = _hostname(f"//{host}") if _HOST.fullmatch(host) else None
     if name is None:
         return False
     return is_loopback(name) or (not is_local and ("." not in name or _is_address(name)))

@@ -27,15 +27,17 @@ ANSWER_SECONDS = 5.0  # for the database
 STALE_SECONDS = 15.0  # without a look that succeeded: what was seen says nothing of now
 SILENT_SECONDS = 5.0  # without a word from a shard's writer
 BEHIND_SECONDS = 10.0  # how long a record may wait
+AHEAD_SECONDS = 60.0  # how far ledger time may be ahead of the clock: domain page, section 1
 
 READY: Final = "ready"
 DEGRADED: Final = "degraded"
 
 UNWRITTEN: Final = "unwritten"
 STOPPED: Final = "stopped"
-# Its owner lives, and has said nothing of it yet.
+# Its owner lives, and has said nothing of it yet: for no longer than it may be silent.
 TAKEN: Final = "taken"
 _BEHIND: Final = "behind"
+_AHEAD: Final = "ahead"
 _WELL: Final = frozenset({"writing", TAKEN})
 
 SHARDS_UNWRITTEN = Gauge("drawdown_shards_unwritten", "Shards that nobody writes, or whose writer has stopped")
@@ -49,7 +51,8 @@ _LOOK = """
            w.owner IS NOT DISTINCT FROM s.owner AS is_reported,
            w.reported_at < clock_timestamp() - make_interval(secs => $1) AS is_silent,
            w.waiting_since < clock_timestamp() - make_interval(secs => $2) AS is_behind,
-           w.state, w.detail, w.since, w.waiting_records, w.waiting_since
+           s.ledger_time > clock_timestamp() + make_interval(secs => $3) + make_interval(secs => $4) AS is_ahead,
+           s.ledger_time, w.state, w.detail, w.since, w.waiting_records, w.waiting_since
     FROM ledger.shards s LEFT JOIN ledger.shard_states w USING (shard)
         LEFT JOIN ledger.allocators a ON a.owner = s.owner
     ORDER BY s.shard
@@ -83,6 +86,7 @@ class Writers:
     settings: Settings
     shards: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _taken: dict[int, tuple[str, float]] = field(default_factory=dict)
     _looked_at: float | None = None
 
     async def run(self) -> None:
@@ -108,11 +112,25 @@ class Writers:
 
     async def look(self, connection: asyncpg.Connection) -> None:
         """Look once."""
-        rows = await connection.fetch(_LOOK, SILENT_SECONDS, BEHIND_SECONDS)
-        self.shards = [_seen(row) for row in rows]
+        offset = self.settings.clock_offset_seconds
+        rows = await connection.fetch(_LOOK, SILENT_SECONDS, BEHIND_SECONDS, offset, AHEAD_SECONDS)
+        self._note_the_taken(rows)
+        self.shards = [_seen(row, is_mute=self._is_mute(row)) for row in rows]
         self.problems = _sentences(zip(self.shards, rows, strict=True))
         SHARDS_UNWRITTEN.set(sum(map(_is_unwritten, self.shards)))
         self._looked_at = monotonic()
+
+    def _note_the_taken(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Remember since when an owner has said nothing of its shard."""
+        now = monotonic()
+        before, self._taken = self._taken, {}
+        for row in rows:
+            if row["owner"] is not None and not _is_told(row):
+                known = before.get(row["shard"])
+                self._taken[row["shard"]] = known if known and known[0] == row["owner"] else (row["owner"], now)
+
+    def _is_mute(self, row: Mapping[str, Any]) -> bool:
+        return row["shard"] in self._taken and monotonic() - self._taken[row["shard"]][1] > SILENT_SECONDS
 
     def readiness(self, is_ready: bool, detail: str) -> dict[str, Any]:
         """The answer of `/readyz`, where the process says of itself whether it is ready."""
@@ -134,10 +152,15 @@ def _is_unwritten(shard: Mapping[str, Any]) -> bool:
     return shard["state"] in (UNWRITTEN, STOPPED)
 
 
-def _seen(row: Mapping[str, Any]) -> dict[str, Any]:
+def _is_told(row: Mapping[str, Any]) -> bool:
+    """Whether the shard's owner has said how it stands."""
+    return row["state"] is not None and row["is_reported"]
+
+
+def _seen(row: Mapping[str, Any], *, is_mute: bool) -> dict[str, Any]:
     """A shard as it is answered. What a former owner said does not count, what waits now is not known then."""
-    state, since, detail = _state(row)
-    waits = row["is_reported"] and row["state"] is not None
+    state, since, detail = _state(row, is_mute=is_mute)
+    waits = _is_told(row)
     return {
         "shard": row["shard"],
         "state": state,
@@ -149,13 +172,15 @@ def _seen(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _state(row: Mapping[str, Any]) -> tuple[str, Any, str]:
+def _state(row: Mapping[str, Any], *, is_mute: bool) -> tuple[str, Any, str]:
     """The state, since when, and a sentence."""
     if row["owner"] is None:
         return UNWRITTEN, row["seen_at"], "no process has it"
     if not row["is_alive"]:
         return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is gone"
-    if row["state"] is None or not row["is_reported"]:
+    if is_mute:
+        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} lives and has never said how it stands"
+    if not _is_told(row):
         return TAKEN, None, "its owner has said nothing of it yet"
     if row["is_silent"]:
         return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} says nothing any more"
@@ -163,12 +188,14 @@ def _state(row: Mapping[str, Any]) -> tuple[str, Any, str]:
 
 
 def _trouble(shard: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong with a shard: the state, or that it is behind, and what its writer says of it."""
+    """What is wrong with a shard: the state, or that it is behind or ahead, and what its writer says of it."""
     if shard["state"] == UNWRITTEN:
         return UNWRITTEN, ""
     if shard["state"] not in _WELL:
         return shard["state"], shard["detail"]
-    return (_BEHIND, "") if row["is_behind"] and shard["waiting_since"] else None
+    if row["is_behind"] and shard["waiting_since"]:
+        return _BEHIND, ""
+    return (_AHEAD, f"{time(row['ledger_time'])[:19]}Z") if row["is_ahead"] else None
 
 
 def _sentences(seen: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> list[str]:
@@ -189,6 +216,8 @@ def _sentence(trouble: str, detail: str, shards: list[dict[str, Any]]) -> str:
     if trouble == _BEHIND:
         records = sum(each["waiting_records"] for each in shards)
         return f"{named} {'are' if many else 'is'} behind: {records:,} records wait{_since(shards, 'waiting_since')}"
+    if trouble == _AHEAD:
+        return f"{named} {'are' if many else 'is'} ahead of the clock: what is decided before {detail} is dated then"
     told = f": {detail}" if detail else ""
     return f"{named} {'are' if many else 'is'} {trouble}{_since(shards, 'since')}{told}"
 

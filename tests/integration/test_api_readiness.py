@@ -3,10 +3,12 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import Any
 
 import pytest
 
+from services.api import writers
 from services.api.reading import Reader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
@@ -77,6 +79,21 @@ async def test_an_owner_that_has_said_nothing_yet_counts_by_its_lease(api: Api, 
     assert (code, status) == (200, "ready")
     assert {each["state"] for each in shards} == {"taken"}
     assert {each["owner"] for each in shards} == {writer.owner}
+
+
+async def test_an_owner_that_never_says_anything_does_not_write(
+    api: Api, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was stopped between its lease and its first word."""
+    await writer.report(3, "writing")
+    await readiness(api)
+    with monkeypatch.context() as patch:
+        patch.setattr(writers, "monotonic", lambda: monotonic() + writers.SILENT_SECONDS)
+        code, status, detail, shards = await readiness(api)
+    assert (code, status) == (200, "degraded")
+    assert re.fullmatch(rf"nobody writes shards 0, 1, 2 since {TIME}", detail)
+    assert shards[0]["detail"] == f"its owner {writer.owner} lives and has never said how it stands"
+    assert await unwritten(api) == 3
 
 
 async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer) -> None:

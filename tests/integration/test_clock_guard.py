@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.allocation.clock_guard import LARGEST_DIFFERENCE_US
+from services.api.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until
@@ -82,3 +83,27 @@ async def test_half_a_minute_is_no_jump(writer: Writing, monkeypatch: pytest.Mon
         await writer.send(event)
         await writer.decided()
         assert await writer.charged(center) == [event["event_id"]]
+
+
+async def test_ledger_time_that_is_ahead_of_the_clock_is_told_and_holds_nothing_up(
+    settings: Settings,
+) -> None:
+    """Both clocks were ahead, as on one machine; ledger time never goes back."""
+    ahead = settings.model_copy(update={"clock_offset_seconds": 7200.0})
+    async with writing(ahead) as writer:
+        center = await writer.opened(0)
+    async with writing(settings) as writer:
+        standing = await writer.standing(0, "writing")
+        assert standing["detail"].startswith("ahead of the clock: what is decided before 2")
+        assert [line["shard"] for line in writer.told("LEDGER TIME IS AHEAD OF THE CLOCK")] == [0]
+        event = spend(center)
+        await writer.send(event)
+        await writer.decided()
+        assert await writer.charged(center) == [event["event_id"]]
+        assert 7000 < (REGISTRY.get_sample_value("drawdown_ledger_time_ahead_seconds", {"shard": "0"}) or 0) <= 7200
+        assert (await writer.standing(1, "writing"))["detail"] == ""
+        seen = Writers(settings)
+        await seen.look(writer.database)
+        answer = seen.readiness(True, "")
+        assert answer["status"] == "degraded"
+        assert answer["detail"].startswith("shard 0 is ahead of the clock: what is decided before 2")

@@ -30,6 +30,13 @@ def test_this_machine_is_asked_by_its_own_names(host: str) -> None:
         *(
             "localhost@evil.example",
             "localhost:80:80",
+            "user@localhost",
+            "user:word@127.0.0.1:8080",
+            "localhost#.evil.example",
+            "localhost/evil.example",
+            "localhost?evil",
+            "local host",
+            "127.0.0.1:",
             "10.0.0.7:8080",
             "[fe80::1]",
             "api:8080",

@@ -190,3 +190,27 @@ def test_kept_times_are_kept_and_what_is_too_old_is_foretold(tmp_path: Path) -> 
     file = prepare(Settings(data_dir=tmp_path), path, keep_times=True, say=said.append)
     assert [record for _, record in file.records()] == [json.dumps(old).encode()]
     assert "too_old" in said[-1]
+
+
+@pytest.mark.parametrize("keep_times", [True, False])
+@pytest.mark.parametrize("far", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
+@pytest.mark.parametrize("times", ["before", "after"])
+def test_times_at_the_ends_of_the_calendar_are_sent_like_others(
+    far: str, times: str, keep_times: bool, tmp_path: Path
+) -> None:
+    events = [SPEND, {**SPEND, "occurred_at": far}]
+    path = written(
+        tmp_path / "spend", json_lines(*(events if times == "before" else events[::-1]), {**SPEND, "occurred_at": far})
+    )
+    file = prepare(Settings(data_dir=tmp_path), path, keep_times=keep_times, say=lambda _: None)
+    assert len(list(file.records())) == 3
+
+
+@pytest.mark.parametrize(
+    "amount", ["1e999999999999999999", "1e-999999999999999999", "-9e999999999999999999", "9" * 19, "1e18", "NaN"]
+)
+def test_an_amount_that_no_spend_has_is_sent_and_needs_no_money(amount: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "spend", json_lines(SPEND, {**SPEND, "amount": amount}, {**SPEND, "amount": amount}))
+    summary = summarise(path)
+    assert summary.rows == 3
+    assert round(summary.totals["bc-1", "acct-1"], 6) == Decimal(SPEND["amount"])
