@@ -8,16 +8,16 @@ import asyncio
 import multiprocessing
 import resource
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from services.allocation import bounds
 from services.allocation.batch import as_raw
 from services.allocation.decoding import Raw
 from services.allocation.failures import said
 from services.allocation.kafka import start_consumer
-from shared.runtime.kafka import stop_client
+from shared.runtime.kafka import start_client, stop_client
 from shared.runtime.settings import Settings
 
 READ_SECONDS: Final = 20.0
@@ -25,12 +25,21 @@ _FETCH_SECONDS: Final = 5.0
 _ADDRESS_SPACE_BYTES: Final = 1024 * bounds.MIB
 
 
-async def read_one(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
-    """The committed record at an offset, or why it could not be read; None: it is still to come."""
+class NotYet(NamedTuple):
+    """There is nothing to be read at an offset, and nothing is wrong with it."""
+
+    why: str
+
+
+Found = Raw | str | NotYet
+
+
+async def read_one(settings: Settings, topic: str, partition: int, offset: int) -> Found:
+    """The committed record at an offset, or why it could not be read, or why there is none yet."""
     return await asyncio.to_thread(_read_apart, settings, topic, partition, offset)
 
 
-def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
+def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> Found:
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_read_into, args=(sending, settings, topic, partition, offset))
@@ -39,7 +48,7 @@ def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> 
     try:
         if not receiving.poll(READ_SECONDS):
             return f"it could not be read within {READ_SECONDS:.0f} s"
-        found: Raw | str | None = receiving.recv()
+        found: Found = receiving.recv()
     except EOFError:
         return "the process that read it was ended by it"
     else:
@@ -52,7 +61,7 @@ def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> 
 def _read_into(sending: Connection, settings: Settings, topic: str, partition: int, offset: int) -> None:
     """The process: find the record, or say why not."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
-    found: Raw | str | None
+    found: Found
     try:
         found = asyncio.run(_read(settings, topic, partition, offset))
     except Exception as error:
@@ -60,7 +69,7 @@ def _read_into(sending: Connection, settings: Settings, topic: str, partition: i
     sending.send(found)
 
 
-async def _read(settings: Settings, topic: str, partition: int, offset: int) -> Raw | str | None:
+async def _read(settings: Settings, topic: str, partition: int, offset: int) -> Found:
     consumer = await start_consumer(settings, client_id="drawdown-offsets-skip")
     try:
         place = TopicPartition(topic, partition)
@@ -70,11 +79,25 @@ async def _read(settings: Settings, topic: str, partition: int, offset: int) -> 
         if records.get(place):
             return _the_one(records[place][0], topic, partition, offset)
         end = (await consumer.end_offsets([place]))[place]
+        written = await _written(settings, place)
         # A fetch may know better than the embedded broker counts.
-        is_behind = offset >= max(end, consumer.highwater(place) or 0)
-        return None if is_behind else "there is no committed record at that offset"
+        if offset >= max(end, written, consumer.highwater(place) or 0):
+            return NotYet("has no record yet, and nothing stands in its way")
+        if end < written:
+            return NotYet("stands behind a transaction that has not ended (docs/runbook.md, A shard stops, 8)")
+        return "there is no committed record at that offset"
     finally:
         await stop_client(consumer)
+
+
+async def _written(settings: Settings, place: TopicPartition) -> int:
+    """Where the partition ends, with what is not committed."""
+    consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
+    try:
+        end: int = (await consumer.end_offsets([place]))[place]
+    finally:
+        await stop_client(consumer)
+    return end
 
 
 def _the_one(record: Any, topic: str, partition: int, offset: int) -> Raw | str:

@@ -16,7 +16,7 @@ import asyncpg
 import structlog
 
 from services.allocation.decoding import Fault, Raw, center_of_command, center_of_event, printable
-from services.allocation.reading import read_one
+from services.allocation.reading import NotYet, read_one
 from services.allocation.setting_aside import is_too_large, quarantine_row, short_record
 from shared.ledger.append import BatchWrite, append_aside
 from shared.ledger.lease import RELEASED_CHANNEL, Lease, take_over
@@ -47,11 +47,8 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
         await connection.execute("SET lock_timeout = '10s'")
         await _require_next(connection, shard, topic, offset)
         found = await read_one(settings, topic, shard, offset)
-        if found is None:
-            raise CannotGoOnError(
-                f"offset {offset} of {topic}-{shard} has no record yet, and nothing stands in its way:"
-                " nothing was passed over"
-            )
+        if isinstance(found, NotYet):
+            raise CannotGoOnError(f"offset {offset} of {topic}-{shard} {found.why}: nothing was passed over")
         async with connection.transaction():
             lease = await take_over(connection, shard)
             await _require_next(connection, shard, topic, offset)
@@ -62,7 +59,16 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
             await connection.execute("SELECT pg_notify($1, $2)", RELEASED_CHANNEL, str(shard))
     finally:
         await connection.close()
-    log.warning("one record was passed over: it is in quarantine", shard=shard, topic=topic, offset=offset)
+    if isinstance(found, Raw):
+        log.warning("one record was passed over: it is in quarantine", shard=shard, topic=topic, offset=offset)
+    else:
+        log.warning(
+            "one record was passed over unread: quarantine has its place alone, and Kafka the record while it keeps it",
+            shard=shard,
+            topic=topic,
+            offset=offset,
+            why=found,
+        )
 
 
 async def _require_next(connection: asyncpg.Connection, shard: int, topic: str, offset: int) -> None:

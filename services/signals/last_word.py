@@ -19,12 +19,12 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import TopicAuthorizationFailedError
 from prometheus_client import Counter
 from pydantic import BaseModel, Field, ValidationError
 
@@ -32,7 +32,7 @@ from services.signals.publishing import LOCK, NAME, send
 from shared.contracts.fields import Identifier
 from shared.ledger.follow import follower_connection
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client, take_readable
 from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
@@ -52,7 +52,7 @@ _NEWEST = """
 _ENTRIES = """
     SELECT shard, position, kind, business_center_id, ad_account_id, campaign_id, cause, details, source_event_id,
         occurred_at, recorded_at
-    FROM ledger.entries WHERE shard = $1 AND position = ANY($2) ORDER BY position
+    FROM ledger.entries WHERE shard = $1 AND position = ANY($2) AND kind IN ('pause', 'resume') ORDER BY position
 """
 
 _overtaken = Counter(
@@ -164,7 +164,7 @@ async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, set
 
 async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition) -> int:
     """Look at the records of a partition that have come; return how many there were."""
-    records = await _take(consumer, partition.topic)
+    records = await take_readable(consumer, partition.topic, MOST_RECORDS)
     if not records:
         return 0
     try:
@@ -178,26 +178,6 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     elif not partition.awaited:
         await connection.execute(_CHECK, partition.topic.partition, records[-1].offset + 1)
     return len(records)
-
-
-async def _take(consumer: AIOKafkaConsumer, topic: TopicPartition) -> Sequence[Any]:
-    try:
-        heaps = await consumer.getmany(topic, timeout_ms=0, max_records=MOST_RECORDS)
-    except KafkaError:
-        raise
-    except Exception as error:
-        # A stranger's batch that cannot be read. It holds no signal of ours: ours stand in batches of their own.
-        offset = await consumer.position(topic)
-        structlog.get_logger().warning(
-            "passed over a record that cannot be read and is not ours",
-            topic=topic.topic,
-            partition=topic.partition,
-            offset=offset,
-            error=repr(error),
-        )
-        consumer.seek(topic, offset + 1)
-        return ()
-    return cast("Sequence[Any]", heaps.get(topic, ()))
 
 
 def _told(records: Sequence[Any]) -> dict[Entity, int]:

@@ -44,7 +44,8 @@ _STATE = """
     SELECT shard, position, e.kind, e.business_center_id, e.ad_account_id, e.campaign_id, e.cause, e.details,
         e.source_event_id, e.occurred_at, e.recorded_at
     FROM signals.latest l JOIN ledger.entries e USING (shard, position)
-    WHERE shard = $1 AND (l.ad_account_id, l.campaign_id) > ($2, $3)
+    WHERE shard = $1 AND (l.ad_account_id, l.campaign_id) > ($2, $3) AND e.kind IN ('pause', 'resume')
+        AND e.ad_account_id = l.ad_account_id AND COALESCE(e.campaign_id, '') = l.campaign_id
     ORDER BY l.ad_account_id, l.campaign_id LIMIT $4
 """
 _TELL = """

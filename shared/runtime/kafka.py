@@ -2,11 +2,11 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -45,6 +45,7 @@ __all__ = [
     "murmur2_partition",
     "start_client",
     "stop_client",
+    "take_readable",
     "until_kafka_answers",
     "with_retries",
 ]
@@ -191,6 +192,29 @@ async def stop_client(client: Client) -> None:
         _cut_off(client)
     if not stopping.cancelled():
         stopping.result()
+
+
+async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, most: int) -> Sequence[Any]:
+    """Take what has come of a topic of signals, at most so many records; a record that cannot be read is passed over.
+
+    It is a stranger's, and holds no signal of ours: ours stand in batches of their own. Raises KafkaError.
+    """
+    try:
+        heaps = await consumer.getmany(partition, timeout_ms=0, max_records=most)
+    except KafkaError:
+        raise
+    except Exception as error:
+        offset = await consumer.position(partition)
+        structlog.get_logger().warning(
+            "passed over a record that cannot be read and is not ours",
+            topic=partition.topic,
+            partition=partition.partition,
+            offset=offset,
+            error=repr(error),
+        )
+        consumer.seek(partition, offset + 1)
+        return ()
+    return cast("Sequence[Any]", heaps.get(partition, ()))
 
 
 class _Closed(dict[Any, Any]):

@@ -1,17 +1,18 @@
-"""Whatever a service may write into the ledger has a size: what is larger than anything of ours ends who reads it."""
+"""Whatever a service may write has a size: what is larger than anything of ours ends who reads it."""
 
 import asyncpg
 
 from shared.runtime.roles import SERVICE_ROLES
 
-# Columns of the ledger that hold texts or bytes, that a service may write, and of which no constraint asks
+# Columns that hold texts or bytes, that a service may write, and of which no constraint asks
 # the length, or names all values.
 UNBOUNDED = r"""
     SELECT c.oid::regclass::text || '.' || attname
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace = 'ledger'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    WHERE c.relnamespace = ANY ('{ledger,balance,incentives,signals}'::regnamespace[])
+        AND c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND attnum > 0 AND NOT attisdropped
-        AND atttypid = ANY ('{text,json,jsonb,bytea}'::regtype[])
+        AND atttypid = ANY ('{text,text[],json,jsonb,bytea}'::regtype[])
         AND EXISTS (SELECT FROM unnest($1::text[]) AS role
                     WHERE has_column_privilege(role, c.oid, attnum, 'INSERT, UPDATE'))
         AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c'

@@ -327,12 +327,17 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
         ("acct-2", None, []),
         ("acct-3", None, ["ad_account_budget"]),
     ).write(admin)
+    deposit = Ledger(first=6)
+    deposit.add("deposit", "bc-1", "acct-4", holder="ad_account", pocket="cash", amount=1)
+    await deposit.write(admin)
     await admin.execute(BEGIN, "signals")
     # Published to a broker that is gone by now.
     gone = _Forgetful()
     while (await advance(publishing, signals.follower(gone), 0)).behind:
         pass
     assert gone.sent == 5
+    # Somebody else's hand: entries that are no signals, or another entity's.
+    await admin.execute("INSERT INTO signals.latest VALUES (0, 'acct-4', '', 6), (0, 'acct-5', '', 1)")
     await ensure_topics(settings)
     producer = await create_producer(settings)
     try:

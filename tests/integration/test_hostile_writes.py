@@ -15,6 +15,7 @@ import pytest
 
 from services.allocation import state
 from services.auditor.cli import replay, verify
+from services.auditor.policies import MOST_NOTES
 from shared.contracts.zones import installed_zones
 from shared.ledger.lease import claim
 from shared.ledger.lookup import plain_types
@@ -580,6 +581,14 @@ CASES = [
         for amount in ("NaN", "Infinity", "-Infinity", "1e100")
     ),
     Hostile(INCENTIVES, (), ("UPDATE incentives.cash_spend SET amount = 'NaN'",), BOUND),
+    *(
+        Hostile(role, (), (statement,), BOUND)
+        for role, statement in (
+            (BALANCE, "INSERT INTO balance.left_out VALUES ('zz', 'zz', repeat('x', 1025))"),
+            (BALANCE, "UPDATE balance.pauses SET causes = ARRAY[repeat('x', 1048577)]"),
+            (SIGNALS, "INSERT INTO signals.latest VALUES (0, 'zz', repeat('x', 1025), 1)"),
+        )
+    ),
     Hostile(
         API,
         ("X ledger.replay_quarantined()",),
@@ -667,6 +676,20 @@ async def test_what_no_audit_can_know_the_page_says(
         await act(url, case)
         assert await audit(url, "verify", capsys) == ""
         await load_all(url)
+
+
+async def test_any_number_of_policies_is_looked_at_and_a_few_are_named(
+    original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = (
+        "INSERT INTO ledger.policies SELECT v, json_build_object('version', v, 'note', repeat('x', 60000))"
+        " FROM (SELECT 'x-' || n AS v FROM generate_series(1, 500) n) AS versions"
+    )
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (many,)))
+        found = await audit(url, "verify", capsys)
+    assert found.count("cannot be read: ") == MOST_NOTES
+    assert f"500 policies cannot be read, the first {MOST_NOTES} are named here" in found
 
 
 async def load_all(url: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import json
 from typing import Any
 
 import pytest
@@ -12,13 +13,17 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
+from drawdown.deliveries import Deliveries
 from services.allocation import service
 from services.allocation.worker import Worker
-from shared.runtime.kafka import SPEND_EVENTS, start_client, stop_client
+from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import FAREWELL_SECONDS, farewell
 from shared.runtime.topics import ensure_topics
+from tests.acceptance.front_door import until
 from tests.integration.writing import writing
+from tests.raw_batches import batch, record
+from tests.unit.test_deliveries import SIGNAL
 
 
 def left_open() -> list[AIOKafkaConnection]:
@@ -99,6 +104,33 @@ async def test_who_asks_over_a_consumer_that_was_stopped_leaves_no_connection_op
     with pytest.raises(KafkaError):
         await consumer._client.send(next(iter(consumer._client.cluster.brokers())).nodeId, MetadataRequest_v5([], True))
     assert not left_open()
+
+
+async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) -> None:
+    """aiokafka takes no header whose name is not UTF-8, and would never go on."""
+    await ensure_topics(settings)
+    producer = await start_client(settings, AIOKafkaProducer)
+    odd = producer.create_batch()
+    odd.append(timestamp=None, key=None, value=b"")  # so that the producer counts one
+    odd.close()
+    odd._buffer = bytearray(batch(record(b"{}", key=b"odd", headers=[(b"n\xffme", b"x")]), 1))
+    await (await producer.send_batch(odd, DELIVERY_SIGNALS, partition=1))
+    deliveries = Deliveries()
+    following = asyncio.create_task(deliveries.follow(settings))
+    try:
+        for shard in (0, 1):
+            value = json.dumps({**SIGNAL, "ad_account_id": f"acct-{shard}", "shard": shard}).encode()
+            await producer.send_and_wait(DELIVERY_SIGNALS, value, key=b"%d" % shard, partition=shard)
+
+        async def both_are_known() -> bool:
+            assert not following.done(), following.exception()
+            return deliveries.pauses == 2
+
+        await until("both signals are taken", both_are_known)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await stop_client(producer)
 
 
 async def test_nobody_asks_over_a_consumer_that_is_being_stopped(

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import pytest
 from confluent_kafka import KafkaException, Producer
 
+from services.allocation.skipping import skip
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import FrontDoor, until
@@ -109,6 +112,18 @@ def send(producer: Producer, events: Iterable[dict[str, str]]) -> None:
     assert producer.flush(_SECONDS) == 0
 
 
+async def no_skip(door: FrontDoor, shard: int) -> str:
+    """Why the spend that a shard needs next cannot be passed over."""
+    database = await asyncpg.connect(door.system.settings.database_url)
+    try:
+        offset = await database.fetchval("SELECT spend_offset FROM ledger.shards WHERE shard = $1", shard)
+    finally:
+        await database.close()
+    with pytest.raises(CannotGoOnError) as refused:
+        await skip(door.system.settings, shard, SPEND_EVENTS, offset, "it stands")
+    return str(refused.value)
+
+
 async def test_what_is_committed_is_charged_and_what_is_aborted_never_is(door: FrontDoor) -> None:
     kept, dropped = spends(COMMITTED), spends(ABORTED)
 
@@ -153,9 +168,11 @@ async def test_a_transaction_that_stays_open_holds_up_what_is_behind_it_until_th
     door: FrontDoor,
 ) -> None:
     behind, dropped = spends(1), spends(3)
-    producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-2", transaction_timeout_ms=2_000)
+    producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-2", transaction_timeout_ms=10_000)
     await asyncio.to_thread(send, producer, dropped)
     await asyncio.to_thread(produce, make_producer(door.system.settings), SPEND_EVENTS, records(behind))
+    refused = [await no_skip(door, shard) for shard in range(door.shards)]
+    assert sum("stands behind a transaction that has not ended" in each for each in refused) == 1, refused
     assert await charged(door, behind) == 1  # The fence lies behind the transaction too.
     assert await charged(door, dropped) == 0
     with contextlib.suppress(KafkaException):
