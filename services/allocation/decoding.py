@@ -251,4 +251,6 @@ def _fault(reason: str, text: str) -> Fault:
 
 def printable(text: str) -> str:
     """The text without anything that PostgreSQL refuses: NUL and lone surrogates are shown as escapes."""
+    if text.isascii() and "\0" not in text:  # as nearly all, of which a batch may hold millions
+        return text
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -5,6 +5,7 @@ over without reading it. Nothing that a record declares is believed: its fields 
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 from aiokafka.errors import CorruptRecordException
@@ -17,6 +18,8 @@ from services.allocation.setting_aside import short_frame
 RECORDS_AT: Final = 61  # behind the head of a batch
 # Twice the fewest bytes of a record: its attributes, two deltas, two lengths and the number of headers.
 _SMALLEST_DOUBLED: Final = 12
+# In the first byte of a length: it goes on in a second one, or is below zero.
+_NO_SHORT_LENGTH: Final = 0x81
 
 
 def longest(buffer: bytes, at: int, end: int, count: int) -> int:
@@ -106,11 +109,20 @@ class Reader:
 
 
 def _headers(record: memoryview, at: int) -> list[tuple[str, bytes | None]]:
+    """All headers of a record, which they have to fill."""
     count, at = decode_varint(record, at)
-    headers = []
+    read, headers = bytes(record), []
     for _ in range(count):
-        header, at = _header(record, at)
-        headers.append(header)
+        # A name and a value of less than 64 bytes, written out: a batch of 9 KB may unpack to millions of them.
+        size = read[at]
+        behind_name = at + 1 + (size >> 1)
+        if not size & _NO_SHORT_LENGTH and not (size := read[behind_name]) & _NO_SHORT_LENGTH:
+            name, value_at = _short_name(read[at + 1 : behind_name]), behind_name + 1
+            at = value_at + (size >> 1)
+            headers.append((name, read[value_at:at]))
+        else:
+            header, at = _header(record, at)
+            headers.append(header)
     if at != len(record):
         raise ValueError(f"{len(record)} bytes, of which its fields fill {at}")
     return headers
@@ -127,7 +139,15 @@ def _first_headers(record: memoryview, at: int) -> Iterator[tuple[str, bytes | N
 def _header(record: memoryview, at: int) -> tuple[tuple[str, bytes | None], int]:
     name, at = _bytes(record, at)
     value, at = _bytes(record, at)
-    return (str(name or b"", errors="backslashreplace"), _copied(value)), at
+    return (_shown(bytes(name or b"")), _copied(value)), at
+
+
+def _shown(name: bytes) -> str:
+    """A header's name; bytes that are no UTF-8 are shown."""
+    return name.decode(errors="backslashreplace")
+
+
+_short_name: Final = lru_cache(maxsize=1_024)(_shown)  # showing bytes is dear, and a producer's names are few
 
 
 def _bytes(record: memoryview, at: int) -> tuple[memoryview | None, int]:

@@ -1,5 +1,6 @@
 """Reading Kafka's batches: names of headers may have any bytes, whatever packs the batch."""
 
+import timeit
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from services.allocation import kafka, records
 from services.allocation.records import FetchedRecords
 from tests.any_headers import Headers, batch_of
+from tests.raw_batches import batch, record
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 LATIN = b"kampagne-gr\xfcn"
@@ -78,11 +80,32 @@ def test_a_control_batch_tells_what_it_is() -> None:
     assert next(batch).key == b"key"
 
 
-@given(st.lists(st.lists(st.tuples(st.binary(max_size=6), st.none() | st.binary(max_size=3)), max_size=3), max_size=5))
+# A length above 63 takes a second byte.
+BYTES = st.binary(max_size=6) | st.integers(60, 67).map(lambda size: b"\xfc" * size)
+
+
+@given(st.lists(st.lists(st.tuples(BYTES, st.none() | BYTES), max_size=3), max_size=5))
 @settings(max_examples=300)
 def test_any_headers_are_read(headers: list[Headers]) -> None:
     expected = [[(name.decode(errors="backslashreplace"), value) for name, value in each] for each in headers]
     assert headers_of(batch_of(headers or [[]])) == (expected or [[]])
+
+
+def test_headers_of_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
+    took = {}
+    for name in (b"h", b"\xfc"):
+        data = batch_of([[(name, b"")] * 900] * 100)
+        took[name] = min(timeit.repeat(lambda data=data: read(data), number=1, repeat=5))  # type: ignore[misc]
+    assert took[b"\xfc"] < 10 * took[b"h"]
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_record_whose_last_header_ends_behind_it_is_not_read(cut: int) -> None:
+    held = [record(b"v", headers=[(LATIN, b"1234567")], offset=number) for number in range(2)]
+    short = held[1][: -cut]
+    data = batch(held[0] + bytes([short[0] - 2 * cut]) + short[1:], 2)
+    assert [each.offset for each in read(data)] == [0, 1]
+    assert read(data)[1].cut.fault.reason == "malformed"
 
 
 def test_the_time_is_the_brokers_where_it_says_so() -> None:
