@@ -102,7 +102,7 @@ def test_headers_of_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_record_whose_last_header_ends_behind_it_is_not_read(cut: int) -> None:
     held = [record(b"v", headers=[(LATIN, b"1234567")], offset=number) for number in range(2)]
-    short = held[1][: -cut]
+    short = held[1][:-cut]
     data = batch(held[0] + bytes([short[0] - 2 * cut]) + short[1:], 2)
     assert [each.offset for each in read(data)] == [0, 1]
     assert read(data)[1].cut.fault.reason == "malformed"
