@@ -111,7 +111,8 @@ class Reader:
 def _headers(record: memoryview, at: int) -> list[tuple[str, bytes | None]]:
     """All headers of a record, which they have to fill."""
     count, at = decode_varint(record, at)
-    read, headers = bytes(record), []
+    read = bytes(record)
+    headers: list[tuple[str, bytes | None]] = []
     for _ in range(count):
         # A name and a value of less than 64 bytes, written out: a batch of 9 KB may unpack to millions of them.
         size = read[at]

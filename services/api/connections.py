@@ -14,7 +14,7 @@ from itertools import chain, dropwhile, islice
 from time import monotonic
 from typing import Final, Protocol
 
-from services.api.limits import hold_seconds
+from services.api.limits import Holds
 
 # A process may usually open 1,024 files, and needs some for itself.
 CONNECTIONS_AT_MOST = 900
@@ -55,6 +55,7 @@ class Connections:
         self._untaken_bytes = 0
         # Those that have given their places away and have not ended yet, in that order.
         self._ending: OrderedDict[Connection, None] = OrderedDict()
+        self._holds = Holds()
 
     def open(self, connection: Connection, address: str) -> bool:
         """Count a connection; False: there are too many, and none that could give way."""
@@ -92,6 +93,14 @@ class Connections:
         if connection in self._addresses:
             self._clients[connection] = client
 
+    def client(self, connection: Connection) -> str:
+        """Whose it is: of the last request's subject, as far as that is known, or else of its address."""
+        return self._clients.get(connection) or self._addresses.get(connection, UNKNOWN_ADDRESS)
+
+    def hold_seconds(self, connection: Connection) -> float:
+        """How long the refusal of its request is held, because its client asks too often."""
+        return self._holds.seconds(self.client(connection))
+
     def rests(self, connection: Connection) -> None:
         """Note that nobody works on its request yet."""
         if connection in self._addresses:
@@ -127,7 +136,7 @@ class Connections:
         fresh = list(dropwhile(lambda each: self._waiting[each] < late, self._waiting))
         old = islice(self._waiting, len(self._waiting) - len(fresh))
         idle = [
-            (each, self._clients.get(each, self._addresses[each]))
+            (each, self.client(each))
             for each in chain(old, self._untaken, reversed(self._resting), fresh)
             if address in (None, self._addresses[each])
         ]
@@ -140,7 +149,7 @@ class Connections:
             closed.give_way()
         else:
             self._ending[closed] = None
-            closed.give_way(hold_seconds())
+            closed.give_way(self._holds.seconds(address))
         return True
 
 
@@ -151,6 +160,10 @@ class Asking:
     has_gone: Callable[[], bool]
     connection: Connection
     register: Connections
+
+    def hold_seconds(self) -> float:
+        """How long its refusal is held, because its client asks too often."""
+        return self.register.hold_seconds(self.connection)
 
     def belongs_to(self, client: str) -> None:
         """Say whose request it is."""

@@ -13,10 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api import errors
 from services.api.access import BYTES_OF_A_REQUEST, CALLER, Access
-from services.api.bodies import BODY, receive_body
+from services.api.bodies import BODY, BODY_LIMIT_BYTES, receive_body
 from services.api.connections import ASKING, Asking, Connections
 from services.api.errors import ApiError
-from services.api.limits import hold_seconds
 
 PROBES: Final = frozenset({"/healthz", "/readyz"})
 COMMANDS: Final = "/v1/commands"
@@ -80,8 +79,7 @@ class Gate:
         scope[CALLER], client = await access.identify(scope["method"], headers, address)
         asking.belongs_to(client)
         if scope["method"] not in _WITHOUT_BODY:
-            scope[BODY] = await receive_body(receive, int(headers.get("content-length", 0)))
-            access.has_sent(client, len(scope[BODY]))
+            scope[BODY] = await _receive_body(access, client, headers, receive)
         turns = access.commands if scope["path"] == COMMANDS else access.reads
         async with contextlib.AsyncExitStack() as stack:
             with asking.resting():
@@ -100,6 +98,17 @@ class Gate:
                 await send(message)
 
             await self.app(scope, receive, send_made)
+
+
+async def _receive_body(access: Access, client: str, headers: Headers, receive: Receive) -> bytes:
+    """A body, which counts; one that is refused counts as the longest. Raises ApiError: 400, 408, 413."""
+    size = BODY_LIMIT_BYTES
+    try:
+        body = await receive_body(receive, int(headers.get("content-length", 0)))
+        size = len(body)
+        return body
+    finally:
+        access.has_sent(client, size)
 
 
 def _address(scope: Scope) -> str:
@@ -121,4 +130,4 @@ def _is_much(scope: Scope, client: str) -> bool:
 async def _hold(asking: Asking) -> None:
     """Let whoever asks too often wait."""
     with asking.resting():
-        await asyncio.sleep(hold_seconds())
+        await asyncio.sleep(asking.hold_seconds())

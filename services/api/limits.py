@@ -3,20 +3,16 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from random import uniform
 
 # A client that is forgotten begins anew: nothing is lost by it once it has rested for two seconds.
 CLIENTS_AT_MOST = 10_000
 BURST_SECONDS = 2
-# A client that asks too often and does not wait is held this long before it is refused, or up to twice as long: many
-# that are held together would else ask again together.
+# A client that asks too often and does not wait is held this long before it is refused. Of its refusals, over however
+# many connections, so many a second are let go, as long as none waits for the longest.
 HOLD_SECONDS = 0.5
+HOLD_SECONDS_AT_MOST = 10.0
+LET_GO_A_SECOND = 20
 _NS = 1_000_000_000
-
-
-def hold_seconds() -> float:
-    """How long one client that asks too often is held: it costs nobody else anything."""
-    return HOLD_SECONDS * uniform(1, 2)
 
 
 class RateLimit:
@@ -48,3 +44,20 @@ class RateLimit:
         self._earned_back_at_ns[client] = earned_back_at_ns
         if len(self._earned_back_at_ns) > CLIENTS_AT_MOST:
             self._earned_back_at_ns.popitem(last=False)
+
+
+class Holds:
+    """When those who ask too often are refused: one of a client after the other, so that nobody else waits for them."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._last: OrderedDict[str, float] = OrderedDict()
+
+    def seconds(self, client: str) -> float:
+        """How long its next refusal is held."""
+        now = self._now()
+        earliest = max(now + HOLD_SECONDS, self._last.pop(client, now) + 1 / LET_GO_A_SECOND)
+        self._last[client] = min(earliest, now + HOLD_SECONDS_AT_MOST)
+        if len(self._last) > CLIENTS_AT_MOST:
+            self._last.popitem(last=False)
+        return self._last[client] - now

@@ -17,7 +17,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from services.api.connections import ASKING, UNKNOWN_ADDRESS, Asking, Connections
 from services.api.headers import SAFE_HEADERS
 from services.api.heads import fault_of
-from services.api.limits import hold_seconds
 
 # The first line and all headers of a request, a token among them; looked at whenever more of them is waited for.
 HEAD_LIMIT_BYTES = 16_384
@@ -35,6 +34,8 @@ PIECE_BYTES = 65_536
 READ_BYTES = 512
 READ_CHUNKED_BYTES = 256
 READ_SECONDS = 0.0005
+# A client that has read so rests so many times as long.
+RESTS = 9
 # So much of a head is read however long it takes: who sends no more waits for nobody else who has more to read.
 USUAL_HEAD_BYTES = 2_048
 # What chunks may have around them beyond a quarter of what is in them.
@@ -42,25 +43,46 @@ FRAMING_LIMIT_BYTES = 1_024
 
 
 class Readers:
-    """Those who have more to read: one of them goes on in each pass of the loop."""
+    """Those who have more to read: one of them goes on in each pass of the loop, the clients in turn.
+
+    A client rests after each reading, however many connections it has, so that reading takes a tenth of the time of
+    this process at most.
+    """
 
     def __init__(self) -> None:
-        self._next: deque[Callable[[], None]] = deque()
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # of clients that read or rest; a queue may be empty
+        self._next: deque[str] = deque()
 
-    def wait(self, read: Callable[[], None]) -> None:
-        """Let it read when it is its turn."""
-        self._next.append(read)
+    def wait(self, client: str, read: Callable[[], None]) -> None:
+        """Let it read when it is its client's turn."""
+        if client in self._waiting:
+            self._waiting[client].append(read)
+        else:
+            self._waiting[client] = deque([read])
+            self._stand_last(client)
+
+    def _stand_last(self, client: str) -> None:
+        self._next.append(client)
         if len(self._next) == 1:
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        read = self._next[0]  # It stays in front while it reads, so that nobody who comes meanwhile calls this too.
+        client = self._next[0]  # It stays in front while it reads, so that nobody who comes meanwhile calls this too.
+        began = perf_counter()
         try:
-            read()
+            self._waiting[client].popleft()()
         finally:
             self._next.popleft()
+            loop = asyncio.get_running_loop()
+            loop.call_later(RESTS * (perf_counter() - began), self._has_rested, client)
             if self._next:
-                asyncio.get_running_loop().call_soon(self._go_on)
+                loop.call_soon(self._go_on)
+
+    def _has_rested(self, client: str) -> None:
+        if self._waiting[client]:
+            self._stand_last(client)
+        else:
+            del self._waiting[client]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +181,12 @@ class BoundedProtocol(H11Protocol):
             self.transport.pause_reading()
             self._is_held = self._is_unwanted()
             if not self._is_held:
-                self._bounds.readers.wait(self._read)
+                self._wait_to_read()
         elif not self.flow.read_paused:
             self.transport.resume_reading()
+
+    def _wait_to_read(self) -> None:
+        self._bounds.readers.wait(self._bounds.connections.client(self), self._read)
 
     def _is_unwanted(self) -> bool:
         """Whether what comes next is a body that nobody has asked for yet: it may be refused for its head alone."""
@@ -171,7 +196,7 @@ class BoundedProtocol(H11Protocol):
         """Go on with a body that was held."""
         if self._is_held:
             self._is_held = False
-            self._bounds.readers.wait(self._read)
+            self._wait_to_read()
 
     def _parse(self, piece: bytes) -> None:
         """Hand a piece to the parser, and count how much of it is no part of a body that somebody waits for."""
@@ -218,7 +243,7 @@ class BoundedProtocol(H11Protocol):
         refuse = partial(self._refuse, 400, "invalid", message)
         if self._bounds.asks_in_vain(f"bytes of {self._address}"):
             self._bounds.connections.rests(self)
-            self._deadline = self.loop.call_later(hold_seconds(), refuse)
+            self._deadline = self.loop.call_later(self._bounds.connections.hold_seconds(self), refuse)
         else:
             refuse()
 

@@ -226,7 +226,8 @@ async def test_an_address_that_sends_what_is_not_http_is_answered_late(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "IN_VAIN_A_SECOND", 1)
-    monkeypatch.setattr(protocol, "hold_seconds", lambda: 3600.0)
+    for name in ("HOLD_SECONDS", "HOLD_SECONDS_AT_MOST"):
+        monkeypatch.setattr(limits, name, 3600.0)
     async with serving(settings):
         for _ in range(limits.BURST_SECONDS):
             assert (await exchange(settings, b"\0\r\n\r\n")).startswith(b"HTTP/1.1 400 ")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from services.api import access, bodies, connections, context, limits, protocol, service
-from services.api.limits import CLIENTS_AT_MOST, RateLimit
+from services.api.limits import CLIENTS_AT_MOST, HOLD_SECONDS_AT_MOST, Holds, RateLimit
 from services.api.service import STATEMENT_TIMEOUT_SECONDS, connected
 from shared.runtime.settings import Settings
 from tests.integration.api import command
@@ -75,6 +75,24 @@ def test_ever_new_clients_fill_no_memory_and_drive_out_none_that_asks() -> None:
             _taken(limit, "a", 100)
     assert len(limit._earned_back_at_ns) == CLIENTS_AT_MOST
     assert limit.take("a") > 0
+
+
+def test_refusals_of_a_client_are_let_go_one_by_one_and_no_others_wait_for_them() -> None:
+    seconds = _Seconds()
+    holds = Holds(lambda: seconds.now)
+    held = [holds.seconds("a") for _ in range(5)]
+    assert held == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7])
+    assert holds.seconds("b") == 0.5
+    seconds.now += 0.7
+    assert holds.seconds("a") == 0.5
+    assert [holds.seconds("a") for _ in range(500)][-1] == HOLD_SECONDS_AT_MOST
+
+
+def test_holds_of_ever_new_clients_fill_no_memory() -> None:
+    holds = Holds()
+    for number in range(2 * CLIENTS_AT_MOST):
+        holds.seconds(f"client {number}")
+    assert len(holds._last) == CLIENTS_AT_MOST
 
 
 async def _answers(client: httpx.AsyncClient, count: int, **options: Any) -> list[httpx.Response]:
