@@ -18,7 +18,7 @@ from services.api.bodies import body_schema, read_body
 from services.api.context import Api
 from services.api.errors import ApiError, not_found, permission_denied
 from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, time
-from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS
+from services.api.openapi import BODY_PROBLEMS, READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.pieces import unhurried
 from services.api.tokens import Caller
 from shared.contracts.fields import Amount, Currency, Identifier
@@ -175,7 +175,7 @@ async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, af
         )
     page = rows[: _fitting(rows[:limit])]
     return {
-        "deals": [_deal(row) async for row in unhurried(page)],
+        "deals": [_deal(row) async for row in unhurried(page) if _is_readable(row)],
         "next": page[-1]["id"] if len(page) < len(rows) else None,
     }
 
@@ -186,7 +186,7 @@ def _fitting(rows: list[asyncpg.Record]) -> int:
     return max(sum(total <= PAGE_ACCOUNTS for total in accounts), min(1, len(rows)))
 
 
-@router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored")
+@router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored", responses=UNREADABLE_DEAL)
 async def get_deal(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
     """One deal."""
     async with context.snapshot() as connection:
@@ -194,7 +194,7 @@ async def get_deal(deal_id: PathId, context: Api, caller: FinanceReader) -> dict
 
 
 async def read_deal(connection: asyncpg.Connection, caller: Caller, deal_id: str) -> asyncpg.Record:
-    """The deal's row. Raises ApiError (404) when there is none, or it is not the caller's."""
+    """The deal's row. Raises ApiError: 404 when there is none, or it is not the caller's; 409, it cannot be read."""
     row = await connection.fetchrow(
         f"SELECT * FROM incentives.deals WHERE {_IS_VISIBLE} AND id = $2",  # noqa: S608
         caller.scope,
@@ -202,7 +202,21 @@ async def read_deal(connection: asyncpg.Connection, caller: Caller, deal_id: str
     )
     if row is None:
         raise not_found("deal")
+    if not _is_readable(row):
+        raise ApiError(409, "conflict", f"what is stored as deal {deal_id} is no deal: register it again")
     return row
+
+
+def _is_readable(row: asyncpg.Record) -> bool:
+    """Whether this is what could have been registered: else somebody else wrote it, and other deals must not suffer."""
+    terms = {name: row[name] for name in DealTerms.model_fields}
+    try:
+        days = {name: terms[name].isoformat() for name in ("starts_on", "ends_on")}
+        DEAL_TERMS.validate_python({**terms, **days, "slabs": json.loads(terms["slabs"])}, strict=True)
+    except (ValueError, RecursionError):
+        structlog.get_logger().error("a deal cannot be read", id=row["id"])
+        return False
+    return True
 
 
 async def _check_accounts(connection: asyncpg.Connection, caller: Caller, terms: DealTerms) -> None:

@@ -16,8 +16,10 @@ READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
     404: {"model": Problem, "description": "There is no such thing, or it is not yours"},
     503: {"model": Problem, "description": "The database is away: ask again"},
 }
-
-
+# Of every call that reads one deal.
+UNREADABLE_DEAL: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "What is stored is no deal: register it again"}
+}
 # Of every call with a body.
 BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body took longer than eight seconds"},

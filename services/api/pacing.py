@@ -13,7 +13,7 @@ from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.deals import read_deal
 from services.api.models import AsOf, Money, PathId, money
-from services.api.openapi import READ_PROBLEMS
+from services.api.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from shared.contracts.zones import zone
 from shared.rules.calendar import Zone
 from shared.rules.incentives import (
@@ -30,7 +30,7 @@ from shared.rules.incentives import (
 )
 from shared.rules.money import parse_amount
 
-router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
+router = APIRouter(tags=["deals"], responses={**READ_PROBLEMS, **UNREADABLE_DEAL})
 
 Rate = Annotated[str, Field(examples=["0.03"])]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,7 +21,7 @@ from services.api.context import Api
 from services.api.deals import Day, read_deal
 from services.api.errors import invalid
 from services.api.models import AsOf, Money, PathId, money
-from services.api.openapi import READ_PROBLEMS
+from services.api.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.pieces import unhurried
 from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
@@ -33,7 +33,7 @@ COLUMNS = ("day", "ad_account_id", "business_center_id", "currency", "cash_spend
 # What a spreadsheet takes for the beginning of a formula.
 _FORMULA = tuple("=+-@\t\r")
 
-router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
+router = APIRouter(tags=["deals"], responses={**READ_PROBLEMS, **UNREADABLE_DEAL})
 
 
 class SpendDetailRow(BaseModel):

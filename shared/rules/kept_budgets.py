@@ -7,6 +7,7 @@ renamed is read by both names. A snapshot holds the values in order, because a s
 from array import array
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
@@ -46,6 +47,29 @@ _LOAD: Final[dict[str, Callable[[Any], Any]]] = {
     "days": _load_days,
     "months": lambda pairs: dict(pairs) or NO_MONTHS,
     "history": lambda settings: [tuple(setting) for setting in settings] or (),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_setting(day: Any, mode: Any, amount: Any) -> bool:
+    return _is_number(day) and type(mode) is str and _is_number_or_none(amount)
+
+
+# All others are numbers.
+_IS: Final[dict[str, Callable[[Any], bool]]] = {
+    "amount": _is_number_or_none,
+    "days": lambda days: all(map(_is_number, [days[0], *days[1]])),
+    "history": lambda settings: all(_is_setting(*setting) for setting in settings),
+    "mode": lambda mode: type(mode) is str,
+    "months": lambda months: all(map(_is_number, chain(*months))),
+    "started_at": _is_number_or_none,
 }
 FIELDS: Final[tuple[str, ...]] = Budget.__slots__
 _values = attrgetter(*FIELDS)
@@ -108,3 +132,8 @@ def load_budget(dumped: dict[str, Any]) -> Budget:
         load = _LOAD.get(name)
         setattr(budget, name, value if load is None else load(value))
     return budget
+
+
+def is_typed(dumped: dict[str, Any]) -> bool:
+    """Whether each field is of its type, for an auditor: loading believes what it reads."""
+    return all(_IS.get(name, _is_number)(value) for name, value in dumped.items())

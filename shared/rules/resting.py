@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from shared.rules.budgets import DAILY, OPEN_DAYS
-from shared.rules.kept_budgets import dump_budget, load_budget
+from shared.rules.kept_budgets import dump_budget, is_typed, load_budget
 from shared.rules.pauses import is_large
 from shared.rules.policy import Policy
 from shared.rules.state import AdAccount, Campaign
@@ -156,7 +156,8 @@ def is_as_dumped(kept: Any) -> bool:
     try:
         place, causes, budget = kept["order"], kept["causes"], kept["budget"]
         again = dump_budget(load_budget(budget))
-        return len(kept) == 3 and type(place) is type(causes) is int and _plain(again) == _plain(budget)
+        is_whole = len(kept) == 3 and type(place) is type(causes) is int and is_typed(budget)
+        return is_whole and _plain(again) == _plain(budget)
     except Exception:
         return False
 

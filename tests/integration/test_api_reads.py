@@ -546,6 +546,42 @@ async def test_more_reversed_than_spent_reaches_no_tier(deal_accounts: Api) -> N
     assert pacing["next_tier"]["distance"] == "0.000005"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "slabs = '[{}]'",
+        "slabs = '{\"a\": 1}'",
+        'slabs = \'[{"from": 5, "rate": "1"}]\'',
+        'slabs = \'[{"from": "NaN", "rate": "1"}]\'',
+        "slabs = ('[' || repeat('[', 5000) || repeat(']', 5000) || ']')::json",
+        "slabs = '[]'",
+        "time_zone = 'Mars/Phobos'",
+        "currency = 'dollars'",
+        "client = ''",
+        "ad_account_ids = '{}'",
+        "ad_account_ids = '{deal-a,NULL}'",
+        "ad_account_ids = '{{deal-a},{deal-b}}'",
+        "ends_on = '1990-01-01'",
+        "starts_on = '1965-01-01'",
+    ],
+)
+async def test_a_deal_that_was_not_registered_here_takes_none_of_the_others_along(
+    deal_accounts: Api, wrong: str
+) -> None:
+    api = deal_accounts
+    for name in ("d-bad", "d-good"):
+        await api.client.put(f"/v1/deals/{name}", json=terms("deal-a"))
+    await api.database.execute(f"UPDATE incentives.deals SET {wrong} WHERE id = 'd-bad'")
+    for path in ("", "/pacing", "/spend-detail"):
+        answer = await api.get(f"/v1/deals/d-bad{path}", 409)
+        assert answer["code"] == "conflict"
+    ids = [deal["id"] for deal in (await api.get("/v1/deals"))["deals"]]
+    assert "d-good" in ids
+    assert "d-bad" not in ids
+    assert (await api.client.put("/v1/deals/d-bad", json=terms("deal-a"))).status_code == 200
+    assert (await api.get("/v1/deals/d-bad"))["id"] == "d-bad"
+
+
 async def test_a_deal_needs_accounts_that_exist_in_its_currency(deal_accounts: Api) -> None:
     for wrong, code in [
         (terms("deal-a", "nobody"), "not_found"),

@@ -3,6 +3,7 @@
 import json
 import random
 import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.rules import limits, pauses, shard
+from shared.rules.kept_budgets import FIELDS
 from shared.rules.policy import STANDARD
 from shared.rules.resting import dump_campaign, is_as_dumped, load_campaign, may_rest
 from shared.rules.shard import DAY_US
@@ -89,6 +91,31 @@ def test_a_campaign_comes_back_as_it_was(seed: int) -> None:
             kept = json.loads(json.dumps(dump_campaign(campaign)))
             assert is_as_dumped(kept)
             assert structure(load_campaign(account, campaign.id, kept)) == structure(campaign)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What holds each number, text or null within, and where."""
+    for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        if isinstance(each, dict | list):
+            yield from places(each)
+        else:
+            yield value, key
+
+
+def test_a_campaign_of_which_anything_has_another_type_cannot_be_read() -> None:
+    tried = set()
+    for seed in range(40):
+        for account in States(seed).shard().accounts.values():
+            for campaign in account.campaigns.values():
+                kept = json.loads(json.dumps(dump_campaign(campaign)))
+                tried.update(kept["budget"])
+                for holder, key in places(kept):
+                    was = holder[key]
+                    for other in ([], {}, True, 1.5, 7 if isinstance(was, str) else "daily"):
+                        holder[key] = other
+                        assert not is_as_dumped(kept), kept
+                    holder[key] = was
+    assert tried == set(FIELDS)
 
 
 def spend(ledger: PureLedger, numbers: range, account: str = "a") -> list[Any]:
