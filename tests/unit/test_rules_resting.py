@@ -111,7 +111,8 @@ def test_a_campaign_of_which_anything_has_another_type_cannot_be_read() -> None:
                 tried.update(kept["budget"])
                 for holder, key in places(kept):
                     was = holder[key]
-                    for other in ([], {}, True, 1.5, 7 if isinstance(was, str) else "daily"):
+                    others: list[Any] = [[], {}, True, 1.5, 7 if isinstance(was, str) else "daily"]
+                    for other in others:
                         holder[key] = other
                         assert not is_as_dumped(kept), kept
                     holder[key] = was
