@@ -27,9 +27,11 @@ from tests.security.records import (
 )
 from tests.security.target import Target
 from tests.security.tenants import (
+    GIVEN_UP_SECONDS,
     Tenant,
     Watched,
     a_command,
+    give,
     is_charged,
     open_tenant,
     publish,
@@ -42,6 +44,10 @@ _MIB = 2**20
 # How many records of a mebibyte fit into a megabyte, packed.
 _COUNTS = {"gzip": 900, "snappy": 19, "lz4": 220, "zstd": 900}
 _USERS = {SPEND_EVENTS: "ad-delivery", FINANCE_COMMANDS: "back-office"}
+_NAMED_RECORDS = 3_000
+_NAMES = 900
+# For a command of another shard meanwhile.
+_WAITS_SECONDS = 2.0
 _LONG_RECORDS = 5_000
 _LONG_BYTES = 60_000
 _LONG_BATCH = 200
@@ -199,6 +205,35 @@ async def odd_headers(target: Target) -> str:
     return f"{len(odd)} spends with odd headers: all that are good are charged; {charged}"
 
 
+async def many_names(target: Target) -> str:
+    """Send records of headers by the million, whose names are no text, and see how long another shard waits."""
+    tenant = await open_tenant(target)
+    other = await open_tenant(target, (tenant.shard + 1) % target.shards)
+    one = record(0, tenant.key, b"{}", [(b"\xfc", b"")] * _NAMES)
+    numbered = [record(n, tenant.key, b"{}", [(b"\xfc", b"")] * _NAMES) for n in range(_NAMED_RECORDS)]
+    written = sealed(packed(numbered, "zstd"), _NAMED_RECORDS, "zstd")
+    took = []
+    async with Watched(target, "allocation"):
+        async with wire(target, "ad-delivery") as kafka:
+            code, first = await kafka.send(SPEND_EVENTS, tenant.shard, written)
+        require(code == 0, f"Kafka refuses the batch: {code}")
+        spend = tenant.spend()
+        await publish(target, tenant, [spend])
+        behind = asyncio.create_task(is_charged(target, spend["event_id"], GIVEN_UP_SECONDS))
+        while not behind.done():
+            began = time.monotonic()
+            await give(target, target.token(), a_command(other.id, "deposit_cash", amount="1"))
+            took.append(time.monotonic() - began)
+        require(await behind, "the spend behind it is not charged")
+    aside = await quarantined(target, SPEND_EVENTS, tenant.shard, first, first + _NAMED_RECORDS - 1)
+    require(len(aside) == _NAMED_RECORDS, f"of {_NAMED_RECORDS} records {len(aside)} are in quarantine")
+    require(max(took) < _WAITS_SECONDS, f"a command of another shard took {max(took):.1f} s")
+    return (
+        f"{len(written):,} bytes: {_NAMED_RECORDS:,} times {len(one):,} bytes of names; others' commands meanwhile took"
+        f" {1000 * sorted(took)[len(took) // 2]:.0f} ms in the middle, {1000 * max(took):.0f} ms at most"
+    )
+
+
 def _small(tenant: Tenant, padding: str, campaign: str) -> Record:
     event = {**tenant.spend("0.000001", campaign), "padding": padding}
     return tenant.key, json.dumps(event).encode(), ()
@@ -310,6 +345,7 @@ async def _accepted_until_the_limit(target: Target, centers: list[str]) -> int:
 CHECKS = (
     Check("bombs", "frames", "frames that are empty, skipped, without end, or want a window of 2 GiB", odd_frames),
     Check("bombs", "headers", "names that are no text, null values", odd_headers),
+    Check("bombs", "names", f"{_NAMED_RECORDS:,} records of {_NAMES} headers whose names are no text", many_names),
     Check("bombs", "batches", "batches that are not what they say", odd_batches),
     *(_thrown(topic, codec) for topic in _USERS for codec in _COUNTS),
     Check("bombs", "long", f"{_LONG_RECORDS:,} records of {_LONG_BYTES:,} bytes", long_records, is_quick=False),
