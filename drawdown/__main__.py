@@ -1,6 +1,6 @@
 """`python -m drawdown`: the same as the console script."""
 
-from drawdown.cli import main
+from drawdown.command_line.app import main
 
 if __name__ == "__main__":
     main()

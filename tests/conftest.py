@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.runtime.migrate import migrate
+from drawdown.deployment.migrate import migrate
 from shared.runtime.settings import Settings
 from tests import servers
 from tests.containers import ContainerServers, problem_of_docker

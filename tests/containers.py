@@ -19,7 +19,7 @@ from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from shared.runtime.processes import is_alive
+from drawdown.local.processes import is_alive
 from tests.servers import free_ports, fresh_database
 
 POSTGRES_IMAGE = "postgres:18"

@@ -15,8 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from drawdown.credentials import make_credentials
-from shared.runtime.processes import Child, Identity, spawn
+from drawdown.deployment.credentials import make_credentials
+from drawdown.local.processes import Child, Identity, spawn
 from shared.runtime.settings import Settings
 from tests.servers import embedded_settings, free_ports
 
@@ -71,7 +71,7 @@ class SecuredPostgres:
 
     async def start(self) -> None:
         """Make the credentials, the server and the owner's database; return when it answers."""
-        make_credentials(Settings(), self._directory, traffic=False)
+        make_credentials(Settings(), self._directory, centers_of_traffic=[])
         home = self._cluster.parent
         home.mkdir()
         shutil.copy(self._directory / "tls" / "postgres.pem", home / "server.pem")

@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import asyncpg
 import httpx
 
+from drawdown.local.embedded import EmbeddedKafka, EmbeddedPostgres
+from drawdown.local.system import System, environment_of
 from drawdown.serving import SERVICES
-from drawdown.system import System, environment_of
-from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres
 from shared.runtime.settings import Settings
 
 # Our API closes a connection that was idle for five seconds. A client that keeps one as long, as httpx does by itself,

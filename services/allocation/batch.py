@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from services.allocation import metrics
+from services.allocation.append import BatchWrite
 from services.allocation.bounds import UNBOUNDED, Bounds
 from services.allocation.decoding import (
     NO_VALUE,
@@ -38,7 +39,6 @@ from services.allocation.failures import (
 from services.allocation.setting_aside import held, kept_bytes, quarantine_row, weight
 from shared.contracts.commands import kept_meaning, refused_content, same_content
 from shared.contracts.signatures import NO_KEYS, CommandKeys
-from shared.ledger.append import BatchWrite
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import (
     campaigns_named,

@@ -14,7 +14,7 @@ import structlog
 
 from services.allocation import bounds, metrics
 from services.allocation.decoding import Fault, Raw, printable
-from shared.ledger.lease import LeaseLostError
+from services.allocation.lease import LeaseLostError
 from shared.ledger.zones import ZonesDifferError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS

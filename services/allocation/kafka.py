@@ -9,9 +9,9 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
 from services.allocation import bounds, metrics
+from services.allocation.lease import Lease
 from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
-from shared.ledger.lease import Lease
 from shared.runtime.incarnation import is_same_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings

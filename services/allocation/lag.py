@@ -9,8 +9,8 @@ from collections import deque
 from time import monotonic
 
 from services.allocation import metrics
+from services.allocation.lease import Lease
 from services.allocation.worker import Worker
-from shared.ledger.lease import Lease
 from shared.runtime.kafka import CONSUMED
 
 LOOK_SECONDS = 1.0

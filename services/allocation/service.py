@@ -36,13 +36,7 @@ from services.allocation.failures import (
 )
 from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
-from services.allocation.memory import CampaignMemory, Watch
-from services.allocation.outcomes import publish_outcomes
-from services.allocation.standing import Standing, report
-from services.allocation.trying import again_and_again
-from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
-from shared.contracts.signatures import NO_KEYS, CommandKeys
-from shared.ledger.lease import (
+from services.allocation.lease import (
     RELEASED_CHANNEL,
     Lease,
     LeaseLostError,
@@ -56,6 +50,12 @@ from shared.ledger.lease import (
     wait_for_no_disk,
     withdraw,
 )
+from services.allocation.memory import CampaignMemory, Watch
+from services.allocation.outcomes import publish_outcomes
+from services.allocation.standing import Standing, report
+from services.allocation.trying import again_and_again
+from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
+from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lookup import plain_types
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules.policy import STANDARD, Policy, policy_of

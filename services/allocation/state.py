@@ -17,9 +17,9 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from services.allocation.append import keep_resting
+from services.allocation.lease import Lease
 from services.allocation.memory import SHORT, memory_limit, resident_bytes
-from shared.ledger.append import keep_resting
-from shared.ledger.lease import Lease
 from shared.ledger.lookup import resting_row
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, StoredBatch, newer_rules

@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import accounts, bounds, metrics, state
+from services.allocation.append import BatchWrite, append
 from services.allocation.batch import (
     Decider,
     Decision,
@@ -40,14 +41,13 @@ from services.allocation.failures import (
     is_taken_place,
     said,
 )
+from services.allocation.lease import Lease
 from services.allocation.memory import CampaignMemory
 from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.standing import Standing
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
-from shared.ledger.append import BatchWrite, append
 from shared.ledger.headers import read_headers
-from shared.ledger.lease import Lease
 from shared.ledger.zones import zones_to_write_with
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard

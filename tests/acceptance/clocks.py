@@ -4,7 +4,7 @@ import asyncio
 import signal
 import time
 
-from drawdown.system import Service
+from drawdown.local.system import Service
 from tests.servers import RunningSystem
 
 # So long before the wanted moment the services start: they live to see it.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawdown.system import environment_of
-from shared.runtime.processes import Child, spawn
+from drawdown.local.processes import Child, spawn
+from drawdown.local.system import environment_of
 from tests.benchmarks.bench import Bench
 
 LONGEST_SECONDS = 300.0

@@ -5,7 +5,7 @@ import itertools
 
 import asyncpg
 
-from shared.runtime.migrate import migrate
+from drawdown.deployment.migrate import migrate
 from shared.runtime.settings import Settings
 from tests import servers
 from tests.integration.neighbours import LOUD, QUIET, compare, dear_requests, fill, request, serving_apart

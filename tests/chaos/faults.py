@@ -20,7 +20,7 @@ import docker
 import httpx
 from aiokafka.admin import AIOKafkaAdminClient
 
-from drawdown.system import prepare
+from drawdown.local.system import prepare
 from tests.acceptance.front_door import until
 from tests.chaos.checker import Findings
 from tests.chaos.load import SPENDS, Load

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
-from drawdown.system import environment_of
+from drawdown.local.system import environment_of
 from shared.runtime.settings import Settings
 from tests.chaos.checker import Findings, judge
 from tests.chaos.load import Load

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from testcontainers.core.container import DockerContainer
 
-from drawdown.system import prepare
+from drawdown.local.system import prepare
 from shared.runtime.settings import Settings
 from tests.chaos.machine import with_servers
 from tests.chaos.proxy import Proxy

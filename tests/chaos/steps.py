@@ -51,7 +51,7 @@ _COPY_RECORDS = "asyncpg:Connection.copy_records_to_table"
 _SEND = "aiokafka:AIOKafkaProducer.send"
 _WORKER = "services.allocation.worker:"
 _SERVICE = "services.allocation.service:"
-_APPEND = "shared.ledger.append:"
+_APPEND = "services.allocation.append:"
 _FOLLOW = "shared.ledger.follow:"
 _COMMANDS = "services.api.commands:"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from shared.runtime.processes import start_guardian
+from drawdown.local.processes import start_guardian
 from tests.chaos.checker import Findings
 from tests.chaos.faults import DISK_FAULTS, FAULTS, Fault, Rig, hurt, rig
 from tests.chaos.kills import Killer, Tally, never_reached, table

@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from drawdown.system import prepare
-from shared.runtime.migrate import migrate
+from drawdown.deployment.migrate import migrate
+from drawdown.local.system import prepare
 from shared.runtime.settings import Settings
 from tests.chaos.faults import connections_reset, hurt, rig
 from tests.chaos.kills import Killer, Tally, never_reached

@@ -14,18 +14,18 @@ from typing import Any
 
 import asyncpg
 
+from drawdown.deployment.migrate import migrate
 from services.allocation import state
+from services.allocation.append import BatchWrite, append
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
+from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from services.allocation.service import ROLE
 from shared.contracts.zones import installed_zones
-from shared.ledger.append import BatchWrite, append
-from shared.ledger.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
-from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect, is_lost
 from shared.runtime.settings import Settings
 from tests.chaos.machine import audit

@@ -14,12 +14,12 @@ import asyncpg
 import httpx
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from drawdown.deployment.migrate import migrate
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.service import connected
 from shared.contracts.commands import kept_meaning, same_content
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
-from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests import servers
 from tests.servers import Broker, fresh_database, settings_with

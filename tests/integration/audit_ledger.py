@@ -9,15 +9,15 @@ from typing import Any
 
 import asyncpg
 
+from services.allocation.append import BatchWrite, append
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
+from services.allocation.lease import Lease, claim
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
 from shared.contracts.zones import installed_zones
-from shared.ledger.append import BatchWrite, append
 from shared.ledger.follow import Follower, advance
-from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
 from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy

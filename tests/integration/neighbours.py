@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import httpx
 
-from drawdown.system import environment_of
+from drawdown.local.system import environment_of
 from shared.runtime.settings import Settings
 from tests.integration import loudly
 from tests.integration.api import SHARDS, shard_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from shared.ledger.lease import announce
+from services.allocation.lease import announce
 
 
 class Writer:

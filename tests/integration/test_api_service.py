@@ -11,11 +11,11 @@ import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from drawdown import quarantine
+from drawdown.command_line import quarantine
+from drawdown.deployment.migrate import migrate
 from drawdown.front_door import RequestRefusedError
 from services.api.service import listening, run
 from shared.runtime.kafka import FINANCE_COMMANDS
-from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
 from tests import servers

@@ -14,9 +14,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from drawdown.deployment.migrate import migrate
 from services.auditor.cli import export, verify
 from services.auditor.exporting import Format, Selection
-from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import write_random_ledger
 from tests.servers import Postgres, fresh_database

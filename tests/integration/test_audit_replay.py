@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from drawdown.deployment.migrate import migrate
 from services.auditor.bounds import SIZED
 from services.auditor.cli import replay, verify
 from services.auditor.tables import TABLES
@@ -23,7 +24,6 @@ from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import FIELDS
 from shared.ledger.follow import Follower
 from shared.ledger.merkle import CompactRange, leaf_hashes
-from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import fold, write_random_ledger
 from tests.integration.followers_ledger import TRIGGERS

@@ -10,8 +10,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from services.allocation import kafka
 from services.allocation.kafka import WithoutGaps, open_consumer
+from services.allocation.lease import Lease
 from services.allocation.worker import OffsetsDoNotFitError
-from shared.ledger.lease import Lease
 from shared.ledger.merkle import CompactRange
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

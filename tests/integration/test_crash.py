@@ -15,8 +15,8 @@ from functools import partial
 import asyncpg
 import pytest
 
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
 from tests.acceptance.clocks import offset_to
 from tests.acceptance.front_door import FrontDoor, until
 from tests.model.driver import Driver

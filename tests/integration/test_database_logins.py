@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
+from drawdown.deployment.migrate import migrate
 from services.auditor.cli import verify
 from shared.runtime import postgres as connections
 from shared.runtime.closed_functions import CLOSED_NAMES
-from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect, is_lost
 from shared.runtime.roles import OF_THE_OWNER, SERVICE_ROLES, connection_limits, keep_roles_plain
 from shared.runtime.settings import Settings

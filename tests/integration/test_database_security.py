@@ -11,12 +11,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from drawdown.quarantine_dropping import drop_month
+from drawdown.command_line.quarantine_dropping import drop_month
+from drawdown.deployment.migrate import migrate
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
 from services.auditor.cli import PASSED, replay
 from shared.ledger.checkpoints import checkpoints_of
-from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
 from shared.runtime.roles import FOLLOWERS, SERVICE_ROLES
 from shared.runtime.settings import BadSettingError, Settings

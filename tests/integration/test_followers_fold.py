@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from drawdown.deployment.migrate import migrate
 from services.balance.service import fold as fold_balance
 from services.incentives.service import fold as fold_incentives
 from shared.ledger.follow import Range, follower_connection
-from shared.runtime.migrate import migrate
 from shared.runtime.settings import Settings
 from tests.integration.followers_ledger import (
     NOON,

@@ -8,13 +8,13 @@ import asyncpg
 import pytest
 
 from services.allocation import state
+from services.allocation.append import BatchWrite, append
 from services.allocation.batch import Decider, decode, look_up
 from services.allocation.decoding import Raw
+from services.allocation.lease import Lease, claim
 from services.auditor.cli import replay
-from shared.ledger.append import BatchWrite, append
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

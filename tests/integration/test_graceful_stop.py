@@ -12,8 +12,8 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
 from shared.runtime.kafka import FINANCE_COMMANDS, connection_arguments
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still

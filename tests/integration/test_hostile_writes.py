@@ -13,15 +13,15 @@ from typing import NamedTuple
 import asyncpg
 import pytest
 
+from drawdown.deployment.migrate import migrate
 from services.allocation import state
+from services.allocation.lease import claim
 from services.auditor.cli import replay, verify
 from services.auditor.policies import MOST_NOTES
 from shared.contracts.zones import installed_zones
-from shared.ledger.lease import claim
 from shared.ledger.lookup import plain_types
 from shared.rules import snapshot
 from shared.rules.policy import STANDARD
-from shared.runtime.migrate import migrate
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import SHARDS, fold, write_random_ledger

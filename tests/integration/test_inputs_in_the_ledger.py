@@ -14,11 +14,11 @@ import structlog
 from structlog.testing import capture_logs
 
 from services.allocation import state
+from services.allocation.append import BatchWrite, append
+from services.allocation.lease import Lease, claim
 from services.auditor.cli import DIFFERS, PASSED
 from services.auditor.cli import replay as audit_replay
 from shared.ledger import zones as zones_of_the_ledger
-from shared.ledger.append import BatchWrite, append
-from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import SLICE, Redecider, newer_rules

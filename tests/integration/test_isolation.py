@@ -13,9 +13,8 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import outcomes, service, state, worker
+from services.allocation import append, outcomes, service, state, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
-from shared.ledger import append
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
 from shared.rules.state import AdAccount

@@ -8,9 +8,9 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import CreateAclsRequest
 
-from drawdown.kafka_access import PRINCIPALS, _rights, allow, quotas, rights_of
-from drawdown.kafka_quotas import quotas_of, set_quotas
-from drawdown.kafka_users import set_passwords, users_of
+from drawdown.deployment.kafka_access import PRINCIPALS, _rights, allow, quotas, rights_of
+from drawdown.deployment.kafka_quotas import quotas_of, set_quotas
+from drawdown.deployment.kafka_users import set_passwords, users_of
 from shared.runtime.kafka import SPEND_EVENTS, start_client
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until

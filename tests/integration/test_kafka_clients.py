@@ -13,7 +13,7 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
-from drawdown.deliveries import Deliveries
+from drawdown.local.subscriber import Deliveries
 from services.allocation import service
 from services.allocation.worker import Worker
 from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, start_client, stop_client

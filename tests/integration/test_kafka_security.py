@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from drawdown.system import environment_of
+from drawdown.local.system import environment_of
 from shared.runtime import kafka as runtime
 from shared.runtime import retries
 from shared.runtime.errors import CannotGoOnError

@@ -9,9 +9,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
-from shared.ledger.lease import LEASE_SECONDS
+from services.allocation.lease import LEASE_SECONDS
 from tests.acceptance.front_door import FrontDoor, until
 from tests.acceptance.platform import Record
 from tests.model.shards import shard_of

@@ -12,6 +12,8 @@ import asyncpg
 import pytest
 import structlog
 
+from drawdown.deployment import migrate as migrating
+from drawdown.deployment.migrate import migrate
 from drawdown.serving import SERVICES
 from services.auditor.cli import PASSED, replay
 from services.balance.service import FOLLOWER as BALANCE
@@ -20,9 +22,7 @@ from shared.contracts.zones import installed_zones
 from shared.ledger.zones import UNRECORDED
 from shared.rules.calendar import Zones
 from shared.rules.versions import CURRENT
-from shared.runtime import migrate as migrating
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
 from shared.runtime.schema import Migration, known_migrations
 from shared.runtime.settings import BadSettingError, Settings

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
-from drawdown.quarantine_dropping import drop_month
+from drawdown.command_line.quarantine_dropping import drop_month
+from drawdown.deployment.migrate import migrate
+from services.allocation.append import BatchWrite, append
+from services.allocation.lease import Lease, claim
 from services.auditor.cli import PASSED, replay, verify
-from shared.ledger.append import BatchWrite, append
-from shared.ledger.lease import Lease, claim
 from shared.ledger.times import from_datetime
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.migrate import migrate
 from shared.runtime.postgres import connect
 from shared.runtime.schema import known_migrations
 from shared.runtime.settings import BadSettingError, Settings

@@ -9,10 +9,10 @@ import asyncpg
 import httpx
 import pytest
 
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
+from services.allocation.lease import LEASE_SECONDS
 from services.api.service import LOCK_TIMEOUT_SECONDS
-from shared.ledger.lease import LEASE_SECONDS
 from shared.runtime.contact import MOMENT_SECONDS
 from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still

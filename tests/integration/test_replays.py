@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.allocation import append as appending
 from services.auditor.cli import PASSED, replay
-from shared.ledger import append as appending
 from shared.runtime.settings import Settings
 from tests.integration.writing import OPENED, Writing, breaks_later, command, spend, writing
 

@@ -7,10 +7,10 @@ import asyncpg
 import pytest
 
 from services.allocation import state
+from services.allocation.lease import Lease, claim
 from services.auditor.cli import replay, verify
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lease import Lease, claim
 from shared.ledger.lookup import plain_types
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import SHARDS

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from drawdown.system import environment_of
+from drawdown.local.system import environment_of
 from shared.runtime.settings import Settings
 from tests.servers import LIMITS, embedded_settings
 

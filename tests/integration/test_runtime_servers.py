@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
+from drawdown.local.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import SPEND_EVENTS, TOPICS, create_producer, murmur2_partition
 from shared.runtime.postgres import connect, create_pool

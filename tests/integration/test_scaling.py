@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from drawdown.local.system import Service
 from drawdown.serving import SERVICES
-from drawdown.system import Service
 from shared.runtime.kafka import SPEND_EVENTS, create_producer
 from tests.acceptance.front_door import FrontDoor, until
 from tests.acceptance.platform import Record

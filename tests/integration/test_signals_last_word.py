@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from drawdown.system import environment_of
+from drawdown.local.system import environment_of
 from services.signals.last_word import SETTLE_SECONDS, Awaited, Entity, Partition
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from drawdown import spend_sending
 from drawdown.front_door import FrontDoor
-from drawdown.spend_outcomes import Tally
+from drawdown.local import spend_sending
+from drawdown.local.spend_outcomes import Tally
 from shared.runtime.kafka import SPEND_EVENTS, create_producer
 from shared.runtime.settings import Settings
 from tests.integration.api import command

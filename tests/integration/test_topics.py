@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from drawdown.system import prepare
+from drawdown.local.system import prepare
 from services.allocation.offsets import adopt
 from shared.runtime.incarnation import incarnation, is_same_incarnation
 from shared.runtime.kafka import (

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from jwt.utils import base64url_encode
 
-from drawdown.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, new_key
+from drawdown.deployment.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, new_key
 
 ALL = "*"
 

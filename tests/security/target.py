@@ -14,7 +14,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from drawdown.tokens import KEY_SET_FILE, SIGNING_KEY_FILE
+from drawdown.deployment.tokens import KEY_SET_FILE, SIGNING_KEY_FILE
 from shared.runtime.settings import Settings
 from tests.integration.tokens import Issuer
 from tests.servers import LIMITS

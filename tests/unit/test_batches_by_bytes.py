@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from services.allocation.append import BatchWrite
 from services.allocation.batch import Decider, Known, decode
 from services.allocation.bounds import Bounds
 from services.allocation.decoding import Raw
-from shared.ledger.append import BatchWrite
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from drawdown.deliveries import Deliveries, signal_of
+from drawdown.local.subscriber import Deliveries, signal_of
 
 SIGNAL: dict[str, Any] = {
     "entity": "campaign",

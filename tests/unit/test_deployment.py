@@ -13,9 +13,9 @@ from pathlib import Path
 import jwt
 import pytest
 
-from drawdown import healthcheck
-from drawdown.credentials import make_credentials
-from drawdown.traffic import CAST, set_up_commands
+from drawdown.deployment import healthcheck
+from drawdown.deployment.credentials import make_credentials
+from drawdown.local.traffic import CAST, set_up_commands
 from services.api.withdrawn import Withdrawn
 from shared.contracts.signatures import CommandKeys, CommandSigner
 from shared.rules.roles import may
@@ -26,7 +26,7 @@ from shared.runtime.settings import Settings
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("secrets")
-    make_credentials(Settings(), directory, traffic=False)
+    make_credentials(Settings(), directory, centers_of_traffic=[])
     return directory
 
 
@@ -43,11 +43,11 @@ def test_every_role_and_user_has_a_password_of_its_own(directory: Path) -> None:
 
 def test_a_second_run_changes_nothing_and_replaces_only_what_was_deleted(directory: Path) -> None:
     before = contents(directory)
-    make_credentials(Settings(), directory, traffic=False)
+    make_credentials(Settings(), directory, centers_of_traffic=[])
     assert contents(directory) == before
 
     (directory / "kafka" / "ad-delivery").unlink()
-    make_credentials(Settings(), directory, traffic=False)
+    make_credentials(Settings(), directory, centers_of_traffic=[])
     after = contents(directory)
     assert {name for name in after if after[name] != before[name]} == {"kafka/ad-delivery"}
 
@@ -58,7 +58,7 @@ def test_the_key_that_signs_tokens_is_for_its_owner_alone(directory: Path) -> No
 
 def test_the_api_signs_with_a_key_that_allocation_knows_and_knows_on_when_it_is_replaced(tmp_path: Path) -> None:
     def make() -> tuple[tuple[str, bytes], CommandKeys]:
-        make_credentials(Settings(), tmp_path, traffic=False)
+        make_credentials(Settings(), tmp_path, centers_of_traffic=[])
         commands = tmp_path / "commands"
         signer = CommandSigner((commands / "command-signing-key.pem").read_bytes())
         return signer.header(b"command"), CommandKeys((commands / "command-keys.pem").read_bytes())
@@ -77,18 +77,18 @@ def test_the_traffic_has_a_token_of_a_day_for_its_own_business_centers_and_only_
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "api" / "traffic-token"
-    make_credentials(Settings(), tmp_path, traffic=False)
+    make_credentials(Settings(), tmp_path, centers_of_traffic=[])
     assert not file.exists()
-    make_credentials(Settings(), tmp_path, traffic=True)
+    make_credentials(Settings(), tmp_path, centers_of_traffic=[center.id for center in CAST])
     first, place = file.read_text(), file.stat().st_ino
     claims = jwt.decode(first, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 24 * 60 * 60
     assert (claims["role"], claims["business_centers"]) == ("finance_manager", [center.id for center in CAST])
-    make_credentials(Settings(), tmp_path, traffic=True)
+    make_credentials(Settings(), tmp_path, centers_of_traffic=[center.id for center in CAST])
     assert file.read_text() != first
     assert file.stat().st_ino == place  # A container that it is mounted into sees the new one.
     last = jwt.decode(file.read_text(), options={"verify_signature": False})["jti"]
-    make_credentials(Settings(), tmp_path, traffic=False)
+    make_credentials(Settings(), tmp_path, centers_of_traffic=[])
     assert not file.exists()
     assert Withdrawn(tmp_path / "withdrawn" / "tokens").has(last)
 

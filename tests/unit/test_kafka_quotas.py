@@ -4,8 +4,8 @@ from struct import pack
 
 import pytest
 
-from drawdown.kafka_access import PRINCIPALS, quotas
-from drawdown.kafka_quotas import _AlterClientQuotasRequest, _change, _DescribeClientQuotasRequest
+from drawdown.deployment.kafka_access import PRINCIPALS, quotas
+from drawdown.deployment.kafka_quotas import _AlterClientQuotasRequest, _change, _DescribeClientQuotasRequest
 from shared.runtime.settings import Settings
 
 

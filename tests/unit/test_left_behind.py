@@ -3,7 +3,7 @@
 import pytest
 
 from drawdown.front_door import Figures
-from drawdown.left_behind import left_behind
+from drawdown.local.left_behind import left_behind
 
 
 def figures(lag: dict[str, int], stopped: tuple[str, ...] = ()) -> Figures:

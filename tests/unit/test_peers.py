@@ -1,6 +1,6 @@
 """Who counts as alive: a process judges the others by what it has seen of them, and by nothing else."""
 
-from shared.ledger.lease import LEASE_SECONDS, Peer, Peers
+from services.allocation.lease import LEASE_SECONDS, Peer, Peers
 
 HEARTBEAT_SECONDS = 0.25
 

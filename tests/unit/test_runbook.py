@@ -8,7 +8,7 @@ import pytest
 import typer
 from prometheus_client import REGISTRY
 
-from drawdown.cli import app
+from drawdown.command_line.app import app
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()

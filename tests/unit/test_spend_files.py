@@ -12,8 +12,8 @@ from pathlib import Path
 import cramjam
 import pytest
 
-from drawdown.spend_files import Row, UnreadableFileError, read, shifted, summarise
-from drawdown.spend_sending import prepare
+from drawdown.local.spend_files import Row, UnreadableFileError, read, shifted, summarise
+from drawdown.local.spend_sending import prepare
 from shared.runtime.settings import Settings
 
 SPEND = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawdown.spend_outcomes import Sent, Tally, event_id_of
+from drawdown.local.spend_outcomes import Sent, Tally, event_id_of
 
 CHARGED = {"state": "charged"}
 CONFLICT = {"state": "quarantined", "reason": "content_conflict", "record_id": "0-1", "detail": "another event"}

@@ -12,8 +12,8 @@ import jwt
 import pytest
 from structlog.testing import capture_logs
 
+from drawdown.deployment.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, id_of, issue, new_key
 from drawdown.front_door import ApiToken
-from drawdown.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, id_of, issue, new_key
 from services.api.errors import ApiError
 from services.api.tokens import Caller, Verifier
 from services.api.withdrawn import Withdrawn

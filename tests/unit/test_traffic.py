@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from drawdown.deliveries import Deliveries
 from drawdown.front_door import FrontDoor
-from drawdown.traffic import CAST, Spends, Traffic, set_up_commands
+from drawdown.local.subscriber import Deliveries
+from drawdown.local.traffic import CAST, Spends, Traffic, set_up_commands
 from shared.contracts.commands import FINANCE_COMMAND
 from shared.contracts.spend import SPEND_EVENT
 from shared.runtime.settings import Settings
@@ -115,7 +115,7 @@ def test_only_a_pause_after_spending_began_is_the_first() -> None:
 
 def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(10_000_000))
-    monkeypatch.setattr("drawdown.traffic.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("drawdown.local.traffic.time.monotonic", lambda: float(next(seconds)))
     deliveries = Deliveries()
     spends = Spends(lambda: NOW, deliveries)
     deliveries.take(KEY, signal(1, "paused", ["business_center_balance"]))

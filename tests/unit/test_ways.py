@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from drawdown.command_keys import with_command_keys
+from drawdown.deployment.command_keys import with_command_keys
 from services.allocation.decoding import Command, Fault, Raw, decode_command
 from services.allocation.service import read_command_keys, read_policy
 from services.api.signing import configured_signer

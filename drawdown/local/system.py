@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 
-from drawdown.command_keys import with_command_keys
+from drawdown.deployment.command_keys import with_command_keys
+from drawdown.deployment.migrate import migrate
+from drawdown.local.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
+from drawdown.local.processes import Child, spawn
 from drawdown.serving import SERVICES
-from shared.runtime.embedded import EmbeddedKafka, EmbeddedPostgres, EmbeddedServerError, require_free
-from shared.runtime.migrate import migrate
-from shared.runtime.processes import Child, spawn
 from shared.runtime.settings import PREFIX, Settings, is_loopback
 from shared.runtime.topics import ensure_topics
 

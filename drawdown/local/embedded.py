@@ -23,7 +23,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from shared.runtime.processes import Child, Identity, spawn
+from drawdown.local.processes import Child, Identity, spawn
 from shared.runtime.settings import DATABASE_NAME, DATABASE_USER, POSTGRES_PASSWORD_FILE, embedded_database_url
 
 _START_SECONDS = 60.0

@@ -17,8 +17,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from drawdown.front_door import FrontDoor
-from drawdown.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
-from drawdown.spend_outcomes import Outcomes, Say, Sent, Tally, event_id_of
+from drawdown.local.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
+from drawdown.local.spend_outcomes import Outcomes, Say, Sent, Tally, event_id_of
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings

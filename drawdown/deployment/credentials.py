@@ -5,6 +5,7 @@ the token of the traffic is made anew each time.
 """
 
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,10 +17,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from drawdown.command_keys import missing_command_keys
-from drawdown.kafka_access import PRINCIPALS
-from drawdown.tokens import SIGNING_KEY_FILE, issue, new_key
-from drawdown.traffic import CAST
+from drawdown.deployment.command_keys import missing_command_keys
+from drawdown.deployment.kafka_access import PRINCIPALS
+from drawdown.deployment.tokens import SIGNING_KEY_FILE, issue, new_key
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 
@@ -30,10 +30,11 @@ _TOKEN_MINUTES = 24 * 60
 _SERVERS = ("kafka", "postgres")
 
 
-def make_credentials(settings: Settings, directory: Path, *, traffic: bool) -> None:
+def make_credentials(settings: Settings, directory: Path, *, centers_of_traffic: Sequence[str]) -> None:
     """Write what is missing: `database/`, `kafka/` (passwords), `tls/`, `api/`, `commands/`, `withdrawn/`.
 
-    With `traffic` its generator is given a token, each time another; without, there is none.
+    The generator of traffic is given a token for its own Business Centers, each time another; if it has none, there is
+    no such token.
     """
     for folder, names in (("database", _DATABASE_LOGINS), ("kafka", PRINCIPALS)):
         for name in names:
@@ -46,7 +47,7 @@ def make_credentials(settings: Settings, directory: Path, *, traffic: bool) -> N
         _write(directory / "commands" / name, text.decode())
     if not (directory / "withdrawn" / "tokens").exists():
         _make_withdrawn(directory / "withdrawn")
-    _renew_token_of_traffic(settings, directory / "api", is_wanted=traffic)
+    _renew_token_of_traffic(settings, directory / "api", centers_of_traffic)
 
 
 def _make_withdrawn(directory: Path) -> None:
@@ -57,15 +58,14 @@ def _make_withdrawn(directory: Path) -> None:
     (directory / "tokens").chmod(0o644)
 
 
-def _renew_token_of_traffic(settings: Settings, directory: Path, *, is_wanted: bool) -> None:
+def _renew_token_of_traffic(settings: Settings, directory: Path, centers: Sequence[str]) -> None:
     """For its own Business Centers alone, and for a day. A generator that runs already reads it in the same file."""
     path = directory / "traffic-token"
-    if not is_wanted:
+    if not centers:
         if path.exists():
             _withdraw(path.read_text(), directory.parent / "withdrawn" / "tokens")
             path.unlink()
         return
-    centers = [center.id for center in CAST]
     key = directory / SIGNING_KEY_FILE
     token = issue(settings, key, "traffic", "finance_manager", centers, minutes=_TOKEN_MINUTES)
     if path.exists():

@@ -10,9 +10,9 @@ from typing import Any
 
 import asyncpg
 
+from services.allocation.lease import Lease, LeaseLostError
 from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
-from shared.ledger.lease import Lease, LeaseLostError
 from shared.ledger.lookup import RestingRow
 from shared.ledger.merkle import leaf_hashes
 from shared.ledger.times import to_datetime

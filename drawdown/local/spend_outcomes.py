@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from drawdown.front_door import FrontDoor, RequestRefusedError
-from drawdown.spend_files import Event
+from drawdown.local.spend_files import Event
 from shared.contracts.fields import UUID_PATTERN
 
 Say = Callable[[str], None]

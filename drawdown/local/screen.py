@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from drawdown.deliveries import Deliveries
 from drawdown.front_door import Figures, FrontDoor
+from drawdown.local.subscriber import Deliveries
 
 _REFRESH_SECONDS = 0.5
 _LINE_SECONDS = 5.0

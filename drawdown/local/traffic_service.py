@@ -5,9 +5,9 @@ import time
 
 import structlog
 
-from drawdown.deliveries import Deliveries
 from drawdown.front_door import ApiToken, FrontDoor
-from drawdown.traffic import Traffic
+from drawdown.local.subscriber import Deliveries
+from drawdown.local.traffic import Traffic
 from shared.runtime.health import answer, answering_health
 from shared.runtime.settings import Settings
 

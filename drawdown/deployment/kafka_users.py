@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import CompactArray, CompactBytes, CompactString, Int8, Int16, Int32, Schema, TaggedFields
 
-from drawdown.kafka_quotas import raise_for
+from drawdown.deployment.kafka_quotas import raise_for
 
 _SCRAM_SHA_512 = 2
 _ITERATIONS = 8192

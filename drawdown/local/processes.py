@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.runtime import guardian
+from drawdown.local import guardian
 
 _POLL_SECONDS = 0.02
 

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from drawdown import spend_sending
-from drawdown.deliveries import Deliveries
 from drawdown.front_door import ApiToken, FrontDoor
-from drawdown.left_behind import left_behind
-from drawdown.screen import Observer, Screen
+from drawdown.local import spend_sending
+from drawdown.local.left_behind import left_behind
+from drawdown.local.processes import is_alive, start_guardian
+from drawdown.local.screen import Observer, Screen
+from drawdown.local.subscriber import Deliveries
+from drawdown.local.system import System
+from drawdown.local.traffic import CAST, Traffic
 from drawdown.serving import switched_off
-from drawdown.system import System
-from drawdown.traffic import CAST, Traffic
 from services.allocation.service import read_policy
 from services.api.access import Access
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
-from shared.runtime.processes import is_alive, start_guardian
 from shared.runtime.settings import Settings
 
 _DRAIN_SECONDS = 15.0

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drawdown.front_door import ApiToken, FrontDoor
-from drawdown.spend_sending import File, prepare, send_and_report
+from drawdown.local.spend_sending import File, prepare, send_and_report
 from shared.runtime.settings import Settings
 
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 from aiokafka import AIOKafkaProducer
 
-from drawdown.deliveries import Deliveries
 from drawdown.front_door import FrontDoor
+from drawdown.local.subscriber import Deliveries
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings

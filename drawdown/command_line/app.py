@@ -13,12 +13,12 @@ import httpx
 import typer
 from aiokafka.errors import KafkaError
 
+from drawdown.command_line.quarantine import list_records, replay_records
 from drawdown.front_door import RequestRefusedError
-from drawdown.quarantine import list_records, replay_records
+from drawdown.local.embedded import EmbeddedServerError
+from drawdown.local.spend_files import UnreadableFileError
 from drawdown.serving import run_until_signalled, serve
-from drawdown.spend_files import UnreadableFileError
 from shared.contracts.commands import Role
-from shared.runtime.embedded import EmbeddedServerError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
@@ -96,7 +96,7 @@ def run(
     keep_times: KeepTimes = False,
 ) -> None:
     """Run everything on this machine."""
-    from drawdown.supervisor import Options, supervise
+    from drawdown.local.supervisor import Options, supervise
 
     options = Options(traffic=traffic == "on", rate=rate, spend=spend, keep_times=keep_times)
     _run(supervise(load_settings(), options))
@@ -105,7 +105,7 @@ def run(
 @app.command()
 def traffic(rate: Rate = 500) -> None:
     """Send generated ad spend to a running system."""
-    from drawdown.generating import generate
+    from drawdown.local.traffic_service import generate
 
     run_until_signalled("traffic", partial(generate, rate=rate))
 
@@ -113,7 +113,7 @@ def traffic(rate: Rate = 500) -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database to the schema of this version, and create the topics that are missing."""
-    from drawdown.system import prepare
+    from drawdown.local.system import prepare
 
     _run(prepare(_settings("migrate")))
 
@@ -182,7 +182,7 @@ def quarantine_drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Drop the quarantine of a whole month, as the owner of the database; the operators' log keeps what it was."""
-    from drawdown.quarantine_dropping import drop_month
+    from drawdown.command_line.quarantine_dropping import drop_month
 
     def confirm(told: str) -> bool:
         print(told)
@@ -200,7 +200,7 @@ def spend_send(
 
     Ends with 0 when all of it was decided, be it charged or quarantined, and with 1 when something was not.
     """
-    from drawdown.spend_command import send_file
+    from drawdown.command_line.spend_command import send_file
 
     _run(send_file(_settings("spend"), file, keep_times=keep_times))
 
@@ -240,9 +240,11 @@ def credentials(
     traffic: Annotated[Literal["on", "off"], typer.Option(help="Whether the generator needs a token.")] = "on",
 ) -> None:
     """Make the passwords, certificates and keys that a deployment of containers has not got yet."""
-    from drawdown.credentials import make_credentials
+    from drawdown.deployment.credentials import make_credentials
+    from drawdown.local.traffic import CAST
 
-    _run(lambda: make_credentials(load_settings(), directory, traffic=traffic == "on"))
+    centers = [center.id for center in CAST] if traffic == "on" else []
+    _run(lambda: make_credentials(load_settings(), directory, centers_of_traffic=centers))
 
 
 @app.command("kafka-access")
@@ -250,7 +252,7 @@ def kafka_access(
     passwords: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A file for each user.")],
 ) -> None:
     """Give the users of Kafka their passwords and rights, on a listener where everything is allowed."""
-    from drawdown.kafka_access import allow
+    from drawdown.deployment.kafka_access import allow
 
     _run(allow(_settings("kafka-access"), passwords))
 
@@ -258,7 +260,7 @@ def kafka_access(
 @token.command("new-key")
 def token_new_key(directory: Annotated[Path, typer.Argument(file_okay=False, help="Where to write them.")]) -> None:
     """Make a signing key (signing-key.pem, secret) and the key set for DRAWDOWN_API_KEYS_FILE (keys.json)."""
-    from drawdown.tokens import new_key
+    from drawdown.deployment.tokens import new_key
 
     _run(lambda: new_key(directory))
 
@@ -274,7 +276,7 @@ def token_issue(
     minutes: Annotated[int, typer.Option(min=1, help="How long it is good for.")] = 60,
 ) -> None:
     """Print a token, signed with a key that `new-key` made; and its id, on stderr, which withdraws it."""
-    from drawdown.tokens import id_of, issue
+    from drawdown.deployment.tokens import id_of, issue
 
     def print_token() -> None:
         issued = issue(load_settings(), signing_key, subject, role, business_centers, minutes=minutes)

@@ -9,8 +9,8 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 
-from drawdown.kafka_quotas import BUSY_RATE, PRODUCER_RATE, Quotas, quotas_of, raise_for, set_quotas
-from drawdown.kafka_users import remove_users, set_passwords, users_of
+from drawdown.deployment.kafka_quotas import BUSY_RATE, PRODUCER_RATE, Quotas, quotas_of, raise_for, set_quotas
+from drawdown.deployment.kafka_users import remove_users, set_passwords, users_of
 from shared.runtime.kafka import (
     DELIVERY_SIGNALS,
     FINANCE_COMMANDS,

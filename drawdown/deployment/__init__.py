@@ -1,0 +1,1 @@
+"""Tools of a deployment: the schema, passwords, certificates, keys, tokens, and the users of Kafka."""
