@@ -23,7 +23,7 @@ from drawdown.local.system import System
 from drawdown.local.traffic import CAST, Traffic
 from drawdown.serving import switched_off
 from services.allocation.service import read_policy
-from services.api.access import Access
+from services.api.door.access import Access
 from shared.runtime.clock import Clock
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings

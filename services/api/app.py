@@ -3,33 +3,29 @@
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 
-from services.api import (
-    access,
+from services.api.commands import publishing
+from services.api.context import Context
+from services.api.described import asyncapi, documentation, openapi
+from services.api.door import access, errors
+from services.api.door.gate import Gate
+from services.api.door.headers import SafeHeaders
+from services.api.operating import operations
+from services.api.past import ledger, series
+from services.api.present import (
     ad_accounts,
-    asyncapi,
     business_centers,
     campaigns,
-    commands,
     deals,
-    documentation,
-    errors,
-    ledger,
     lookup,
-    openapi,
-    operations,
     pacing,
     quarantine,
-    series,
     spend_detail,
 )
-from services.api.context import Context
-from services.api.gate import Gate
-from services.api.headers import SafeHeaders
 from shared.contracts.commands import FINANCE_COMMAND
 
 # What holds somebody's data, all below /v1/: there the gate asks for a token, unless the settings say otherwise.
 PROTECTED = (
-    commands,
+    publishing,
     business_centers,
     ad_accounts,
     campaigns,

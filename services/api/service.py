@@ -11,17 +11,17 @@ from typing import Any, Final
 import structlog
 import uvicorn
 
-from services.api.access import Access
 from services.api.app import create_app
-from services.api.connections import Connections
+from services.api.commands.signing import configured_signer
+from services.api.commands.waiting import ROLE, STALE_SECONDS, Watcher
 from services.api.context import Context
-from services.api.errors import ApiError
-from services.api.growth import watch_growth
-from services.api.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, Bounds
-from services.api.reading import Reader
-from services.api.signing import configured_signer
-from services.api.waiting import ROLE, STALE_SECONDS, Watcher
-from services.api.writers import Writers
+from services.api.door.access import Access
+from services.api.door.connections import Connections
+from services.api.door.errors import ApiError
+from services.api.door.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, Bounds
+from services.api.operating.growth import watch_growth
+from services.api.operating.reading import Reader
+from services.api.operating.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.health import Health, answering_health

@@ -53,7 +53,7 @@ _WORKER = "services.allocation.worker:"
 _SERVICE = "services.allocation.service:"
 _APPEND = "services.allocation.append:"
 _FOLLOW = "shared.ledger.follow:"
-_COMMANDS = "services.api.commands:"
+_COMMANDS = "services.api.commands.publishing:"
 
 _ALLOCATION: Final = (
     Step("allocation", "lease taken", _SERVICE + "Allocation._start", most=1),

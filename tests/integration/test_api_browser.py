@@ -112,7 +112,7 @@ async def _browsing(url: str, profile: Path) -> AsyncIterator[None]:
 async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.commands.DECISION_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("services.api.commands.publishing.DECISION_TIMEOUT_SECONDS", 0.2)
     await ensure_topics(settings)
     consumer = AIOKafkaConsumer(FINANCE_COMMANDS, bootstrap_servers=settings.kafka_bootstrap_servers)
     await consumer.start()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.api import commands
+from services.api.commands import publishing
 from services.api.service import PRODUCER
 from tests.integration.api import Api, allocation, command, running_api, shard_of
 from tests.integration.shard_writers import shard_writer
@@ -130,7 +130,7 @@ async def test_the_answer_waits_until_the_read_model_has_caught_up(api: Api) -> 
 
 
 async def test_what_is_not_decided_in_time_is_504(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.5)
     response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))
     assert (response.status_code, response.json()["code"]) == (504, "timeout")
     assert "command_id" in response.json()["message"]
@@ -139,7 +139,7 @@ async def test_what_is_not_decided_in_time_is_504(api: Api, monkeypatch: pytest.
 async def test_a_command_that_timed_out_is_answered_when_asked_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = command("deposit_cash", "bc-4", amount="1")
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.5)
+        patch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.5)
         assert (await api.client.post("/v1/commands", json=sent)).status_code == 504
     async with allocation(api):
         assert (await api.client.post("/v1/commands", json=sent)).status_code == 200
@@ -154,7 +154,7 @@ async def readiness(api: Api, status: int) -> None:
 async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(publishing, "PUBLISH_TIMEOUT_SECONDS", 1)
     async with running_api(postgres.url, tmp_path) as api, shard_writer(api.settings.database_url):
         await readiness(api, 200)
         await api.broker.stop()
@@ -169,7 +169,7 @@ async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
 async def test_a_command_refused_without_a_broker_is_not_delivered_when_it_is_there_again(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "PUBLISH_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(publishing, "PUBLISH_TIMEOUT_SECONDS", 1)
     monkeypatch.setitem(PRODUCER, "request_timeout_ms", 1000)
     refused, taken = (command("deposit_cash", "bc-1", amount=amount) for amount in ("1", "2"))
     async with running_api(postgres.url, tmp_path) as api:

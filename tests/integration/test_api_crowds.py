@@ -13,8 +13,9 @@ import asyncpg
 import httpx
 import pytest
 
-from services.api import access, connections, limits, protocol, service
-from services.api.connections import Connections
+from services.api import service
+from services.api.door import access, connections, limits, protocol
+from services.api.door.connections import Connections
 from shared.runtime.settings import Settings
 from tests.integration.test_api_limits import Client, connect, exchange
 from tests.integration.test_api_service import eventually, serving

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.api import commands
-from services.api.access import Access
 from services.api.app import create_app
+from services.api.commands import publishing
 from services.api.context import Context
+from services.api.door.access import Access
 from shared.contracts.zones import installed_zones
 from shared.runtime.settings import Settings
 from tests.integration.api import Api, running_api
@@ -46,7 +46,7 @@ OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for 
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
         # Nobody decides here: what is a command is published, and answered with 504 at once.
-        patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.02)
+        patch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.02)
         async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
             await open_business_center(running, "bc-1", cash=3)
             await open_ad_account(running, "bc-1", "acct-1", cash=3)

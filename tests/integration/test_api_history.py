@@ -270,7 +270,7 @@ async def test_as_of_names_the_last_batch_by_then(opened: Past) -> None:
 
 
 async def test_a_read_model_that_is_behind_is_waited_for(opened: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.past.READ_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("services.api.past.moments.READ_TIMEOUT_SECONDS", 0.3)
     await opened.api.checkpoint("balance", 0, 4)
     answer = await opened.api.get("/v1/business-centers/bc-1", 503, at="2026-11-21T12:30:00Z")
     assert answer["code"] == "unavailable"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.api import commands
+from services.api.commands import publishing
 from tests.integration.api import Api, command, running_api
 from tests.servers import Postgres
 from tests.unit.test_strict_json import JSON, NO_JSON, with_field
@@ -32,7 +32,7 @@ IDENTIFIERS = ["a b", "", "a/b", "\x00", "é", "a" * 65, "a\n", "' OR 1=1 --", "
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
         # Nobody decides here: what is a command is published, and answered with 504 at once.
-        patch.setattr(commands, "DECISION_TIMEOUT_SECONDS", 0.2)
+        patch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.2)
         async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
             yield running
 

@@ -19,9 +19,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from services.api import keys
-from services.api.errors import ApiError
-from services.api.tokens import Caller, Verifier
+from services.api.door import keys
+from services.api.door.errors import ApiError
+from services.api.door.tokens import Caller, Verifier
 from shared.runtime.settings import BadSettingError, Settings
 from tests.integration.tokens import Issuer, issuer
 from tests.servers import free_ports
@@ -257,7 +257,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal passed
         passed += seconds
 
-    monkeypatch.setattr("services.api.keys.time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed))
+    monkeypatch.setattr("services.api.door.keys.time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed))
     return wait
 
 

@@ -14,8 +14,9 @@ import asyncpg
 import httpx
 import pytest
 
-from services.api import access, bodies, connections, context, limits, protocol, service
-from services.api.limits import CLIENTS_AT_MOST, HOLD_SECONDS_AT_MOST, Holds, RateLimit
+from services.api import context, service
+from services.api.door import access, bodies, connections, limits, protocol
+from services.api.door.limits import CLIENTS_AT_MOST, HOLD_SECONDS_AT_MOST, Holds, RateLimit
 from services.api.service import STATEMENT_TIMEOUT_SECONDS, connected
 from shared.runtime.settings import Settings
 from tests.integration.api import command

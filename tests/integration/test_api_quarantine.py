@@ -10,9 +10,11 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from services.api import access, growth, replaying
-from services.api.tokens import Caller
-from services.api.waiting import ROLE
+from services.api.commands import replaying
+from services.api.commands.waiting import ROLE
+from services.api.door import access
+from services.api.door.tokens import Caller
+from services.api.operating import growth
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
 from shared.runtime.postgres import connect
@@ -235,8 +237,8 @@ async def test_all_or_none_of_the_ids_are_known(api: Api) -> None:
 async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_left_alone(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.replaying.PORTION_RECORDS", 4)
-    monkeypatch.setattr("services.api.replaying.PORTION_BYTES", 80)
+    monkeypatch.setattr("services.api.commands.replaying.PORTION_RECORDS", 4)
+    monkeypatch.setattr("services.api.commands.replaying.PORTION_BYTES", 80)
     sizes = [1, 1, 1, 1, 1, 90, 20, 20, 20, 1, 1]
     for sequence, size in enumerate(sizes, 131):
         await quarantine(api, (sequence % 2, sequence), "reversal_mismatch", b"m" * size)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.api import writers
-from services.api.reading import Reader
+from services.api.operating import writers
+from services.api.operating.reading import Reader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
 from tests.servers import Postgres

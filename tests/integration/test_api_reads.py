@@ -382,7 +382,7 @@ async def test_after_is_also_a_plain_position(ledger: Api) -> None:
 async def test_a_page_ends_early_rather_than_search_all_of_a_long_ledger(
     ledger: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.ledger.BLOCKS_AT_MOST", 1)
+    monkeypatch.setattr("services.api.past.ledger.BLOCKS_AT_MOST", 1)
     first = await ledger.get("/v1/ledger", ad_account_id="ledger-a")
     assert positions(first) == [1, 3]
     second = await ledger.get("/v1/ledger", ad_account_id="ledger-a", after=first["next"])

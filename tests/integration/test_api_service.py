@@ -89,7 +89,7 @@ async def _misses_no_server(client: httpx.AsyncClient) -> bool:
 async def test_a_request_in_progress_is_answered_when_the_service_ends(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.commands.DECISION_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr("services.api.commands.publishing.DECISION_TIMEOUT_SECONDS", 1)
     sent = command("deposit_cash", "b", amount="1")
     service = asyncio.create_task(run(settings))
     async with _client(settings) as client, _published(settings) as published:

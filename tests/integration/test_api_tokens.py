@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 
 from services.api.app import OPEN, PROTECTED, create_app
 from services.api.context import Context
-from services.api.gate import PROTECTED as PROTECTED_PATHS
+from services.api.door.gate import PROTECTED as PROTECTED_PATHS
 from shared.runtime.kafka import SPEND_EVENTS, create_producer
 from tests.integration.api import command
 from tests.integration.tokens import Issuer, issuer

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.api import ledger
-from services.api.past import BLOCK_POSITIONS
+from services.api.past import ledger
+from services.api.past.moments import BLOCK_POSITIONS
 from tests.integration.api import Api, running_api, shard_of
 from tests.integration.test_api_reads import append, open_ad_account, open_business_center
 from tests.integration.tokens import Issuer, issuer
@@ -127,7 +127,7 @@ async def test_no_figures_are_read_of_a_business_center_of_others(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    read = "services.api.business_centers.read_business_centers"
+    read = "services.api.present.business_centers.read_business_centers"
 
     async def noting(_connection: asyncpg.Connection, ids: list[str]) -> dict[str, Any]:
         asked.append(ids)

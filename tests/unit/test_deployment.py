@@ -16,7 +16,7 @@ import pytest
 from drawdown.deployment import healthcheck
 from drawdown.deployment.credentials import make_credentials
 from drawdown.local.traffic import CAST, set_up_commands
-from services.api.withdrawn import Withdrawn
+from services.api.door.withdrawn import Withdrawn
 from shared.contracts.signatures import CommandKeys, CommandSigner
 from shared.rules.roles import may
 from shared.runtime.roles import SERVICE_ROLES

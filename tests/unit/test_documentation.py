@@ -7,10 +7,10 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from services.api.access import Access
 from services.api.app import create_app
 from services.api.context import Context
-from services.api.documentation import render
+from services.api.described.documentation import render
+from services.api.door.access import Access
 from shared.runtime.settings import Settings
 
 

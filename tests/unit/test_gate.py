@@ -9,13 +9,13 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from services.api import gate, limits
-from services.api.access import BYTES_OF_A_REQUEST, IN_VAIN_A_SECOND, Access
 from services.api.app import create_app
-from services.api.bodies import BODY_LIMIT_BYTES
 from services.api.context import Context
-from services.api.headers import SAFE_HEADERS
-from services.api.limits import RateLimit
+from services.api.door import gate, limits
+from services.api.door.access import BYTES_OF_A_REQUEST, IN_VAIN_A_SECOND, Access
+from services.api.door.bodies import BODY_LIMIT_BYTES
+from services.api.door.headers import SAFE_HEADERS
+from services.api.door.limits import RateLimit
 from shared.runtime.settings import Settings
 from tests.passes import counted_passes
 
@@ -81,7 +81,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         if seconds:  # Otherwise it only lets others have their turn.
             held.append(seconds)
 
-    monkeypatch.setattr("services.api.gate.asyncio.sleep", hold)
+    monkeypatch.setattr("services.api.door.gate.asyncio.sleep", hold)
     return held
 
 
@@ -89,8 +89,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 async def test_whatever_is_asked_is_counted_and_who_asks_too_often_waits(
     path: str, let_in: int, held: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.access.OPEN_A_SECOND_WITHOUT_TOKENS", 1)
-    monkeypatch.setattr("services.api.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
+    monkeypatch.setattr("services.api.door.access.OPEN_A_SECOND_WITHOUT_TOKENS", 1)
+    monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
     async with _client(http_rate=5) as client:
         statuses = [(await client.get(path)).status_code for _ in range(40)]
         assert statuses.count(429) == 40 - let_in
@@ -101,7 +101,7 @@ async def test_whatever_is_asked_is_counted_and_who_asks_too_often_waits(
 
 
 async def test_a_long_body_counts_as_many_requests(held: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
+    monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
     async with _client(http_rate=5) as client:
 
         async def status(size: int) -> int:
@@ -114,7 +114,7 @@ async def test_a_long_body_counts_as_many_requests(held: list[float], monkeypatc
 
 
 async def test_a_body_that_is_refused_counts_as_the_longest(held: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.api.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
+    monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
     async with _client(http_rate=40) as client:
         too_long = b" " * (BODY_LIMIT_BYTES + 1)
         headers = {"Content-Type": "application/json"}
@@ -158,7 +158,7 @@ async def test_of_what_is_answered_at_once_one_request_begins_in_a_pass_of_the_l
 async def test_who_asks_in_vain_too_often_is_answered_late(
     method: str, path: str, status: int, held: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
+    monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
     async with _client() as client:
         statuses = {(await client.request(method, path)).status_code for _ in range(IN_VAIN_A_SECOND * 2 + 20)}
     assert statuses == {status}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from services.api.errors import ApiError
-from services.api.pages import require_no_stranger
+from services.api.door.browsers import require_no_stranger
+from services.api.door.errors import ApiError
 
 PORT = ":8080"
 

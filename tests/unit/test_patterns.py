@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.api import patterns
+from services.api.door import patterns
 from shared.contracts.fields import is_time, parse_time
 from shared.rules.incentives import parse_rate
 

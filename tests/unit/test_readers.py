@@ -6,8 +6,8 @@ from time import perf_counter
 
 import pytest
 
-from services.api import protocol
-from services.api.protocol import Readers
+from services.api.door import protocol
+from services.api.door.protocol import Readers
 
 READ_SECONDS = 0.002
 

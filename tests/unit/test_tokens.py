@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from drawdown.deployment.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, id_of, issue, new_key
 from drawdown.front_door import ApiToken
-from services.api.errors import ApiError
-from services.api.tokens import Caller, Verifier
-from services.api.withdrawn import Withdrawn
+from services.api.door.errors import ApiError
+from services.api.door.tokens import Caller, Verifier
+from services.api.door.withdrawn import Withdrawn
 from shared.runtime.settings import BadSettingError, Settings
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api import turns
-from services.api.errors import ApiError
-from services.api.turns import Turns
+from services.api.door import turns
+from services.api.door.errors import ApiError
+from services.api.door.turns import Turns
 
 
 class _Work:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from drawdown.deployment.command_keys import with_command_keys
 from services.allocation.decoding import Command, Fault, Raw, decode_command
 from services.allocation.service import read_command_keys, read_policy
-from services.api.signing import configured_signer
+from services.api.commands.signing import configured_signer
 from shared.contracts.signatures import SIGNATURE_HEADER, CommandKeys, CommandSigner, new_command_key
 from shared.ledger.headers import read_headers
 from shared.rules.policy import STANDARD, Policy, policy_of

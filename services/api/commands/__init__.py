@@ -1,0 +1,1 @@
+"""Commands: published, waited for, and quarantined records sent back. The way in is `publishing.router`."""

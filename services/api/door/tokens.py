@@ -1,0 +1,139 @@
+"""Bearer tokens (RFC 6750): JSON Web Tokens, checked (RFC 8725), and what they say about who asks."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import jwt
+from jwt.utils import base64url_decode, base64url_encode
+from pydantic import BaseModel, ValidationError
+
+from services.api.door.errors import ApiError, permission_denied
+from services.api.door.keys import Keys, configured_keys
+from services.api.door.withdrawn import Withdrawn
+from shared.contracts.commands import Role
+from shared.contracts.fields import Identifier
+from shared.runtime.kafka import murmur2_partition
+from shared.runtime.settings import Settings
+
+# Clocks differ. Tokens go by the true time, not by DRAWDOWN_CLOCK_OFFSET_SECONDS: whoever issues them knows no other.
+LEEWAY_SECONDS = 30
+_TIMES = ("exp", "nbf", "iat")
+EVERYBODYS: Literal["*"] = "*"
+
+_FORMS = {
+    "sub": "an id: 1 to 64 of A-Z a-z 0-9 _ . : -",
+    "role": f"one of {', '.join(get_args(Role))}",
+    "business_centers": 'a list of ids, or "*" for all',
+}
+_SENTENCES = {
+    jwt.ExpiredSignatureError: "the token has expired",
+    jwt.ImmatureSignatureError: "the token is not valid yet",
+    jwt.InvalidAudienceError: "the token is for somebody else: its aud is another",
+    jwt.InvalidIssuerError: "the token was issued by somebody else: its iss is another",
+}
+
+
+class _Claims(BaseModel):
+    sub: Identifier
+    role: Role
+    business_centers: Literal["*"] | list[Identifier]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: their id, their role, and the Business Centers that are theirs (None: all)."""
+
+    id: str
+    role: Role
+    business_centers: frozenset[str] | None
+
+    def sees(self, business_center_id: str | None) -> bool:
+        """Whether this Business Center is one of theirs; None is one that nobody knows, or none at all."""
+        return self.business_centers is None or business_center_id in self.business_centers
+
+    @property
+    def scope(self) -> list[str] | None:
+        """Their Business Centers as a query takes them; null: all."""
+        return None if self.business_centers is None else sorted(self.business_centers)
+
+    def shards(self, count: int) -> list[int] | None:
+        """The shards, of so many, in which their Business Centers are; null: all. Others' are not theirs to watch."""
+        if self.business_centers is None:
+            return None
+        return sorted({murmur2_partition(each.encode(), count) for each in self.business_centers})
+
+    def actor(self) -> dict[str, str]:
+        """Who asks, as a command names it."""
+        return {"id": self.id, "role": self.role}
+
+
+class Verifier:
+    """Checks tokens with the keys and for the audience that the settings name."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises BadSettingError: there are no keys."""
+        self._keys: Keys = configured_keys(settings)
+        self._audience = settings.api_audience
+        self._issuer = settings.api_issuer
+        self._withdrawn = Withdrawn(settings.api_withdrawn_file)
+
+    async def caller(self, token: str) -> Caller:
+        """Who asks. Raises ApiError: 401 for a token that proves nothing, 403 for one that says too little."""
+        try:
+            return _caller(await self._claims(token))
+        except jwt.PyJWTError as error:
+            raise unauthenticated(_sentence(error)) from None
+
+    async def _claims(self, token: str) -> dict[str, Any]:
+        if not _is_canonical(token):
+            raise unauthenticated("the token is not written as RFC 7515 says: base64url without padding")
+        header = jwt.get_unverified_header(token)
+        algorithm = header.get("alg")
+        key = await self._keys.find(header.get("kid"), algorithm) if isinstance(algorithm, str) else None
+        if key is None:
+            raise unauthenticated("the token is signed with a key, or in a way, that is not taken here")
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[key.algorithm_name],
+            audience=self._audience,
+            issuer=self._issuer,
+            leeway=LEEWAY_SECONDS,
+            options={"require": ["exp", "sub"], "enforce_minimum_key_length": True},
+        )
+        for name in _TIMES:
+            if type(claims.get(name, 0)) not in (int, float):
+                raise unauthenticated(f"the token's {name} should be a number (RFC 7519, section 2)")
+        if self._withdrawn.has(claims.get("jti")):
+            raise unauthenticated("the token was withdrawn: ask for another")
+        return claims
+
+
+def unauthenticated(message: str, *, is_there: bool = True) -> ApiError:
+    """401. `is_there`: a token was sent, and is no good."""
+    problem = f', error="invalid_token", error_description="{message}"' if is_there else ""
+    return ApiError(401, "unauthenticated", message, {"WWW-Authenticate": f'Bearer realm="drawdown"{problem}'})
+
+
+def _is_canonical(token: str) -> bool:
+    """Whether no other text is the same token, but for another signature of the same claims (RFC 7515, section 2)."""
+    try:
+        return all(base64url_encode(base64url_decode(part)).decode() == part for part in token.split("."))
+    except ValueError:  # What is no base64 at all, or no ASCII.
+        return False
+
+
+def _sentence(error: jwt.PyJWTError) -> str:
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"the token lacks the claim {error.claim}"
+    return next((text for kind, text in _SENTENCES.items() if isinstance(error, kind)), "the token is not a good one")
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    try:
+        said = _Claims.model_validate(claims, strict=True)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise permission_denied(f"the token's {name} should be {_FORMS[name]}") from None
+    centers = said.business_centers
+    return Caller(said.sub, said.role, None if centers == EVERYBODYS else frozenset(centers))

@@ -1,0 +1,1 @@
+"""What operators ask: probes, metrics, who writes the shards, and what grows."""

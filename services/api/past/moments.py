@@ -1,0 +1,269 @@
+"""A moment of the past: which position of a shard it corresponds to, and what has moved there since the last closing.
+
+The balance follower closes its books now and then (`balance.closings`). The state at a position is what the closings
+up to it say and what the entries since the last of them add: never more entries than lie between two closings, and of
+those only the blocks in which the entity has any.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import asyncpg
+from fastapi import Query
+
+from services.api.checkpoints import read_checkpoints
+from services.api.context import READ_TIMEOUT_SECONDS, Context
+from services.api.door.errors import invalid, not_found, unavailable
+from services.api.door.tokens import Caller
+from services.api.models import microseconds, time
+from services.api.policies import DEFAULT_POLICY
+from shared.contracts.fields import TIME_PATTERN, parse_time
+from shared.ledger.times import to_datetime
+from shared.rules.vocabulary import BUDGET_KINDS
+
+T = TypeVar("T")
+
+At = Annotated[
+    str | None,
+    Query(
+        pattern=TIME_PATTERN,
+        max_length=64,
+        description="RFC 3339: answer as the ledger stood at this ledger time, entries recorded at it included. "
+        "Write the `+` of an offset as `%2B`.",
+        examples=["2026-11-21T12:00:00Z"],
+    ),
+]
+
+BLOCK_POSITIONS = 65_536  # of balance.entry_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Whose past it is: a Business Center (ad_account_id '') or an ad account, and when it was opened."""
+
+    business_center_id: str
+    ad_account_id: str
+    shard: int
+    time_zone: str
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A time, and the last batch recorded by then.
+
+    `closed` is the last closing at or before `position` (0: none); `policy` what the batch was decided by.
+    """
+
+    at_us: int
+    shard: int
+    position: int
+    recorded_at: datetime
+    closed: int
+    policy: dict[str, list[str]]
+
+    def as_of(self) -> dict[str, Any]:
+        """The answer's `as_of`."""
+        return {
+            "recorded_at": time(self.recorded_at),
+            "shards": [{"shard": self.shard, "position": self.position}],
+        }
+
+
+async def find_business_center(connection: asyncpg.Connection, caller: Caller, business_center_id: str) -> Entity:
+    """Raises ApiError (404) for a Business Center that is not there."""
+    row = await connection.fetchrow(
+        "SELECT business_center_id, '' AS ad_account_id, shard, time_zone, opened_at FROM balance.business_centers "
+        "WHERE business_center_id = $1",
+        business_center_id,
+    )
+    if row is None or not caller.sees(business_center_id):
+        raise not_found("Business Center")
+    return Entity(**row)
+
+
+async def find_ad_account(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Entity:
+    """Raises ApiError (404) for an ad account that is not there."""
+    row = await connection.fetchrow(
+        "SELECT business_center_id, ad_account_id, shard, time_zone, opened_at FROM balance.ad_accounts "
+        "WHERE ad_account_id = $1",
+        ad_account_id,
+    )
+    if row is None or not caller.sees(row["business_center_id"]):
+        raise not_found("ad account")
+    return Entity(**row)
+
+
+Find = Callable[[asyncpg.Connection, Caller, str], Awaitable[Entity]]
+Read = Callable[[asyncpg.Connection, Entity, Moment], Awaitable[T]]
+
+
+async def read_at(context: Context, caller: Caller, at: str, find: Find, id_: str, read: Read[T]) -> T:
+    """What `read` finds at that time, in one snapshot of the database.
+
+    Waits until the balance read model has got to the moment's position: its index of blocks must be complete.
+
+    Raises:
+        ApiError: 400 for a time that is none or in the future, 404 for an entity that was not there then, 503 when
+            the read model does not get there in time.
+
+    """
+    at_us = _parse(at)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+            while True:
+                async with context.snapshot() as connection:
+                    entity = await find(connection, caller, id_)
+                    folded = await _folded(connection, context, entity, at_us)
+                    moment = await _moment(connection, entity.shard, at_us)
+                    if moment.position <= folded:
+                        return await read(connection, entity, moment)
+                await context.watcher.visible(entity.shard, moment.position)
+    except TimeoutError:
+        raise unavailable("the balance read model") from None
+
+
+def _parse(at: str) -> int:
+    try:
+        return parse_time(at)
+    except (ValueError, OverflowError):
+        raise invalid("at is a time that no calendar has") from None
+
+
+async def _folded(connection: asyncpg.Connection, context: Context, entity: Entity, at_us: int) -> int:
+    checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
+    if at_us > checkpoints.now_us(context.clock):
+        raise invalid("at is in the future")
+    if at_us < microseconds(entity.opened_at):
+        raise not_found("Business Center or ad account at that time")
+    return checkpoints.positions[entity.shard]
+
+
+async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Moment:
+    at = to_datetime(at_us)
+    batch = await connection.fetchrow(
+        """
+        SELECT b.last_position, b.recorded_at, p.content
+        FROM ledger.batches b LEFT JOIN ledger.policies p ON p.version = b.policy_version
+        WHERE b.shard = $1 AND b.recorded_at <= $2 ORDER BY b.recorded_at DESC, b.last_position DESC LIMIT 1
+        """,
+        shard,
+        at,
+    )
+    assert batch is not None, "what was opened by then was opened in a batch"
+    closed = await last_closing(connection, shard, batch["last_position"])
+    policy = DEFAULT_POLICY if batch["content"] is None else json.loads(batch["content"])
+    return Moment(at_us, shard, batch["last_position"], batch["recorded_at"], closed, policy)
+
+
+async def last_closing(connection: asyncpg.Connection, shard: int, position: int) -> int:
+    """The last closing of a shard at or before a position; 0: none."""
+    found = await connection.fetchval(
+        "SELECT max(position) FROM balance.closings WHERE shard = $1 AND position <= $2", shard, position
+    )
+    return found or 0
+
+
+async def money_since_closing(
+    connection: asyncpg.Connection,
+    entity: Entity,
+    moment: Moment,
+    *,
+    campaign_id: str | None = None,
+    custom_start: int | None = None,
+) -> list[asyncpg.Record]:
+    """Sums of the entries after the last closing: `holder`, `pocket`, `day`, `overdelivery`, `limit_changed`,
+    `counted`, `amount`.
+
+    Args:
+        connection: of the snapshot.
+        entity: whose; of a Business Center also its ad accounts' entries.
+        moment: up to when.
+        campaign_id: only this campaign's.
+        custom_start: where the account's custom budget began: it has `counted` what was charged beyond.
+
+    """
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT holder, pocket, day, kind = 'credit_limit_change' AS limit_changed,
+               pocket IS NULL AND kind <> 'forfeit' AS overdelivery,
+               coalesce($7::bigint < CASE
+                   WHEN kind IN ('reversal', 'forfeit') THEN (details ->> 'spend_position')::bigint
+                   ELSE position END, false) AS counted,
+               sum(amount) AS amount
+        FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
+              AND ($6::text IS NULL OR e.campaign_id = $6)
+            OFFSET 0  -- Span by span, by position: nothing else may be scanned.
+        ) AS entries
+        GROUP BY 1, 2, 3, 4, 5, 6
+        """,
+        moment.shard,
+        *await spans_after(connection, entity, moment.closed, moment.position),
+        entity.business_center_id,
+        entity.ad_account_id,
+        campaign_id,
+        custom_start,
+    )
+    return rows
+
+
+async def facts_since_closing(
+    connection: asyncpg.Connection, entity: Entity, moment: Moment
+) -> list[tuple[int, str, str | None, dict[str, Any]]]:
+    """Budgets set and causes changed after the last closing, in order: position, kind, campaign, details."""
+    rows = await connection.fetch(
+        """
+        SELECT position, kind, campaign_id, details
+        FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
+              AND kind IN ('budget_set', 'budget_synced', 'budget_reset', 'campaign_budget_set', 'pause', 'resume')
+            OFFSET 0
+        ) AS entries
+        ORDER BY position
+        """,
+        moment.shard,
+        *await spans_after(connection, entity, moment.closed, moment.position),
+        entity.business_center_id,
+        entity.ad_account_id,
+    )
+    return [(row["position"], row["kind"], row["campaign_id"], json.loads(row["details"])) for row in rows]
+
+
+async def spans_after(
+    connection: asyncpg.Connection, entity: Entity, closed: int, until: int
+) -> tuple[list[int], list[int]]:
+    """Where the entity can have entries beyond `closed` and up to `until`: first and last positions."""
+    after = closed + 1
+    rows = await connection.fetch(
+        "SELECT block FROM balance.entry_blocks WHERE business_center_id = $1 AND ad_account_id = $2 "
+        "AND shard = $3 AND block BETWEEN $4 AND $5",
+        entity.business_center_id,
+        entity.ad_account_id,
+        entity.shard,
+        after // BLOCK_POSITIONS,
+        until // BLOCK_POSITIONS,
+    )
+    starts = [row["block"] * BLOCK_POSITIONS for row in rows]
+    ends = [start + BLOCK_POSITIONS - 1 for start in starts]
+    return [max(start, after) for start in starts], [min(end, until) for end in ends]
+
+
+def is_budget(kind: str) -> bool:
+    """Does a fact of this kind say what an account's budget is?"""
+    return kind in BUDGET_KINDS
+
+
+def sum_spend(rows: list[Any]) -> tuple[int, int]:
+    """Billed and overdelivered of the entries that `money_since_closing` summed."""
+    spent = [row for row in rows if row["day"] is not None]
+    billed = -sum(int(row["amount"]) for row in spent if not row["overdelivery"])
+    return billed, sum(int(row["amount"]) for row in spent if row["overdelivery"])

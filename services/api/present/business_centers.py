@@ -1,0 +1,161 @@
+"""Business Centers: balance, automatic allocation and spend, from the balance read model."""
+
+from collections import defaultdict
+from typing import Any
+
+import asyncpg
+from fastapi import APIRouter
+
+from services.api.balances import business_center_balance, spend_answer
+from services.api.checkpoints import read_checkpoints
+from services.api.context import Api
+from services.api.described.openapi import READ_PROBLEMS
+from services.api.door.access import FinanceReader
+from services.api.door.errors import not_found
+from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
+from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
+from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
+from services.api.pieces import unhurried
+from services.api.policies import read_policies
+
+router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
+
+
+@router.get("/v1/business-centers", response_model=BusinessCenters, summary="List Business Centers")
+async def list_business_centers(
+    context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None
+) -> dict[str, Any]:
+    """A page of the caller's Business Centers, by id."""
+    async with context.snapshot() as connection:
+        rows = await connection.fetch(
+            "SELECT business_center_id FROM balance.business_centers WHERE business_center_id > $1 "
+            "AND ($3::text[] IS NULL OR business_center_id = ANY($3)) ORDER BY business_center_id LIMIT $2",
+            after or "",
+            limit + 1,
+            caller.scope,
+        )
+        ids = [row["business_center_id"] for row in rows]
+        found = await read_business_centers(connection, ids[:limit])
+        checkpoints = await read_checkpoints(connection, "balance", caller.shards(context.shards))
+    return {
+        "business_centers": list(found.values()),
+        "next": ids[limit - 1] if len(ids) > limit else None,
+        "as_of": checkpoints.as_of(),
+    }
+
+
+@router.get(
+    "/v1/business-centers/{business_center_id}",
+    response_model=BusinessCenter,
+    summary="Balance, automatic allocation and spend of a Business Center",
+)
+async def get_business_center(
+    business_center_id: PathId, context: Api, caller: FinanceReader, at: At = None
+) -> dict[str, Any]:
+    """One Business Center, now or as the ledger stood `at` a past ledger time.
+
+    Of the past, `as_of` names the last batch recorded by then. In the future: 400; before it was opened: 404.
+    """
+    if at is not None:
+        return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
+    async with context.snapshot() as connection:
+        mine = [business_center_id] if caller.sees(business_center_id) else []
+        found = await read_business_centers(connection, mine)
+        if not found:
+            raise not_found("Business Center")
+        answer = found[business_center_id]
+        checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])
+    return {**answer, "as_of": checkpoints.as_of()}
+
+
+async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
+    """Those of these Business Centers that exist, in the order of their ids, as they are answered."""
+    rows = await connection.fetch(
+        """
+        SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
+               coalesce(l.amount, 0) AS credit_limit,
+               (SELECT s.amount FROM balance.largest_spends s WHERE s.business_center_id = b.business_center_id
+                ORDER BY s.position DESC LIMIT 1) AS largest_spend
+        FROM balance.business_centers b
+        LEFT JOIN balance.automatic_allocation a USING (business_center_id)
+        LEFT JOIN balance.credit_limits l USING (business_center_id)
+        WHERE b.business_center_id = ANY($1) ORDER BY b.business_center_id
+        """,
+        ids,
+    )
+    pockets = await _pockets(connection, ids)
+    left_out = await _left_out(connection, ids)
+    spend = await _spend(connection, ids)
+    policies = await read_policies(connection, sorted({row["shard"] for row in rows}))
+    return {
+        (id_ := row["business_center_id"]): {
+            "business_center_id": id_,
+            "shard": row["shard"],
+            "currency": row["currency"],
+            "time_zone": row["time_zone"],
+            "balance": business_center_balance(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
+            "automatic_allocation": _allocation(row, left_out[id_]),
+            "largest_spend": _largest_spend(row),
+            "spend": spend_answer(spend.get(id_)),
+        }
+        async for row in unhurried(rows)
+    }
+
+
+async def _business_center_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
+    row, left_out = await business_center_facts_at(connection, entity, moment)
+    moved = await money_since_closing(connection, entity, moment)
+    pockets, credit_limit = await pockets_at(connection, entity, moment, moved)
+    return {
+        **{name: row[name] for name in ("business_center_id", "currency", "time_zone")},
+        "balance": business_center_balance(pockets, credit_limit, moment.policy),
+        "automatic_allocation": _allocation(row, left_out),
+        "largest_spend": _largest_spend(row),
+        "spend": spend_answer(await business_center_spend_at(connection, entity, moment, moved)),
+        "as_of": moment.as_of(),
+    }
+
+
+def _allocation(row: asyncpg.Record, left_out: list[dict[str, str]]) -> dict[str, Any]:
+    enabled_at = row["enabled_at"]
+    if enabled_at is None:
+        return {"enabled": False, "enabled_at": None, "left_out": []}
+    return {"enabled": True, "enabled_at": time(enabled_at), "left_out": left_out}
+
+
+def _largest_spend(row: asyncpg.Record) -> str | None:
+    amount = row["largest_spend"]
+    return None if amount is None else money(amount)
+
+
+async def _pockets(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, int]]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, pocket, amount FROM balance.pockets "
+        "WHERE business_center_id = ANY($1) AND ad_account_id = ''",
+        ids,
+    )
+    pockets: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows:
+        pockets[row["business_center_id"]][row["pocket"]] = int(row["amount"])
+    return pockets
+
+
+async def _left_out(connection: asyncpg.Connection, ids: list[str]) -> dict[str, list[dict[str, str]]]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, ad_account_id, reason FROM balance.left_out "
+        "WHERE business_center_id = ANY($1) ORDER BY ad_account_id",
+        ids,
+    )
+    left_out: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        left_out[row["business_center_id"]].append({"ad_account_id": row["ad_account_id"], "reason": row["reason"]})
+    return left_out
+
+
+async def _spend(connection: asyncpg.Connection, ids: list[str]) -> dict[str, asyncpg.Record]:
+    rows = await connection.fetch(
+        "SELECT business_center_id, sum(billed) AS billed, sum(overdelivered) AS overdelivered "
+        "FROM balance.business_center_days WHERE business_center_id = ANY($1) GROUP BY business_center_id",
+        ids,
+    )
+    return {row["business_center_id"]: row for row in rows}

@@ -1,0 +1,164 @@
+"""`POST /v1/events/lookup`: what became of many events, for whoever published them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from services.api.context import Api
+from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS
+from services.api.door.access import FinanceReader
+from services.api.door.bodies import body_schema, read_body
+from shared.contracts.fields import Uuid
+from shared.contracts.known import known
+from shared.rules.vocabulary import QUARANTINE_REASONS
+from shared.runtime.kafka import SPEND_EVENTS
+
+EVENTS_AT_MOST = 500  # Their ids and offsets fit into a body.
+_CURSOR = r"^[0-9]{1,18}(\.[0-9]{1,18}){0,1023}$"
+CHARGED, QUARANTINED, WAITING, UNKNOWN = "charged", "quarantined", "waiting", "unknown"
+
+router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
+
+
+class PublishedEvent(BaseModel):
+    """An event by its id, and by where the broker put it; what is not known is left out."""
+
+    model_config = ConfigDict(frozen=True)
+    event_id: Uuid | None = None
+    partition: Annotated[int, Field(ge=0, le=2**15 - 1)] | None = None
+    offset: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+
+
+class EventsLookup(BaseModel):
+    """Which events, and from where on to look into quarantine; without `after` it is not looked into."""
+
+    model_config = ConfigDict(frozen=True)
+    events: Annotated[list[PublishedEvent], Field(min_length=1, max_length=EVENTS_AT_MOST)]
+    after: Annotated[str, Field(pattern=_CURSOR, description="The `next` of a look before they were sent")] | None = (
+        None
+    )
+
+
+class FoundEvent(BaseModel):
+    """What became of an event. Of a quarantined one: the record's id there, the reason and the sentence."""
+
+    state: Annotated[str, known(CHARGED, QUARANTINED, WAITING, UNKNOWN)]
+    record_id: str | None = None
+    reason: Annotated[str, known(*QUARANTINE_REASONS)] | None = None
+    detail: str | None = None
+
+
+class FoundEvents(BaseModel):
+    """One answer for each event, in the order in which they were asked; `next` goes into a later `after`."""
+
+    events: list[FoundEvent]
+    next: str
+
+
+EVENTS_LOOKUP: TypeAdapter[EventsLookup] = TypeAdapter(EventsLookup)
+_EVENT = {"event_id": "0193b0a5-7c00-7000-8000-000000000001", "partition": 0, "offset": 4711}
+
+
+@router.post(
+    "/v1/events/lookup",
+    response_model=FoundEvents,
+    response_model_exclude_none=True,
+    summary="What became of events",
+    responses=BODY_PROBLEMS,
+    openapi_extra=body_schema(EVENTS_LOOKUP, {"events": {"events": [_EVENT], "after": "12.0.3.4"}}),
+)
+async def look_up_events(request: Request, context: Api, caller: FinanceReader) -> dict[str, Any]:
+    """Say of each event of the caller's Business Centers whether it is in the ledger or in quarantine.
+
+    `charged`: an event of this id is in the ledger, be it this one or one before. `quarantined`: the record at this
+    partition and offset of `spend.events` was quarantined beyond `after`; offsets begin anew with another broker, so
+    look once before you publish and pass its `next`. `waiting`: the record was not read yet. `unknown`: none of these.
+    """
+    asked = await read_body(request, EVENTS_LOOKUP)
+    async with context.snapshot() as connection:
+        shards = await _shards(connection, caller.scope)
+        charged = await _charged(connection, asked, caller.scope)
+        quarantined = await _quarantined(connection, asked, caller.scope)
+    read_up_to = {row["shard"]: row["spend_offset"] for row in shards}
+    return {
+        "events": [_found(event, charged, quarantined, read_up_to) for event in asked.events],
+        "next": ".".join(str(row["quarantine_sequence"]) for row in shards),
+    }
+
+
+def _found(
+    event: PublishedEvent,
+    charged: set[UUID],
+    quarantined: Mapping[tuple[int | None, int | None], dict[str, str]],
+    read_up_to: Mapping[int, int],
+) -> dict[str, str]:
+    """Quarantine first: what is in the ledger may be another event of the same id."""
+    refused = quarantined.get((event.partition, event.offset))
+    if refused is not None:
+        return {"state": QUARANTINED, **refused}
+    if event.partition is not None and event.offset is not None and event.offset >= read_up_to.get(event.partition, 0):
+        return {"state": WAITING}
+    is_charged = event.event_id is not None and UUID(event.event_id) in charged
+    return {"state": CHARGED if is_charged else UNKNOWN}
+
+
+async def _shards(connection: asyncpg.Connection, scope: list[str] | None) -> list[asyncpg.Record]:
+    """How far each shard is read, and its last quarantined record; for a scope the last of its own."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT s.shard, s.spend_offset, CASE WHEN $1::text[] IS NULL THEN s.quarantine_sequence ELSE coalesce((
+            SELECT max(q.sequence) FROM ledger.quarantine q
+            WHERE q.shard = s.shard AND q.business_center_id = ANY($1)), 0) END AS quarantine_sequence
+        FROM ledger.shards s ORDER BY 1
+        """,
+        scope,
+    )
+    return rows
+
+
+async def _charged(connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None) -> set[UUID]:
+    rows = await connection.fetch(
+        """
+        SELECT source_event_id FROM ledger.entries
+        WHERE source_event_id = ANY($1) AND part = 0 AND day IS NOT NULL
+          AND ($2::text[] IS NULL OR business_center_id = ANY($2))
+        """,
+        [UUID(event.event_id) for event in asked.events if event.event_id is not None],
+        scope,
+    )
+    return {row["source_event_id"] for row in rows}
+
+
+async def _quarantined(
+    connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None
+) -> dict[tuple[int | None, int | None], dict[str, str]]:
+    """By partition and offset; of a record that was quarantined again, the last time."""
+    if asked.after is None:
+        return {}
+    rows = await connection.fetch(
+        """
+        SELECT q.shard, q.sequence, q.reason, q.detail, q.partition, q."offset"
+        FROM unnest($1::bigint[]) WITH ORDINALITY AS seen (sequence, number)
+        JOIN ledger.quarantine q ON q.shard = seen.number - 1 AND q.sequence > seen.sequence
+        WHERE q.topic = $2 AND (q.partition, q."offset") IN (SELECT * FROM unnest($3::integer[], $4::bigint[]))
+          AND ($5::text[] IS NULL OR q.business_center_id = ANY($5))
+        ORDER BY q.shard, q.sequence
+        """,
+        [int(sequence) for sequence in asked.after.split(".")],
+        SPEND_EVENTS,
+        [event.partition for event in asked.events],
+        [event.offset for event in asked.events],
+        scope,
+    )
+    return {
+        (row["partition"], row["offset"]): {
+            "record_id": f"{row['shard']}-{row['sequence']}",
+            "reason": row["reason"],
+            "detail": row["detail"],
+        }
+        for row in rows
+    }
