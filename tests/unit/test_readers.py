@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import pytest
 
@@ -28,8 +28,8 @@ class Read:
 
     def _reading(self, client: str, times: int) -> Callable[[], None]:
         def read() -> None:
-            until = perf_counter() + READ_SECONDS
-            while perf_counter() < until:
+            until = thread_time() + READ_SECONDS
+            while thread_time() < until:
                 pass
             self.order.append(client)
             self.has_begun.set()
