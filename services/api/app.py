@@ -46,6 +46,7 @@ def create_app(context: Context) -> FastAPI:
         title="Drawdown",
         version="1",
         summary="Who pays for an ad, and when it must stop",
+        description=documentation.DESCRIPTION,
         redirect_slashes=False,
         openapi_url=None,
         docs_url=None,

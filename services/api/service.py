@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.health import Health, answering_health
 from shared.runtime.kafka import create_producer, stop_client
 from shared.runtime.postgres import create_pool
+from shared.runtime.serving import Server
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
 from shared.runtime.topics import ensure_topics
@@ -141,18 +142,14 @@ async def _serve(settings: Settings, context: Context) -> None:
             raise
 
 
-class _Server(uvicorn.Server):
-    """Leaves the signals of the process alone: whoever runs the service cancels it."""
+class _Server(Server):
+    """Accepts a few connections in each pass of the loop, however many wait."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve. What asyncio takes as the length of the queue is also how many it accepts at once."""
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(QUEUED_AT_MOST)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def listening(host: str, port: int) -> socket.socket:

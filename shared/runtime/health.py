@@ -1,19 +1,30 @@
-"""Health and metrics: what a service says of itself, and a server for those that serve no HTTP otherwise.
+"""Health and metrics: what a service says of itself, and the HTTP server that says it to operators.
 
-/readyz asks nobody: it tells what the service's own work saw last. So it answers at once, whatever hangs.
+`/readyz` asks nobody: it tells what the service's own work saw last. So it answers at once, whatever hangs.
 """
 
 import asyncio
 import contextlib
-import json
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from shared.runtime.contact import Contact
+from shared.runtime.serving import Server
 from shared.runtime.settings import Settings, is_loopback
 
 # (ready, why not or what is so)
@@ -22,15 +33,14 @@ Readiness = Callable[[], tuple[bool, str]]
 Answer = Callable[[], Mapping[str, Any]]
 
 NOT_READY: Final = "not ready"
-_REQUEST_LIMIT_BYTES = 8192
-_REQUEST_TIMEOUT_SECONDS = 5.0
-_REASONS = {
-    200: "OK",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    421: "Misdirected Request",
-    503: "Service Unavailable",
-}
+# More than the probes and Prometheus need.
+CONNECTIONS_AT_MOST: Final = 32
+# From its beginning to its answer, taken in full.
+CONNECTION_SECONDS = 5.0
+HEAD_LIMIT_BYTES: Final = 8_192
+# How long an answer may still be taken when the service ends.
+GRACE_SECONDS: Final = 1
+_PORT: Final = re.compile(r":\d*$")
 
 
 class Health:
@@ -70,75 +80,112 @@ async def serving_health(settings: Settings) -> AsyncIterator[Health]:
 
 @contextlib.asynccontextmanager
 async def answering_health(settings: Settings, answer: Answer) -> AsyncIterator[None]:
-    """Serve that answer at the port that the settings name. Raises OSError: the port is taken."""
-    server = await serve_health(settings.health_port, answer, settings.health_host)
-    try:
-        yield
-    finally:
-        if server is not None:
-            server.close()
-
-
-async def serve_health(port: int | None, answer: Answer, host: str = "127.0.0.1") -> asyncio.Server | None:
-    """Answer `GET /healthz` (200), `/readyz` (200 or 503) and `/metrics` until the server is closed.
+    """Serve `/healthz`, `/readyz` and `/metrics` at the port that the settings name, if they name one.
 
     Args:
-        port: where to listen; none or 0: nowhere.
-        answer: asked at each `/readyz`.
-        host: the address to listen at.
+        settings: `health_host` and `health_port`; no port, or 0: nothing is served.
+        answer: what is asked at each `/readyz`.
 
     Raises:
         OSError: the port is taken.
 
     """
+    host, port = settings.health_host, settings.health_port
     if not port:
-        return None
-
-    is_local = is_loopback(host)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        yield
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=CONNECTIONS_AT_MOST) as listener:
+        structlog.get_logger().info("health and metrics", url=f"http://{host}:{port}/metrics")
+        server = Server(_config(create_app(answer, is_local=is_loopback(host))))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_answer(head, answer, is_local=is_local))
-                await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
-            pass  # Whoever asked has gone, or speaks no HTTP.
+            yield
         finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, host, port, limit=_REQUEST_LIMIT_BYTES)
-    structlog.get_logger().info("health and metrics", url=f"http://{host}:{port}/metrics")
-    return server
+            server.should_exit = True
+            await serving
 
 
-def _answer(head: bytes, answer: Answer, *, is_local: bool) -> bytes:
-    method, _, rest = head.partition(b" ")
-    path = rest.split(b" ", 1)[0].split(b"?", 1)[0]
-    if is_local and not _names_this_machine(head):
-        return _response(421, "application/json", b'{"status":"ask localhost or 127.0.0.1"}')
-    if method not in (b"GET", b"HEAD"):
-        return _response(405, "application/json", b'{"status":"method not allowed"}')
-    if path == b"/healthz":
-        return _response(200, "application/json", b'{"status":"ok"}')
-    if path == b"/readyz":
+def create_app(answer: Answer, *, is_local: bool) -> Starlette:
+    """Return the application that says how the process is.
+
+    Args:
+        answer: what is asked at each `/readyz`.
+        is_local: whether it listens on this machine alone. Then it is asked as this machine only, so that no page of
+            another name reads what it says.
+
+    """
+
+    async def readyz(_: Request) -> Response:
         said = answer()
-        return _response(503 if said["status"] == NOT_READY else 200, "application/json", json.dumps(said).encode())
-    if path == b"/metrics":
-        return _response(200, CONTENT_TYPE_LATEST, generate_latest(REGISTRY))
-    return _response(404, "application/json", b'{"status":"not found"}')
+        return JSONResponse(said, 503 if said["status"] == NOT_READY else 200)
 
-
-def _names_this_machine(head: bytes) -> bool:
-    """No page of another name reads what is said on this machine alone. A program may say no `Host`."""
-    hosts = re.findall(rb"\r\nhost:[ \t]*([^\r\n]*)", head, re.IGNORECASE)
-    return all(is_loopback(re.sub(r":\d*$", "", host.decode("latin-1").strip().lower())) for host in hosts)
-
-
-def _response(status: int, content_type: str, body: bytes) -> bytes:
-    head = (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
-        "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return Starlette(
+        routes=[Route("/healthz", _healthz), Route("/readyz", readyz), Route("/metrics", _metrics)],
+        middleware=[Middleware(_AskedAsThisMachine)] if is_local else [],
+        exception_handlers={HTTPException: _http_error},
     )
-    return head.encode() + body
+
+
+async def _healthz(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _metrics(_: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"status": error.detail.lower()}, error.status_code, error.headers)
+
+
+class _AskedAsThisMachine:
+    """Refuses a request whose `Host` is another machine's name. A program of HTTP/1.0 may leave it out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with 421."""
+        hosts = Headers(scope=scope).getlist("host")
+        if all(is_loopback(_PORT.sub("", host.lower())) for host in hosts):
+            await self._app(scope, receive, send)
+        else:
+            await JSONResponse({"status": "ask localhost or 127.0.0.1"}, 421)(scope, receive, send)
+
+
+class _BoundedProtocol(H11Protocol):
+    """Ends a connection that is one too many at once, and any other after some seconds, whatever its client does."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_AT_MOST:
+            transport.abort()
+        else:
+            self._deadline = self.loop.call_later(CONNECTION_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        http=_BoundedProtocol,
+        h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
+        ws="none",
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        # One request a connection: probes and Prometheus ask every few seconds.
+        headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"), ("Connection", "close")],
+        backlog=CONNECTIONS_AT_MOST,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 _REPEAT_SECONDS = 10.0
 # Libraries that talk a lot at "info".
-_TALKATIVE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn.access")
+_TALKATIVE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn")
 
 
 def configure_logging(settings: Settings, service: str, stream: TextIO | None = None) -> None:

@@ -95,7 +95,7 @@ def dear_requests(token: str) -> list[bytes]:
         "/v1/deals/deal-1/spend-detail?limit=1000",
         "/v1/quarantine?limit=1000",
         "/v1/nothing",
-        "/docs",
+        "/docs/swagger-ui-bundle.js",
         "/nothing",
     ]
     events = [

@@ -6,10 +6,7 @@ Skipped where there is no headless Chromium; the same requests are sent by hand 
 import asyncio
 import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
@@ -21,11 +18,13 @@ from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
 from tests.integration.api import command
+from tests.integration.browser import BROWSER, Tab, browsing
 from tests.integration.test_api_service import serving
+from tests.integration.tokens import issuer
+from tests.servers import running_system
 
-_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
-SECONDS = 60
+SECONDS = 120
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no headless Chromium here")
 
 # What a page can do without asking first, and with; to the machine's own address and to a name that leads there.
 PAGE = """<!doctype html><title>evil</title>
@@ -93,22 +92,6 @@ class Page:
         writer.close()
 
 
-@contextlib.asynccontextmanager
-async def _browsing(url: str, profile: Path) -> AsyncIterator[None]:
-    """A browser that has opened the page, for which every name that ends in `.example` is this machine's."""
-    assert BROWSER is not None
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}")
-    command = (BROWSER, *options, "--host-resolver-rules=MAP *.example 127.0.0.1", url)
-    quiet = asyncio.subprocess.DEVNULL
-    browser = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet, start_new_session=True)
-    try:
-        yield
-    finally:
-        os.killpg(browser.pid, signal.SIGKILL)
-        await browser.wait()
-
-
-@pytest.mark.skipif(BROWSER is None, reason="there is no headless Chromium here")
 async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +106,8 @@ async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
     try:
         page = Page(text)
         async with serving(settings) as client, page.served() as port:
-            async with _browsing(f"http://evil.example:{port}/", tmp_path / "profile"), asyncio.timeout(SECONDS):
+            async with asyncio.timeout(SECONDS), browsing(tmp_path / "profile") as tab:
+                await tab.open(f"http://evil.example:{port}/")
                 found = await page.found
             metrics = (await client.get("/metrics")).text
             assert {what: answer for what, answer in found.items() if answer.startswith(("basic", "cors"))} == {}
@@ -139,3 +123,55 @@ async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
             assert sum(float(count) for _, count in refused) >= 12  # Of three ways that a page need not ask, and forms.
     finally:
         await consumer.stop()
+
+
+# --- The page that the API serves itself ---
+
+
+async def _execute(tab: Tab, path: str, body: str | None = None, **parameters: str) -> str:
+    """Try a call from the page, as a person does, and return what it then shows of the answer."""
+    opened = ".opblock.is-open"
+    await tab.click(".opblock-summary-control", path)
+    await tab.click(f"{opened} .try-out__btn", "Try it out")
+    for name, value in parameters.items():
+        await tab.fill(f"{opened} [data-param-name={name}] input", value)
+    if body is not None:
+        await tab.fill(f"{opened} .body-param__text", body)
+    await tab.click(f"{opened} .execute")
+    shown = await tab.text(f"{opened} .live-responses-table .response")
+    await tab.click(f"{opened} .opblock-summary-control")
+    return shown
+
+
+async def test_a_command_can_be_tried_from_the_page_and_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
+    sent = command("open_business_center", "of-the-page", currency="USD", time_zone="UTC")
+    async with running_system(shards=1) as system, asyncio.timeout(SECONDS), browsing(tmp_path / "profile") as tab:
+        await tab.open(system.url)
+        assert "Kafka topics" in await tab.text(".info", "AsyncAPI")
+        assert '"status": "accepted"' in await _execute(tab, "/v1/commands", json.dumps(sent))
+        read = await _execute(tab, "/v1/business-centers/{business_center_id}", business_center_id="of-the-page")
+        assert read.startswith("200")
+        assert tab.problems == []
+        # A write without a body: a page has to say that it is JSON all the same.
+        assert '"not_found"' in await _execute(tab, "/v1/quarantine/{record_id}/replay", record_id="0-1")
+        [problem] = tab.problems
+        assert "404" in problem
+        assert await tab.evaluate("location.pathname") == "/docs"
+        elsewhere = [url for url in tab.requested if not url.startswith((f"{system.url}/", "data:"))]
+        assert elsewhere == []
+        assert f"{system.url}/docs/swagger-ui-bundle.js" in tab.requested
+
+
+async def test_a_token_that_the_page_is_given_goes_with_what_is_tried(settings: Settings, tmp_path: Path) -> None:
+    issues = issuer(tmp_path / "keys")
+    wanting = settings.model_copy(update={"api_authentication": "tokens", "api_keys_file": issues.keys_file})
+    async with serving(wanting), asyncio.timeout(SECONDS), browsing(tmp_path / "profile") as tab:
+        await tab.open(f"http://127.0.0.1:{settings.http_port}/docs")
+        assert (await _execute(tab, "/v1/ledger")).startswith("401")
+        await tab.click(".btn.authorize")
+        await tab.fill(".auth-container input", issues.token())
+        await tab.click(".auth-container .authorize")
+        await tab.click(".auth-container .btn-done")
+        assert (await _execute(tab, "/v1/business-centers")).startswith("200")
+        [problem] = tab.problems
+        assert "401" in problem

@@ -121,7 +121,7 @@ async def test_what_is_not_http_is_answered_as_an_error(settings: Settings) -> N
     assert json.loads(body)["code"] == "invalid"
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/asyncapi.json"])
+@pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json"])
 async def test_what_never_changes_is_not_sent_again_to_who_has_it(settings: Settings, path: str) -> None:
     async with serving(settings) as client:
         first = await client.get(path)

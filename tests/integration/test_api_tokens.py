@@ -101,7 +101,8 @@ FURTHER = (
     Call("/v1/deals/ours-deal/spend-detail", READERS, 404, query={"format": "csv"}),
     Call("/v1/quarantine", READERS, 200, query={"reason": "unknown_ad_account"}),
 )
-OPEN_PATHS = {"/healthz", "/readyz", "/asyncapi.json", "/openapi.json", "/docs"}
+ASSETS = {f"/docs/{name}" for name in ("favicon-32x32.png", "initializer.js", "swagger-ui-bundle.js", "swagger-ui.css")}
+OPEN_PATHS = {"/healthz", "/readyz", "/asyncapi.json", "/openapi.json", "/docs", *ASSETS}
 
 
 @dataclass
@@ -214,7 +215,7 @@ def _routes(modules: tuple[Any, ...]) -> set[tuple[str, str]]:
 
 def test_every_route_is_known_here() -> None:
     assert _routes(PROTECTED) == set(CALLS)
-    assert {path for _, path in _routes(OPEN)} == {*OPEN_PATHS, "/metrics"}
+    assert {path for _, path in _routes(OPEN)} == {*OPEN_PATHS, "/", "/metrics"}
     assert all(path.startswith(PROTECTED_PATHS) for _, path in CALLS)
     assert not any(path.startswith(PROTECTED_PATHS) for path in OPEN_PATHS)
     app = create_app(cast("Context", None))

@@ -168,7 +168,7 @@ async def headers(target: Target) -> str:
 async def constant_pages(target: Target) -> str:
     """Ask for the constant pages, and again with what they were tagged with."""
     came = []
-    for path in ("/docs", "/openapi.json", "/asyncapi.json"):
+    for path in ("/docs", "/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json"):
         first = await target.ask("GET", path)
         tag = first.headers.get("etag")
         require(tag is not None, f"{path} has no ETag")

@@ -29,7 +29,7 @@ _DEAR = (
     "/v1/business-centers/{id}/series?from=2026-01-01&to=2026-12-31",
     "/v1/ledger?business_center_id={id}&limit=1000",
     "/openapi.json",
-    "/docs",
+    "/docs/swagger-ui-bundle.js",
 )
 
 
@@ -106,7 +106,9 @@ async def long_pages(target: Target) -> str:
 async def open_pages(target: Target) -> str:
     """Without a token, ask for the open pages."""
     tenant = await open_tenant(target)
-    return await _compared(target, [""], ["/docs", "/openapi.json", "/asyncapi.json", "/nothing"], tenant)
+    return await _compared(
+        target, [""], ["/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json", "/nothing"], tenant
+    )
 
 
 async def answered_at_once(target: Target) -> str:

@@ -1,6 +1,7 @@
-"""The page `/docs` shows every call and needs nothing from elsewhere."""
+"""`/docs` needs nothing from elsewhere, and what it shows is complete: each call with its errors and examples."""
 
 import re
+from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 from typing import Any, cast
 
@@ -9,79 +10,130 @@ import pytest
 
 from services.api.app import create_app
 from services.api.context import Context
-from services.api.described.documentation import render
-from services.api.door.access import Access
+from services.api.door.access import OPEN_A_SECOND, Access
+from services.api.door.headers import SAFE_HEADERS
+from services.api.door.limits import BURST_SECONDS
 from shared.runtime.settings import Settings
 
+PAGES = {
+    "/docs": "text/html; charset=utf-8",
+    "/docs/favicon-32x32.png": "image/png",
+    "/docs/initializer.js": "text/javascript; charset=utf-8",
+    "/docs/swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "/docs/swagger-ui.css": "text/css; charset=utf-8",
+    "/openapi.json": "application/json",
+}
+ERRORS = {"400", "401", "403", "421", "429", "503"}
+BODY_ERRORS = {"408", "413", "415"}
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def app() -> Any:
     nobody = cast("Any", None)  # The page asks no server.
     access = Access(Settings(api_authentication="off"))
     return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4))
 
 
-@pytest.fixture
-async def page(app: Any) -> httpx.Response:
+@pytest.fixture(scope="module")
+async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        return await client.get("/docs")
+        yield client
 
 
-class Links(HTMLParser):
-    """Collects what a page has, and checks that what is opened is closed."""
+class Parts(HTMLParser):
+    """Collects what a page refers to, and what is written in it that should be in a file."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: set[str] = set()
         self.targets: set[str] = set()
-        self.ids: list[str] = []
-        self.open: list[str] = []
+        self.inline: list[str] = []
+        self._in_script = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag != "meta":
-            self.open.append(tag)
-        for name, value in attrs:
-            if name in ("href", "src", "action"):
-                self.targets.add(value or "")
-            if name == "id":
-                self.ids.append(value or "")
+        self._in_script = tag == "script"
+        self.inline += [tag] if tag == "style" else []
+        self.inline += [name for name, _ in attrs if name == "style" or name.startswith("on")]
+        self.targets |= {value or "" for name, value in attrs if name in ("href", "src", "action")}
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        self.inline += [data] if self._in_script else []
 
 
-async def test_every_call_and_parameter_is_on_the_page(app: Any, page: httpx.Response) -> None:
-    assert page.status_code == 200
-    for path, methods in app.openapi()["paths"].items():
-        for method, operation in methods.items():
-            assert f'<span class="method">{method.upper()}</span> {path}</code>' in page.text
-            for parameter in operation.get("parameters", []):
-                assert f"<td><code>{parameter['name']}</code>" in page.text
-    assert {"/v1/business-centers/{business_center_id}/series", "/v1/deals/{deal_id}/spend-detail"} <= {
-        *app.openapi()["paths"]
-    }
+async def test_the_root_leads_to_the_page(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
-async def test_the_page_loads_nothing_and_its_links_lead_somewhere(page: httpx.Response) -> None:
-    found = Links(page.text)
-    assert found.open == []
-    assert not found.tags & {"script", "link", "img", "iframe"}
-    assert not re.search(r"url\(|@import|https?:", page.text)
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert len(found.ids) == len(set(found.ids))
-    assert {target for target in found.targets if not target.startswith("#")} == {"/openapi.json", "/asyncapi.json"}
-    assert {target[1:] for target in found.targets if target.startswith("#")} <= set(found.ids)
+async def test_the_page_is_made_of_files_that_are_served_beside_it(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    parts = Parts(page)
+    assert parts.inline == []
+    assert parts.targets == PAGES.keys() - {"/docs"} | {"/asyncapi.json"}
+    initializer = (await client.get("/docs/initializer.js")).text
+    assert not re.search(r"https?:|url\(|@import", page + initializer)
+    assert "validatorUrl: null" in initializer
+    assert not re.search(r"@import|url\((?![\"']?data:)", (await client.get("/docs/swagger-ui.css")).text)
 
 
-def test_text_is_text() -> None:
-    document = {
-        "info": {"title": "<b>", "summary": "&"},
-        "paths": {"/<i>": {"get": {"operationId": "a", "description": "<u> `<s>`", "responses": {}}}},
-        "components": {"schemas": {}},
-    }
-    page = render(document)
-    assert "&lt;b&gt;" in page
-    assert "&lt;u&gt; <code>&lt;s&gt;</code>" in page
-    assert not {"b", "i", "u", "s"} & Links(page).tags
+async def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_that_is_written_in_the_page(
+    client: httpx.AsyncClient,
+) -> None:
+    policy = (await client.get("/docs")).headers["content-security-policy"]
+    directives = {name: sources for name, *sources in map(str.split, policy.split(";"))}
+    ours = {name for name, sources in directives.items() if "'self'" in sources}
+    assert ours == {"script-src", "style-src", "img-src", "connect-src"}
+    assert directives["img-src"] == ["'self'", "data:"]
+    assert all(directives[name] == ["'self'"] for name in ours - {"img-src"})
+    assert all(directives[name] == ["'none'"] for name in directives.keys() - ours)
+    assert {"default-src", "base-uri", "form-action", "frame-ancestors"} <= directives.keys()
+
+
+@pytest.mark.parametrize(("path", "content_type"), PAGES.items())
+async def test_each_file_says_what_it_is_and_is_the_same_again(
+    client: httpx.AsyncClient, path: str, content_type: str
+) -> None:
+    first, again = await client.get(path), await client.get(path)
+    assert (first.status_code, first.headers["content-type"]) == (200, content_type)
+    assert first.headers["x-content-type-options"] == "nosniff"
+    assert first.content == again.content
+    assert first.headers["etag"] == again.headers["etag"]
+    if path != "/docs":
+        assert first.headers["content-security-policy"] == SAFE_HEADERS["Content-Security-Policy"]
+
+
+def test_an_address_may_load_the_page_again_and_again() -> None:
+    assert 5 * len(PAGES) <= BURST_SECONDS * OPEN_A_SECOND
+
+
+def _operations(app: Any) -> dict[str, dict[str, Any]]:
+    paths = app.openapi()["paths"].items()
+    return {f"{method} {path}": operation for path, methods in paths for method, operation in methods.items()}
+
+
+def test_each_call_is_described_with_its_errors(app: Any) -> None:
+    for call, operation in _operations(app).items():
+        assert operation["summary"], call
+        assert len(operation["tags"]) == 1, call
+        expected = ERRORS if " /v1/" in call else set()
+        expected = expected | BODY_ERRORS if "requestBody" in operation else expected
+        assert expected <= operation["responses"].keys(), call
+        assert all(answer["description"] for answer in operation["responses"].values()), call
+
+
+def test_each_body_and_each_day_and_time_has_an_example(app: Any) -> None:
+    for call, operation in _operations(app).items():
+        if "requestBody" in operation:
+            assert operation["requestBody"]["content"]["application/json"]["examples"], call
+        for parameter in operation.get("parameters", []):
+            if parameter["name"] in ("at", "from", "to"):
+                assert parameter["schema"]["examples"], (call, parameter["name"])
+
+
+def test_what_needs_a_token_says_so_and_the_topics_are_named(app: Any) -> None:
+    for call, operation in _operations(app).items():
+        assert ("security" in operation) == (" /v1/" in call), call
+    assert "(/asyncapi.json)" in app.openapi()["info"]["description"]

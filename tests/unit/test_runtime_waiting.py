@@ -1,9 +1,12 @@
 """Waiting for servers, telling the time, health, and logs."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
+import signal
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -12,8 +15,9 @@ import httpx
 import pytest
 import structlog
 
+from shared.runtime import health
 from shared.runtime.clock import Clock
-from shared.runtime.health import answer, serve_health
+from shared.runtime.health import answer, answering_health
 from shared.runtime.logging import configure_logging
 from shared.runtime.retries import with_retries
 from shared.runtime.settings import Settings
@@ -69,52 +73,122 @@ def test_the_clock_is_moved_by_its_offset_and_says_so_loudly() -> None:
     assert logs[0]["offset_seconds"] == -3600.5
 
 
-async def test_health_readiness_and_metrics_are_served() -> None:
-    port, state = free_ports(1), (False, "loading")
-    server = await serve_health(port, lambda: answer(lambda: state))
-    assert server is not None
-    async with server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-        assert (await client.get("/healthz")).status_code == 200
+@pytest.fixture
+def at_a_port() -> Settings:
+    return Settings(health_port=free_ports(1))
+
+
+def asking(settings: Settings) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.health_port}", trust_env=False)
+
+
+async def connected(settings: Settings) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", settings.health_port)
+
+
+async def test_health_readiness_and_metrics_are_served(at_a_port: Settings) -> None:
+    state = (False, "loading")
+    async with answering_health(at_a_port, lambda: answer(lambda: state)), asking(at_a_port) as client:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
         not_ready = await client.get("/readyz")
-        assert (not_ready.status_code, not_ready.json()["detail"]) == (503, "loading")
+        assert (not_ready.status_code, not_ready.json()) == (503, {"status": "not ready", "detail": "loading"})
         state = (True, "at position 7")
         assert (await client.get("/readyz?verbose")).status_code == 200
         metrics = await client.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain")
         assert "python_info" in metrics.text
-        assert (await client.get("/elsewhere")).status_code == 404
-        assert (await client.post("/healthz")).status_code == 405
+        elsewhere, posted = await client.get("/elsewhere"), await client.post("/healthz")
+        assert (elsewhere.status_code, elsewhere.json()) == (404, {"status": "not found"})
+        assert (posted.status_code, posted.json()) == (405, {"status": "method not allowed"})
+        for each in (not_ready, metrics, elsewhere, posted):
+            assert each.headers["x-content-type-options"] == "nosniff"
+            assert each.headers["cache-control"] == "no-store"
+            assert each.headers["connection"] == "close"
+        assert (await client.head("/metrics")).content == b""
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_what_is_said_on_this_machine_alone_is_said_to_no_page_of_another_name(path: str) -> None:
-    port = free_ports(1)
-    server = await serve_health(port, lambda: {"status": "ready"})
-    assert server is not None
-    async with server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/elsewhere"])
+async def test_what_is_said_on_this_machine_alone_is_said_to_no_page_of_another_name(
+    path: str, at_a_port: Settings
+) -> None:
+    port, here = at_a_port.health_port, 404 if path == "/elsewhere" else 200
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
         for host, status in (
-            *((name, 200) for name in ("localhost", "LOCALHOST:9", "127.0.0.1", f"127.0.0.1:{port}", "[::1]:80")),
+            *((name, here) for name in ("localhost", "LOCALHOST:9", "127.0.0.1", f"127.0.0.1:{port}", "[::1]:80")),
             *((name, 421) for name in ("evil.example", f"rebind.example:{port}", "localhost.evil.example", "", "x@:1")),
         ):
             assert (await client.get(path, headers={"Host": host})).status_code == status, host
 
 
-async def test_health_survives_who_speaks_no_http() -> None:
-    port = free_ports(1)
-    server = await serve_health(port, lambda: {"status": "ready"})
-    assert server is not None
-    async with server:
+async def test_health_that_is_said_beyond_this_machine_is_asked_by_any_name(at_a_port: Settings) -> None:
+    everywhere = at_a_port.model_copy(update={"health_host": "0.0.0.0"})
+    async with answering_health(everywhere, lambda: {"status": "ready"}), asking(at_a_port) as client:
+        assert (await client.get("/readyz", headers={"Host": "allocation:8081"})).status_code == 200
+
+
+async def test_health_survives_a_client_that_speaks_no_http(at_a_port: Settings) -> None:
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
         for nonsense in (b"\r\n\r\n", b"x" * 20_000, b""):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await connected(at_a_port)
             writer.write(nonsense)
             writer.close()
-        async with httpx.AsyncClient(trust_env=False) as client:
-            assert (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 200
+        assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_health_is_not_served_without_a_port() -> None:
-    assert await serve_health(None, dict) is None
-    assert await serve_health(0, dict) is None
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHo"])
+async def test_a_client_that_sends_no_whole_request_to_the_health_port_is_left(
+    sent: bytes, at_a_port: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CONNECTION_SECONDS", 0.1)
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(10):
+        reader, writer = await connected(at_a_port)
+        writer.write(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_health_holds_a_few_connections_and_no_more(at_a_port: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "CONNECTIONS_AT_MOST", 2)
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(10):
+        held = [await connected(at_a_port) for _ in range(2)]
+        reader, writer = await connected(at_a_port)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        for reader, writer in held:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+
+
+async def test_health_ends_with_its_block_leaves_signals_alone_and_its_port_is_free_again(at_a_port: Settings) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    for _ in range(2):
+        async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
+            reader, writer = await connected(at_a_port)  # It asks for nothing, and is not waited for.
+            assert (await client.get("/healthz")).status_code == 200
+            assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+            begun = time.monotonic()
+        assert time.monotonic() - begun < health.GRACE_SECONDS
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await connected(at_a_port)
+
+
+async def test_a_health_port_that_is_taken_is_an_error(at_a_port: Settings) -> None:
+    async with answering_health(at_a_port, dict):
+        with pytest.raises(OSError, match="in use"):
+            async with answering_health(at_a_port, dict):
+                pass
+
+
+@pytest.mark.parametrize("port", [None, 0])
+async def test_health_is_not_served_without_a_port(port: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "Server", None)  # It would be called.
+    async with answering_health(Settings(health_port=port), dict):
+        pass
 
 
 @pytest.fixture
