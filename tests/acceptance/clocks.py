@@ -7,8 +7,8 @@ import time
 from drawdown.local.system import Service
 from tests.servers import RunningSystem
 
-# So long before the wanted moment the services start: they live to see it.
-LEAD_SECONDS = 10.0
+# Services are started this long before the wanted moment: on a machine that is not too busy they live to see it.
+LEAD_SECONDS = 5.0
 
 
 def offset_to(moment_us: int) -> float:

@@ -1,65 +1,18 @@
-"""A running system behind the platform's front door, and a clock that several scenarios share."""
+"""A running system behind the platform's front door."""
 
-import asyncio
-
-from tests.acceptance.clocks import live_to_see, shown_us
+from tests.acceptance.clocks import live_to_see
 from tests.acceptance.front_door import FrontDoor, until
 from tests.acceptance.platform import Record
-from tests.servers import RunningSystem
-
-
-class SharedClock:
-    """Scenarios that are told at the same time wait for each other before the clock is moved."""
-
-    def __init__(self, system: RunningSystem, players: int) -> None:
-        self._system = system
-        self._players = players
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
-        self._moving: asyncio.Task[None] | None = None
-
-    async def reach(self, moment_us: int) -> None:
-        """Returns when the clock shows a moment, which nobody's scenario is still before."""
-        if shown_us(self._system) >= moment_us:
-            return
-        reached = asyncio.get_running_loop().create_future()
-        self._waiting.append((moment_us, reached))
-        self._move_if_all_wait()
-        await reached
-
-    def leave(self) -> None:
-        """A scenario has ended."""
-        self._players -= 1
-        self._move_if_all_wait()
-
-    def _move_if_all_wait(self) -> None:
-        if self._waiting and len(self._waiting) == self._players:
-            self._moving = asyncio.create_task(self._move())
-
-    async def _move(self) -> None:
-        moment_us = min(moment for moment, _ in self._waiting)
-        error = None
-        try:
-            await live_to_see(self._system, moment_us)
-        except Exception as failed:
-            error = failed
-        due = [each for each in self._waiting if each[0] <= moment_us]
-        self._waiting = [each for each in self._waiting if each[0] > moment_us]
-        for _, reached in due:
-            if error is None:
-                reached.set_result(None)
-            else:
-                reached.set_exception(error)
 
 
 class LivePlatform:
-    """What one scenario sees."""
+    """What a scenario sees of it."""
 
-    def __init__(self, door: FrontDoor, clock: SharedClock) -> None:
+    def __init__(self, door: FrontDoor) -> None:
         self._door = door
-        self._clock = clock
 
     async def reach(self, moment_us: int) -> None:
-        await self._clock.reach(moment_us)
+        await live_to_see(self._door.system, moment_us)
 
     async def now_us(self) -> int:
         return self._door.now_us()

@@ -4,7 +4,7 @@ from tests.acceptance.platform import Record
 from tests.model import Model
 from tests.model.forms import instant, money
 
-START_US = instant("2027-03-10T12:00:00Z")
+START_US = instant("2027-03-31T14:00:00Z")
 MILLISECOND_US = 1_000
 
 

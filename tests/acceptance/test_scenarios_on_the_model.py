@@ -1,15 +1,24 @@
 """The scenarios of the domain page, told to the second model: both were written from the same page."""
 
+from pathlib import Path
+
 import pytest
+from pytest_bdd import scenarios
 
 from tests.acceptance.model_platform import ModelPlatform
-from tests.acceptance.steps import SCENARIOS, Scenario
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+
+
+@pytest.fixture
+def platform() -> ModelPlatform:
+    """A model for one scenario."""
+    return ModelPlatform()
 
 
 def test_every_scenario_of_the_domain_page_is_told() -> None:
-    assert [scenario.number for scenario in SCENARIOS] == list(range(1, 31))
+    names = sorted(path.name for path in SCENARIOS.glob("*.feature"))
+    assert [int(name.partition("_")[0]) for name in names] == list(range(1, 31))
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
-async def test_the_model_agrees_with(scenario: Scenario) -> None:
-    await scenario.play(ModelPlatform())
+scenarios("scenarios")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shared.ledger.decoding import Reader
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS, encode_entries
 from shared.ledger.merkle import EMPTY_ROOT, CompactRange, leaf_hash
-from shared.rules.entries import Entry, Line
+from shared.rules.entries import Entry, Line, canonical_json
 
 MICROS = st.integers(-(2**63), 2**63 - 1)
 TIMES = st.integers(-62_135_596_800_000_000, 253_402_300_799_999_999)
@@ -110,3 +110,7 @@ def test_a_known_root() -> None:
 def test_a_frontier_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="not the frontier"):
         CompactRange(3, bytes(32))
+
+
+def test_json_has_one_form() -> None:
+    assert canonical_json({"b": [1, 2], "a": "é"}) == '{"a":"\\u00e9","b":[1,2]}'

@@ -16,6 +16,7 @@ from shared.rules.state import AdAccount, BusinessCenter, Campaign
 from tests.unit.pure_ledger import PureLedger
 from tests.unit.test_rules_tables import HOUR, NOON, Book
 from tests.unit.tied_work import TiedWork
+from tests.unit.what_is_written import charge, details, moved, reverse, written
 
 
 def held(center: BusinessCenter, account: AdAccount | None, kind: str) -> list[tuple[frozenset[str] | None, int]]:
@@ -179,3 +180,136 @@ def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
     assert changes(book, 0) == []
     book.later(before_midnight + DAY_US)
     assert changes(book, 0) == [("pause", "c", "campaign_budget", 0)]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("deposit_cash", {"amount": 1}),
+        ("set_credit_line", {"limit": 1}),
+        ("grant_voucher", {"voucher_id": "v", "amount": 1}),
+    ],
+)
+def test_anything_for_the_business_center_resumes_its_participants_and_nobody_else(
+    command: tuple[str, dict[str, Any]],
+) -> None:
+    book = Book()
+    book.open("p", billing="prepay")
+    book.open("second")
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    assert book.causes == ["business_center_balance"]
+    entries = written(book, command[0], **command[1])
+    resumed = [entry[0].ad_account_id for entry in entries if entry[0].kind == "resume"]
+    assert resumed == ["a", "second"]
+    assert book.causes == []
+    assert not book.rules.business_centers["b"].empty
+
+
+def test_a_repayment_and_a_cut_of_the_credit_line_resume_and_pause() -> None:
+    book = Book()
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    book.do("set_credit_line", limit=10)
+    assert book.spend(10) == [("credit_line", -10)]
+    assert book.causes == ["business_center_balance"]
+    book.do("repay_credit", amount=4)
+    assert book.causes == []
+    book.do("set_credit_line", limit=6)
+    assert book.causes == ["business_center_balance"]
+    book.do("set_credit_line", limit=2)
+    assert book.rules.business_centers["b"].credit_available == -4
+    assert book.rules.business_centers["b"].holds("credit_line") == 0
+    assert book.spend(1) == [("business_center_balance", 1)]
+
+
+def test_an_overpaid_line_can_be_drawn_above_its_limit() -> None:
+    book = Book()
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    book.do("set_credit_line", limit=10)
+    charge(book, 1, 10)
+    book.do("repay_credit", amount=10)
+    assert reverse(book, 1, 10) == "charged"
+    assert book.rules.business_centers["b"].holds("credit_line") == 20
+    assert book.spend(25) == [("credit_line", -20), ("business_center_balance", 5)]
+
+
+def test_only_the_last_pocket_of_the_business_center_pauses_and_each_pause_says_all_causes() -> None:
+    book = Book()
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=8)
+    book.do("enable_automatic_allocation")
+    book.do("deposit_cash", amount=3)
+    book.do("grant_voucher", voucher_id="v", amount=5)
+    before = len(book.rules.entries)
+    book.spend(7)
+    assert book.causes == []
+    book.spend(1)
+    pauses = [entry for entry in book.rules.entries[before:] if entry[0].kind == "pause"]
+    assert [(entry[0].cause, details(entry)["causes"]) for entry in pauses] == [
+        ("ad_account_budget", ["ad_account_budget"]),
+        ("business_center_balance", ["ad_account_budget", "business_center_balance"]),
+    ]
+    assert [entry[4] for entry in pauses] == [1, 2]
+
+
+def test_a_campaign_that_only_others_vouchers_could_pay_for_stops_alone_until_money_comes() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
+    book.spend(1, "other")
+    book.spend(0, "c")
+    account = book.rules.accounts["a"]
+    assert book.spend(1, "c") == [("cash", -1)]
+    assert {id: each.causes for id, each in account.campaigns.items()} == {"other": 0, "c": 1}
+    assert len(account.stopped_campaigns) == 1
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    assert [each.causes for each in account.campaigns.values()] == [0, 0]
+    assert not account.stopped_campaigns
+    assert book.causes == []
+
+
+def test_a_campaign_pauses_at_its_own_budget_and_its_account_does_not() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=100, ad_account_id="a")
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c", mode="daily", amount=5)
+    assert book.spend(7) == [("cash", -5), ("campaign_budget", 2)]
+    campaign = book.rules.accounts["a"].campaigns["c"]
+    assert (book.causes, campaign.causes) == ([], 8)
+    book.later(NOON + 12 * HOUR)
+    assert [(line.kind, line.campaign_id) for line, *_ in book.rules.entries] == [("resume", "c")]
+    assert campaign.causes == 0
+
+
+def test_a_campaign_with_a_voucher_of_its_own_delivers_though_another_is_tied_to_others() -> None:
+    book = Book()
+    for name, campaign in (("v", "c"), ("w", "other")):
+        book.do("grant_voucher", voucher_id=name, amount=5, ad_account_id="a", campaign_ids=[campaign])
+    book.spend(1, "c")
+    assert book.rules.accounts["a"].campaigns["c"].causes == 0
+    assert book.spend(5, "c") == [("v", -4), ("ad_account_balance", 1)]
+    assert book.rules.accounts["a"].campaigns["c"].causes == 1
+
+
+def test_a_transfer_that_empties_the_business_center_pauses_its_participants() -> None:
+    book = Book()
+    book.open("p", billing="prepay")
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    book.do("deposit_cash", amount=5)
+    transfer: dict[str, Any] = {"ad_account_id": "p", "pocket": "cash", "amount": 5}
+    book.do("transfer_balance", direction="to_ad_account", **transfer)
+    assert book.causes == ["business_center_balance"]
+    book.do("transfer_balance", direction="to_business_center", **transfer)
+    assert book.causes == []
+
+
+def test_an_account_that_gives_back_its_last_micro_pauses() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    fields: dict[str, Any] = {"ad_account_id": "a", "direction": "to_business_center", "pocket": "cash", "amount": 1}
+    assert moved(book, "transfer_balance", **fields) == [
+        ("transfer_out", "a", "ad_account", "cash", None, -1),
+        ("transfer_in", "a", "business_center", "cash", None, 1),
+    ]
+    assert book.causes == ["ad_account_balance"]

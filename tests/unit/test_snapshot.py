@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from shared.ledger.encoding import encode_entries
 from shared.rules import kept_budgets, snapshot
-from shared.rules.policy import STANDARD
+from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import DAY_US, Event, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding
 from tests.unit.pure_ledger import dump_pieces, load_pieces
 from tests.unit.states import States, structure
+from tests.unit.test_rules_tables import NOON, Book
+from tests.unit.what_is_written import credit, movement
 from tests.zones import INSTALLED
 
 KEPT = [(kind, name) for kind in snapshot.PLANS for name in snapshot.fields_of(kind)]
@@ -131,3 +133,45 @@ def test_a_snapshot_of_other_fields_is_refused() -> None:
 
 def test_every_type_of_the_state_is_kept() -> None:
     assert set(snapshot.PLANS) == {BusinessCenter, AdAccount, Campaign, Grant, Holding}
+
+
+def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
+    book = Book()
+    book.open("second", zone="Asia/Tokyo")
+    book.do("open_ad_account", ad_account_id="p", billing="prepay", buying_type="auction", time_zone="UTC", owned=False)
+    book.do("set_credit_line", limit=20)
+    book.do("transfer_balance", **credit(6))
+    book.do("deposit_cash", amount=50, ad_account_id="a")
+    book.do("grant_voucher", voucher_id="t", amount=3, ad_account_id="a", campaign_ids=["z", "y"], expires_at=NOON + 1)
+    book.do("grant_voucher", voucher_id="v", amount=3)
+    book.do("grant_ad_credit", ad_credit_id="x", amount=10)
+    book.do("allocate_ad_credit", ad_credit_id="x", ad_account_id="a", amount=4)
+    book.do("set_budget", ad_account_id="a", mode="monthly", amount=70)
+    book.do("set_campaign_budget", ad_account_id="a", campaign_id="c", mode="lifetime", amount=60)
+    for days in (0, 1, 30):
+        book.later(NOON + days * DAY_US)
+        book.spend(5, at=book.rules.now)
+    again = Shard(Policy("other"), zones=INSTALLED)
+    load_pieces(again, dump_pieces(book.rules))
+    assert dump_pieces(again) == dump_pieces(book.rules)
+    assert (again.now, again.policy) == (book.rules.now, STANDARD)
+    assert again.position == again.batch.position == book.rules.position + len(book.rules.entries)
+    assert again.next_due() == book.rules.next_due()
+    event, found = book.event(100, at=NOON + 29 * DAY_US, id=77), []
+    for rules in (again, book.rules):
+        before = len(rules.entries)
+        assert rules.event(event)[0] == "charged"
+        found.append([movement(entry) for entry in rules.entries[before:]])
+    assert found[0] == found[1]
+
+
+def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
+    book = Book()
+    book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
+    book.spend(1, "c")
+    again = Shard(zones=INSTALLED)
+    load_pieces(again, dump_pieces(book.rules))
+    book.rules = again
+    assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 1
+    book.do("deposit_cash", amount=1, ad_account_id="a")
+    assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 0

@@ -1,0 +1,133 @@
+"""Reversals: what returns, to whom, and what each says of the spend that it takes back."""
+
+import json
+from uuid import UUID
+
+from shared.rules.corrections import ChargedSpend, Part, take_back
+from shared.rules.money import LARGEST_BALANCE
+from tests.unit.test_rules_tables import NOON, TODAY, Book
+from tests.unit.what_is_written import charge, credit, details, movement, reverse
+
+
+def test_a_reversal_writes_what_it_reverses_and_why() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=3, ad_account_id="a")
+    book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a")
+    charge(book, 1, 10, at=NOON - 1)
+    position = book.rules.position + len(book.rules.entries) - 3
+    before = len(book.rules.entries)
+    event = book.event(9, reverses=UUID(int=1).bytes, at=NOON)
+    assert book.rules.event((*event[:8], "fraud"))[0] == "charged"
+    entries = book.rules.entries[before:]
+    assert [movement(entry) for entry in entries] == [
+        ("reversal", "a", None, None, None, -2),
+        ("reversal", "a", "ad_account", "cash", None, 3),
+        ("reversal", "a", "ad_account", "voucher", "v", 4),
+        ("resume", "a", None, None, None, None),
+    ]
+    assert entries[0][0].cause == "ad_account_balance"
+    for line, _, at, source, _, day, period in entries[:3]:
+        assert (line.reverses, at, source, day, period) == (UUID(int=1).bytes, NOON, event[0], TODAY, TODAY)
+        assert json.loads(line.details or "") == {
+            "spend_occurred_at": NOON - 1,
+            "spend_position": position,
+            "reason": "fraud",
+        }
+    assert [entry[4] for entry in entries] == [0, 1, 2, 3]
+    assert reverse(book, 1, 2) == "reversal_exceeds_spend"
+    before = len(book.rules.entries)
+    assert reverse(book, 1, 1) == "charged"
+    [last] = book.rules.entries[before:]
+    assert (movement(last), sorted(details(last))) == (
+        ("reversal", "a", "ad_account", "voucher", "v", 1),
+        ["spend_occurred_at", "spend_position"],
+    )
+
+
+def test_a_spend_of_the_batch_before_is_reversed_at_its_own_position() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    charge(book, 1, 4)
+    charge(book, 2, 5)
+    position = book.rules.position + len(book.rules.entries)
+    book.later(NOON)
+    for amount in (2, 3):
+        before = len(book.rules.entries)
+        assert reverse(book, 2, amount) == "charged"
+        assert details(book.rules.entries[before])["spend_position"] == position
+    assert reverse(book, 2, 1) == "reversal_exceeds_spend"
+    assert reverse(book, 1, 5) == "reversal_exceeds_spend"
+    book.later(NOON)
+    assert reverse(book, 2, 1) == "reversal_exceeds_spend"
+
+
+def test_a_reversal_that_no_balance_could_hold_is_invalid() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    charge(book, 1, 4)
+    book.rules.accounts["a"].cash = LARGEST_BALANCE - 3
+    assert reverse(book, 1, 4) == "invalid"
+    assert reverse(book, 1, 3) == "charged"
+
+
+def test_a_reversal_can_not_be_reversed() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=30, ad_account_id="a")
+    charge(book, 1, 4)
+    charge(book, 2, 1, reverses=UUID(int=1).bytes)
+    assert reverse(book, 2, 1) == "unknown_reversal"
+
+
+def test_a_reversal_that_comes_twice_is_a_duplicate() -> None:
+    book = Book()
+    book.do("deposit_cash", amount=9, ad_account_id="a")
+    charge(book, 1, 8)
+    event = book.event(2, reverses=UUID(int=1).bytes)
+    assert [book.rules.event(event)[0] for _ in range(2)] == ["charged", "duplicate"]
+
+
+def test_account_credit_of_a_participant_returns_to_the_credit_line_and_that_of_others_to_them() -> None:
+    for enabled in (False, True):
+        book = Book()
+        book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+        book.do("set_credit_line", limit=10)
+        book.do("transfer_balance", **credit(6))
+        charge(book, 1, 4)
+        if enabled:
+            book.do("enable_automatic_allocation")
+        before = len(book.rules.entries)
+        assert reverse(book, 1, 3) == "charged"
+        holder, pocket = ("business_center", "credit_line") if enabled else ("ad_account", "credit")
+        assert movement(book.rules.entries[before]) == ("reversal", "a", holder, pocket, None, 3)
+        center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
+        assert (center.credit_used, account.credit) == ((1, 0) if enabled else (6, 5))
+
+
+def test_what_the_business_center_paid_returns_to_it() -> None:
+    book = Book()
+    book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
+    book.do("enable_automatic_allocation")
+    book.do("deposit_cash", amount=4)
+    book.do("set_credit_line", limit=4)
+    book.do("grant_voucher", voucher_id="v", amount=4)
+    charge(book, 1, 12)
+    before = len(book.rules.entries)
+    assert reverse(book, 1, 11) == "charged"
+    bc = "business_center"
+    assert [movement(entry) for entry in book.rules.entries[before:]] == [
+        ("reversal", "a", bc, "credit_line", None, 4),
+        ("reversal", "a", bc, "cash", None, 4),
+        ("reversal", "a", bc, "voucher", "v", 3),
+        ("resume", "a", None, None, None, None),
+    ]
+
+
+def test_a_part_taken_back_before_is_the_overdelivered_one_then_the_last_drawn() -> None:
+    parts = [
+        Part("ad_account", "voucher", "v", None, 5),
+        Part("ad_account", "cash", None, None, 3),
+        Part(None, None, None, "ad_account_balance", 2),
+    ]
+    spend = ChargedSpend("b", "a", "c", NOON, 1, TODAY, TODAY, parts)
+    take_back(spend, 4)
+    assert ([part.left for part in parts], spend.left()) == ([5, 1, 0], 6)
