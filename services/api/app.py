@@ -21,6 +21,7 @@ from services.api.present import (
     quarantine,
     spend_detail,
 )
+from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND
 
 # What holds somebody's data, all below /v1/: there the gate asks for a token, unless the settings say otherwise.
@@ -59,6 +60,6 @@ def create_app(context: Context) -> FastAPI:
     for module in OPEN:
         app.include_router(module.router)
     errors.install(app)
-    openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
+    openapi.describe(app, [FINANCE_COMMAND, DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
     app.state.pages = documentation.pages(app.openapi(), asyncapi.document())
     return app

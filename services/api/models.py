@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
-from services.api.door import patterns
 from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
 from shared.contracts.known import known
 from shared.contracts.signals import Cause
@@ -15,7 +14,6 @@ from shared.rules import vocabulary
 from shared.rules.money import format_micros
 
 Money = Annotated[str, Field(examples=["12.345678"])]
-Day = Annotated[str, Field(pattern=patterns.DAY, examples=["2026-11-01"])]
 Instant = Annotated[str, Field(examples=["2026-11-21T12:00:00.000000Z"])]
 PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rules.incentives import (
+from services.incentives.rating import (
     Line,
     Method,
     Period,
@@ -140,3 +140,7 @@ def test_other_rates_are_refused(text: str) -> None:
 @pytest.mark.parametrize(("millionths", "text"), [(30_000, "0.03"), (0, "0"), (1_000_000, "1"), (1, "0.000001")])
 def test_rates_are_written_without_needless_zeros(millionths: int, text: str) -> None:
     assert format_rate(millionths) == text
+
+
+def test_halves_go_to_the_even_neighbour() -> None:
+    assert [divide_half_even(number, 2) for number in range(-5, 10, 2)] == [-2, -2, 0, 0, 2, 2, 4, 4]

@@ -9,7 +9,6 @@ import pytest
 
 from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
-from shared.rules.incentives import divide_half_even
 from shared.rules.money import LARGEST_AMOUNT, LARGEST_BALANCE
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
 from shared.rules.refusal import Refused, require_room
@@ -866,10 +865,6 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 1
     book.do("deposit_cash", amount=1, ad_account_id="a")
     assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 0
-
-
-def test_halves_go_to_the_even_neighbour() -> None:
-    assert [divide_half_even(number, 2) for number in range(-5, 10, 2)] == [-2, -2, 0, 0, 2, 2, 4, 4]
 
 
 def test_what_an_account_brings_keeps_it_delivering() -> None:

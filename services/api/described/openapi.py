@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from services.api.door import patterns
 from services.api.door.bodies import definitions
 from services.api.models import Problem
 from shared.contracts.fields import TIME_PATTERN
+from shared.contracts.patterns import TIME
 
 READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A bad parameter"},
@@ -65,7 +65,7 @@ def _tell_all_of_times(part: Any) -> None:
     """Show the pattern of times with the calendar in it: what has the plain form and no day is refused too."""
     if isinstance(part, dict):
         if part.get("pattern") == TIME_PATTERN:
-            part["pattern"] = patterns.TIME
+            part["pattern"] = TIME
         part = list(part.values())
     if isinstance(part, list):
         for each in part:

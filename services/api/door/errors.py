@@ -22,6 +22,7 @@ from shared.contracts.fields import (
     TIME_PATTERN,
     UUID_PATTERN,
 )
+from shared.contracts.patterns import DAY, RATE
 from shared.contracts.strict_json import worded
 from shared.runtime.kafka import is_broker_away
 from shared.runtime.postgres import gave_up
@@ -34,8 +35,8 @@ _FORMS = {
     IDENTIFIER_PATTERN: "should be 1 to 64 of A-Z a-z 0-9 _ . : -",
     TIME_PATTERN: "should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z",
     UUID_PATTERN: "should be a UUID",
-    patterns.DAY: "should be a day from 1970 to 2999, such as 2026-11-01",
-    patterns.RATE: 'should be a decimal fraction above 0 and at most 1, such as "0.03", with at most six places',
+    DAY: "should be a day from 1970 to 2999, such as 2026-11-01",
+    RATE: 'should be a decimal fraction above 0 and at most 1, such as "0.03", with at most six places',
     patterns.RECORD_CURSOR: "should be the `next` of another page",
     patterns.RECORD_ID: "should be the id of a record, such as 0-1",
     patterns.POSITION_CURSOR: "should be the `next` of another page, or a position",

@@ -17,10 +17,11 @@ from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, Day, PathId, Spend, microseconds
+from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY
+from shared.contracts.fields import Day
 from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text

@@ -3,10 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 import asyncpg
@@ -14,20 +13,19 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AsOf, Day, Money, PathId, money
+from services.api.models import AsOf, Money, PathId, money
 from services.api.pieces import unhurried
-from services.api.present.deals import read_deal
-from shared.contracts.zones import zone
-from shared.ledger.times import to_datetime
+from services.api.present.deals import read_deal, read_deal_checkpoints
+from services.incentives import cash_spend, spend_detail
+from services.incentives.deals import Deal
+from shared.contracts.fields import Day
 from shared.rules.calendar import date_text
 
-DAYS_LATE = 2
 JSON_ROWS, JSON_ROWS_AT_MOST, CSV_ROWS_AT_MOST = 100, 1_000, 10_000
 COLUMNS = ("day", "ad_account_id", "business_center_id", "currency", "cash_spend")
 # What a spreadsheet takes for the beginning of a formula.
@@ -135,21 +133,18 @@ async def get_spend_detail(
     page = _parse_page(after, limit, as_csv=as_csv)
     async with context.snapshot() as connection:
         deal = await read_deal(connection, caller, deal_id)
-        shards = await connection.fetch(
-            "SELECT DISTINCT shard FROM balance.ad_accounts WHERE ad_account_id = ANY($1)", deal["ad_account_ids"]
-        )
-        checkpoints = await read_checkpoints(connection, "incentives", [row["shard"] for row in shards])
-        until = zone(deal["time_zone"]).day(checkpoints.now_us(context.clock)) - DAYS_LATE
+        checkpoints = await read_deal_checkpoints(connection, deal)
+        until = spend_detail.last_day(deal, checkpoints.now_us(context.clock))
         days = _days(deal, from_, to, until)
-        totals = await _totals(connection, deal, days)
-        rows = await _rows(connection, deal, days, page)
+        totals = await cash_spend.read_by_account(connection, deal, days)
+        rows = await cash_spend.read_by_day(connection, deal, days, page.after, page.limit + 1)
     following = _cursor(rows[page.limit - 1]) if len(rows) > page.limit else None
-    answers = [_row(row, deal["currency"]) async for row in unhurried(rows[: page.limit])]
+    answers = [_row(row, deal.currency) async for row in unhurried(rows[: page.limit])]
     if as_csv:
         return await _csv(request, deal_id, answers, following)
     answer = {
         "deal_id": deal_id,
-        "time_zone": deal["time_zone"],
+        "time_zone": deal.time_zone,
         "data_until": date_text(until),
         "total": money(sum(totals.values())),
         "totals": {ad_account_id: money(total) for ad_account_id, total in totals.items()},
@@ -185,61 +180,13 @@ def _cursor(row: asyncpg.Record) -> str:
     return f"{row['day']}/{row['ad_account_id']}"
 
 
-def _days(deal: Mapping[str, Any], from_: str | None, to: str | None, until: int) -> range:
+def _days(deal: Deal, from_: str | None, to: str | None, until: int) -> range:
     """The days asked for that belong to the deal's period and of which there are data."""
-    first, last = deal["starts_on"].toordinal(), deal["ends_on"].toordinal()
-    asked_first = first if from_ is None else date.fromisoformat(from_).toordinal()
-    asked_last = last if to is None else date.fromisoformat(to).toordinal()
-    if from_ is not None and to is not None and asked_last < asked_first:
+    first = deal.period.first_day if from_ is None else date.fromisoformat(from_).toordinal()
+    last = deal.period.last_day if to is None else date.fromisoformat(to).toordinal()
+    if from_ is not None and to is not None and last < first:
         raise invalid("to should not be before from")
-    return range(max(first, asked_first), min(last, asked_last, until) + 1)
-
-
-async def _totals(connection: asyncpg.Connection, deal: Mapping[str, Any], days: range) -> dict[str, int]:
-    """Micros by ad account, over all pages."""
-    if not days:
-        return {}
-    calendar = zone(deal["time_zone"])
-    rows = await connection.fetch(
-        "SELECT ad_account_id, sum(amount) AS amount FROM incentives.cash_spend "
-        "WHERE ad_account_id = ANY($1) AND bucket >= $2 AND bucket < $3 GROUP BY 1 ORDER BY 1",
-        deal["ad_account_ids"],
-        to_datetime(calendar.start(days.start)),
-        to_datetime(calendar.start(days.stop)),
-    )
-    return {row["ad_account_id"]: int(row["amount"]) for row in rows}
-
-
-async def _rows(
-    connection: asyncpg.Connection, deal: Mapping[str, Any], days: range, page: _Page
-) -> list[asyncpg.Record]:
-    """The rows beyond the page's beginning, and one more than it takes.
-
-    Days come from our own calendar: the database's time zones may be others, and its days differ where a clock is set
-    back over midnight.
-    """
-    days = range(max(days.start, page.after[0].toordinal()), days.stop)
-    if not days:
-        return []
-    calendar = zone(deal["time_zone"])
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT d.day, d.ad_account_id, a.business_center_id, d.amount
-        FROM (
-            SELECT $2::date + width_bucket(bucket, $3::timestamptz[]) - 1 AS day, ad_account_id, sum(amount) AS amount
-            FROM incentives.cash_spend WHERE ad_account_id = ANY($1) AND bucket >= $3[1] AND bucket < $4
-            GROUP BY 1, 2
-        ) AS d JOIN balance.ad_accounts a USING (ad_account_id)
-        WHERE (d.day, d.ad_account_id) > ($5::date, $6::text) ORDER BY 1, 2 LIMIT $7
-        """,
-        deal["ad_account_ids"],
-        date.fromordinal(days.start),
-        [to_datetime(calendar.start(day)) for day in days],
-        to_datetime(calendar.start(days.stop)),
-        *page.after,
-        page.limit + 1,
-    )
-    return rows
+    return spend_detail.days_with_data(deal, first, last, until)
 
 
 def _row(row: asyncpg.Record, currency: str) -> dict[str, str]:
