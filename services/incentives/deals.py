@@ -34,7 +34,7 @@ _IN_SCOPE = """($1::text[] IS NULL OR CASE
 
 
 class UnreadableDealError(Exception):
-    """A row of `incentives.deals` holds what could not have been registered."""
+    """Raised for a row of `incentives.deals` that could not have been registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ async def read_deal(connection: asyncpg.Connection, scope: list[str] | None, dea
     """Return the deal of this id; None if there is none in this scope.
 
     Raises:
-        UnreadableDealError: what is stored is no deal.
+        UnreadableDealError: the stored row is not a deal.
 
     """
     row = await connection.fetchrow(
@@ -141,7 +141,7 @@ async def read_page(connection: asyncpg.Connection, scope: list[str] | None, aft
 
 
 def _fitting(rows: list[asyncpg.Record]) -> int:
-    """How many of these deals a page carries: at least one, if there is one."""
+    """Return how many of these deals fit on a page: at least one, if there is one."""
     accounts = accumulate(len(row["ad_account_ids"]) for row in rows)
     return max(sum(total <= PAGE_ACCOUNTS for total in accounts), min(1, len(rows)))
 

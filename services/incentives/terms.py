@@ -31,14 +31,14 @@ Client = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,200}$", examples=["A
 
 
 class SlabTerms(BaseModel):
-    """From this amount of cash spend on, this rate: a decimal fraction above 0, at most 1, with at most six places."""
+    """The rate from this amount of cash spend on: a decimal fraction above 0, at most 1, with at most six places."""
 
     from_: Annotated[Amount, Field(alias="from", examples=["50000"])]
     rate: Rate
 
 
 class DealTerms(BaseModel):
-    """What a deal says. The first and the last day belong to the period; slabs ascend."""
+    """The terms of a deal. The first and the last day belong to the period; slabs ascend."""
 
     model_config = ConfigDict(frozen=True)
     client: Client

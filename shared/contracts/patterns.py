@@ -33,8 +33,8 @@ _SECOND: Final = "([0-5][0-9]|60)"
 # As many digits as `LONGEST_TIME` has room for.
 _IN_UTC: Final = "(\\.[0-9]{1,43})?[Zz]"
 _FRACTION: Final = "(\\.[0-9]{1,38})?"
-# On the first and the last day of the calendar an offset may lead out of it. The patterns accept only offsets that never
-# do, and no leap second on the last day.
+# On the first and the last day of the calendar an offset may lead out of it. The patterns accept only offsets that
+# never do, and no leap second on the last day.
 _FIRST_DAY: Final = (
     f"0001-01-01[Tt]({_CLOCK}:{_SECOND}({_IN_UTC}|{_FRACTION}(-{_CLOCK}|\\+00:00))"
     f"|{_AFTERNOON}:{_SECOND}{_FRACTION}\\+{_MORNING})"

@@ -1,4 +1,4 @@
-"""Deals: registered and replaced, and read (domain page, section 7.1)."""
+"""Deals: routes to register, replace and read them (domain page, section 7.1)."""
 
 from typing import Annotated, Any
 
@@ -50,7 +50,7 @@ class Deal(BaseModel):
 
 
 class Deals(BaseModel):
-    """A page of deals by id; `next` is null on the last page."""
+    """A page of deals, by id; `next` is null on the last page."""
 
     deals: list[Deal]
     next: str | None
@@ -75,12 +75,12 @@ _EXAMPLE = {
     openapi_extra=body_schema(DEAL_TERMS, {"deal": _EXAMPLE}),
     responses={
         **BODY_PROBLEMS,
-        201: {"model": Deal, "description": "Registered: there was none"},
-        422: {"model": Problem, "description": "Unknown ad accounts, or of another currency"},
+        201: {"model": Deal, "description": "Registered; there was no deal of this id"},
+        422: {"model": Problem, "description": "An ad account is unknown, or its currency is not the deal's"},
     },
 )
 async def put_deal(deal_id: PathId, request: Request, context: Api, caller: FinanceWriter) -> JSONResponse:
-    """Register a deal (201), or replace and so re-rate it (200). Its ad accounts are all the caller's."""
+    """Register a deal (201), or replace it and so rate it again (200). The caller must see all its ad accounts."""
     terms = await read_body(request, DEAL_TERMS)
     async with context.transaction() as connection:
         try:
@@ -88,16 +88,16 @@ async def put_deal(deal_id: PathId, request: Request, context: Api, caller: Fina
         except Refused as refused:
             raise ApiError(422, refused.code, refused.message) from None
         if written is None:
-            raise permission_denied("the deal of this id has ad accounts that are not yours")
-    structlog.get_logger().info("a deal is registered", id=deal_id, by=caller.id)
+            raise permission_denied("the deal of this id has ad accounts that you may not see")
+    structlog.get_logger().info("a deal was registered", id=deal_id, by=caller.id)
     return JSONResponse(_answer(written.deal), 201 if written.is_new else 200)
 
 
 @router.get("/v1/deals", response_model=Deals, summary="List deals")
 async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
-    """A page of the deals of which all ad accounts are the caller's, by id.
+    """List the deals whose ad accounts the caller may all see, by id, a page at a time.
 
-    A page may be shorter than `limit`: `next` says whether there is more.
+    A page may be shorter than `limit`; `next` tells whether there are more.
     """
     async with context.snapshot() as connection:
         page = await deals.read_page(connection, caller.scope, after or "", limit)
@@ -105,9 +105,9 @@ async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, af
     return {"deals": found, "next": page.next}
 
 
-@router.get("/v1/deals/{deal_id}", response_model=Deal, summary="A deal as it is stored", responses=UNREADABLE_DEAL)
+@router.get("/v1/deals/{deal_id}", response_model=Deal, summary="Read a deal", responses=UNREADABLE_DEAL)
 async def get_deal(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
-    """One deal."""
+    """Return one deal."""
     async with context.snapshot() as connection:
         return _answer(await read_deal(connection, caller, deal_id))
 
@@ -116,13 +116,13 @@ async def read_deal(connection: asyncpg.Connection, caller: Caller, deal_id: str
     """Return the deal that a route names.
 
     Raises:
-        ApiError: 404 if there is none of this id, or it is not the caller's; 409 if what is stored is no deal.
+        ApiError: 404 if there is no such deal or the caller may not see it; 409 if the stored row is not a deal.
 
     """
     try:
         deal = await deals.read_deal(connection, caller.scope, deal_id)
     except deals.UnreadableDealError:
-        message = f"what is stored as deal {deal_id} is no deal: register it again"
+        message = f"the stored deal {deal_id} cannot be read: register it again"
         raise ApiError(409, "conflict", message) from None
     if deal is None:
         raise not_found("deal")
@@ -135,7 +135,7 @@ async def read_deal_checkpoints(connection: asyncpg.Connection, deal: deals.Deal
 
 
 def _parse(row: asyncpg.Record) -> deals.Deal | None:
-    """Return the deal of a row, or None for a row that is no deal: other deals must not suffer from it."""
+    """Return the deal of a row; None for an unreadable row, so that the other deals are answered all the same."""
     try:
         return deals.parse_deal(row)
     except deals.UnreadableDealError:

@@ -37,7 +37,7 @@ class NextTier(BaseModel):
 
 
 class Forecast(BaseModel):
-    """At the period's end, if cash spend goes on at its run rate."""
+    """The figures at the period's end if cash spend goes on at its run rate."""
 
     cash_spend: Money
     tier: int
@@ -46,7 +46,7 @@ class Forecast(BaseModel):
 
 
 class Pacing(BaseModel):
-    """`tier` counts from 1, 0 is none. The lines of `calculation` add up to `unlocked`."""
+    """How far a deal has got. `tier` counts from 1; 0 means none. The lines of `calculation` add up to `unlocked`."""
 
     deal_id: str
     cash_spend: Money
@@ -62,7 +62,7 @@ class Pacing(BaseModel):
 
 @router.get("/v1/deals/{deal_id}/pacing", response_model=Pacing, summary="How far a deal has got")
 async def get_pacing(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
-    """Cash spend so far, the tier and rate it reached, what that unlocks line by line, and the forecast."""
+    """Return the cash spend so far, the tier and rate it reached, what that unlocks line by line, and the forecast."""
     async with context.snapshot() as connection:
         deal = await read_deal(connection, caller, deal_id)
         checkpoints = await read_deal_checkpoints(connection, deal)

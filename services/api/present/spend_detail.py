@@ -28,7 +28,7 @@ from shared.rules.calendar import date_text
 
 JSON_ROWS, JSON_ROWS_AT_MOST, CSV_ROWS_AT_MOST = 100, 1_000, 10_000
 COLUMNS = ("day", "ad_account_id", "business_center_id", "currency", "cash_spend")
-# What a spreadsheet takes for the beginning of a formula.
+# Spreadsheets take a cell that begins with one of these for a formula.
 _FORMULA = tuple("=+-@\t\r")
 
 router = APIRouter(tags=["deals"], responses={**READ_PROBLEMS, **UNREADABLE_DEAL})
@@ -45,7 +45,7 @@ class SpendDetailRow(BaseModel):
 
 
 class SpendDetail(BaseModel):
-    """`data_until` is the last day there is; the totals are those of all rows from `from` to `to`, of every page."""
+    """Rows of spend detail. `data_until` is the last day with data; the totals cover all pages from `from` to `to`."""
 
     deal_id: str
     time_zone: str
@@ -59,7 +59,7 @@ class SpendDetail(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Where a page begins: beyond a row; and how many rows it has at most."""
+    """A page begins after the row of this day and ad account, and has at most `limit` rows."""
 
     after: tuple[date, str]
     limit: int
@@ -84,19 +84,19 @@ _EXAMPLE = {
     "as_of": {"recorded_at": "2026-03-12T12:00:00.000000Z", "shards": [{"shard": 0, "position": 4711}]},
 }
 _CSV_EXAMPLE = ",".join(COLUMNS) + "\r\n2026-03-10,acct-1,bc-1,USD,80000.000000\r\n"
-From = Annotated[Day | None, Query(alias="from", description="Absent: the deal's first day", examples=["2026-03-01"])]
-To = Annotated[Day | None, Query(description="Absent: the deal's last day", examples=["2026-03-31"])]
+From = Annotated[Day | None, Query(alias="from", description="Default: the deal's first day", examples=["2026-03-01"])]
+To = Annotated[Day | None, Query(description="Default: the deal's last day", examples=["2026-03-31"])]
 After = Annotated[str | None, Query(pattern=patterns.ROW_CURSOR, description="The `next` of the page before")]
 Rows = Annotated[
     int | None,
     Query(
         ge=1,
         le=CSV_ROWS_AT_MOST,
-        description=f"How many rows at most: {JSON_ROWS} unless said, of CSV {CSV_ROWS_AT_MOST}; a page of JSON never "
-        f"has more than {JSON_ROWS_AT_MOST}",
+        description=f"How many rows at most: by default {JSON_ROWS}, for CSV {CSV_ROWS_AT_MOST}. A page of JSON has "
+        f"{JSON_ROWS_AT_MOST} rows at most.",
     ),
 ]
-Format = Annotated[Literal["json", "csv"] | None, Query(description="Stronger than the header `Accept`")]
+Format = Annotated[Literal["json", "csv"] | None, Query(description="Overrides the header `Accept`")]
 
 
 @router.get(
@@ -123,11 +123,11 @@ async def get_spend_detail(
     limit: Rows = None,
     format: Format = None,
 ) -> Response:
-    """Rows by day and ad account; a day is the deal's, and the last one is two days ago in its time zone.
+    """Return cash spend by day and ad account. Days are those of the deal's time zone; the last one is two days ago.
 
-    Late spend and reversals count on the day of the spend, so a row may still change. As CSV (RFC 4180, with a header
-    row) with `format=csv` or `Accept: text/csv`; a further page is then named by the header `Link`, and an id that a
-    spreadsheet would take for a formula has a `'` in front.
+    Late spend and reversals count on the day of the spend, so a row may still change. With `format=csv` or
+    `Accept: text/csv` the answer is CSV (RFC 4180, with a header row). The header `Link` then names the next page, and
+    an id that a spreadsheet would take for a formula gets a `'` in front.
     """
     as_csv = format == "csv" or (format is None and _prefers_csv(request.headers.get("accept", "")))
     page = _parse_page(after, limit, as_csv=as_csv)
@@ -156,7 +156,7 @@ async def get_spend_detail(
 
 
 def _prefers_csv(accept: str) -> bool:
-    """Does the header `Accept` (RFC 9110, section 12.5.1) name CSV, and JSON no more than it?"""
+    """Tell whether the header `Accept` (RFC 9110, section 12.5.1) prefers CSV to JSON, or likes both equally."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -181,7 +181,7 @@ def _cursor(row: asyncpg.Record) -> str:
 
 
 def _days(deal: Deal, from_: str | None, to: str | None, until: int) -> range:
-    """The days asked for that belong to the deal's period and of which there are data."""
+    """Return the requested days that belong to the deal's period and have data."""
     first = deal.period.first_day if from_ is None else date.fromisoformat(from_).toordinal()
     last = deal.period.last_day if to is None else date.fromisoformat(to).toordinal()
     if from_ is not None and to is not None and last < first:
@@ -213,5 +213,5 @@ async def _csv(request: Request, deal_id: str, rows: list[dict[str, str]], follo
 
 
 def _harmless(name: str, value: str) -> str:
-    """A value that no spreadsheet calculates. Amounts are numbers, also below zero, and stay as they are."""
+    """Return a cell that no spreadsheet calculates. Amounts are numbers, even below zero, and stay as they are."""
     return f"'{value}" if name != "cash_spend" and value.startswith(_FORMULA) else value
