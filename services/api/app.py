@@ -1,4 +1,4 @@
-"""The application: every route, its errors, its metrics and its description."""
+"""The application: wires routes, error answers, metrics and the description together."""
 
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
@@ -24,7 +24,7 @@ from services.api.present import (
 from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND
 
-# What holds somebody's data, all below /v1/: there the gate asks for a token, unless the settings say otherwise.
+# Routes with customer data. All are below /v1/, where the gate asks for a token, unless authentication is off.
 PROTECTED = (
     publishing,
     business_centers,
@@ -42,7 +42,7 @@ OPEN = (operations, asyncapi, documentation)
 
 
 def create_app(context: Context) -> FastAPI:
-    """Wire the application to its connections."""
+    """Return the application with all its routes, on these connections."""
     app = FastAPI(
         title="Drawdown",
         version="1",

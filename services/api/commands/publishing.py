@@ -88,7 +88,7 @@ def _check_time(name: str, text: str | None) -> None:
         if text is not None:
             parse_time(text)
     except ValueError:
-        raise invalid(f"{name} is a time that no calendar has") from None
+        raise invalid(f"{name} is a time that does not exist") from None
 
 
 async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:

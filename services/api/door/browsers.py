@@ -71,7 +71,7 @@ def _hostname(url: str) -> str | None:
 
 
 def _is_same(origin: str | None, host: str) -> bool:
-    """Tell whether the request has no origin, as those of programs, or this API's own. A proxy in front may add TLS."""
+    """Return whether the request has no origin, as from a program, or this API's own. A proxy in front may add TLS."""
     if origin is None:
         return True
     scheme, _, authority = origin.lower().partition("://")
@@ -80,7 +80,7 @@ def _is_same(origin: str | None, host: str) -> bool:
 
 
 def _is_json(content_type: str | None, *, is_page: bool) -> bool:
-    """Tell whether the body is declared as JSON. Programs may leave the type out; pages could so avoid a preflight."""
+    """Return whether the body is declared as JSON. Only programs may omit the type: pages could so avoid a preflight."""
     if content_type is None:
         return not is_page
     return content_type.partition(";")[0].strip().lower() == "application/json"

@@ -120,7 +120,7 @@ def _address(scope: Scope) -> str:
 
 
 def _is_stray(scope: Scope, message: Message) -> bool:
-    """Tell whether this message begins the answer to an unknown path or method."""
+    """Return whether this message begins the answer to an unknown path or method."""
     status = message.get("status")
     return status == 405 or (status == 404 and "endpoint" not in scope)
 

@@ -189,7 +189,7 @@ class BoundedProtocol(H11Protocol):
         self._bounds.readers.wait(self._bounds.connections.client(self), self._read)
 
     def _is_unwanted(self) -> bool:
-        """Tell whether the next bytes are a body that nobody has asked for yet: its head alone may be refused."""
+        """Return whether the next bytes are a body that nobody has asked for yet: its head alone may be refused."""
         return self.conn.their_state is h11.SEND_BODY and self._wanted is not self.cycle
 
     def _read_on(self) -> None:

@@ -48,7 +48,7 @@ class Caller:
     business_centers: frozenset[str] | None
 
     def sees(self, business_center_id: str | None) -> bool:
-        """Tell whether the caller may see this Business Center; None stands for an unknown one."""
+        """Return whether the caller may see this Business Center; None stands for an unknown one."""
         return self.business_centers is None or business_center_id in self.business_centers
 
     @property
@@ -121,7 +121,7 @@ def unauthenticated(message: str, *, is_there: bool = True) -> ApiError:
 
 
 def _is_canonical(token: str) -> bool:
-    """Tell whether each part is written in the only form that decodes to its bytes (RFC 7515, section 2)."""
+    """Return whether each part is written in the only form that decodes to its bytes (RFC 7515, section 2)."""
     try:
         return all(base64url_encode(base64url_decode(part)).decode() == part for part in token.split("."))
     except ValueError:  # Not base64, or not ASCII.

@@ -14,7 +14,7 @@ class Withdrawn:
         self._ids: frozenset[str] = frozenset()
 
     def has(self, id_: object) -> bool:
-        """Tell whether the token of this id was withdrawn. While the file is unreadable, its last content counts."""
+        """Return whether the token of this id was withdrawn. While the file is unreadable, its last content counts."""
         if self._path is None:
             return False
         try:

@@ -51,7 +51,7 @@ class Search:
     scope: list[str] | None
 
     def sees(self, business_center_id: str) -> bool:
-        """Tell whether the caller may see entries of this Business Center."""
+        """Return whether the caller may see entries of this Business Center."""
         return self.scope is None or business_center_id in self.scope
 
 

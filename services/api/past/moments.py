@@ -141,7 +141,7 @@ def _parse(at: str) -> int:
     try:
         return parse_time(at)
     except (ValueError, OverflowError):
-        raise invalid("at is a time that no calendar has") from None
+        raise invalid("at is a time that does not exist") from None
 
 
 async def _folded(connection: asyncpg.Connection, context: Context, entity: Entity, at_us: int) -> int:
@@ -272,7 +272,7 @@ async def spans_after(
 
 
 def is_budget(kind: str) -> bool:
-    """Tell whether a fact of this kind sets an account's budget."""
+    """Return whether a fact of this kind sets an account's budget."""
     return kind in BUDGET_KINDS
 
 

@@ -156,7 +156,7 @@ async def get_spend_detail(
 
 
 def _prefers_csv(accept: str) -> bool:
-    """Tell whether the header `Accept` (RFC 9110, section 12.5.1) prefers CSV to JSON, or likes both equally."""
+    """Return whether the header `Accept` (RFC 9110, section 12.5.1) prefers CSV to JSON, or likes both equally."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
