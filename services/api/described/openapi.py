@@ -31,7 +31,7 @@ ACCESS_PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "There is no token, or it is not valid"},
     403: {
         "model": Problem,
-        "description": "The token does not allow it. Without authentication: a page of another site calls",
+        "description": "The token does not allow it. Without authentication: a page of another site sent the request",
     },
     421: {"model": Problem, "description": "Without authentication: `Host` is not this machine"},
     429: {"model": Problem, "description": "Too many requests: try again after `Retry-After` seconds"},

@@ -80,7 +80,7 @@ def _is_same(origin: str | None, host: str) -> bool:
 
 
 def _is_json(content_type: str | None, *, is_page: bool) -> bool:
-    """Return whether the body is declared as JSON. Only programs may omit the type: pages could so avoid a preflight."""
+    """Return whether the body is declared as JSON. A program may omit the type; a page that does avoids a preflight."""
     if content_type is None:
         return not is_page
     return content_type.partition(";")[0].strip().lower() == "application/json"

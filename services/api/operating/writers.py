@@ -215,18 +215,18 @@ def _sentences(seen: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> list
 
 
 def _sentence(trouble: str, detail: str, shards: list[dict[str, Any]]) -> str:
-    many = len(shards) > 1
-    named = f"{'shards' if many else 'shard'} {', '.join(str(each['shard']) for each in shards)}"
+    noun, are, have = ("shards", "are", "have") if len(shards) > 1 else ("shard", "is", "has")
+    named = f"{noun} {', '.join(str(each['shard']) for each in shards)}"
+    since = _since(shards, "since")
     if trouble == UNWRITTEN:
-        since = _since(shards, "since")
         return f"nobody has written {named}{since}" if since else f"nobody writes {named}"
     if trouble == _BEHIND:
-        records = sum(each["waiting_records"] for each in shards)
-        return f"{named} {'are' if many else 'is'} behind: {records:,} records wait{_since(shards, 'waiting_since')}"
+        records, oldest = sum(each["waiting_records"] for each in shards), _since(shards, "waiting_since")
+        return f"{named} {are} behind: {records:,} records wait, the oldest{oldest}"
     if trouble == _AHEAD:
-        return f"{named} {'are' if many else 'is'} ahead of the clock: what is decided before {detail} is dated then"
-    told = f": {detail}" if detail else ""
-    return f"{named} {'are' if many else 'is'} {trouble}{_since(shards, 'since')}{told}"
+        return f"{named} {are} ahead of the clock: what is decided before {detail} is dated then"
+    state = f"{have} been {trouble}{since}" if since else f"{are} {trouble}"
+    return f"{named} {state}: {detail}" if detail else f"{named} {state}"
 
 
 def _since(shards: list[dict[str, Any]], name: str) -> str:

@@ -27,7 +27,7 @@ router = APIRouter(tags=["deals"], responses=READ_PROBLEMS)
 
 
 class Slab(BaseModel):
-    """From this amount of cash spend on, this rate."""
+    """The rate from this amount of cash spend on."""
 
     from_: Annotated[Money, Field(alias="from")]
     rate: Annotated[str, Field(examples=["0.03"])]
