@@ -1,4 +1,4 @@
-"""The application: every route, its errors, its metrics and its description."""
+"""The application: wires routes, error answers, metrics and the description together."""
 
 from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
@@ -21,9 +21,10 @@ from services.api.present import (
     quarantine,
     spend_detail,
 )
+from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND
 
-# What holds somebody's data, all below /v1/: there the gate asks for a token, unless the settings say otherwise.
+# Routes with customer data. All are below /v1/, where the gate asks for a token, unless authentication is off.
 PROTECTED = (
     publishing,
     business_centers,
@@ -41,7 +42,7 @@ OPEN = (operations, asyncapi, documentation)
 
 
 def create_app(context: Context) -> FastAPI:
-    """Wire the application to its connections."""
+    """Return the application with all its routes, on these connections."""
     app = FastAPI(
         title="Drawdown",
         version="1",
@@ -60,6 +61,6 @@ def create_app(context: Context) -> FastAPI:
     for module in OPEN:
         app.include_router(module.router)
     errors.install(app)
-    openapi.describe(app, [FINANCE_COMMAND, deals.DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
+    openapi.describe(app, [FINANCE_COMMAND, DEAL_TERMS, quarantine.REPLAY_REQUEST, lookup.EVENTS_LOOKUP])
     app.state.pages = documentation.pages(app.openapi(), asyncapi.document())
     return app

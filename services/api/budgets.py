@@ -1,4 +1,4 @@
-"""A budget's current period, by the account's calendar and now (domain page, section 4)."""
+"""Makes the answers of budgets, with their current period by the account's calendar (domain page, section 4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ _LONGEST_MONTH_DAYS = 31
 
 @dataclass(frozen=True, slots=True)
 class Today:
-    """The day it is in an ad account's zone."""
+    """The present day in an ad account's time zone."""
 
     zone_name: str
     day: int
 
     @classmethod
     def at(cls, zone_name: str, now_us: int) -> "Today":
-        """The day that an instant belongs to."""
+        """Return the day of this zone that an instant belongs to."""
         return cls(zone_name, zone(zone_name).day(now_us))
 
     def period(self, mode: str) -> tuple[date, date] | None:
-        """First and last day of the current period of a daily or monthly budget; None for other modes."""
+        """Return the first and last day of the current period of a daily or monthly budget; None for other modes."""
         if mode == "daily":
             return date.fromordinal(self.day), date.fromordinal(self.day)
         if mode == "monthly":
@@ -37,17 +37,17 @@ class Today:
         return None
 
     def start(self, day: date) -> str:
-        """The first instant of a day of this zone, RFC 3339."""
+        """Return the first instant of a day of this zone, in RFC 3339."""
         return format_time(zone(self.zone_name).start(day.toordinal()))
 
 
 def budget_answer(setting: Mapping[str, Any], today: Today, spent_in_period: int) -> dict[str, Any]:
-    """`mode`, `amount`, `spent`, `remaining`, `period_start`; unlimited: all but the mode null.
+    """Return the answer of a budget; everything but the mode is null if it is unlimited.
 
     Args:
         setting: `mode`, `amount`, and for a custom budget `started_at`.
-        today: the ad account's day.
-        spent_in_period: micros that the current period has counted.
+        today: the present day in the ad account's zone.
+        spent_in_period: what the current period has counted, in micros.
 
     """
     mode = setting["mode"] or "unlimited"
@@ -64,7 +64,10 @@ def budget_answer(setting: Mapping[str, Any], today: Today, spent_in_period: int
 
 
 def changes_answer(day: date | None, changes: int | None, today: Today) -> dict[str, int]:
-    """Changes count on the account's day on which they were made, and no longer."""
+    """Return how many changes were made and remain on the account's day (domain page, section 4.6).
+
+    `changes` were made on `day`; they no longer count on another day.
+    """
     changes_today = (changes or 0) if day is not None and day.toordinal() == today.day else 0
     return {"changes_today": changes_today, "changes_remaining": max(0, CHANGES_PER_DAY - changes_today)}
 

@@ -1,4 +1,4 @@
-"""How far a read model has got, and what time it is for those who read it."""
+"""Reads how far a read model has got, and which time its readers count with."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,27 +13,27 @@ from shared.runtime.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """A follower's checkpoints, read in the same snapshot as the figures."""
+    """A follower's checkpoints by shard, read in the same snapshot as the figures."""
 
     positions: dict[int, int]
     recorded_at: dict[int, datetime]
 
     def as_of(self) -> dict[str, Any]:
-        """The answer's `as_of`; of several shards the earliest time: up to it nothing is missing."""
+        """Return the answer's `as_of`. Of several shards it has the earliest time, up to which nothing is missing."""
         return {
             "recorded_at": time(min(self.recorded_at.values())) if self.recorded_at else None,
             "shards": [{"shard": shard, "position": self.positions[shard]} for shard in sorted(self.positions)],
         }
 
     def now_us(self, clock: Clock) -> int:
-        """This clock's time, or the ledger's where it is ahead: what was read is never in the future."""
+        """Return the clock's time in µs, or the ledger's if that is later, so that no figure is from the future."""
         return max([clock.now_us(), *map(microseconds, self.recorded_at.values())])
 
 
 async def read_checkpoints(
     connection: asyncpg.Connection, follower: str, shards: list[int] | None = None
 ) -> Checkpoints:
-    """The checkpoints of a follower in these shards, or in all; position 0 where it has not begun."""
+    """Return the checkpoints of a follower in these shards, or in all; position 0 where it has not begun."""
     rows = await connection.fetch(
         f"""
         SELECT shard, coalesce(c.position, 0) AS position, c.recorded_at

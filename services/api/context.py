@@ -1,4 +1,4 @@
-"""What every request works with, wired once in `service.py`."""
+"""The context of every request, which `service.py` wires once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ READ_TIMEOUT_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The connections and the clock of this process, whom it answers, and what signs the commands that it publishes."""
+    """The connections, the clock and the access rules of this process, and the signer of its commands."""
 
     access: Access
     pool: asyncpg.Pool
@@ -36,14 +36,14 @@ class Context:
     signer: CommandSigner | None = None
 
     def readiness(self) -> dict[str, Any]:
-        """Whether the process can serve, and how the ledger is written, as `/readyz` says it."""
+        """Return the answer of `/readyz`: whether the process can serve, and how the ledger is written."""
         return self.writers.readiness(*self.health.readiness())
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection that sees one moment of the database, so that an answer and its `as_of` agree.
+        """Yield a connection that sees one moment of the database, so that an answer and its `as_of` agree.
 
-        Raises TimeoutError when the database does not answer in time.
+        Raises TimeoutError if the database does not answer in time.
         """
         async with (
             asyncio.timeout(READ_TIMEOUT_SECONDS),
@@ -54,7 +54,7 @@ class Context:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection whose writes are done together or not at all. Raises like `snapshot`."""
+        """Yield a connection in a transaction. Raises what `snapshot` raises."""
         async with (
             asyncio.timeout(READ_TIMEOUT_SECONDS),
             self.pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,

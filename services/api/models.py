@@ -1,4 +1,4 @@
-"""The answers, as OpenAPI describes them. Amounts are decimal strings with six places, times RFC 3339."""
+"""Models of the answers, for OpenAPI. Amounts are decimal strings with six places, times are RFC 3339."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
-from services.api.door import patterns
 from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
 from shared.contracts.known import known
 from shared.contracts.signals import Cause
@@ -15,7 +14,6 @@ from shared.rules import vocabulary
 from shared.rules.money import format_micros
 
 Money = Annotated[str, Field(examples=["12.345678"])]
-Day = Annotated[str, Field(pattern=patterns.DAY, examples=["2026-11-01"])]
 Instant = Annotated[str, Field(examples=["2026-11-21T12:00:00.000000Z"])]
 PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most")]
@@ -26,32 +24,32 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def microseconds(moment: datetime) -> int:
-    """Microseconds since the Unix epoch."""
+    """Return a moment in microseconds since the Unix epoch."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def time(moment: datetime) -> str:
-    """RFC 3339, in UTC."""
+    """Format a moment as RFC 3339, in UTC."""
     return format_time(microseconds(moment))
 
 
 def money(micros: Decimal | int) -> str:
-    """Micros as the database has them, as a decimal string."""
+    """Format micros, as the database returns them, as a decimal string."""
     return format_micros(int(micros))
 
 
 class Problem(BaseModel):
-    """Every error."""
+    """The answer of every error."""
 
     code: Annotated[str, Field(examples=["not_found"])]
     message: Annotated[str, Field(examples=["there is no such ad account"])]
 
 
 class Outcome(BaseModel):
-    """What became of a command; `code` is null when it was accepted.
+    """The outcome of a command; `code` is null if it was accepted.
 
-    `via` is the way by which the command came that was decided: `api`, or `topic`, where whoever writes to
-    `finance.commands` may name any actor. Null: it was decided before this was noted.
+    `via` is the way by which the decided command came: `api`, or `topic`, where every writer of `finance.commands` may
+    name any actor. It is null for commands that an older version decided.
     """
 
     command_id: str
@@ -67,14 +65,14 @@ class Outcome(BaseModel):
 
 
 class ShardPosition(BaseModel):
-    """How far one shard had been read."""
+    """How far one shard was read."""
 
     shard: int
     position: int
 
 
 class AsOf(BaseModel):
-    """How far the read model had got; `recorded_at` is null while it has read nothing."""
+    """How far the read model has got; `recorded_at` is null until it has read something."""
 
     recorded_at: Instant | None
     shards: list[ShardPosition]
@@ -89,7 +87,7 @@ class Spend(BaseModel):
 
 
 class CreditLine(BaseModel):
-    """available = limit - used; it may be negative, and so may `used`."""
+    """available = limit - used. Both `available` and `used` may be negative."""
 
     limit: Money
     used: Money
@@ -97,7 +95,7 @@ class CreditLine(BaseModel):
 
 
 class BusinessCenterBalance(BaseModel):
-    """`available` is what can be drawn; the pool of ad credit is not."""
+    """The balance of a Business Center. `available` can be drawn; it does not include the pool of ad credit."""
 
     cash: Money
     voucher: Money
@@ -124,7 +122,7 @@ class AutomaticAllocation(BaseModel):
 class BusinessCenterFields(BaseModel):
     """A Business Center as the list shows it.
 
-    A spend above `largest_spend` waits in quarantine, as `amount_unusual`; null: none does.
+    A spend above `largest_spend` waits in quarantine, as `amount_unusual`; null means no bound.
     """
 
     business_center_id: str
@@ -151,7 +149,7 @@ class BusinessCenters(BaseModel):
 
 
 class AdAccountBalance(BaseModel):
-    """What an ad account holds by itself."""
+    """The balance of an ad account itself."""
 
     voucher: Money
     ad_credit: Money
@@ -161,7 +159,7 @@ class AdAccountBalance(BaseModel):
 
 
 class Budget(BaseModel):
-    """A budget and what its current period has spent; unlimited: null."""
+    """A budget and what its current period has spent; the amounts of an unlimited budget are null."""
 
     mode: Annotated[str, known(*vocabulary.BUDGET_MODES)]
     amount: Money | None = None
@@ -171,7 +169,7 @@ class Budget(BaseModel):
 
 
 class AdAccountBudget(Budget):
-    """An ad account's budget can be changed ten times on a day of the account's."""
+    """The budget of an ad account. It can be changed ten times on a day of the account."""
 
     changes_today: int
     changes_remaining: int
@@ -232,7 +230,7 @@ class Campaign(BaseModel):
 
 
 class Entry(BaseModel):
-    """An entry of the ledger; `amount` is signed, null for facts without money."""
+    """An entry of the ledger; `amount` is signed, and null for facts without money."""
 
     shard: int
     position: int
@@ -257,7 +255,7 @@ class Entry(BaseModel):
 
 
 class Entries(BaseModel):
-    """Entries by shard and position; `next` goes into `after`, and is null when there is no more for now."""
+    """Entries by shard and position. Pass `next` as `after` for the next page; null means none for now."""
 
     entries: list[Entry]
     next: str | None

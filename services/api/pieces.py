@@ -1,7 +1,7 @@
-"""Long answers are made a piece at a time, with a rest after each: in between others are answered.
+"""Makes long answers in pieces, with a rest after each, so that other requests are answered in between.
 
-One thread does everything here. Whoever asks for a thousand rows waits for some tens of milliseconds more; whoever asks
-for one does not wait for the thousand.
+One thread does all the work. A request for a thousand rows takes some tens of milliseconds longer this way, but a
+request for one row does not wait for the thousand.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ REST_SECONDS: Final = 0.001
 
 
 async def unhurried(rows: Iterable[T]) -> AsyncIterator[T]:
-    """The rows, with a rest for whoever has worked with them for half a millisecond."""
+    """Yield the rows, with a rest whenever the caller has worked on them for half a millisecond."""
     began = perf_counter()
     for row in rows:
         yield row
@@ -29,7 +29,10 @@ async def unhurried(rows: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def page(name: str, entries: AsyncIterator[Any], **rest: Any) -> Response:
-    """A JSON object with a long list, each entry written when it is made: nobody looks through all of them again."""
+    """Return a JSON object with a long list and the fields `rest`.
+
+    Each entry is serialised when it is made, so that the whole list is not serialised at once.
+    """
     written = [to_json(each) async for each in entries]
     body = b"".join((b'{"', name.encode(), b'":[', b",".join(written), b"],", to_json(rest)[1:]))
     return Response(body, media_type="application/json")

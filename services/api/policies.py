@@ -1,4 +1,4 @@
-"""Which pockets may be drawn at all: those that the current waterfall policy of a shard names."""
+"""Reads the current waterfall policy of a shard, which names the pockets that may be drawn."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import asyncpg
 
 from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
 
-# What holds until a batch names a policy: the built-in waterfall (domain page, section 2).
+# The built-in waterfall, which holds until a batch names a policy (domain page, section 2).
 DEFAULT_POLICY: dict[str, list[str]] = {
     "ad_account": [*AD_ACCOUNT_POCKETS],
     "business_center": ["voucher", "cash", "credit_line"],
@@ -15,7 +15,7 @@ DEFAULT_POLICY: dict[str, list[str]] = {
 
 
 async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> dict[int, dict[str, Any]]:
-    """The policy that the last batch of each shard names."""
+    """Return the policy of each shard's last batch."""
     rows = await connection.fetch(
         """
         SELECT s.shard, p.content

@@ -1,4 +1,4 @@
-"""The API service: connects, serves HTTP until cancelled, and lets requests in progress finish."""
+"""The API service: connects, serves HTTP until cancelled, and then lets requests in progress finish."""
 
 import asyncio
 import contextlib
@@ -32,29 +32,29 @@ from shared.runtime.settings import Settings
 from shared.runtime.stopping import farewell
 from shared.runtime.topics import ensure_topics
 
-# Of the ten seconds that a process has to end: requests have the first seven, and commands that wait longer for their
-# outcome are answered before that all the same. A client that does not read its answer is left.
+# Shutdown budget (10 s in total): requests have 7 s to finish. Commands that still wait for their outcomes after 6.25 s
+# are answered with an error. Clients that do not read their answers are cut off.
 ANSWER_SECONDS = 6.25
 GRACE_SECONDS = 7
-# Longer than clients keep idle connections (httpx: 5 s): otherwise a request may meet one that is being closed.
+# Longer than clients keep idle connections (httpx: 5 s). Otherwise a request may meet a connection that is closing.
 KEEP_ALIVE_SECONDS = 15
-# Connections that wait to be accepted, and how many of them are in one pass of the loop.
+# The length of the queue of connections, and how many of them one pass of the event loop accepts.
 QUEUED_AT_MOST = 2_048
 ACCEPTED_AT_ONCE = 8
-# A command that the broker does not take soon is refused; it must not be delivered much later. So the producer is not
-# idempotent: such a one keeps what it has until the broker takes it, however long. A command that is published twice
-# is decided once, by its id.
+# A command that the broker does not accept soon is refused, and must not be delivered much later. An idempotent
+# producer would retry until the broker accepts, so this one is not idempotent. A command that is published twice is
+# decided once, by its id.
 PRODUCER: Final[dict[str, Any]] = {"request_timeout_ms": 5000, "enable_idempotence": False}
-# Beyond what a request waits for: for statements whose cancellation never got through.
+# Longer than a request waits, for statements whose cancellation did not reach the database.
 STATEMENT_TIMEOUT_SECONDS = 20
-# Nobody of ours locks a table against reading, except to migrate it.
+# None of our processes locks a table against reading, except to migrate it.
 LOCK_TIMEOUT_SECONDS = 2
 
 
 async def run(settings: Settings) -> None:
     """Serve HTTP until cancelled.
 
-    Raises OSError when the port is taken, and what the connections raise when a server stays away.
+    Raises OSError if the port is taken, and what the connections raise if a server stays unavailable.
     """
     async with (
         connected(settings) as context,
@@ -72,7 +72,7 @@ async def run(settings: Settings) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[Context]:
-    """The connections of this process, closed at the end."""
+    """Yield the connections of this process, and close them at the end."""
     access, signer = Access(settings), configured_signer(settings)
     async with contextlib.AsyncExitStack() as stack:
         pool = await create_pool(
@@ -107,7 +107,7 @@ def _readiness(watcher: Watcher) -> tuple[bool, str]:
 
 async def _serve(settings: Settings, context: Context) -> None:
     app = create_app(context)
-    # What the application is made of stays: to look through all of it for garbage would hold everybody up for long.
+    # The objects of the application live as long as the process. Scanning them for garbage would delay all requests.
     gc.collect()
     gc.freeze()
     bounds = Bounds(
@@ -136,7 +136,7 @@ async def _serve(settings: Settings, context: Context) -> None:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             server.should_exit = True
-            ending = ApiError(503, "unavailable", "this process ends: ask again with the same command_id")
+            ending = ApiError(503, "unavailable", "this process is shutting down: try again with the same command_id")
             asyncio.get_running_loop().call_later(ANSWER_SECONDS, context.watcher.refuse, ending)
             await serving
             raise
@@ -146,17 +146,17 @@ class _Server(Server):
     """Accepts a few connections in each pass of the loop, however many wait."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve. What asyncio takes as the length of the queue is also how many it accepts at once."""
+        """Begin to serve, with a longer queue: asyncio takes its length also as the number to accept at once."""
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(QUEUED_AT_MOST)
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that takes connections there."""
+    """Return a socket that listens at this address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=QUEUED_AT_MOST)
-    # For the connections that it accepts: asyncio does not see that they are TCP. A body follows its head at once then,
-    # and not when the client has acknowledged the head, which it puts off by 40 ms.
+    # Accepted connections inherit this; asyncio does not set it, because it does not see that they are TCP. Without it,
+    # a body would wait until the client acknowledges the head, up to 40 ms later.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -1,4 +1,4 @@
-"""The field types that every message shares: ids, amounts, UUIDs, times.
+"""The field types that every message shares: ids, amounts, UUIDs, times, days.
 
 They check form only. What an amount or a time means is decided by the rules.
 """
@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field
+
+from shared.contracts.patterns import DAY
 
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}$"
 AMOUNT_PATTERN = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$"
@@ -25,6 +27,7 @@ Identifier = Annotated[str, Field(pattern=IDENTIFIER_PATTERN)]
 Amount = Annotated[str, Field(pattern=AMOUNT_PATTERN)]
 Uuid = Annotated[str, Field(pattern=UUID_PATTERN)]
 Time = Annotated[str, Field(pattern=TIME_PATTERN, max_length=LONGEST_TIME)]
+Day = Annotated[str, Field(pattern=DAY, examples=["2026-11-01"])]
 Currency = Annotated[str, Field(pattern=CURRENCY_PATTERN)]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -131,16 +131,16 @@ SECRET = {"kty": "oct", "kid": "k", "k": base64.urlsafe_b64encode(b"s" * 32).dec
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b"", "no JSON Web Key Set"),
-        (b"[]", "no JSON Web Key Set"),
-        (b'{"keys": {}}', "no JSON Web Key Set"),
-        (b'{"keys": [7]}', "no JSON Web Key Set"),
+        (b"", "not a JSON Web Key Set"),
+        (b"[]", "not a JSON Web Key Set"),
+        (b'{"keys": {}}', "not a JSON Web Key Set"),
+        (b'{"keys": [7]}', "not a JSON Web Key Set"),
         (b'{"keys": []}', "no key"),
         (key_set(SECRET), "no key"),
         (key_set({"kty": "RSA", "n": "AQAB"}), "no key"),
         (key_set(public(RSA_KEY, use="enc")), "no key"),
         (key_set({**public(ED25519_KEY), "d": "c2VjcmV0"}), "private key"),
-        (key_set(*[public(ED25519_KEY)] * 101), "no JSON Web Key Set"),
+        (key_set(*[public(ED25519_KEY)] * 101), "not a JSON Web Key Set"),
     ],
 )
 def test_a_file_without_a_public_key_stops_the_start(tmp_path: Path, text: bytes, why: str) -> None:

@@ -505,7 +505,7 @@ def test_an_api_without_keys_does_not_start_unless_told_so(settings_: dict[str, 
     )
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
-    assert last.startswith("drawdown: the API wants tokens: set either DRAWDOWN_API_KEYS_FILE or DRAWDOWN_API_JWKS_URL")
+    assert last.startswith("drawdown: the API needs keys to check tokens: set either DRAWDOWN_API_KEYS_FILE or ")
 
 
 def test_each_start_says_what_is_off(tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ async def test_an_owner_that_never_says_anything_does_not_write(
         patch.setattr(writers, "monotonic", lambda: monotonic() + writers.SILENT_SECONDS)
         code, status, detail, shards = await readiness(api)
     assert (code, status) == (200, "degraded")
-    assert re.fullmatch(rf"nobody writes shards 0, 1, 2 since {TIME}", detail)
-    assert shards[0]["detail"] == f"its owner {writer.owner} lives and has never said how it stands"
+    assert re.fullmatch(rf"nobody has written shards 0, 1, 2 since {TIME}", detail)
+    assert shards[0]["detail"] == f"its owner {writer.owner} is alive and has never reported its state"
     assert await unwritten(api) == 3
 
 
@@ -108,15 +108,30 @@ async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer)
 @pytest.mark.parametrize(
     ("reported", "said", "state", "count"),
     [
-        ({"state": "stopped", "detail": "five errors"}, rf"shard 2 is stopped since {TIME}: five errors", "stopped", 1),
-        ({"state": "loading", "detail": "at 7"}, rf"shard 2 is loading since {TIME}: at 7", "loading", 0),
-        ({"state": "loading", "detail": ""}, rf"shard 2 is loading since {TIME}", "loading", 0),
-        ({"state": "waiting", "detail": "its clock"}, rf"shard 2 is waiting since {TIME}: its clock", "waiting", 0),
-        ({"state": "dreaming", "detail": "of sheep"}, rf"shard 2 is dreaming since {TIME}: of sheep", "dreaming", 0),
-        ({"state": "writing", "seconds_ago": 6}, rf"nobody writes shard 2 since {TIME}", "unwritten", 1),
+        (
+            {"state": "stopped", "detail": "five errors"},
+            rf"shard 2 has been stopped since {TIME}: five errors",
+            "stopped",
+            1,
+        ),
+        ({"state": "loading", "detail": "at 7"}, rf"shard 2 has been loading since {TIME}: at 7", "loading", 0),
+        ({"state": "loading", "detail": ""}, rf"shard 2 has been loading since {TIME}", "loading", 0),
+        (
+            {"state": "waiting", "detail": "its clock"},
+            rf"shard 2 has been waiting since {TIME}: its clock",
+            "waiting",
+            0,
+        ),
+        (
+            {"state": "dreaming", "detail": "of sheep"},
+            rf"shard 2 has been dreaming since {TIME}: of sheep",
+            "dreaming",
+            0,
+        ),
+        ({"state": "writing", "seconds_ago": 6}, rf"nobody has written shard 2 since {TIME}", "unwritten", 1),
         (
             {"state": "writing", "waiting": 5000, "for_seconds": 11},
-            rf"shard 2 is behind: 5,000 records wait since {TIME}",
+            rf"shard 2 is behind: 5,000 records wait, the oldest since {TIME}",
             "writing",
             0,
         ),
@@ -143,10 +158,12 @@ async def test_shards_with_the_same_trouble_are_named_together(api: Api, writer:
     await writer.release(2)
     _, _, detail, shards = await readiness(api)
     assert re.fullmatch(
-        rf"shards 0, 3 are behind: 3,000 records wait since {TIME}; nobody writes shards 1, 2 since {TIME}", detail
+        rf"shards 0, 3 are behind: 3,000 records wait, the oldest since {TIME}; "
+        rf"nobody has written shards 1, 2 since {TIME}",
+        detail,
     )
     assert detail.count(shards[0]["waiting_since"][:19]) == 1
-    assert shards[1]["detail"] == "no process has it"
+    assert shards[1]["detail"] == "no process owns it"
 
 
 @pytest.mark.parametrize("ending", ["dies", "stops"])
@@ -161,7 +178,7 @@ async def test_it_is_not_ready_while_no_shard_is_written_and_ready_again_by_itse
                 await last.report(shard, "stopped", "an error")
         code, status, detail, shards = await readiness(api)
         assert (code, status) == (503, "not ready")
-        word = "nobody writes shards 0, 1, 2, 3" if ending == "dies" else "shards 0, 1, 2, 3 are stopped"
+        word = "nobody has written shards 0, 1, 2, 3" if ending == "dies" else "shards 0, 1, 2, 3 have been stopped"
         assert detail.startswith(word)
         assert {each["since"] is not None for each in shards} == {True}
         assert await unwritten(api) == 4

@@ -136,7 +136,7 @@ async def test_the_api_says_which_shards_nobody_writes_and_since_when(client: ht
         await until_all(system, client, api, True, "every shard is written", 30)
         before = datetime.now(UTC)
         await system.kill_service("allocation")
-        await until_all(system, client, api, False, "nobody writes shards 0, 1 since", 30)
+        await until_all(system, client, api, False, "nobody has written shards 0, 1 since", 30)
         _, detail = await ask(client, system.services["api"])
         since = datetime.fromisoformat(detail.rpartition(" since ")[2])
         assert abs((since - before).total_seconds()) < LEASE_SECONDS + 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.rules.incentives import (
+from services.incentives.rating import (
     Line,
     Method,
     Period,

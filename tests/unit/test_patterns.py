@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.api.door import patterns
+from services.api.door.patterns import RECORD_ID
+from services.incentives.rating import parse_rate
+from shared.contracts import patterns
 from shared.contracts.fields import is_time, parse_time
-from shared.rules.incentives import parse_rate
 
 
 def is_taken(parse: Callable[[str], object], text: str) -> bool:
@@ -123,4 +124,4 @@ def test_a_rate_matches_where_it_is_one(text: str) -> None:
 
 @given(st.integers(0, 99_999), st.integers(0, 10**18 - 1))
 def test_a_records_id_fits_the_database(shard: int, sequence: int) -> None:
-    assert matches(patterns.RECORD_ID, f"{shard}-{sequence}") == (shard < 2**15)
+    assert matches(RECORD_ID, f"{shard}-{sequence}") == (shard < 2**15)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.api.present.deals import DEAL_TERMS
+from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND, command_content, command_meaning
 from shared.contracts.zones import installed_zones, is_zone
 from shared.ledger.encoding import ALL_NUMBERS, MOST_BYTES, encode_entries

@@ -1,1 +1,4 @@
-"""Commands: published, waited for, and quarantined records sent back. The way in is `publishing.router`."""
+"""Commands: publishes them, waits for their outcomes, and sends quarantined records back.
+
+The way in is `publishing.router`.
+"""

@@ -1,4 +1,4 @@
-"""`POST /v1/commands`: publish a finance command, wait for its outcome, and until reads show its effect."""
+"""`POST /v1/commands`: publishes a finance command, waits for its outcome, and until reads show its effect."""
 
 import asyncio
 import json
@@ -47,23 +47,23 @@ router = APIRouter(tags=["commands"])
     summary="Send a finance command and wait for its outcome",
     openapi_extra=body_schema(FINANCE_COMMAND, {"deposit_cash": _EXAMPLE, "set_largest_spend": _BOUND}),
     responses={
-        400: {"model": Problem, "description": "Not a command"},
+        400: {"model": Problem, "description": "The body is not a command"},
         **BODY_PROBLEMS,
-        422: {"model": Outcome, "description": "The command was rejected: the outcome, with its code"},
-        503: {"model": Problem, "description": "The broker or the database is away: ask again"},
-        504: {"model": Problem, "description": "Not decided in time: ask again with the same command_id"},
+        422: {"model": Outcome, "description": "The command was rejected; the outcome has the code"},
+        503: {"model": Problem, "description": "The broker or the database is unavailable: try again"},
+        504: {"model": Problem, "description": "Not decided in time: try again with the same command_id"},
     },
 )
 async def post_command(request: Request, context: Api, caller: AnyRole) -> JSONResponse:
-    """Answer with the command's outcome once it is in the ledger; reads that follow see its effect.
+    """Answer with the command's outcome once it is in the ledger; later reads show its effect.
 
-    The actor is whom the token names; what the body says of it is not looked at, and may be left out. Only where no
-    tokens are asked for is it the body's.
+    The token names the actor; an actor in the body is ignored and may be left out. Only without authentication the
+    body's actor counts.
 
-    What the caller's role may never do is refused at once, and leaves no trace in the ledger.
+    A command that the caller's role may never give is refused at once and leaves no trace in the ledger.
 
-    The same `command_id` with the same content may be sent any number of times: it is applied once, and the
-    first outcome is answered again.
+    The same `command_id` with the same content may be sent any number of times. The command is applied once, and each
+    call answers with the first outcome.
     """
     known = {} if caller is ANYBODY else {"actor": caller.actor()}
     content = _content(await read_body(request, FINANCE_COMMAND, tagged=True, known=known))
@@ -88,11 +88,16 @@ def _check_time(name: str, text: str | None) -> None:
         if text is not None:
             parse_time(text)
     except ValueError:
-        raise invalid(f"{name} is a time that no calendar has") from None
+        raise invalid(f"{name} is a time that does not exist") from None
 
 
 async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:
-    """The outcome's row, visible in the read model. Raises ApiError: 504 after ten seconds, 503."""
+    """Return the row of the outcome once the read model shows its effect.
+
+    Raises:
+        ApiError: 504 after ten seconds; 503 if the broker or the database is unavailable.
+
+    """
     try:
         async with asyncio.timeout(DECISION_TIMEOUT_SECONDS) as limit:
             row = await _outcome_row(context, shard, content)
@@ -101,7 +106,7 @@ async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapp
     except TimeoutError:
         if not limit.expired():
             raise
-        raise ApiError(504, "timeout", "not decided and visible in time: ask again with the same command_id") from None
+        raise ApiError(504, "timeout", "not decided and visible in time: try again with the same command_id") from None
 
 
 async def _outcome_row(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:
@@ -117,14 +122,14 @@ async def _outcome_row(context: Context, shard: int, content: dict[str, Any]) ->
 
 
 async def _publish(context: Context, shard: int, content: dict[str, Any]) -> None:
-    """Hand the command to the broker and wait for its acknowledgement. Raises KafkaError, ApiError (503)."""
+    """Send the command to the broker and wait until it is acknowledged. Raises KafkaError or ApiError (503)."""
     value = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
     key = content["business_center_id"].encode()
     headers = None if context.signer is None else [context.signer.header(value)]
     try:
         async with asyncio.timeout(PUBLISH_TIMEOUT_SECONDS):
             acknowledged = await context.producer.send(FINANCE_COMMANDS, value, key, partition=shard, headers=headers)
-            # The producer's own future stays whole when we give up: it still belongs to its batch.
+            # The shield keeps the producer's own future intact after a timeout, because it still belongs to its batch.
             await asyncio.shield(acknowledged)
     except TimeoutError:
         raise unavailable("the broker") from None

@@ -1,8 +1,8 @@
-"""Commands that the caller's role alone refuses (domain page, section 4.7): answered here, and never published.
+"""Refuses commands that the caller's role may never give (domain page, section 4.7), without publishing them.
 
-Whatever is published stands in Kafka and in the ledger for ever; a role that may never give a command writes nothing.
-The answer is the one that the ledger would give, in the order of its refusals, as far as the read model has got.
-Whether a balance would go beyond 64 bits is not looked at.
+A published command stays in Kafka and in the ledger for good, so a role without the right to a command must not write
+anything. The answer is the one that the ledger would give, in the order of its checks, from what the read model knows.
+One check is left out: whether a balance would exceed 64 bits.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,9 @@ from shared.rules.shard import Shard
 from shared.rules.ways import API
 
 REFUSED = Counter(
-    "drawdown_http_commands_refused", "Commands that a role alone refuses: nothing was published", ["role", "type"]
+    "drawdown_http_commands_refused",
+    "Commands refused for the caller's role, without being published",
+    ["role", "type"],
 )
 _WHAT_IS_THERE = """
     SELECT EXISTS (SELECT FROM balance.business_centers WHERE business_center_id = $1) AS center,
@@ -39,7 +41,7 @@ _CONFLICT: Refusal = ("conflict", "another command with this command_id was deci
 
 
 async def refused_by_role(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any] | None:
-    """The outcome of a command that the role may give in no Business Center; None for any other command."""
+    """Return the outcome of a command that the role may not give in any Business Center; None for other commands."""
     role, type_ = content["actor"]["role"], content["type"]
     if may(role, type_, finance_roles=True):
         return None
@@ -51,12 +53,12 @@ async def refused_by_role(context: Context, shard: int, content: dict[str, Any])
         code, message = _CONFLICT if first is not None else await _refusal(connection, content, now)
         position = await connection.fetchval("SELECT position FROM ledger.shards WHERE shard = $1", shard)
     REFUSED.labels(role, type_).inc()
-    structlog.get_logger().info("a command is refused for its role", role=role, type=type_, by=content["actor"]["id"])
+    structlog.get_logger().info("a command was refused for its role", role=role, type=type_, by=content["actor"]["id"])
     return _outcome(content, code, message, shard, position, context.clock.now())
 
 
 async def first_decision(connection: asyncpg.Connection, shard: int, command_id: UUID) -> Mapping[str, Any] | None:
-    """What was decided first under this id, if anything was: a row of ledger.outcomes."""
+    """Return the row of `ledger.outcomes` with the first decision under this id; None if there is none."""
     row: Mapping[str, Any] | None = await connection.fetchrow(
         "SELECT * FROM ledger.outcomes WHERE command_id = $1 AND shard = $2 AND first", command_id, shard
     )
@@ -64,7 +66,7 @@ async def first_decision(connection: asyncpg.Connection, shard: int, command_id:
 
 
 async def _refusal(connection: asyncpg.Connection, content: dict[str, Any], now_us: int) -> Refusal:
-    """The first of `invalid`, `not_found` and `permission_denied` that holds."""
+    """Return the first of `invalid`, `not_found` and `permission_denied` that applies."""
     code, message = _without_a_ledger(content, now_us)
     if code != "not_found":
         return code, message
@@ -83,18 +85,18 @@ async def _refusal(connection: asyncpg.Connection, content: dict[str, Any], now_
 
 
 def _without_a_ledger(content: dict[str, Any], now_us: int) -> Refusal:
-    """What the rules say in a shard without a Business Center: `invalid` where the command is so by itself."""
+    """Return what the rules say in an empty shard: `invalid` for a command that is invalid by itself."""
     rules = Shard()
     rules.begin(now_us, zones=installed_zones())
     refused = rules.command(command_meaning(content), UUID(content["command_id"]).bytes, content)
-    assert refused is not None, "a role that may not give a command was let"
+    assert refused is not None, "the rules accepted a command that the role may not give"
     return refused.code, refused.message
 
 
 def _outcome(
     content: dict[str, Any], code: str, message: str, shard: int, position: int, recorded_at: datetime
 ) -> dict[str, Any]:
-    """As a row of ledger.outcomes has it."""
+    """Return an outcome with the columns of `ledger.outcomes`."""
     return {
         **{name: content[name] for name in ("command_id", "business_center_id", "type")},
         "status": "rejected",

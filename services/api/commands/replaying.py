@@ -1,7 +1,7 @@
-"""Sending quarantined records back to their shards, in portions that no transaction is too small for.
+"""Sends quarantined records back to their shards, in portions that fit into one transaction.
 
-Nothing is sent back twice: of a record and its failed replays only the newest can be replayed, and only once
-(`ledger.replay_quarantined`). What waits for a shard is its name, and the bytes stay where they are.
+No record is sent back twice: of a record and its failed replays only the newest can be replayed, and only once
+(`ledger.replay_quarantined`). Only the record's name waits for the shard; the bytes stay where they are.
 """
 
 import re
@@ -20,15 +20,15 @@ from shared.runtime.kafka import murmur2_partition
 
 PORTION_RECORDS: Final = 1_000
 PORTION_BYTES: Final = 8 * 1024 * 1024
-# Nothing outside a record changes what it is: to send it back as it came only makes it fail again.
+# These reasons depend on the record alone, so an unchanged record fails again.
 UNCHANGING: Final = ("too_large", "malformed", "invalid")
-# Behind which record to go on, and of each shard the last record that there was when the replay began.
+# The record to go on after, and for each shard the last record when the replay began.
 AFTER_PATTERN: Final = r"^[0-9]{1,5}-[0-9]{1,18}:[0-9]{1,18}(\.[0-9]{1,18})*$"
 _AFTER: Final = re.compile(r"([0-9]+)-([0-9]+):([0-9.]+)", re.ASCII)
 _CROWDED: Final = "DD002"
 _CROWDED_SECONDS: Final = 10
 
-# A record with the first one, whose bytes it is: whether these are kept whole, and how many they are.
+# A record with the size of its bytes, which are stored with the first record, and whether they are all stored.
 _WITH_FIRST: Final = """
     SELECT q.shard, q.sequence, q.reason, q.business_center_id, q.topic, q.partition, q."offset",
         coalesce(octet_length(f.key), 0) + coalesce(octet_length(f.raw), 0) + coalesce(octet_length(f.headers::text), 0)
@@ -41,7 +41,7 @@ _WITH_FIRST: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far the replay of a reason has got, and where it ends: what fails again is quarantined behind that."""
+    """How far the replay of a reason has got, and where it ends; what fails again is quarantined after that."""
 
     shard: int
     sequence: int
@@ -49,7 +49,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> "Cursor":
-        """Of what `str` gave. Raises ApiError (400) for anything else."""
+        """Return the cursor of a text that `str` made. Raises ApiError (400) for any other text."""
         match = _AFTER.fullmatch(text)
         if match is None or int(match[1]) > 2**15 - 1:
             raise invalid("after should be the `next` of another replay")
@@ -59,14 +59,17 @@ class Cursor:
         return f"{self.shard}-{self.sequence}:{'.'.join(map(str, self.ends))}"
 
     def behind(self, row: Any) -> "Cursor":
-        """Behind this row."""
+        """Return the cursor after this row."""
         return Cursor(row["shard"], row["sequence"], self.ends)
 
 
 async def replay_one_id(context: Context, caller: Caller, id: str, *, force: bool) -> dict[str, Any]:
     """Send one record back.
 
-    Raises ApiError: 404; 409 where it waits or has not failed since; 422 where it would only fail again; 429.
+    Raises:
+        ApiError: 404 if there is none, 409 if it waits or has not failed since, 422 if it would only fail again or is
+            not stored as a whole, 429 if too many records wait.
+
     """
     answer = await replay_ids(context, caller, [id], force=force)
     if not answer["replayed"]:
@@ -77,9 +80,12 @@ async def replay_one_id(context: Context, caller: Caller, id: str, *, force: boo
 
 
 async def replay_ids(context: Context, caller: Caller, ids: Sequence[str], *, force: bool) -> dict[str, Any]:
-    """Send records back, all at once but for those that wait or have not failed since.
+    """Send records back in one transaction, except those that wait or have not failed since.
 
-    Raises ApiError, and sends none: 404 when one is unknown, or not the caller's; 413, 422, 429.
+    Raises:
+        ApiError: no record is sent; 404 if one is unknown or not the caller's, 413 if they have too many bytes, 422 if
+            one would only fail again or is not stored as a whole, 429 if too many records wait.
+
     """
     async with context.transaction() as connection:
         rows = await _by_ids(connection, caller, ids)
@@ -92,9 +98,12 @@ async def replay_ids(context: Context, caller: Caller, ids: Sequence[str], *, fo
 async def replay_reason(
     context: Context, caller: Caller, reason: str, limit: int | None, after: str | None, *, force: bool
 ) -> dict[str, Any]:
-    """Send back all of a reason that were not yet, a portion in each transaction, until `limit` or the end.
+    """Send back all records of a reason that were not replayed yet, a portion in each transaction, up to `limit`.
 
-    Raises ApiError: 400, 403, 422; 429 where nothing was sent because too many wait.
+    Raises:
+        ApiError: 400 for a malformed `after`, 403 or 422 for a reason that needs `force`, 429 if too many records wait
+            and none was sent.
+
     """
     cursor = None if after is None else Cursor.parse(after)
     _require_changing({reason}, caller, force=force)
@@ -121,9 +130,14 @@ async def replay_reason(
 async def send_back(
     context: Context, connection: asyncpg.Connection, caller: Caller, rows: list[asyncpg.Record]
 ) -> int:
-    """Hand the records to their shards' owners, note that it was done, and wake the owners at the commit.
+    """Give the records to the owners of their shards, and wake the owners at the commit.
 
-    Answers how many, without those that wait or have not failed since. Raises ApiError (429) where too many wait.
+    Returns:
+        How many were sent, without those that wait or have not failed since.
+
+    Raises:
+        ApiError: 429 if too many records wait already.
+
     """
     targets = [_target(row, context.shards) for row in rows]
     shards = [row["shard"] for row in rows]
@@ -154,7 +168,7 @@ def _crowded(error: asyncpg.PostgresError) -> ApiError:
 
 
 def _require_changing(reasons: set[str], caller: Caller, *, force: bool) -> None:
-    """Refuse what would only fail again, unless an administrator of all insists."""
+    """Refuse records that would only fail again, unless an administrator of all Business Centers forces it."""
     unchanging = sorted(reasons & set(UNCHANGING))
     if not unchanging:
         return
@@ -162,8 +176,8 @@ def _require_changing(reasons: set[str], caller: Caller, *, force: bool) -> None
         raise ApiError(
             422,
             "not_eligible",
-            f"a record that is {unchanging[0]} fails again however often it is sent back: publish a corrected one,"
-            " under a new id; an administrator of all Business Centers may insist with force",
+            f"a record that is {unchanging[0]} fails again however often it is sent back: publish a corrected one"
+            " under a new id; an administrator of all Business Centers may use force",
         )
     if caller.role != "admin" or caller.business_centers is not None:
         raise permission_denied("force is for an administrator of all Business Centers")
@@ -175,8 +189,8 @@ def _require_whole(rows: list[asyncpg.Record]) -> None:
             raise ApiError(
                 422,
                 "not_eligible",
-                f"the record {record_id(row['shard'], row['sequence'])} is not kept whole, so it cannot be sent back:"
-                f" Kafka may still have it, {row['topic']}-{row['partition']}, offset {row['offset']}",
+                f"the record {record_id(row['shard'], row['sequence'])} is not stored as a whole and cannot be sent"
+                f" back: Kafka may still have it at {row['topic']}-{row['partition']}, offset {row['offset']}",
             )
 
 
@@ -186,12 +200,12 @@ def _require_few(rows: list[asyncpg.Record]) -> None:
         raise ApiError(
             413,
             "too_large",
-            f"these records have {size} bytes, {PORTION_BYTES} are sent back at once: name fewer ids in a request",
+            f"these records have {size} bytes, at most {PORTION_BYTES} are sent back at once: name fewer ids",
         )
 
 
 async def _start(context: Context, caller: Caller) -> Cursor:
-    """Before the first record, and where those end that the caller may see: others' numbers are nobody's to learn."""
+    """Return the cursor before the first record. It ends at the last records that the caller may see, of each shard."""
     async with context.snapshot() as connection:
         rows = await connection.fetch(
             "SELECT coalesce((SELECT max(sequence) FROM ledger.quarantine q WHERE q.shard = s.shard"
@@ -202,7 +216,7 @@ async def _start(context: Context, caller: Caller) -> Cursor:
 
 
 async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[str]) -> list[asyncpg.Record]:
-    """The rows of these ids. Raises ApiError (404) when one is unknown, or not the caller's."""
+    """Return the rows of these ids. Raises ApiError (404) if one is unknown or not the caller's."""
     known = {parse_id(id_) for id_ in ids}
     rows: list[asyncpg.Record] = await connection.fetch(
         _WITH_FIRST
@@ -219,7 +233,7 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[
 async def _portion(
     connection: asyncpg.Connection, caller: Caller, reason: str, cursor: Cursor, most: int
 ) -> list[asyncpg.Record]:
-    """The next rows behind the cursor, few and small enough for one transaction; at least one where there is any."""
+    """Return the next rows after the cursor that fit into one transaction; at least one, if there is one."""
     rows: list[asyncpg.Record] = await connection.fetch(
         f"""
         WITH few AS MATERIALIZED (
@@ -246,6 +260,6 @@ async def _portion(
 
 
 def _target(row: asyncpg.Record, shards: int) -> int:
-    """The shard of the Business Center that the record names; where it names none, the one that refused it."""
+    """Return the shard of the Business Center that the record names; if it names none, the shard that refused it."""
     named: str | None = row["business_center_id"]
     return int(row["shard"]) if named is None else murmur2_partition(named.encode(), shards)

@@ -1,4 +1,4 @@
-"""The key with which the API signs the commands that it publishes."""
+"""The key that signs the commands which the API publishes."""
 
 import structlog
 
@@ -7,12 +7,15 @@ from shared.runtime.settings import BadSettingError, Settings
 
 
 def configured_signer(settings: Settings) -> CommandSigner | None:
-    """What signs; None: the ledger will say that commands came by the topic. Raises BadSettingError: it is no key."""
+    """Return the signer; None without a key, so that the ledger notes the topic as the way of commands.
+
+    Raises:
+        BadSettingError: the file cannot be read, or is not a key.
+
+    """
     path = settings.command_signing_key_file
     if path is None:
-        structlog.get_logger().warning(
-            "commands are published unsigned: DRAWDOWN_COMMAND_SIGNING_KEY_FILE names no key"
-        )
+        structlog.get_logger().warning("commands are published unsigned: DRAWDOWN_COMMAND_SIGNING_KEY_FILE is not set")
         return None
     try:
         return CommandSigner(path.read_bytes())

@@ -1,7 +1,7 @@
-"""Waiting for the ledger: for the outcome of a command, and until the read model shows its effect.
+"""Waits for the outcome of a command, and until the read model shows its effect.
 
-One watcher serves all requests. A notification only wakes it up; what counts is what it then reads, and it
-reads now and then without one, so a lost notification costs time and nothing else.
+One watcher serves all requests. A notification only wakes it up; it then reads the tables. It also reads them from time
+to time without a notification, so a lost one costs only time.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ ROLE = "drawdown_api"
 CHANNELS = ("outcomes", "balance")
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 5.0  # for the database, when the watcher looks
-STALE_SECONDS = 15.0  # while somebody waits and no look has succeeded: the watcher does not do its work
+ANSWER_SECONDS = 5.0  # for the database to answer the watcher
+STALE_SECONDS = 15.0  # requests wait and no look has succeeded for this long: the process is not ready
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +47,7 @@ class _PositionWait:
 
 @dataclass(eq=False, slots=True)
 class Watcher:
-    """Looks, for all requests together, at the outcomes and at the balance follower's checkpoints."""
+    """Reads outcomes and the balance follower's checkpoints for all waiting requests together."""
 
     settings: Settings
     pool: asyncpg.Pool
@@ -68,11 +68,11 @@ class Watcher:
 
     @property
     def silence(self) -> float:
-        """For how many seconds somebody has waited without a look at the database that succeeded."""
+        """How many seconds requests have waited since the last successful look at the database; 0 if none waits."""
         return monotonic() - self._looked_at if self._outcomes or self._positions else 0.0
 
     def refuse(self, error: Exception) -> None:
-        """Answer all who wait, and all who will, with this error: the process ends."""
+        """Fail all present and future waits with this error, because the process is shutting down."""
         self._end = error
         waiting: list[asyncio.Future[Any]] = [wait.found for wait in self._outcomes]
         waiting += [wait.found for wait in self._positions]
@@ -81,13 +81,16 @@ class Watcher:
                 found.set_exception(error)
 
     async def outcome(self, shard: int, command_id: UUID, meaning: str, after: int) -> asyncpg.Record:
-        """The first row of `ledger.outcomes` beyond the sequence `after` that answers this very command.
+        """Wait for the first row of `ledger.outcomes` after the sequence `after` that answers this very command.
 
         Args:
-            shard: the Business Center's.
-            command_id: which command.
-            meaning: its content as `same_content` puts it: another command with the id has another answer.
+            shard: the shard of the Business Center.
+            command_id: the id of the command.
+            meaning: the content as `same_content` returns it, because another command with this id has another outcome.
             after: the shard's `outcome_sequence` before the command was published.
+
+        Raises:
+            ApiError: the error that `refuse` was given.
 
         """
         wait = _OutcomeWait(shard, command_id, meaning, after, asyncio.get_running_loop().create_future())
@@ -99,7 +102,7 @@ class Watcher:
             self._outcomes.discard(wait)
 
     async def visible(self, shard: int, position: int) -> None:
-        """Return once the balance read model has got to this position of the shard."""
+        """Return once the balance read model has got to this position of the shard. Raises what `outcome` raises."""
         wait = _PositionWait(shard, position, asyncio.get_running_loop().create_future())
         self._begin_to_wait()
         self._positions.add(wait)
@@ -109,7 +112,7 @@ class Watcher:
             self._positions.discard(wait)
 
     def _begin_to_wait(self) -> None:
-        """Raises what `refuse` was told."""
+        """Prepare for a wait. Raises the error that `refuse` was given."""
         if self._end is not None:
             raise self._end
         if not (self._outcomes or self._positions):
@@ -123,11 +126,13 @@ class Watcher:
             except Exception as error:
                 if not gave_up(error):
                     raise
-                structlog.get_logger().warning("not listening", error=f"{type(error).__name__}: {error}")
+                structlog.get_logger().warning(
+                    "listening for notifications failed: trying again", error=f"{type(error).__name__}: {error}"
+                )
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen_until_closed(self) -> None:
-        """Also the contact with the database: a connection without an answer is deaf, and closed."""
+        """Listen, and ping the database over the same connection. One that no longer answers is closed."""
         connection = await connect(self.settings, ROLE, "drawdown api watcher")
         try:
             for channel in CHANNELS:
@@ -148,13 +153,15 @@ class Watcher:
             except Exception as error:
                 if not gave_up(error):
                     raise
-                structlog.get_logger().warning("not watching", error=f"{type(error).__name__}: {error}")
+                structlog.get_logger().warning(
+                    "reading outcomes and checkpoints failed: trying again", error=f"{type(error).__name__}: {error}"
+                )
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _wakeup(self) -> None:
-        somebody_waits = bool(self._outcomes or self._positions)
-        with contextlib.suppress(TimeoutError):  # Then look without having been told.
-            await asyncio.wait_for(self._wake.wait(), POLL_SECONDS if somebody_waits else None)
+        requests_wait = bool(self._outcomes or self._positions)
+        with contextlib.suppress(TimeoutError):  # Look without a notification.
+            await asyncio.wait_for(self._wake.wait(), POLL_SECONDS if requests_wait else None)
         self._wake.clear()
 
     async def _look(self) -> None:

@@ -1,1 +1,1 @@
-"""What the API says of itself: OpenAPI, AsyncAPI and the page at `/docs`."""
+"""The API's description of itself: OpenAPI, AsyncAPI and the page at `/docs`."""

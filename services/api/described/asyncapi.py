@@ -1,4 +1,4 @@
-"""The topics as an AsyncAPI document, made from the contracts' own models."""
+"""Describes the topics as an AsyncAPI document, from the models of the contracts."""
 
 from functools import lru_cache
 from typing import Any
@@ -19,13 +19,13 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/asyncapi.json", summary="The Kafka topics, their keys and messages", response_model=dict[str, Any])
 async def asyncapi(request: Request) -> Response:
-    """AsyncAPI 3.0."""
+    """Return the AsyncAPI 3.0 document."""
     return await page(request)
 
 
 @lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
-    """Nothing connects: the broker object only knows what would be read and written."""
+    """Return the document. The broker object only lists what would be read and written; nothing connects."""
     broker = KafkaBroker()
 
     @broker.subscriber(
@@ -38,8 +38,8 @@ def document() -> dict[str, Any]:
     @broker.subscriber(
         FINANCE_COMMANDS,
         title=FINANCE_COMMANDS,
-        description="Top-ups, budgets and the like. Key: business_center_id. The header `drawdown-signature` is the"
-        " API's own: what comes without is known as the topic's, and a policy may bound what it names.",
+        description="Top-ups, budgets and the like. Key: business_center_id. The API signs its commands in"
+        " the header `drawdown-signature`. Commands without it count as the topic's, and a policy may limit them.",
     )
     async def _finance_commands(command: AnyCommand) -> None: ...
 
@@ -47,14 +47,14 @@ def document() -> dict[str, Any]:
         FINANCE_OUTCOMES,
         title=FINANCE_OUTCOMES,
         schema=Outcome,
-        description="What became of each command. Key: command_id. At least once.",
+        description="The outcome of each command. Key: command_id. At least once.",
     )
     broker.publisher(
         DELIVERY_SIGNALS,
         title=DELIVERY_SIGNALS,
         schema=DeliverySignal,
         description="Pause and resume. Key: ad_account/{id} or campaign/{ad_account_id}/{id}; compacted. At least once,"
-        " in order per key: drop what has a position that was seen.",
+        " in order per key: ignore positions that you have seen.",
     )
     described: dict[str, Any] = AsyncAPI(broker, title="Drawdown", version="1").to_specification().to_jsonable()
     described.pop("servers", None)

@@ -1,4 +1,4 @@
-"""What OpenAPI says beyond the routes themselves."""
+"""Completes OpenAPI beyond what FastAPI makes of the routes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,37 +6,40 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from services.api.door import patterns
 from services.api.door.bodies import definitions
 from services.api.models import Problem
 from shared.contracts.fields import TIME_PATTERN
+from shared.contracts.patterns import TIME
 
 READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "A bad parameter"},
-    404: {"model": Problem, "description": "There is no such thing, or it is not yours"},
-    503: {"model": Problem, "description": "The database is away: ask again"},
+    404: {"model": Problem, "description": "It does not exist, or the token may not see it"},
+    503: {"model": Problem, "description": "The database is unavailable: try again"},
 }
-# Of every call that reads one deal.
+# For every route that reads one deal.
 UNREADABLE_DEAL: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "What is stored is no deal: register it again"}
+    409: {"model": Problem, "description": "The stored deal cannot be read: register it again"}
 }
-# Of every call with a body.
+# For every route with a body.
 BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body took longer than eight seconds"},
-    413: {"model": Problem, "description": "A body above 64 KiB"},
-    415: {"model": Problem, "description": "Without tokens: the body says that it is no JSON"},
+    413: {"model": Problem, "description": "The body is above 64 KiB"},
+    415: {"model": Problem, "description": "Without authentication: the content type is not JSON"},
 }
-# Of every call that wants a token.
+# For every route that needs a token.
 ACCESS_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "No token, or one that is no good"},
-    403: {"model": Problem, "description": "The token does not allow it; without tokens: a page of another site asks"},
-    421: {"model": Problem, "description": "Without tokens: `Host` is not this machine"},
-    429: {"model": Problem, "description": "Too many requests: ask again after `Retry-After` seconds"},
+    401: {"model": Problem, "description": "There is no token, or it is not valid"},
+    403: {
+        "model": Problem,
+        "description": "The token does not allow it. Without authentication: a page of another site sent the request",
+    },
+    421: {"model": Problem, "description": "Without authentication: `Host` is not this machine"},
+    429: {"model": Problem, "description": "Too many requests: try again after `Retry-After` seconds"},
 }
 
 
 def describe(app: FastAPI, bodies: Iterable[TypeAdapter[Any]]) -> None:
-    """Add the schemas of bodies that routes read by themselves, and drop the 422 that FastAPI assumes."""
+    """Add the schemas of bodies that routes read themselves, and drop the 422 that FastAPI assumes."""
     generated = app.openapi()
     for adapter in bodies:
         generated["components"]["schemas"].update(definitions(adapter))
@@ -53,7 +56,7 @@ def describe(app: FastAPI, bodies: Iterable[TypeAdapter[Any]]) -> None:
 
 
 def present(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of what is there: that it may be left out does not make it null."""
+    """Return a schema without null, because an optional field may be left out but not null."""
     options = [each for each in schema.get("anyOf", []) if each != {"type": "null"}]
     if not options:
         return schema
@@ -62,10 +65,10 @@ def present(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tell_all_of_times(part: Any) -> None:
-    """Show the pattern of times with the calendar in it: what has the plain form and no day is refused too."""
+    """Replace the pattern of times with one that knows the calendar, because times that do not exist are refused."""
     if isinstance(part, dict):
         if part.get("pattern") == TIME_PATTERN:
-            part["pattern"] = patterns.TIME
+            part["pattern"] = TIME
         part = list(part.values())
     if isinstance(part, list):
         for each in part:

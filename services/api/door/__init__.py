@@ -1,5 +1,5 @@
-"""The door: what every request passes before any route sees it, and how every answer leaves.
+"""The door: every request passes it before any route sees it, and every answer leaves through it.
 
-The way in is `gate.Gate`, on a connection of `protocol.BoundedProtocol`. Routes use `access` (who asks), `bodies` (what
-was sent) and `errors` (what is wrong).
+The way in is `gate.Gate`, on a connection of `protocol.BoundedProtocol`. Routes use `access` for the caller, `bodies`
+for the body, and `errors` for error answers.
 """

@@ -1,4 +1,4 @@
-"""Who may ask for what, and how often: tokens, roles, Business Centers and the rate."""
+"""Decides which caller may use which route, and how often: by token, role, Business Centers and rate."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,42 +18,42 @@ from shared.contracts.commands import Role
 from shared.runtime.settings import Settings, is_loopback
 
 ANYBODY = Caller("anybody", "admin", None)
-# How often a second an address may ask for what needs no token, or is not there; and where no tokens are wanted.
+# Requests a second of one address to paths that need no token or do not exist; and to all paths without authentication.
 OPEN_A_SECOND: Final = 20
 OPEN_A_SECOND_WITHOUT_TOKENS: Final = 200
-# How often a second a client is told at once that its token is no good, or that there is no such path or method.
+# Errors a second that one client gets at once: for invalid tokens, unknown paths and methods. Further ones are held.
 IN_VAIN_A_SECOND: Final = 50
-# A longer body counts as one more request for each as many bytes.
+# A body counts as one more request for each this many bytes.
 BYTES_OF_A_REQUEST: Final = 1_024
-# The pool has eight connections to the database; some are for commands, and for who looks for their outcomes.
+# The pool has eight connections to the database; two stay for commands and for the task that reads their outcomes.
 READS_AT_ONCE: Final = 6
 COMMANDS_AT_ONCE: Final = 256
 BEGINNINGS_AT_ONCE: Final = 4
 # Requests of one subject that may wait for their turn.
 WAITING_AT_MOST: Final = 256
-# Where the gate puts who asks.
+# The key of the request's scope under which the gate stores the caller.
 CALLER: Final = "drawdown.caller"
 
 _BEARER = HTTPBearer(
     bearerFormat="JWT",
     auto_error=False,
     scheme_name="token",
-    description="A JSON Web Token with the claims `sub`, `role` and `business_centers`. Not asked for where "
+    description="A JSON Web Token with the claims `sub`, `role` and `business_centers`. Not needed if "
     "DRAWDOWN_API_AUTHENTICATION is off.",
 )
 
 
 class Access:
-    """What lets requests in. Without tokens everybody is an administrator of everything."""
+    """Lets requests in. Without authentication every caller is an administrator of all Business Centers."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises BadSettingError when tokens are wanted and there are no keys to check them with."""
+        """Raise BadSettingError if authentication is on and there are no keys to check tokens with."""
         self.verifier = Verifier(settings) if settings.api_wants_tokens else None
         self._rate = RateLimit(settings.http_rate)
         self._in_vain_rate = RateLimit(IN_VAIN_A_SECOND)
         self._open_rate = RateLimit(OPEN_A_SECOND if self.verifier else OPEN_A_SECOND_WITHOUT_TOKENS)
         self._is_local = is_loopback(settings.http_host)
-        # A command mostly waits, a read is work. Without tokens there is nobody to protect from another.
+        # A command mostly waits, a read is work. Without tokens there are no subjects to protect from each other.
         in_flight = settings.http_in_flight if self.verifier else COMMANDS_AT_ONCE
         waiting = WAITING_AT_MOST if self.verifier else CONNECTIONS_AT_MOST
         self.commands = Turns(COMMANDS_AT_ONCE, in_flight, in_flight, waiting)
@@ -61,16 +61,24 @@ class Access:
         self.reads = Turns(READS_AT_ONCE, 1 if self.verifier else READS_AT_ONCE, in_flight, waiting)
 
     async def begin(self, headers: Headers, address: str) -> None:
-        """Wait until a request may begin: of one token, or of one address without, one in each pass of the loop.
+        """Wait until a request may begin: in each pass of the event loop one request of a token or address begins.
 
-        What is refused, or answered at once, costs little, but forty of them in each pass make everybody wait. Raises
-        ApiError (429).
+        A request that is refused or answered at once costs little, but forty of them in each pass delay all others.
+
+        Raises:
+            ApiError: 429 when too many requests wait, or this one has waited too long.
+
         """
         async with self._beginnings.turn(headers.get("authorization", address)):
             await asyncio.sleep(0)
 
     async def identify(self, method: str, headers: Headers, address: str) -> tuple[Caller, str]:
-        """Who asks, and as which client that counts. Raises ApiError: 401, 403, 415, 421, and 429."""
+        """Return the caller, and the client to which the request counts.
+
+        Raises:
+            ApiError: 401, 403, 415, 421 or 429.
+
+        """
         client = f"address {address}"
         if self.verifier is None:
             self._refuse_strangers(method, headers, client)
@@ -86,22 +94,27 @@ class Access:
         return caller, client
 
     def has_sent(self, client: str, size: int) -> None:
-        """Count a body of so many bytes: it takes time to read."""
+        """Count a body of this many bytes as further requests, because reading it takes time."""
         self._rate.add(client, size // BYTES_OF_A_REQUEST)
 
     def asks_in_vain(self, client: str) -> bool:
-        """Count what was asked in vain; True: too often."""
+        """Count a request that got nothing; return whether the client does that too often."""
         return self._in_vain_rate.take(client) > 0
 
     def admit(self, method: str, headers: Headers, address: str) -> None:
-        """Let anybody in to what holds nobody's data. Raises ApiError: 403, 415, 421, and 429."""
+        """Let a request without a token in, to a path without customer data.
+
+        Raises:
+            ApiError: 403, 415, 421 or 429.
+
+        """
         client = f"address {address}"
         if self.verifier is None:
             self._refuse_strangers(method, headers, client)
         _count(self._open_rate, client)
 
     def _refuse_strangers(self, method: str, headers: Headers, client: str) -> None:
-        """Where no tokens are wanted: let no web page of somebody else in."""
+        """Without authentication, refuse requests from web pages of other sites."""
         try:
             require_no_stranger(method, headers, is_local=self._is_local)
         except ApiError:
@@ -117,7 +130,7 @@ def _count(rate: RateLimit, client: str) -> None:
 
 
 def _token_of(headers: Headers) -> str:
-    """The bearer token (RFC 6750, section 2.1). Raises ApiError (401): there is none."""
+    """Return the bearer token (RFC 6750, section 2.1). Raises ApiError (401) if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise unauthenticated("send a token: Authorization: Bearer …", is_there=False)
@@ -125,13 +138,13 @@ def _token_of(headers: Headers) -> str:
 
 
 def _identified(request: Request) -> Caller:
-    """Who asks: the gate has seen to it."""
+    """Return the caller, whom the gate has identified."""
     caller: Caller = request.scope[CALLER]
     return caller
 
 
 async def identify(request: Request, _: Annotated[object, Security(_BEARER)]) -> Caller:
-    """Who asks: what every route that holds anybody's data depends on."""
+    """Return the caller. Every route with customer data depends on this, so OpenAPI shows that it needs a token."""
     return _identified(request)
 
 
@@ -147,6 +160,6 @@ def _in(*roles: Role) -> Callable[[Caller], Awaitable[Caller]]:
     return require
 
 
-# Delivery and budgets are everybody's to read. Commands are decided by the rules, with the caller's role.
+# All roles may read delivery and budgets. The rules decide on commands, by the caller's role.
 FinanceReader = Annotated[Caller, Depends(_in("admin", "finance_manager", "finance_analyst", "system"))]
 FinanceWriter = Annotated[Caller, Depends(_in("admin", "finance_manager", "system"))]

@@ -1,4 +1,4 @@
-"""Bodies: received as bytes by the gate, checked by one prepared adapter, described in OpenAPI."""
+"""Request bodies: the gate receives their bytes, a route checks them with one adapter, OpenAPI describes them."""
 
 import asyncio
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 BODY_LIMIT_BYTES = 65_536
 BODY_TIMEOUT_SECONDS = 8.0
-# Where the gate puts a body.
+# The key of the request's scope under which the gate stores the body.
 BODY: Final = "drawdown.body"
 COMPONENTS = "#/components/schemas/{model}"
 
@@ -24,16 +24,16 @@ COMPONENTS = "#/components/schemas/{model}"
 async def read_body(
     request: Request, adapter: TypeAdapter[T], *, tagged: bool = False, known: Mapping[str, Any] | None = None
 ) -> T:
-    """The body as what the adapter makes of its JSON, whatever the content type says.
+    """Return what the adapter makes of the body's JSON; the content type is ignored.
 
     Args:
-        request: whose body; the gate has received it.
-        adapter: strict about JSON's types.
-        tagged: the adapter's errors begin with the tag of a union, which is no field.
-        known: fields that are known better than the body can say: they take the place of its own.
+        request: the request, whose body the gate has received.
+        adapter: the expected type; it is applied in strict mode.
+        tagged: whether the adapter's errors begin with the tag of a union, which is not a field.
+        known: fields with trusted values; they replace those of the body.
 
     Raises:
-        ApiError: 400, with a sentence that names the first field that is wrong.
+        ApiError: 400, with a message that names the first wrong field.
 
     """
     text: bytes = request.scope[BODY]
@@ -52,20 +52,19 @@ def _with(text: bytes, known: Mapping[str, Any]) -> bytes:
     try:
         value = from_json(text)
     except ValueError:
-        return text  # The adapter says what is wrong with it.
+        return text  # The adapter reports what is wrong with it.
     return to_json({**value, **known}) if isinstance(value, dict) else text
 
 
 async def receive_body(receive: Receive, declared_bytes: int) -> bytes:
-    """A body in full, before any work is done for it.
+    """Receive a whole body.
 
     Args:
-        receive: for its pieces.
-        declared_bytes: what its head says of its length, or 0.
+        receive: the ASGI callable that yields its pieces.
+        declared_bytes: the length that the header declares, or 0.
 
     Raises:
-        ApiError: 400 for one that ends early, 408 for one that takes longer than eight seconds, 413 for one above
-            64 KiB.
+        ApiError: 400 if the body ends early, 408 if it takes longer than eight seconds, 413 above 64 KiB.
 
     """
     if declared_bytes > BODY_LIMIT_BYTES:
@@ -82,7 +81,7 @@ async def receive_body(receive: Receive, declared_bytes: int) -> bytes:
                 if len(body) > BODY_LIMIT_BYTES:
                     raise _too_large()
     except TimeoutError:
-        raise ApiError(408, "timeout", f"the body should be here within {BODY_TIMEOUT_SECONDS:.0f} seconds") from None
+        raise ApiError(408, "timeout", f"the body should arrive within {BODY_TIMEOUT_SECONDS:.0f} seconds") from None
     return bytes(body)
 
 
@@ -91,7 +90,7 @@ def _too_large() -> ApiError:
 
 
 def body_schema(adapter: TypeAdapter[Any], examples: dict[str, Any]) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads its body with `read_body`."""
+    """Return the `openapi_extra` of a route that reads its body with `read_body`."""
     schema = adapter.json_schema(ref_template=COMPONENTS)
     schema.pop("$defs", None)
     content = {"schema": schema, "examples": {name: {"value": value} for name, value in examples.items()}}
@@ -99,6 +98,6 @@ def body_schema(adapter: TypeAdapter[Any], examples: dict[str, Any]) -> dict[str
 
 
 def definitions(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    """The schemas that `body_schema` refers to."""
+    """Return the component schemas that `body_schema` refers to."""
     found: dict[str, Any] = adapter.json_schema(ref_template=COMPONENTS).get("$defs", {})
     return found

@@ -1,8 +1,8 @@
-"""Web pages and an API without tokens: a browser on this machine must not carry a stranger's page to it.
+"""Protects an API without tokens from web pages of other sites in a browser on this machine.
 
-A token is shown by a program that has it, never by a browser by itself. Where none is wanted, whatever reaches the API
-is let in. So a page's request is refused: it names another host than this machine (a name of the page's owner that
-leads here, also by DNS rebinding), it comes from another origin, or it writes in a way that needs no preflight.
+A browser never sends a bearer token by itself. Without authentication every request that reaches the API is let in, so
+requests that a page of another site may have caused are refused: those that name another host than this machine
+(including by DNS rebinding), those from another origin, and writes that a browser would send without a preflight.
 """
 
 import re
@@ -13,32 +13,32 @@ from urllib.parse import urlsplit
 from services.api.door.errors import ApiError, permission_denied
 from shared.runtime.settings import is_loopback
 
-# A name or an address, and a port: nothing else may stand there (RFC 9110, 7.2).
+# A name or an address, and optionally a port (RFC 9110, section 7.2).
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def require_no_stranger(method: str, headers: Mapping[str, str], *, is_local: bool) -> None:
-    """Let in who could be no page of another site.
+    """Refuse a request that a page of another site may have caused.
 
     Args:
-        method: of the request.
-        headers: of the request, their names in lower case.
-        is_local: whether the API listens on this machine alone. If not, it is asked by its address too, or by a name
-            without a dot (of a container): such a name is nobody's in the public DNS.
+        method: the method of the request.
+        headers: the headers of the request, with names in lower case.
+        is_local: whether the API listens on this machine only. If not, requests may also name its address, or a name
+            without a dot (of a container), because the public DNS has no such names.
 
     Raises:
-        ApiError: 421 for another host, 403 for another origin, 415 for a write that is no JSON.
+        ApiError: 421 for another host, 403 for another origin, 415 for a write that does not declare JSON.
 
     """
     host = headers.get("host", "")
     if not _is_ours(host, is_local=is_local):
-        raise ApiError(421, "misdirected", f"without tokens this API is asked as {_names(is_local=is_local)} only")
+        raise ApiError(421, "misdirected", f"without tokens this API answers only as {_names(is_local=is_local)}")
     origin = headers.get("origin")
     if headers.get("sec-fetch-site") in ("cross-site", "same-site") or not _is_same(origin, host):
-        raise permission_denied("pages of other sites may not ask where no tokens are wanted")
+        raise permission_denied("pages of other sites may not call an API without authentication")
     if method not in _READS and not _is_json(headers.get("content-type"), is_page=origin is not None):
-        raise ApiError(415, "unsupported_media_type", "a write should say content-type: application/json")
+        raise ApiError(415, "unsupported_media_type", "a write should have the header content-type: application/json")
 
 
 def _names(*, is_local: bool) -> str:
@@ -61,17 +61,17 @@ def _is_address(name: str) -> bool:
 
 
 def _hostname(url: str) -> str | None:
-    """The name or address that a URL leads to; None: it leads nowhere."""
+    """Return the host of a URL; None if the URL is malformed."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # Raises where it is none.
+        _ = parts.port  # Raises ValueError for a malformed port.
     except ValueError:
         return None
     return parts.hostname
 
 
 def _is_same(origin: str | None, host: str) -> bool:
-    """Whether a page has the origin of this very API; a program has none. A proxy in front may add TLS."""
+    """Return whether the request has no origin, as from a program, or this API's own. A proxy in front may add TLS."""
     if origin is None:
         return True
     scheme, _, authority = origin.lower().partition("://")
@@ -80,7 +80,7 @@ def _is_same(origin: str | None, host: str) -> bool:
 
 
 def _is_json(content_type: str | None, *, is_page: bool) -> bool:
-    """A program may leave the type out; a page that does could have sent the body without a preflight."""
+    """Return whether the body is declared as JSON. A program may omit the type; a page that does avoids a preflight."""
     if content_type is None:
         return not is_page
     return content_type.partition(";")[0].strip().lower() == "application/json"

@@ -1,9 +1,8 @@
-"""All connections of this process: how many there may be, who gives way, and how much may wait to be taken.
+"""Bounds all connections of this process: how many there are, which one gives way, and how many bytes are unread.
 
-A connection that waits for a whole request costs its client nothing, nor does one whose request waits for its turn, or
-whose answer is not taken. When another one needs its place, one of them is closed: of the client that has the most of
-them. So whoever has one keeps it. Only where all are being answered is a new one
-refused.
+A connection is idle while its request is incomplete, while its request waits for a turn, or while the client does not
+read its answer. When a new connection needs a place, an idle one is closed, of the client that has most of them. So a
+client with one connection keeps it. A new connection is refused only if all others are being answered.
 """
 
 import contextlib
@@ -18,24 +17,24 @@ from services.api.door.limits import Holds
 
 # A process may usually open 1,024 files, and needs some for itself.
 CONNECTIONS_AT_MOST = 900
-# Answers that were made and not taken yet, all together.
+# All answers together that were made, but not yet read by their clients.
 UNTAKEN_BYTES_AT_MOST = 64 * 1024 * 1024
-# A connection may have waited so long for a request that was sent as soon as it was open.
+# The request that a client sent at once over a new connection may take this long to arrive.
 FRESH_SECONDS = 1.0
 UNKNOWN_ADDRESS: Final = ""
-# Where a connection puts, for a request, the `Asking` of it.
+# The key of the request's scope under which the protocol stores its `Asking`.
 ASKING: Final = "drawdown.asking"
 
 
 class Connection(Protocol):
-    """What a connection can be told."""
+    """The part of a connection that the register calls."""
 
     def give_way(self, after_seconds: float = 0.0) -> None:
-        """End, and do nothing more until then: somebody else needs the place, or the memory."""
+        """Close after this many seconds and do nothing more, because others need the place or the memory."""
 
 
 class Connections:
-    """The connections by address, those that wait for a request, and what the others have yet to take.
+    """The register of connections: their addresses and clients, the idle ones, and unread bytes of answers.
 
     Args:
         of_one_address: how many connections one address may have.
@@ -45,20 +44,20 @@ class Connections:
     def __init__(self, of_one_address: int) -> None:
         self._of_one_address = of_one_address
         self._addresses: dict[Connection, str] = {}
-        # Whose request came over it last; none has come yet: nobody's, counted with the others of its address.
+        # The client of the last request. A connection without one yet counts to its address.
         self._clients: dict[Connection, str] = {}
         self._count: Counter[str] = Counter()
-        # All in the order in which they began.
+        # Each in the order in which the connections entered it.
         self._waiting: OrderedDict[Connection, float] = OrderedDict()
         self._resting: OrderedDict[Connection, None] = OrderedDict()
         self._untaken: OrderedDict[Connection, int] = OrderedDict()
         self._untaken_bytes = 0
-        # Those that have given their places away and have not ended yet, in that order.
+        # Connections that gave way and are not closed yet, oldest first.
         self._ending: OrderedDict[Connection, None] = OrderedDict()
         self._holds = Holds()
 
     def open(self, connection: Connection, address: str) -> bool:
-        """Count a connection; False: there are too many, and none that could give way."""
+        """Count a connection; return False if there are too many and none can give way."""
         self._addresses[connection] = address
         self._count[address] += 1
         has_room = self._count[address] <= self._of_one_address or self._make_room(address)
@@ -67,7 +66,7 @@ class Connections:
         return has_room and (len(self._addresses) <= CONNECTIONS_AT_MOST or self._make_room(None))
 
     def close(self, connection: Connection) -> None:
-        """Forget a connection; it may have been forgotten."""
+        """Forget a connection. Idempotent."""
         self.taken(connection)
         self._waiting.pop(connection, None)
         self._resting.pop(connection, None)
@@ -80,38 +79,38 @@ class Connections:
                 del self._count[address]
 
     def waits(self, connection: Connection) -> None:
-        """Note that from now on it waits for a whole request, unless it did already."""
+        """Note that the connection waits for a whole request, unless it already does."""
         if connection in self._addresses:
             self._waiting.setdefault(connection, monotonic())
 
     def works(self, connection: Connection) -> None:
-        """Note that its request is there."""
+        """Note that the connection's request has arrived."""
         self._waiting.pop(connection, None)
 
     def belongs(self, connection: Connection, client: str) -> None:
-        """Note whose request it is."""
+        """Note which client sent the connection's request."""
         if connection in self._addresses:
             self._clients[connection] = client
 
     def client(self, connection: Connection) -> str:
-        """Whose it is: of the last request's subject, as far as that is known, or else of its address."""
+        """Return the client of the connection: the last request's, if that is known, else its address."""
         return self._clients.get(connection) or self._addresses.get(connection, UNKNOWN_ADDRESS)
 
     def hold_seconds(self, connection: Connection) -> float:
-        """How long the refusal of its request is held, because its client asks too often."""
+        """Return how long the refusal of its request is held, in seconds, because its client asks too often."""
         return self._holds.seconds(self.client(connection))
 
     def rests(self, connection: Connection) -> None:
-        """Note that nobody works on its request yet."""
+        """Note that the connection's request waits for its turn."""
         if connection in self._addresses:
             self._resting.setdefault(connection, None)
 
     def goes_on(self, connection: Connection) -> None:
-        """Note that its request is worked on."""
+        """Note that the connection's request is worked on."""
         self._resting.pop(connection, None)
 
     def untaken(self, connection: Connection, size: int) -> None:
-        """Note how many bytes of its answer are still to be taken; the slowest is left where all are too many."""
+        """Note how many bytes of the answer are unread. If all together are too many, the slowest client is cut off."""
         self._untaken_bytes += size - self._untaken.get(connection, 0)
         self._untaken[connection] = size
         while self._untaken_bytes > UNTAKEN_BYTES_AT_MOST:
@@ -120,17 +119,17 @@ class Connections:
             slowest.give_way()
 
     def taken(self, connection: Connection) -> None:
-        """Note that its answer has been taken, or never will be."""
+        """Note that the answer was read, or never will be."""
         self._untaken_bytes -= self._untaken.pop(connection, 0)
 
     def _make_room(self, address: str | None) -> bool:
-        """Close a connection of whoever has the most that may be closed, of this address or (None) of all.
+        """Close an idle connection of the client that has most of them; of this address only, unless it is None.
 
-        The one that has waited the longest; of those that wait for their turn, the one that has waited the least: what
-        came first is answered first. One that has just been opened has its request on the way, so it comes last.
+        The longest idle one is chosen, but among requests that wait for a turn the newest, because the first one to
+        come is answered first. A connection that was just opened is chosen last: its request is on the way.
 
-        Where an address has too many, its client is told late: one that opens another at once, and again, would have
-        this process do nothing else.
+        A connection that gives way because its address has too many is closed late. Otherwise a client that opens
+        another one at once, again and again, would keep this process busy.
         """
         late = monotonic() - FRESH_SECONDS
         fresh = list(dropwhile(lambda each: self._waiting[each] < late, self._waiting))
@@ -155,23 +154,23 @@ class Connections:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """The connection of a request, as the gate knows it."""
+    """The connection of a request, as the gate sees it."""
 
     has_gone: Callable[[], bool]
     connection: Connection
     register: Connections
 
     def hold_seconds(self) -> float:
-        """How long its refusal is held, because its client asks too often."""
+        """Return how long its refusal is held, in seconds, because its client asks too often."""
         return self.register.hold_seconds(self.connection)
 
     def belongs_to(self, client: str) -> None:
-        """Say whose request it is."""
+        """Note which client sent the request."""
         self.register.belongs(self.connection, client)
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:
-        """Meanwhile nobody works on it: its connection may be closed for another."""
+        """Mark the request as waiting within the block: its connection may be closed for another."""
         self.register.rests(self.connection)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Errors: always `{"code", "message"}` with the right status, and never a 500 for bad input."""
+"""Error answers: always `{"code", "message"}` with the right status, and never a 500 for bad input."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from shared.contracts.fields import (
     TIME_PATTERN,
     UUID_PATTERN,
 )
+from shared.contracts.patterns import DAY, RATE
 from shared.contracts.strict_json import worded
 from shared.runtime.kafka import is_broker_away
 from shared.runtime.postgres import gave_up
@@ -34,8 +35,8 @@ _FORMS = {
     IDENTIFIER_PATTERN: "should be 1 to 64 of A-Z a-z 0-9 _ . : -",
     TIME_PATTERN: "should be an RFC 3339 time with an offset, such as 2026-11-21T12:00:00Z",
     UUID_PATTERN: "should be a UUID",
-    patterns.DAY: "should be a day from 1970 to 2999, such as 2026-11-01",
-    patterns.RATE: 'should be a decimal fraction above 0 and at most 1, such as "0.03", with at most six places',
+    DAY: "should be a day from 1970 to 2999, such as 2026-11-01",
+    RATE: 'should be a decimal fraction above 0 and at most 1, such as "0.03", with at most six places',
     patterns.RECORD_CURSOR: "should be the `next` of another page",
     patterns.RECORD_ID: "should be the id of a record, such as 0-1",
     patterns.POSITION_CURSOR: "should be the `next` of another page, or a position",
@@ -43,12 +44,12 @@ _FORMS = {
 }
 _STATUSES = {
     404: ("not_found", "there is nothing here"),
-    405: ("method_not_allowed", "this method is not offered here"),
+    405: ("method_not_allowed", "this path does not take this method"),
 }
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """Raised where a request is answered with an error."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -56,38 +57,44 @@ class ApiError(Exception):
 
 
 def not_found(what: str) -> ApiError:
-    """404: there is no such thing."""
+    """Return a 404: `what` does not exist, or the caller may not see it."""
     return ApiError(404, "not_found", f"there is no such {what}")
 
 
 def nothing_here() -> ApiError:
-    """404: no such path."""
+    """Return a 404: no route has this path."""
     return ApiError(404, *_STATUSES[404])
 
 
 def invalid(message: str) -> ApiError:
-    """400: what was sent is not what this call takes."""
+    """Return a 400: the request breaks what the route documents."""
     return ApiError(400, "invalid", message)
 
 
 def permission_denied(message: str) -> ApiError:
-    """403: whoever asks may not."""
+    """Return a 403: the caller may not do this."""
     return ApiError(403, "permission_denied", message)
 
 
 def unavailable(what: str) -> ApiError:
-    """503: a server that is needed is away; asking again later helps."""
-    return ApiError(503, "unavailable", f"{what} is away for now: ask again")
+    """Return a 503: a server that the answer needs is unavailable; a later try may succeed."""
+    return ApiError(503, "unavailable", f"{what} is unavailable: try again")
 
 
 def too_many_requests(wait_seconds: float) -> ApiError:
-    """429: whoever asks does so too often, or for too much at once."""
+    """Return a 429: the client asks too often, or for too much at once. It may try again after `wait_seconds`."""
     headers = {"Retry-After": str(math.ceil(wait_seconds))}
-    return ApiError(429, "too_many_requests", "more requests than are taken: ask again a little later", headers)
+    return ApiError(429, "too_many_requests", "too many requests: try again a little later", headers)
 
 
 def sentence(error: Mapping[str, Any], location: Sequence[int | str]) -> str:
-    """What is wrong, from an error of pydantic's: the field's name, and what it should be."""
+    """Return what is wrong: the name of the field, and what it should be.
+
+    Args:
+        error: one error of a pydantic `ValidationError`.
+        location: the path to the field, from the body or the parameters.
+
+    """
     name = ".".join(map(str, location))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "json_invalid":
@@ -109,11 +116,11 @@ def sentence(error: Mapping[str, Any], location: Sequence[int | str]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Give the application its error answers."""
+    """Register the handlers that turn exceptions into error answers."""
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    # Handlers are found by class, and these classes hold faults of ours too: each looks what it has got.
+    # Starlette finds handlers by class, but faults of our own have these classes too. So each handler looks again.
     for kind in (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(KafkaError, _kafka_error)
@@ -126,7 +133,7 @@ def _answer(status: int, code: str, message: str, headers: Mapping[str, str] | N
 
 
 def answer(error: ApiError) -> JSONResponse:
-    """What the client is told."""
+    """Return the response for an error."""
     return _answer(error.status, error.code, error.message, error.headers)
 
 
@@ -145,7 +152,7 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place, *location = first["loc"]
-    if place == "path":  # An id that no id can be: nothing has it.
+    if place == "path":  # The text cannot be an id, so nothing has it.
         return _answer(404, *_STATUSES[404])
     return _answer(400, "invalid", sentence(first, location))
 
@@ -153,18 +160,18 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
     if not gave_up(error):
         return await _internal(request, error)
-    structlog.get_logger().warning("the database is away", error=f"{type(error).__name__}: {error}")
-    return _answer(503, "unavailable", "the database is away for now: ask again")
+    structlog.get_logger().warning("the database is unavailable", error=f"{type(error).__name__}: {error}")
+    return _answer(503, "unavailable", "the database is unavailable: try again")
 
 
 async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
     if not is_broker_away(error):
         return await _internal(request, error)
-    structlog.get_logger().warning("the broker is away", error=f"{type(error).__name__}: {error}")
-    return _answer(503, "unavailable", "the broker is away for now: ask again with the same command_id")
+    structlog.get_logger().warning("the broker is unavailable", error=f"{type(error).__name__}: {error}")
+    return _answer(503, "unavailable", "the broker is unavailable: try again with the same command_id")
 
 
 async def _internal(_: Request, error: Exception) -> JSONResponse:
-    """Answered outside of all else that the application does, so with all headers."""
+    """Starlette sends this answer outside of the middleware, so it carries the safe headers itself."""
     structlog.get_logger().error("a request failed", exc_info=error)
-    return _answer(500, "internal", "something is wrong here, not with the request", SAFE_HEADERS)
+    return _answer(500, "internal", "the server failed; the request is not at fault", SAFE_HEADERS)

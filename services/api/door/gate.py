@@ -1,6 +1,6 @@
-"""What every request passes before any route: its path, who asks, how often, and when it is its turn.
+"""Checks every request before any route sees it: its path, its caller, its rate, and its turn.
 
-It stands before the routes so that what is refused costs little, and so that paths without a route are counted too.
+The gate stands before the routes so that refusals are cheap, and so that unknown paths count too.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from services.api.door.errors import ApiError
 
 PROBES: Final = frozenset({"/healthz", "/readyz"})
 COMMANDS: Final = "/v1/commands"
-# Below it lies what holds somebody's data: asked with a token, unless the settings say otherwise.
+# Paths below it have customer data and need a token, unless authentication is off.
 PROTECTED: Final = "/v1/"
-# Set where a request came to no route because it was answered here.
+# Set in the scope of a request that was answered here and reached no route.
 REFUSED: Final = "drawdown.refused"
-# Of requests that came over no connection: a test's.
+# For requests without a connection, as in tests.
 _NOWHERE: Final = Asking(lambda: False, cast("Any", None), Connections(0))
-# Refused before anybody knows who asks, or what for.
+# Refusals of requests whose caller or content is unknown.
 _IN_VAIN: Final = frozenset({401, 413})
-# Before a long body is looked at, for each KiB of it.
+# How long a request with a body rests before its route runs, for each KiB of the body.
 REST_SECONDS: Final = 0.00025
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# Ids and names of routes have no letter that must be encoded; ':' may be, and some clients do.
+# Paths have no character that must be percent-encoded. Some clients encode ':', which is allowed.
 _ENCODED: Final = re.compile(rb"%(?!3[Aa])")
 
 
 class Gate:
-    """Lets a request pass, or answers it."""
+    """Lets a request pass, or answers it with an error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -84,12 +84,11 @@ class Gate:
         async with contextlib.AsyncExitStack() as stack:
             with asking.resting():
                 made = await stack.enter_async_context(turns.turn(client))
-                # What is answered without waiting for anything, as a path without a route, has a turn like all others:
-                # the client's next request comes in a later pass of the loop.
-                # A long body is looked at for milliseconds: others are answered before.
+                # This gives up the event loop even without a body, so that a client whose requests are answered at
+                # once has one of them in each pass. Parsing a long body takes milliseconds; others are answered before.
                 await asyncio.sleep(len(scope.get(BODY, b"")) // BYTES_OF_A_REQUEST * REST_SECONDS)
             if asking.has_gone():
-                return  # Nobody waits for the answer any more.
+                return  # The client has closed its connection.
 
             async def send_made(message: Message) -> None:
                 made()
@@ -101,7 +100,12 @@ class Gate:
 
 
 async def _receive_body(access: Access, client: str, headers: Headers, receive: Receive) -> bytes:
-    """A body, which counts; one that is refused counts as the longest. Raises ApiError: 400, 408, 413."""
+    """Receive a body and count its size for the client; a refused body counts as the longest.
+
+    Raises:
+        ApiError: 400, 408 or 413.
+
+    """
     size = BODY_LIMIT_BYTES
     try:
         body = await receive_body(receive, int(headers.get("content-length", 0)))
@@ -116,18 +120,18 @@ def _address(scope: Scope) -> str:
 
 
 def _is_stray(scope: Scope, message: Message) -> bool:
-    """Whether this begins the answer to what has no route, or not by this method."""
+    """Return whether this message begins the answer to an unknown path or method."""
     status = message.get("status")
     return status == 405 or (status == 404 and "endpoint" not in scope)
 
 
 def _is_much(scope: Scope, client: str) -> bool:
-    """Whether the client asks too often for what it never gets."""
+    """Count a request that got nothing; return whether the client sends too many of them."""
     access: Access = scope["app"].state.context.access
     return access.asks_in_vain(client)
 
 
 async def _hold(asking: Asking) -> None:
-    """Let whoever asks too often wait."""
+    """Hold the refusal of a client that asks too often."""
     with asking.resting():
         await asyncio.sleep(asking.hold_seconds())

@@ -1,6 +1,6 @@
-"""Heads of requests that two readers could read in two ways: what a proxy in front and this process must never do.
+"""Finds heads of requests that a proxy in front and this process could read differently (request smuggling).
 
-h11 takes some of them, as RFC 9112 lets it. Here they are refused, and the connection with them.
+h11 accepts some of them, as RFC 9112 allows. Here they are refused, and their connection is closed.
 """
 
 import re
@@ -12,14 +12,16 @@ _FOLDED: Final = re.compile(rb"\n[ \t]")
 _REQUEST_LINE: Final = re.compile(rb"[^\r\n]* HTTP/1\.[01]")
 _NAME: Final = re.compile(rb"\n([^\r\n:]*):", re.ASCII)
 _LIST_OF_LENGTHS: Final = re.compile(rb"\ncontent-length[ \t]*:[^\r\n]*,", re.IGNORECASE)
-# Of these a request has one at most.
+# A request has at most one header of each of these names.
 _ONCE: Final = (b"content-length", b"authorization")
 
 
 def fault_of(received: bytes, seen: int = 0) -> str | None:
-    """What is wrong with a head, or the beginning of one, and whatever follows it; None: nothing.
+    """Return what is wrong with the head of a request; None if nothing is.
 
-    Of the first `seen` bytes nothing is looked for again: they were asked for before, when no more had come.
+    Args:
+        received: a whole head with what follows it, or the beginning of a head.
+        seen: how many bytes an earlier call has checked already; they are not searched again.
 
     Sources: RFC 9112, sections 2.2 (line ends), 5.2 (folded lines), 6.1 (both lengths), 6.3 (one length); RFC 9110,
     section 11.6.2 (one `Authorization`).

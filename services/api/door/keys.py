@@ -1,4 +1,4 @@
-"""The public keys that tokens are checked with: a JSON Web Key Set (RFC 7517), from a file or from a URL."""
+"""The public keys that check tokens: a JSON Web Key Set (RFC 7517), from a file or from a URL."""
 
 import asyncio
 import time
@@ -15,13 +15,13 @@ from services.api.door.errors import unavailable
 from shared.runtime.settings import BadSettingError, Settings, is_loopback
 
 FRESH_SECONDS = 300.0
-# However many unknown keys are named: the URL is asked no more often than this.
+# The URL is not asked more often than this, even if tokens name many unknown keys.
 PAUSE_SECONDS = 10.0
 TIMEOUT_SECONDS = 5.0
 BYTES_AT_MOST = 256 * 1024
 KEYS_AT_MOST = 100
 
-# By key type and curve. No "none", and no HMAC: whoever can check such a token can also make one.
+# By key type and curve. No "none", and no HMAC, because a server that can check such a token can also make one.
 _ALGORITHMS = {
     ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     ("EC", "P-256"): ("ES256",),
@@ -31,7 +31,7 @@ _ALGORITHMS = {
 
 
 class _Key(BaseModel):
-    """A key (RFC 7517, section 4) with the numbers that make it, which depend on its type."""
+    """A key (RFC 7517, section 4). Its other fields depend on its type and are kept as they are."""
 
     model_config = ConfigDict(extra="allow")
     kty: str
@@ -43,7 +43,7 @@ class _Key(BaseModel):
     d: str | None = None
 
     def algorithms(self) -> tuple[str, ...]:
-        """What the key's own words let it be used for."""
+        """Return the algorithms that the key's own fields allow."""
         if self.use not in (None, "sig") or (self.key_ops is not None and "verify" not in self.key_ops):
             return ()
         possible = _ALGORITHMS.get((self.kty, self.crv), ())
@@ -55,10 +55,10 @@ class _Keys(BaseModel):
 
 
 class KeySet:
-    """Keys by their ids, each for the algorithms that it may be used with."""
+    """Keys by id and algorithm."""
 
     def __init__(self, text: bytes) -> None:
-        """Read a key set. Raises ValueError: it is none, it has no key for tokens, or it has a private one."""
+        """Read a key set. Raises ValueError if it is malformed, has no key for tokens, or contains a private key."""
         self._keys: dict[tuple[str | None, str], PyJWK] = {}
         for key in _parse(text):
             for algorithm in key.algorithms():
@@ -67,7 +67,7 @@ class KeySet:
             raise ValueError("it has no key for RS, PS, ES or EdDSA signatures")
 
     def find(self, key_id: str | None, algorithm: str) -> PyJWK | None:
-        """The key of that id; of tokens that name none, the only key there is for the algorithm."""
+        """Return the key of this id; without an id, the only key for the algorithm. None if there is none."""
         if key_id is not None:
             return self._keys.get((key_id, algorithm))
         found = [key for (_, of), key in self._keys.items() if of == algorithm]
@@ -77,35 +77,35 @@ class KeySet:
         try:
             self._keys[key.kid, algorithm] = PyJWK(key.model_dump(exclude_none=True), algorithm)
         except PyJWTError as error:
-            structlog.get_logger().warning("a key is left out", kid=key.kid, error=str(error))
+            structlog.get_logger().warning("a key of the key set is not usable", kid=key.kid, error=str(error))
 
 
 def _parse(text: bytes) -> list[_Key]:
     try:
         keys = _Keys.model_validate_json(text).keys
     except ValidationError:
-        raise ValueError("it is no JSON Web Key Set") from None
+        raise ValueError("it is not a JSON Web Key Set") from None
     if any(key.d is not None for key in keys):
-        raise ValueError("it holds a private key: give the public ones only, and replace that one")
+        raise ValueError("it contains a private key: publish public keys only, and replace this one")
     return keys
 
 
 @dataclass(eq=False, slots=True)
 class FixedKeys:
-    """The keys of a file, as they were at the start."""
+    """The keys of a file, read once at the start."""
 
     keys: KeySet
 
     async def find(self, key_id: str | None, algorithm: str) -> PyJWK | None:
-        """The key, or None."""
+        """Return the key, or None if there is none."""
         return self.keys.find(key_id, algorithm)
 
 
 @dataclass(eq=False, slots=True)
 class UrlKeys:
-    """The keys that a URL answers with, asked again from time to time and when a token names one that is unknown.
+    """The keys at a URL. They are fetched again after five minutes, and when a token names an unknown key.
 
-    While the URL does not answer, the keys that it last gave are good.
+    While the URL does not answer, the last keys stay valid.
     """
 
     url: str
@@ -115,7 +115,7 @@ class UrlKeys:
     _asking: "asyncio.Task[None] | None" = None
 
     async def find(self, key_id: str | None, algorithm: str) -> PyJWK | None:
-        """The key, or None. Raises ApiError (503) while there are no keys yet."""
+        """Return the key, or None if there is none. Raises ApiError (503) until keys were fetched once."""
         if time.monotonic() - self._got_at > FRESH_SECONDS:
             self._ask()
         if self._keys is None or self._keys.find(key_id, algorithm) is None:
@@ -123,11 +123,11 @@ class UrlKeys:
             if self._asking is not None:
                 await asyncio.shield(self._asking)
         if self._keys is None:
-            raise unavailable("the server of the keys")
+            raise unavailable("the server of the token keys")
         return self._keys.find(key_id, algorithm)
 
     def _ask(self) -> None:
-        """See to it that the URL is being asked, unless it was just now."""
+        """Start to fetch the keys, unless that was tried within the last ten seconds."""
         if time.monotonic() - self._asked_at > PAUSE_SECONDS:
             self._asked_at = time.monotonic()
             self._asking = asyncio.create_task(self._fetch())
@@ -138,13 +138,14 @@ class UrlKeys:
                 self._keys = KeySet(await _download(self.url))
             self._got_at = time.monotonic()
         except (httpx.HTTPError, ValueError, TimeoutError) as error:
-            structlog.get_logger().warning("no new keys", url=self.url, error=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            structlog.get_logger().warning("the token keys could not be fetched", url=self.url, error=reason)
         finally:
             self._asking = None
 
 
 async def _download(url: str) -> bytes:
-    """What the URL answers, without following it elsewhere."""
+    """Return the body at the URL, without following redirects."""
     async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as client, client.stream("GET", url) as got:
         if got.status_code != httpx.codes.OK:
             raise ValueError(f"it answers {got.status_code}")
@@ -160,18 +161,23 @@ Keys = FixedKeys | UrlKeys
 
 
 def configured_keys(settings: Settings) -> Keys:
-    """The keys that the settings name. Raises BadSettingError: none, both, unusable, or over an open network."""
+    """Return the keys that the settings name.
+
+    Raises:
+        BadSettingError: neither a file nor a URL is set, or both; the file is unusable; or the URL is unencrypted.
+
+    """
     file, url = settings.api_keys_file, settings.api_jwks_url
     if (file is None) == (url is None):
         raise BadSettingError(
-            "the API wants tokens: set either DRAWDOWN_API_KEYS_FILE or DRAWDOWN_API_JWKS_URL "
-            "(or DRAWDOWN_API_AUTHENTICATION=off: then it answers everybody)"
+            "the API needs keys to check tokens: set either DRAWDOWN_API_KEYS_FILE or DRAWDOWN_API_JWKS_URL "
+            "(or DRAWDOWN_API_AUTHENTICATION=off to answer without tokens)"
         )
     if url is not None:
         address = urlsplit(url)
         host = address.hostname or ""
         if not (host and address.scheme == "https") and not (address.scheme == "http" and is_loopback(host)):
-            raise BadSettingError("DRAWDOWN_API_JWKS_URL should begin with https:// (http:// on this machine only)")
+            raise BadSettingError("DRAWDOWN_API_JWKS_URL should begin with https:// (http:// only for this machine)")
         return UrlKeys(url)
     assert file is not None
     try:

@@ -1,14 +1,14 @@
-"""How often one client may ask."""
+"""Limits how often one client may send requests."""
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-# A client that is forgotten begins anew: nothing is lost by it once it has rested for two seconds.
+# The oldest client is forgotten, and starts again with its full burst. After two seconds of rest it has that anyway.
 CLIENTS_AT_MOST = 10_000
 BURST_SECONDS = 2
-# A client that asks too often and does not wait is held this long before it is refused. Of its refusals, over however
-# many connections, so many a second are let go, as long as none waits for the longest.
+# A client that asks too often and does not wait is held this long before it is refused. Over all its connections, this
+# many refusals a second are sent, and none is held longer than the maximum.
 HOLD_SECONDS = 0.5
 HOLD_SECONDS_AT_MOST = 10.0
 LET_GO_A_SECOND = 20
@@ -16,10 +16,10 @@ _NS = 1_000_000_000
 
 
 class RateLimit:
-    """So many requests a second of each client, and two seconds' worth of them at once.
+    """Allows each client `per_second` requests a second, and two seconds' worth of them at once.
 
-    Kept is one number a client: when what it has used will have been earned back (the generic cell rate algorithm,
-    ITU-T I.371).
+    It keeps one number for each client: when the client will have earned back what it has used (the generic cell rate
+    algorithm, ITU-T I.371).
     """
 
     def __init__(self, per_second: int, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
@@ -28,7 +28,7 @@ class RateLimit:
         self._earned_back_at_ns: OrderedDict[str, int] = OrderedDict()
 
     def take(self, client: str) -> float:
-        """Count one request; return 0, or in how many seconds it may be asked: then it was not counted."""
+        """Count one request and return 0; or return the seconds to wait, in which case it was not counted."""
         now_ns = self._now_ns()
         earned_back_at_ns = max(self._earned_back_at_ns.pop(client, now_ns), now_ns)
         wait_ns = earned_back_at_ns + self._each_ns - now_ns - BURST_SECONDS * _NS
@@ -36,7 +36,7 @@ class RateLimit:
         return max(wait_ns, 0) / _NS
 
     def add(self, client: str, requests: int) -> None:
-        """Count what has been worth so many more requests than it was counted for: the next ones wait for it."""
+        """Count a request as this many more, because it cost that much; the client's next requests wait for it."""
         now_ns = self._now_ns()
         self._note(client, max(self._earned_back_at_ns.pop(client, now_ns), now_ns) + requests * self._each_ns)
 
@@ -47,14 +47,14 @@ class RateLimit:
 
 
 class Holds:
-    """When those who ask too often are refused: one of a client after the other, so that nobody else waits for them."""
+    """Delays the refusals of clients that ask too often, one of a client at a time, so that no other client waits."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._last: OrderedDict[str, float] = OrderedDict()
 
     def seconds(self, client: str) -> float:
-        """How long its next refusal is held."""
+        """Return how long the client's next refusal is held, in seconds."""
         now = self._now()
         earliest = max(now + HOLD_SECONDS, self._last.pop(client, now) + 1 / LET_GO_A_SECOND)
         self._last[client] = min(earliest, now + HOLD_SECONDS_AT_MOST)

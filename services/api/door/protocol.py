@@ -1,4 +1,4 @@
-"""HTTP/1.1 as this process speaks it: bounded in connections, size and time, with errors like all others."""
+"""HTTP/1.1 with bounds on connections, size and time, and with errors in the API's own form."""
 
 import asyncio
 import json
@@ -18,35 +18,35 @@ from services.api.door.connections import ASKING, UNKNOWN_ADDRESS, Asking, Conne
 from services.api.door.headers import SAFE_HEADERS
 from services.api.door.heads import fault_of
 
-# The first line and all headers of a request, a token among them; looked at whenever more of them is waited for.
+# For the request line and all headers, including a token. Checked whenever an incomplete head is waited for.
 HEAD_LIMIT_BYTES = 16_384
-# For a whole request, from its head or the answer before; and then for its answer, taken in full.
+# For a whole request, counted from its head or the answer before; then for its answer, until the client has read it.
 RECEIVE_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
-# What a client still sends when it is refused is read for so long, and so much: otherwise it may meet a reset, and not
+# What a refused client still sends is read for this long and this much. Otherwise the client may see a reset instead of
 # the answer.
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 1_048_576
-# An answer is handed over in such pieces, each when the one before is nearly taken.
+# An answer is sent in pieces of this size, each when the client has nearly read the one before.
 PIECE_BYTES = 65_536
-# What has come is read in such pieces, and for so long before others have their turn. A body may come in chunks of one
-# byte, which take the longest to read.
+# Received bytes are parsed in pieces of this size, and for this long before others have their turn. Chunks of one byte
+# take the longest to parse.
 READ_BYTES = 512
 READ_CHUNKED_BYTES = 256
 READ_SECONDS = 0.0005
-# A client that has read so rests so many times as long.
+# After parsing, a client rests this many times as long.
 RESTS = 9
-# So much of a head is read however long it takes: who sends no more waits for nobody else who has more to read.
+# This much of a head is parsed however long it takes, so that clients with usual heads do not wait for others.
 USUAL_HEAD_BYTES = 2_048
-# What chunks may have around them beyond a quarter of what is in them.
+# How many bytes the framing of chunks may have, beyond a quarter of their content.
 FRAMING_LIMIT_BYTES = 1_024
 
 
 class Readers:
-    """Those who have more to read: one of them goes on in each pass of the loop, the clients in turn.
+    """Connections with more bytes to parse: one goes on in each pass of the event loop, the clients in turn.
 
-    A client rests after each reading, however many connections it has, so that reading takes a tenth of the time of
-    this process at most.
+    A client rests after each turn, however many connections it has, so that parsing takes at most a tenth of the time
+    of this process.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Readers:
         self._next: deque[str] = deque()
 
     def wait(self, client: str, read: Callable[[], None]) -> None:
-        """Let it read when it is its client's turn."""
+        """Call `read` when it is the client's turn."""
         if client in self._waiting:
             self._waiting[client].append(read)
         else:
@@ -67,7 +67,7 @@ class Readers:
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        client = self._next[0]  # It stays in front while it reads, so that nobody who comes meanwhile calls this too.
+        client = self._next[0]  # It stays in front while it reads, so that `wait` does not schedule this again.
         began = thread_time()  # A reading that the machine interrupted has not taken longer.
         try:
             self._waiting[client].popleft()()
@@ -87,9 +87,9 @@ class Readers:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What all connections of a process have in common: their register, and the time for the first head of each.
+    """What all connections of a process share: their register, and the seconds until the first head must be there.
 
-    `asks_in_vain` counts, for a client, what it never gets; True: too often.
+    `asks_in_vain` counts a refusal for a client and returns whether the client gets too many.
     """
 
     connections: Connections
@@ -99,7 +99,7 @@ class Bounds:
 
 
 class _ClosedWithCare:
-    """A transport whose `close` is the protocol's to do: uvicorn closes as soon as an answer is written."""
+    """A transport whose `close` calls the protocol, because uvicorn closes as soon as an answer is written."""
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
@@ -110,7 +110,7 @@ class _ClosedWithCare:
 
 
 class BoundedProtocol(H11Protocol):
-    """Refuses the connection that is one too many, and ends those whose client is too slow."""
+    """Refuses connections beyond the bound, and closes those whose client is too slow."""
 
     _deadline: asyncio.TimerHandle | None = None
     _receiving = True
@@ -131,20 +131,20 @@ class BoundedProtocol(H11Protocol):
         self.app = cast("Any", self._answer)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, unless there are too many who do."""
+        """Begin to wait for a request; refuse the connection if there are too many."""
         super().connection_made(cast("asyncio.Transport", _ClosedWithCare(transport, self._close)))
         self._close_at_once = transport.close
         self._address = self.client[0] if self.client else UNKNOWN_ADDRESS
         if self._bounds.connections.open(self, self._address):
-            self._watch(anew=True, seconds=self._bounds.head_seconds)
+            self._watch(restart=True, seconds=self._bounds.head_seconds)
         else:
-            self._refuse(503, "unavailable", "too many connections: ask again", {"Retry-After": "2"})
+            self._refuse(503, "unavailable", "too many connections: try again", {"Retry-After": "2"})
             self._close_at_once()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; the first and the last byte of a request count, the ones between win no time.
+        """Take received bytes. The deadline depends on the first and last byte of a request, not on those between.
 
-        A body may come in tens of thousands of chunks at once. It is read for half a millisecond, then it waits.
+        A body may arrive in tens of thousands of chunks at once. It is parsed for half a millisecond, then it waits.
         """
         if self._refused:
             self._throw_away(len(data))
@@ -160,7 +160,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.pause_reading()
 
     def _read(self) -> None:
-        """Read some of what has come; no more comes before all is read."""
+        """Parse some of the received bytes; no more are received until all are parsed."""
         until, read_bytes = perf_counter() + READ_SECONDS, 0
         while self._unread and not self._refused and not self.transport.is_closing():
             if self._is_unwanted():
@@ -170,13 +170,13 @@ class BoundedProtocol(H11Protocol):
             del self._unread[:size]
             awaits_a_head = self.cycle is None
             self._parse(piece)
-            self._watch(anew=awaits_a_head and self.cycle is not None)
+            self._watch(restart=awaits_a_head and self.cycle is not None)
             read_bytes += len(piece)
             is_usual_head = self.conn.their_state is h11.IDLE and read_bytes < USUAL_HEAD_BYTES
             if perf_counter() > until and not is_usual_head:
                 break
         if self._refused or self.transport.is_closing():
-            self._unread.clear()  # What `_refuse` reads on is thrown away.
+            self._unread.clear()  # Bytes after a refusal are thrown away.
         elif self._unread:
             self.transport.pause_reading()
             self._is_held = self._is_unwanted()
@@ -189,17 +189,17 @@ class BoundedProtocol(H11Protocol):
         self._bounds.readers.wait(self._bounds.connections.client(self), self._read)
 
     def _is_unwanted(self) -> bool:
-        """Whether what comes next is a body that nobody has asked for yet: it may be refused for its head alone."""
+        """Return whether the next bytes are a body that nobody has asked for yet: its head alone may be refused."""
         return self.conn.their_state is h11.SEND_BODY and self._wanted is not self.cycle
 
     def _read_on(self) -> None:
-        """Go on with a body that was held."""
+        """Go on with a body that was held back."""
         if self._is_held:
             self._is_held = False
             self._wait_to_read()
 
     def _parse(self, piece: bytes) -> None:
-        """Hand a piece to the parser, and count how much of it is no part of a body that somebody waits for."""
+        """Hand a piece to the parser, and count how many of its bytes are only framing of a body."""
         cycle = self.cycle if self.conn.their_state is h11.SEND_BODY else None
         had = len(cycle.body) if cycle else 0
         super().data_received(piece)
@@ -211,7 +211,7 @@ class BoundedProtocol(H11Protocol):
             self._refuse_bytes("a body should come in larger chunks")
 
     def handle_events(self) -> None:
-        """Go on with what has come, unless it is a head that others could read in another way."""
+        """Handle what was parsed, unless it is a head that a proxy could read differently."""
         head = self.conn.trailing_data[0] if self.conn.their_state is h11.IDLE else b""
         fault = fault_of(head, self._seen_bytes)
         if fault is None:
@@ -221,12 +221,12 @@ class BoundedProtocol(H11Protocol):
             self.send_400_response(fault)
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, which may have come already."""
+        """Begin to wait for the next request, which may have arrived already."""
         super().on_response_complete()
-        self._watch(anew=True)
+        self._watch(restart=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Forget the connection and its deadline."""
         self._refused = True
         self._bounds.connections.close(self)
         if self._deadline is not None:
@@ -234,11 +234,11 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """What is not HTTP is answered as every other error is."""
+        """Answer what is not HTTP in the form of every other error."""
         self._refuse_bytes(f"{msg} A head may have {HEAD_LIMIT_BYTES} bytes.")
 
     def _refuse_bytes(self, message: str) -> None:
-        """Refuse what has come; late, where an address sends too much of that kind."""
+        """Refuse received bytes; late, if the address sends too many of that kind."""
         self._ignore_the_rest()
         refuse = partial(self._refuse, 400, "invalid", message)
         if self._bounds.asks_in_vain(f"bytes of {self._address}"):
@@ -248,7 +248,7 @@ class BoundedProtocol(H11Protocol):
             refuse()
 
     def give_way(self, after_seconds: float = 0.0) -> None:
-        """End, and do nothing more until then: somebody else needs the place, or the memory."""
+        """Close after this many seconds and do nothing more, because others need the place or the memory."""
         if not after_seconds:
             self.transport.abort()
             return
@@ -257,7 +257,7 @@ class BoundedProtocol(H11Protocol):
         self._deadline = self.loop.call_later(after_seconds, self.transport.abort)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, and hand its answer over no faster than it is taken."""
+        """Let the application answer, and send its answer no faster than the client reads it."""
 
         async def send_in_pieces(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -280,7 +280,7 @@ class BoundedProtocol(H11Protocol):
                 return {"type": "http.disconnect"}
             if self._wanted is not cycle:
                 self._wanted = cycle
-                self._watch(anew=True)
+                self._watch(restart=True)
                 self._read_on()
             return await receive()
 
@@ -291,21 +291,21 @@ class BoundedProtocol(H11Protocol):
             self._bounds.connections.taken(self)
 
     def _said_to_close(self, start: Message) -> Message:
-        """The start of an answer; where it is the last one, it says so (RFC 9112, section 9.6).
+        """Return the start of an answer, with `Connection: close` if it is the last one (RFC 9112, section 9.6).
 
-        Behind half a body nothing is read any more, and a client that did not know would send its next request there.
+        After an incomplete body nothing more is read. Without the header, the client would send its next request there.
         """
         if self.conn.their_state is not h11.SEND_BODY:
             return start
         return {**start, "headers": [*start["headers"], (b"connection", b"close")]}
 
-    def _watch(self, *, anew: bool = False, seconds: float | None = None) -> None:
-        """Set the deadline where what is waited for has changed, or begins anew."""
+    def _watch(self, *, restart: bool = False, seconds: float | None = None) -> None:
+        """Set a new deadline if the state has changed between receiving and answering, or if `restart`."""
         if self._refused or self.transport.is_closing():
             return
         self._note_whether_it_waits()
         receiving = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
-        if receiving is self._receiving and not anew:
+        if receiving is self._receiving and not restart:
             return
         self._receiving = receiving
         if self._deadline is not None:
@@ -323,12 +323,12 @@ class BoundedProtocol(H11Protocol):
     def _late(self) -> None:
         has_begun_a_request = bool(self.conn.trailing_data[0])
         if self.conn.our_state is h11.IDLE and has_begun_a_request:
-            self._refuse(408, "timeout", f"a request should be here within {self._seconds:g} seconds")
+            self._refuse(408, "timeout", f"a request should arrive within {self._seconds:g} seconds")
         else:
             self.transport.abort()
 
     def _refuse(self, status: int, code: str, message: str, headers: dict[str, Any] | None = None) -> None:
-        """Answer and close (RFC 9112, section 9.6: first for writing alone), unless another answer has begun."""
+        """Answer and close, unless another answer has begun. Writing ends first (RFC 9112, section 9.6)."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -336,7 +336,7 @@ class BoundedProtocol(H11Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Say no more; what the client still sends is thrown away, for a while."""
+        """Write no more, and throw away for a while what the client still sends."""
         self._ignore_the_rest()
         self._unread.clear()
         self._bounds.connections.rests(self)
@@ -344,11 +344,11 @@ class BoundedProtocol(H11Protocol):
         self.transport.resume_reading()
         try:
             self.transport.write_eof()
-        except OSError:  # The client has reset it, while nothing was read.
+        except OSError:  # The client has reset the connection while nothing was read.
             self.transport.abort()
 
     def _close(self) -> None:
-        """Close, at once unless more of a body is still being sent: a reset could overtake the answer."""
+        """Close; late if more of a body is still being sent, because a reset could overtake the answer."""
         if self.conn.their_state is h11.SEND_BODY and not self._refused:
             self._end()
         else:
@@ -362,7 +362,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     def _ignore_the_rest(self) -> None:
-        """Look at nothing that comes any more, and let nobody else answer."""
+        """Ignore further bytes, and keep the application from answering."""
         self._refused = True
         if self._deadline is not None:
             self._deadline.cancel()

@@ -1,4 +1,4 @@
-"""Bearer tokens (RFC 6750): JSON Web Tokens, checked (RFC 8725), and what they say about who asks."""
+"""Bearer tokens (RFC 6750): checks JSON Web Tokens (RFC 8725), and reads from them who the caller is."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,7 +15,7 @@ from shared.contracts.fields import Identifier
 from shared.runtime.kafka import murmur2_partition
 from shared.runtime.settings import Settings
 
-# Clocks differ. Tokens go by the true time, not by DRAWDOWN_CLOCK_OFFSET_SECONDS: whoever issues them knows no other.
+# Clocks differ. Tokens are checked by the true time: their issuer knows nothing of DRAWDOWN_CLOCK_OFFSET_SECONDS.
 LEEWAY_SECONDS = 30
 _TIMES = ("exp", "nbf", "iat")
 EVERYBODYS: Literal["*"] = "*"
@@ -28,8 +28,8 @@ _FORMS = {
 _SENTENCES = {
     jwt.ExpiredSignatureError: "the token has expired",
     jwt.ImmatureSignatureError: "the token is not valid yet",
-    jwt.InvalidAudienceError: "the token is for somebody else: its aud is another",
-    jwt.InvalidIssuerError: "the token was issued by somebody else: its iss is another",
+    jwt.InvalidAudienceError: "the token is for another audience: see its aud",
+    jwt.InvalidIssuerError: "the token is from another issuer: see its iss",
 }
 
 
@@ -41,44 +41,49 @@ class _Claims(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: their id, their role, and the Business Centers that are theirs (None: all)."""
+    """The caller of a request: id, role, and the Business Centers they may see (None means all)."""
 
     id: str
     role: Role
     business_centers: frozenset[str] | None
 
     def sees(self, business_center_id: str | None) -> bool:
-        """Whether this Business Center is one of theirs; None is one that nobody knows, or none at all."""
+        """Return whether the caller may see this Business Center; None stands for an unknown one."""
         return self.business_centers is None or business_center_id in self.business_centers
 
     @property
     def scope(self) -> list[str] | None:
-        """Their Business Centers as a query takes them; null: all."""
+        """Return the caller's Business Centers as a query parameter; None means all."""
         return None if self.business_centers is None else sorted(self.business_centers)
 
     def shards(self, count: int) -> list[int] | None:
-        """The shards, of so many, in which their Business Centers are; null: all. Others' are not theirs to watch."""
+        """Return the shards, of `count`, that hold the caller's Business Centers; None means all."""
         if self.business_centers is None:
             return None
         return sorted({murmur2_partition(each.encode(), count) for each in self.business_centers})
 
     def actor(self) -> dict[str, str]:
-        """Who asks, as a command names it."""
+        """Return the caller as the actor of a command."""
         return {"id": self.id, "role": self.role}
 
 
 class Verifier:
-    """Checks tokens with the keys and for the audience that the settings name."""
+    """Checks tokens with the keys, the audience and the issuer from the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises BadSettingError: there are no keys."""
+        """Raise BadSettingError if the settings name no usable keys."""
         self._keys: Keys = configured_keys(settings)
         self._audience = settings.api_audience
         self._issuer = settings.api_issuer
         self._withdrawn = Withdrawn(settings.api_withdrawn_file)
 
     async def caller(self, token: str) -> Caller:
-        """Who asks. Raises ApiError: 401 for a token that proves nothing, 403 for one that says too little."""
+        """Return the caller that a token names.
+
+        Raises:
+            ApiError: 401 for a token that is not valid, 403 for one whose claims are not usable, 503 without keys.
+
+        """
         try:
             return _caller(await self._claims(token))
         except jwt.PyJWTError as error:
@@ -86,12 +91,12 @@ class Verifier:
 
     async def _claims(self, token: str) -> dict[str, Any]:
         if not _is_canonical(token):
-            raise unauthenticated("the token is not written as RFC 7515 says: base64url without padding")
+            raise unauthenticated("the token is not in the form of RFC 7515: base64url without padding")
         header = jwt.get_unverified_header(token)
         algorithm = header.get("alg")
         key = await self._keys.find(header.get("kid"), algorithm) if isinstance(algorithm, str) else None
         if key is None:
-            raise unauthenticated("the token is signed with a key, or in a way, that is not taken here")
+            raise unauthenticated("the token is signed with a key or an algorithm that is not accepted here")
         claims: dict[str, Any] = jwt.decode(
             token,
             key,
@@ -105,28 +110,28 @@ class Verifier:
             if type(claims.get(name, 0)) not in (int, float):
                 raise unauthenticated(f"the token's {name} should be a number (RFC 7519, section 2)")
         if self._withdrawn.has(claims.get("jti")):
-            raise unauthenticated("the token was withdrawn: ask for another")
+            raise unauthenticated("the token was withdrawn: request a new one")
         return claims
 
 
 def unauthenticated(message: str, *, is_there: bool = True) -> ApiError:
-    """401. `is_there`: a token was sent, and is no good."""
+    """Return a 401; `is_there` says that a token was sent, and is not valid."""
     problem = f', error="invalid_token", error_description="{message}"' if is_there else ""
     return ApiError(401, "unauthenticated", message, {"WWW-Authenticate": f'Bearer realm="drawdown"{problem}'})
 
 
 def _is_canonical(token: str) -> bool:
-    """Whether no other text is the same token, but for another signature of the same claims (RFC 7515, section 2)."""
+    """Return whether each part is written in the only form that decodes to its bytes (RFC 7515, section 2)."""
     try:
         return all(base64url_encode(base64url_decode(part)).decode() == part for part in token.split("."))
-    except ValueError:  # What is no base64 at all, or no ASCII.
+    except ValueError:  # Not base64, or not ASCII.
         return False
 
 
 def _sentence(error: jwt.PyJWTError) -> str:
     if isinstance(error, jwt.MissingRequiredClaimError):
         return f"the token lacks the claim {error.claim}"
-    return next((text for kind, text in _SENTENCES.items() if isinstance(error, kind)), "the token is not a good one")
+    return next((text for kind, text in _SENTENCES.items() if isinstance(error, kind)), "the token is not valid")
 
 
 def _caller(claims: dict[str, Any]) -> Caller:

@@ -1,7 +1,7 @@
-"""Whose request is worked on next: a few at once, so many of one client, and the clients in turn.
+"""Decides which request is worked on next: a few at once, a bounded number of each client, and the clients in turn.
 
-Everything here is done by one process on one core. A client that asks for more at once gets nothing done sooner by it,
-and must not make others wait: its requests wait for each other, in a queue of its own.
+One process on one core does all the work. A client that sends many requests at once gets none of them answered sooner,
+and must not delay others: its requests wait for each other, in a queue of the client.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Final
 
 from services.api.door.errors import too_many_requests
 
-# How long a request may wait.
+# How long a request may wait for its turn.
 WAIT_SECONDS: Final = 10.0
 
 _Queue = deque["asyncio.Future[None]"]
@@ -25,9 +25,9 @@ class Turns:
 
     Args:
         at_once: how many requests are worked on at once.
-        of_one: how many of one client are.
-        in_hand: how many of one client are, or have answers that are being taken.
-        waiting: how many of one client may wait.
+        of_one: how many requests of one client are worked on at once.
+        in_hand: how many requests of one client are worked on, or have answers that the client is receiving.
+        waiting: how many requests of one client may wait.
 
     """
 
@@ -43,10 +43,10 @@ class Turns:
     async def turn(self, client: str) -> AsyncIterator[Callable[[], None]]:
         """Wait for the client's turn; it ends with the block.
 
-        Yields what says that the answer is made: then others are worked on while it is being taken.
+        Yields a function to call when the answer is made. Others are then worked on while the client receives it.
 
         Raises:
-            ApiError: 429, too many of this client wait, or for too long.
+            ApiError: 429 if too many requests of this client wait, or this one has waited too long.
 
         """
         await self._wait(client)
@@ -85,7 +85,7 @@ class Turns:
             raise
 
     def _give_up(self, client: str, turn: "asyncio.Future[None]") -> None:
-        """The turn may have come just as nobody waited for it any more."""
+        """Remove a request that no longer waits. Its turn may have come at the same moment; it is given back then."""
         if turn.done() and not turn.cancelled():
             _discount(self._worked_on, client)
             _discount(self._in_hand, client)
@@ -107,7 +107,7 @@ class Turns:
         self._in_hand[client] += 1
 
     def _go_on(self) -> None:
-        """Give turns to those who wait, as long as there is room; whoever had one stands behind the others."""
+        """Give turns to waiting requests while there is room; a client that got one goes to the end of the line."""
         while (client := next(filter(self._has_room, self._queues), None)) is not None:
             queue = self._queues.pop(client)
             turn = queue.popleft()
@@ -119,7 +119,7 @@ class Turns:
 
 
 def _discount(count: Counter[str], client: str) -> None:
-    """One less; a client that has none is forgotten."""
+    """Count one less; forget a client that has none left."""
     count[client] -= 1
     if not count[client]:
         del count[client]

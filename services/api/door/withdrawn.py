@@ -1,4 +1,4 @@
-"""Tokens that are good no more, although they have not expired: a file of their ids, read again when it changes."""
+"""Withdrawn tokens: a file with the ids of tokens that are no longer valid. It is read again when it changes."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import structlog
 
 
 class Withdrawn:
-    """The `jti`s that a file holds, one a line; what stands behind a `#` is a note. Without a file there are none."""
+    """The `jti` claims in a file, one a line, with notes after `#`. Without a file no token is withdrawn."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -14,14 +14,14 @@ class Withdrawn:
         self._ids: frozenset[str] = frozenset()
 
     def has(self, id_: object) -> bool:
-        """Whether the token of this id was withdrawn. While the file cannot be read, what it last held counts."""
+        """Return whether the token of this id was withdrawn. While the file is unreadable, its last content counts."""
         if self._path is None:
             return False
         try:
             self._read_if_changed(self._path)
         except OSError as error:
             if self._seen is not None:
-                structlog.get_logger().error("the withdrawn tokens are not read: put the file back", error=str(error))
+                structlog.get_logger().error("withdrawn tokens cannot be read: put the file back", error=str(error))
             self._seen = None
         return id_ in self._ids
 

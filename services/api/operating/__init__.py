@@ -1,1 +1,1 @@
-"""What operators ask: probes, metrics, who writes the shards, and what grows."""
+"""Operating: probes, metrics, the writers of the shards, and tables that grow."""

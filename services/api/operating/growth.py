@@ -1,4 +1,4 @@
-"""What grows by what others send: quarantine, and the records that wait between shards. Told to Prometheus."""
+"""Measures for Prometheus what other systems can make grow: quarantine, and records that wait between shards."""
 
 import asyncio
 from typing import Final
@@ -14,14 +14,14 @@ from shared.runtime.settings import Settings
 LOOK_SECONDS: Final = 15.0
 _ANSWER_SECONDS: Final = 10.0
 
-QUARANTINE_BYTES = Gauge("drawdown_quarantine_bytes", "What quarantine takes on the database's disk, all months")
-QUARANTINE_MONTHS = Gauge("drawdown_quarantine_months", "The months that quarantine has parts of")
+QUARANTINE_BYTES = Gauge("drawdown_quarantine_bytes", "Bytes that quarantine takes on the database's disk, all months")
+QUARANTINE_MONTHS = Gauge("drawdown_quarantine_months", "Months that have a partition of quarantine")
 FORWARDED_RECORDS = Gauge("drawdown_forwarded_records", "Records that wait for another shard or a replay", ["shard"])
-FORWARDED_BYTES = Gauge("drawdown_forwarded_replay_bytes", "Of those that are replays, their bytes", ["shard"])
+FORWARDED_BYTES = Gauge("drawdown_forwarded_replay_bytes", "Bytes of the waiting records that are replays", ["shard"])
 
 
 async def watch_growth(settings: Settings) -> None:
-    """Look every 15 seconds until cancelled; a database that is away is asked on."""
+    """Measure every 15 seconds until cancelled; while the database is unavailable, try again."""
     while True:
         try:
             connection = await connect(settings, ROLE, "drawdown api growth")
@@ -35,12 +35,14 @@ async def watch_growth(settings: Settings) -> None:
         except Exception as error:
             if not gave_up(error):
                 raise
-            structlog.get_logger().warning("nobody measures quarantine", error=f"{type(error).__name__}: {error}")
+            structlog.get_logger().warning(
+                "quarantine could not be measured: trying again", error=f"{type(error).__name__}: {error}"
+            )
         await asyncio.sleep(LOOK_SECONDS)
 
 
 async def look(connection: asyncpg.Connection) -> None:
-    """Look once."""
+    """Measure once."""
     months, size = await connection.fetchrow(
         "SELECT count(*), coalesce(sum(pg_total_relation_size(inhrelid)), 0) FROM pg_inherits"
         " WHERE inhparent = 'ledger.quarantine'::regclass"

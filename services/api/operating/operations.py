@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics`, and the count of requests."""
+"""Serves `/healthz`, `/readyz` and `/metrics`, and counts requests."""
 
 import time
 from typing import Any
@@ -24,7 +24,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/healthz", summary="Is the process alive?")
 async def healthz() -> dict[str, str]:
-    """Answered as long as the process can."""
+    """Answer as long as the process can."""
     return {"status": "ok"}
 
 
@@ -35,10 +35,10 @@ async def healthz() -> dict[str, str]:
     responses={503: {"model": Readiness, "description": "Not ready"}},
 )
 async def readyz(context: Api) -> JSONResponse:
-    """Tells what the process saw last, at once: nobody is asked, so nothing can hang.
+    """Answer at once with what the process saw last; no server is asked, so nothing can hang.
 
-    `degraded` (200): it can serve, and some shards of the ledger are not written as they should be: `detail` says
-    which, and since when. `not ready` (503): it cannot serve, or nobody writes any shard.
+    `degraded` (200) means that it can serve, but some shards of the ledger are not written as they should be; `detail`
+    names them, and since when. `not ready` (503) means that it cannot serve, or that no shard is written.
     """
     answer = context.readiness()
     return JSONResponse(answer, 503 if answer["status"] == NOT_READY else 200)
@@ -46,18 +46,21 @@ async def readyz(context: Api) -> JSONResponse:
 
 @router.get(
     "/metrics",
-    summary="Metrics for Prometheus, where no tokens are wanted",
-    responses={404: {"model": Problem, "description": "Tokens are wanted: ask the health port"}},
+    summary="Metrics for Prometheus, without authentication",
+    responses={404: {"model": Problem, "description": "Authentication is on: use the health port"}},
 )
 async def metrics(context: Api) -> Response:
-    """In Prometheus's text format. They tell how much goes on in all, so with tokens only the health port has them."""
+    """Return metrics in Prometheus's text format.
+
+    They show the traffic of all Business Centers, so with authentication only the health port has them.
+    """
     if context.access.verifier is not None:
         raise ApiError(404, "not_found", "metrics are at the health port (DRAWDOWN_HEALTH_PORT)")
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 class CountRequests:
-    """Counts requests by route and status, and how long they took."""
+    """Counts requests by route and status, and measures how long they took."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -86,6 +89,6 @@ class CountRequests:
 
 
 def _route(scope: Scope) -> str:
-    """The route's pattern, or why there is none: paths themselves would make a series for every id."""
+    """Return the route's pattern, or why there is none. Paths themselves would make a series for every id."""
     route: Any = scope.get("route")
     return getattr(route, "path", "refused" if REFUSED in scope else "unmatched")

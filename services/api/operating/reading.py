@@ -1,6 +1,7 @@
-"""Whether requests can be answered: the tables that they read are read, again and again, as a request would.
+"""Checks whether requests can be answered, by reading the tables that they read, once a second.
 
-A database may answer and still let nobody read: somebody holds a lock, or all connections of the pool wait for one.
+A database may answer although requests cannot read: another session may hold a lock, or all connections of the pool may
+wait for one.
 """
 
 import asyncio
@@ -15,15 +16,15 @@ from shared.runtime.postgres import gave_up
 
 LOOK_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
-STALE_SECONDS: Final = 15.0  # without a look that ended in any way
+STALE_SECONDS: Final = 15.0  # without a check that ended, whether it succeeded or failed
 
 NOTIFICATIONS = Gauge(
     "drawdown_notification_queue_usage",
-    "How full the database's queue of notifications is (1: whoever notifies is refused)",
+    "How full the database's queue of notifications is (at 1 notifications fail)",
 )
 TRANSACTION_IDS = Gauge(
     "drawdown_oldest_transaction_age",
-    "Transaction ids that the database has used up since the oldest that it still tells apart (2^31: nobody writes)",
+    "Transaction ids that the database has used since the oldest that it still tells apart (at 2^31 writes fail)",
 )
 
 _BOUNDED: Final = "SELECT pg_notification_queue_usage(), (SELECT max(age(datfrozenxid)) FROM pg_database)"
@@ -37,7 +38,7 @@ _TABLES: Final = """
 
 @dataclass(eq=False, slots=True)
 class Reader:
-    """Reads what requests read, and keeps what came of it."""
+    """Reads what requests read, and keeps the result."""
 
     pool: asyncpg.Pool
     problem: str | None = "nothing has been read yet"
@@ -45,17 +46,20 @@ class Reader:
     _statement: str | None = None
 
     async def run(self) -> None:
-        """Read until cancelled. Raises what is no sign of a database that is away or held up."""
+        """Read once a second until cancelled.
+
+        Raises errors that are not signs of an unavailable or blocked database.
+        """
         while True:
             self.problem = await self._problem()
             self._looked_at = monotonic()
             await asyncio.sleep(LOOK_SECONDS)
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether requests can be answered, as seen last, and a sentence."""
+        """Return whether requests can be answered, as seen last, and a sentence about it."""
         silence = monotonic() - self._looked_at
         if silence > STALE_SECONDS:
-            return False, f"nobody has read for {silence:.0f} s what requests read"
+            return False, f"the tables that requests read have not been checked for {silence:.0f} s"
         return self.problem is None, self.problem or "requests can read"
 
     async def _problem(self) -> str | None:

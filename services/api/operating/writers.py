@@ -1,7 +1,7 @@
-"""Who writes the shards, as `/readyz` tells it: what their writers say of themselves, and who says nothing any more.
+"""Watches the writers of the shards for `/readyz`: the state that each reports, and which ones no longer report.
 
-Looked at about once a second, beside the requests: `/readyz` answers with what was seen last. All times are compared by
-the database's clock.
+The state is read about once a second, apart from requests; `/readyz` answers with what was read last. All times are
+compared by the database's clock.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from shared.runtime.settings import Settings
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 5.0  # for the database
-STALE_SECONDS = 15.0  # without a look that succeeded: what was seen says nothing of now
-SILENT_SECONDS = 5.0  # without a word from a shard's writer
+STALE_SECONDS = 15.0  # without a successful look, what was seen is too old
+SILENT_SECONDS = 5.0  # without a report from a shard's writer
 BEHIND_SECONDS = 10.0  # how long a record may wait
 AHEAD_SECONDS = 60.0  # how far ledger time may be ahead of the clock: domain page, section 1
 
@@ -34,13 +34,13 @@ DEGRADED: Final = "degraded"
 
 UNWRITTEN: Final = "unwritten"
 STOPPED: Final = "stopped"
-# Its owner lives, and has said nothing of it yet: for no longer than it may be silent.
+# Its owner is alive and has not reported yet, for no longer than a writer may be silent.
 TAKEN: Final = "taken"
 _BEHIND: Final = "behind"
 _AHEAD: Final = "ahead"
 _WELL: Final = frozenset({"writing", TAKEN})
 
-SHARDS_UNWRITTEN = Gauge("drawdown_shards_unwritten", "Shards that nobody writes, or whose writer has stopped")
+SHARDS_UNWRITTEN = Gauge("drawdown_shards_unwritten", "Shards that no process writes, or whose writer has stopped")
 
 _LOOK = """
     SELECT s.shard, s.owner,
@@ -60,7 +60,7 @@ _LOOK = """
 
 
 class ShardReadiness(BaseModel):
-    """Who writes a shard, and how it goes; `since` is of the state, `waiting_since` of the oldest record that waits."""
+    """The writer of a shard and its state. `since` is of the state, `waiting_since` of the oldest waiting record."""
 
     shard: int
     state: Annotated[str, known("writing", "loading", "waiting", STOPPED, TAKEN, UNWRITTEN)]
@@ -75,13 +75,13 @@ class Readiness(BaseModel):
     """Whether the process can serve, and whether the ledger is being written."""
 
     status: Annotated[str, known(READY, DEGRADED, NOT_READY)]
-    detail: Annotated[str, Field(examples=["nobody writes shard 2 since 2026-11-21T12:00:00Z"])]
+    detail: Annotated[str, Field(examples=["nobody has written shard 2 since 2026-11-21T12:00:00Z"])]
     shards: list[ShardReadiness]
 
 
 @dataclass(eq=False, slots=True)
 class Writers:
-    """What was seen last of the shards' writers."""
+    """The last seen states of the shards' writers."""
 
     settings: Settings
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -90,17 +90,17 @@ class Writers:
     _looked_at: float | None = None
 
     async def run(self) -> None:
-        """Look again and again until cancelled; a database that is away is asked on."""
+        """Look once a second until cancelled; while the database is unavailable, try again."""
         while True:
             try:
                 await self._look_until_lost()
             except Exception as error:
-                if not gave_up(error):  # Of that its contact tells.
+                if not gave_up(error):  # Health reports an unavailable database.
                     raise
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _look_until_lost(self) -> None:
-        """Over a connection of its own, which is dropped and not closed: a database may answer nobody."""
+        """Look over a connection of its own. It is dropped without a goodbye, because the database may not answer."""
         connection = await connect(self.settings, ROLE, "drawdown api shards")
         try:
             while True:
@@ -121,7 +121,7 @@ class Writers:
         self._looked_at = monotonic()
 
     def _note_the_taken(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remember since when an owner has said nothing of its shard."""
+        """Remember since when an owner has not reported on its shard."""
         now = monotonic()
         before, self._taken = self._taken, {}
         for row in rows:
@@ -133,11 +133,17 @@ class Writers:
         return row["shard"] in self._taken and monotonic() - self._taken[row["shard"]][1] > SILENT_SECONDS
 
     def readiness(self, is_ready: bool, detail: str) -> dict[str, Any]:
-        """The answer of `/readyz`, where the process says of itself whether it is ready."""
+        """Return the answer of `/readyz`.
+
+        Args:
+            is_ready: whether the process itself can serve.
+            detail: a sentence about the process itself.
+
+        """
         if not is_ready:
             return self._answer(NOT_READY, detail)
         if self._looked_at is None or monotonic() - self._looked_at > STALE_SECONDS:
-            return self._answer(NOT_READY, "nobody has looked lately who writes the shards")
+            return self._answer(NOT_READY, "the writers of the shards have not been checked lately")
         if all(map(_is_unwritten, self.shards)):
             return self._answer(NOT_READY, "; ".join(self.problems) or "the ledger has no shards: drawdown migrate")
         if self.problems:
@@ -153,12 +159,12 @@ def _is_unwritten(shard: Mapping[str, Any]) -> bool:
 
 
 def _is_told(row: Mapping[str, Any]) -> bool:
-    """Whether the shard's owner has said how it stands."""
+    """Return whether the shard's present owner has reported its state."""
     return row["state"] is not None and row["is_reported"]
 
 
 def _seen(row: Mapping[str, Any], *, is_mute: bool) -> dict[str, Any]:
-    """A shard as it is answered. What a former owner said does not count, what waits now is not known then."""
+    """Return the answer of a shard. A former owner's report does not count, so its waiting records are unknown."""
     state, since, detail = _state(row, is_mute=is_mute)
     waits = _is_told(row)
     return {
@@ -173,22 +179,22 @@ def _seen(row: Mapping[str, Any], *, is_mute: bool) -> dict[str, Any]:
 
 
 def _state(row: Mapping[str, Any], *, is_mute: bool) -> tuple[str, Any, str]:
-    """The state, since when, and a sentence."""
+    """Return the state, since when it holds, and a sentence about it."""
     if row["owner"] is None:
-        return UNWRITTEN, row["seen_at"], "no process has it"
+        return UNWRITTEN, row["seen_at"], "no process owns it"
     if not row["is_alive"]:
         return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is gone"
     if is_mute:
-        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} lives and has never said how it stands"
+        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is alive and has never reported its state"
     if not _is_told(row):
-        return TAKEN, None, "its owner has said nothing of it yet"
+        return TAKEN, None, "its owner has not reported its state yet"
     if row["is_silent"]:
-        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} says nothing any more"
+        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} no longer reports its state"
     return row["state"], row["since"], row["detail"]
 
 
 def _trouble(shard: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What is wrong with a shard: the state, or that it is behind or ahead, and what its writer says of it."""
+    """Return what is wrong with a shard (its state, or that it is behind or ahead) and its writer's detail."""
     if shard["state"] == UNWRITTEN:
         return UNWRITTEN, ""
     if shard["state"] not in _WELL:
@@ -199,7 +205,7 @@ def _trouble(shard: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, str
 
 
 def _sentences(seen: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> list[str]:
-    """A sentence for each trouble, with all shards that have it."""
+    """Return one sentence for each trouble, with all shards that have it."""
     groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for shard, row in seen:
         trouble = _trouble(shard, row)
@@ -209,20 +215,21 @@ def _sentences(seen: Iterable[tuple[dict[str, Any], Mapping[str, Any]]]) -> list
 
 
 def _sentence(trouble: str, detail: str, shards: list[dict[str, Any]]) -> str:
-    many = len(shards) > 1
-    named = f"{'shards' if many else 'shard'} {', '.join(str(each['shard']) for each in shards)}"
+    noun, are, have = ("shards", "are", "have") if len(shards) > 1 else ("shard", "is", "has")
+    named = f"{noun} {', '.join(str(each['shard']) for each in shards)}"
+    since = _since(shards, "since")
     if trouble == UNWRITTEN:
-        return f"nobody writes {named}{_since(shards, 'since')}"
+        return f"nobody has written {named}{since}" if since else f"nobody writes {named}"
     if trouble == _BEHIND:
-        records = sum(each["waiting_records"] for each in shards)
-        return f"{named} {'are' if many else 'is'} behind: {records:,} records wait{_since(shards, 'waiting_since')}"
+        records, oldest = sum(each["waiting_records"] for each in shards), _since(shards, "waiting_since")
+        return f"{named} {are} behind: {records:,} records wait, the oldest{oldest}"
     if trouble == _AHEAD:
-        return f"{named} {'are' if many else 'is'} ahead of the clock: what is decided before {detail} is dated then"
-    told = f": {detail}" if detail else ""
-    return f"{named} {'are' if many else 'is'} {trouble}{_since(shards, 'since')}{told}"
+        return f"{named} {are} ahead of the clock: what is decided before {detail} is dated then"
+    state = f"{have} been {trouble}{since}" if since else f"{are} {trouble}"
+    return f"{named} {state}: {detail}" if detail else f"{named} {state}"
 
 
 def _since(shards: list[dict[str, Any]], name: str) -> str:
-    """The earliest of these times, to the second."""
+    """Return " since" and the earliest of these times, to the second; empty if there is none."""
     times = [each[name] for each in shards if each[name] is not None]
     return f" since {min(times)[:19]}Z" if times else ""

@@ -1,4 +1,4 @@
-"""Business Centers, ad accounts and campaigns as the ledger stood at a time: the figures that are answered live."""
+"""Reads the figures of Business Centers, ad accounts and campaigns as the ledger stood at a past time."""
 
 from collections import Counter
 from datetime import date
@@ -25,7 +25,10 @@ _NO_BUDGET: dict[str, Any] = {
 async def pockets_at(
     connection: asyncpg.Connection, entity: Entity, moment: Moment, money: list[Any]
 ) -> tuple[Counter[str], int]:
-    """The entity's own pockets in micros, and its credit limit. `money`: what moved since the last closing."""
+    """Return the entity's own pockets and its credit limit, in micros.
+
+    `money` has the rows of `money_since_closing`, here and below.
+    """
     rows = await connection.fetch(
         """
         SELECT m.pocket, sum(m.amount) AS amount, sum(m.limit_change) AS limit_change
@@ -51,7 +54,7 @@ async def pockets_at(
 async def business_center_spend_at(
     connection: asyncpg.Connection, entity: Entity, moment: Moment, money: list[Any]
 ) -> dict[str, int]:
-    """Billed and overdelivered of a Business Center, in micros."""
+    """Return what a Business Center's spend billed and overdelivered, in micros."""
     row = await connection.fetchrow(
         """
         SELECT coalesce(sum(s.billed), 0) AS billed, coalesce(sum(s.overdelivered), 0) AS overdelivered
@@ -72,7 +75,10 @@ async def ad_account_spend_at(
     money: list[Any],
     period: tuple[date, date] | None,
 ) -> tuple[dict[str, int], int]:
-    """Billed and overdelivered of an ad account, and the billed of the days of `period` (None: 0), in micros."""
+    """Return what an account's spend billed and overdelivered, and what the days of `period` billed, in micros.
+
+    Without a period the latter is 0.
+    """
     row = await connection.fetchrow(
         """
         SELECT coalesce(sum(s.billed), 0) AS billed, coalesce(sum(s.overdelivered), 0) AS overdelivered,
@@ -91,7 +97,7 @@ async def ad_account_spend_at(
 async def campaign_spend_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, today: date
 ) -> dict[str, int] | None:
-    """Billed, overdelivered and the billed of `today` of a campaign, in micros; None: it never spent."""
+    """Return what a campaign's spend billed, overdelivered, and billed `today`, in micros; None if it never spent."""
     money = await money_since_closing(connection, entity, moment, campaign_id=campaign_id)
     row = await connection.fetchrow(
         """
@@ -115,7 +121,11 @@ async def campaign_spend_at(
 async def budget_at(
     connection: asyncpg.Connection, entity: Entity, moment: Moment, facts: list[Any]
 ) -> tuple[dict[str, Any], list[asyncpg.Record]]:
-    """An account's budget, `spent` being what a custom one has counted; and the money since the last closing."""
+    """Return an account's budget, and the money since the last closing.
+
+    The budget's `spent` is what a custom budget has counted, in micros. `facts` are those of `facts_since_closing`,
+    here and below.
+    """
     budget = await _closed_budget(connection, entity, moment)
     for position, kind, _, details in facts:
         if is_budget(kind):
@@ -129,7 +139,7 @@ async def budget_at(
 async def campaign_budget_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Any]
 ) -> dict[str, Any] | None:
-    """Mode and amount of a campaign's budget; None: it was never set."""
+    """Return mode and amount of a campaign's budget; None if it was never set."""
     found = await connection.fetchrow(
         """
         SELECT b.mode, b.amount
@@ -153,7 +163,7 @@ async def campaign_budget_at(
 async def causes_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Any]
 ) -> list[str]:
-    """The own pause causes of a campaign, or (campaign_id '') of the account."""
+    """Return the pause causes of a campaign itself, or of the account if `campaign_id` is empty."""
     causes = await connection.fetchval(
         """
         SELECT p.causes
@@ -175,7 +185,10 @@ async def causes_at(
 async def business_center_facts_at(
     connection: asyncpg.Connection, entity: Entity, moment: Moment
 ) -> tuple[asyncpg.Record, list[dict[str, str]]]:
-    """Currency, zone, since when it allocates automatically, the bound of one spend; and the accounts left out."""
+    """Return the facts of a Business Center, and the ad accounts left out of automatic allocation.
+
+    The facts are currency, zone, the instant from which it allocates automatically, and the bound for one spend.
+    """
     row = await connection.fetchrow(
         """
         SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
@@ -202,7 +215,7 @@ async def business_center_facts_at(
 
 
 async def ad_account_facts_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> asyncpg.Record:
-    """What an account is, and whether it took part in automatic allocation."""
+    """Return an account's own fields, and whether it took part in automatic allocation."""
     return await connection.fetchrow(
         """
         SELECT a.ad_account_id, a.business_center_id, a.billing, a.buying_type, a.time_zone,
@@ -222,7 +235,12 @@ async def ad_account_facts_at(connection: asyncpg.Connection, entity: Entity, mo
 async def campaign_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, today: Today
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """A campaign's budget and causes, and its figures of spend. Raises ApiError (404): there was none yet."""
+    """Return a campaign's budget and causes, and its figures of spend.
+
+    Raises:
+        ApiError: 404 if there was no such campaign at that time.
+
+    """
     period = today.period("daily")
     assert period is not None
     facts = await facts_since_closing(connection, entity, moment)
@@ -255,7 +273,7 @@ async def _closed_budget(connection: asyncpg.Connection, entity: Entity, moment:
 
 
 def _set_budget(budget: dict[str, Any], position: int, details: dict[str, Any]) -> None:
-    """What a budget fact says. A custom budget that is set anew keeps what it has counted."""
+    """Apply a budget fact. A custom budget that is set again keeps what it has counted (domain page, section 4.5)."""
     budget.update(
         mode=details["mode"],
         amount=details["amount"],

@@ -1,7 +1,8 @@
-"""`GET /v1/ledger`: entries in the order of shard and position, filtered.
+"""`GET /v1/ledger`: filtered entries in the order of shard and position.
 
-The ledger has no index by entity: that would slow down every write. The balance read model notes in which
-blocks of 65,536 positions an entity has entries, so only those are searched, and what it has not read yet.
+The ledger has no index by entity, because that would slow down every write. The balance read model notes in which
+blocks of 65,536 positions an entity has entries. Only these blocks are searched, and the entries that the read model
+has not read yet.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN
 from shared.ledger.details import shown_causes, shown_details
 from shared.runtime.kafka import murmur2_partition
 
-# So many blocks a request: then the page ends early, and `next` goes on.
+# After this many blocks a page ends early, and `next` goes on from there.
 BLOCKS_AT_MOST = 64
 _LAST_POSITION = 2**63 - 1
 
@@ -33,7 +34,7 @@ After = Annotated[
     str | None,
     Query(
         pattern=patterns.POSITION_CURSOR,
-        description="The `next` of the page before, or a position: of each shard, what is beyond it",
+        description="The `next` of the page before, or a position: then the entries after it, of each shard",
     ),
 ]
 
@@ -42,7 +43,7 @@ router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is looked for. None: anything. `scope`: the Business Centers of who asks."""
+    """The filters of a request; None means any. `scope` has the caller's Business Centers."""
 
     business_center_id: str | None
     ad_account_id: str | None
@@ -50,7 +51,7 @@ class Search:
     scope: list[str] | None
 
     def sees(self, business_center_id: str) -> bool:
-        """Whether entries of this Business Center are for who asks."""
+        """Return whether the caller may see entries of this Business Center."""
         return self.scope is None or business_center_id in self.scope
 
 
@@ -65,13 +66,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where a page begins: beyond a position of one shard, or (no shard) of each."""
+    """A page begins after this position, of one shard or (`shard` is None) of each."""
 
     shard: int | None
     position: int
 
     def clip(self, span: Span) -> Span | None:
-        """What of a span lies beyond the cursor."""
+        """Return the part of a span after the cursor; None if there is none."""
         if self.shard is not None and span.shard != self.shard:
             return span if span.shard > self.shard else None
         first = max(span.first, self.position + 1)
@@ -88,9 +89,9 @@ async def get_ledger(
     after: After = None,
     limit: Limit = 100,
 ) -> Response:
-    """Entries of the caller's Business Centers, by shard and position.
+    """List entries of the caller's Business Centers by shard and position, a page at a time.
 
-    A page may be shorter than `limit`: `next` says whether there is more.
+    A page may be shorter than `limit`; `next` tells whether there are more.
     """
     cursor = _parse_cursor(after)
     source = UUID(source_event_id) if source_event_id else None
@@ -110,7 +111,7 @@ def _parse_cursor(after: str | None) -> Cursor:
 async def _scan(
     connection: asyncpg.Connection, search: Search, spans: list[Span], limit: int
 ) -> tuple[list[asyncpg.Record], str | None]:
-    """At most `limit` entries, and where to go on; None: there is no more."""
+    """Return at most `limit` entries, and the cursor of the next page; None if there are no more."""
     found: list[asyncpg.Record] = []
     for number, span in enumerate(_blocks(spans)):
         if number == BLOCKS_AT_MOST:
@@ -123,7 +124,7 @@ async def _scan(
 
 
 def _blocks(spans: list[Span]) -> Iterator[Span]:
-    """The spans cut into pieces of at most a block."""
+    """Cut the spans into pieces of at most one block."""
     for span in spans:
         for first in range(span.first, span.last + 1, BLOCK_POSITIONS):
             yield Span(span.shard, first, min(first + BLOCK_POSITIONS - 1, span.last))
@@ -153,7 +154,7 @@ async def _search_span(connection: asyncpg.Connection, search: Search, span: Spa
 
 
 async def _spans(connection: asyncpg.Connection, search: Search, shards: int) -> list[Span]:
-    """Where what is looked for can be, by shard and position; what is another's is looked for nowhere."""
+    """Return the spans that may have matching entries, by shard and position; none for what the caller may not see."""
     if search.business_center_id is not None and not search.sees(search.business_center_id):
         return []
     if search.source is not None:
@@ -178,7 +179,7 @@ async def _spans(connection: asyncpg.Connection, search: Search, shards: int) ->
 async def _spans_of_entity(
     connection: asyncpg.Connection, shard: int, business_center_id: str, ad_account_id: str
 ) -> list[Span]:
-    """The blocks that the read model names, and all that it has not read yet."""
+    """Return the blocks that the read model names for an entity, and all positions that it has not read yet."""
     head = await connection.fetchrow(
         """
         SELECT s.position, coalesce(c.position, 0) AS indexed
@@ -202,7 +203,7 @@ async def _spans_of_entity(
 
 
 async def _spans_of_scope(connection: asyncpg.Connection, scope: list[str], shards: int) -> list[Span]:
-    """The blocks of each of these Business Centers; several of a shard may share some."""
+    """Return the blocks of each of these Business Centers; those of one shard may share some."""
     spans: set[Span] = set()
     for business_center_id in scope:
         shard = murmur2_partition(business_center_id.encode(), shards)
@@ -211,7 +212,7 @@ async def _spans_of_scope(connection: asyncpg.Connection, scope: list[str], shar
 
 
 async def _spans_of_source(connection: asyncpg.Connection, source: UUID, scope: list[str] | None) -> list[Span]:
-    """The entries that a command or event of these Business Centers caused: they stand together, in its shard."""
+    """Return the spans of the entries that a command or event caused; such entries are consecutive in its shard."""
     commands = await connection.fetch(
         "SELECT shard, first_position, position FROM ledger.outcomes "
         "WHERE command_id = $1 AND first AND first_position IS NOT NULL "
@@ -261,7 +262,10 @@ def _text(value: object) -> str | None:
 
 
 def _details(kept: str | None) -> dict[str, Any] | None:
-    """None where they cannot be read, too: the audits name such an entry, and the others of its page are answered."""
+    """Return an entry's details; None also if they are unreadable, so that the rest of the page is still answered.
+
+    The audits report such an entry.
+    """
     try:
         return shown_details(kept)
     except ValueError:

@@ -1,8 +1,8 @@
-"""A moment of the past: which position of a shard it corresponds to, and what has moved there since the last closing.
+"""A moment of the past: the position of a shard at that time, and what moved there since the last closing.
 
-The balance follower closes its books now and then (`balance.closings`). The state at a position is what the closings
-up to it say and what the entries since the last of them add: never more entries than lie between two closings, and of
-those only the blocks in which the entity has any.
+The balance follower closes its books from time to time (`balance.closings`). The state at a position is the sum of the
+closings up to it, plus the entries since the last of them. So a read touches no more entries than lie between two
+closings, and only the blocks in which the entity has any.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ At = Annotated[
     Query(
         pattern=TIME_PATTERN,
         max_length=64,
-        description="RFC 3339: answer as the ledger stood at this ledger time, entries recorded at it included. "
+        description="RFC 3339. Answer as the ledger stood at this ledger time, including entries recorded at it. "
         "Write the `+` of an offset as `%2B`.",
         examples=["2026-11-21T12:00:00Z"],
     ),
@@ -43,7 +43,7 @@ BLOCK_POSITIONS = 65_536  # of balance.entry_blocks
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """Whose past it is: a Business Center (ad_account_id '') or an ad account, and when it was opened."""
+    """A Business Center (`ad_account_id` is empty) or an ad account, and when it was opened."""
 
     business_center_id: str
     ad_account_id: str
@@ -56,7 +56,8 @@ class Entity:
 class Moment:
     """A time, and the last batch recorded by then.
 
-    `closed` is the last closing at or before `position` (0: none); `policy` what the batch was decided by.
+    `closed` is the position of the last closing at or before `position`, or 0. `policy` is the waterfall policy of the
+    batch.
     """
 
     at_us: int
@@ -67,7 +68,7 @@ class Moment:
     policy: dict[str, list[str]]
 
     def as_of(self) -> dict[str, Any]:
-        """The answer's `as_of`."""
+        """Return the answer's `as_of`."""
         return {
             "recorded_at": time(self.recorded_at),
             "shards": [{"shard": self.shard, "position": self.position}],
@@ -75,7 +76,7 @@ class Moment:
 
 
 async def find_business_center(connection: asyncpg.Connection, caller: Caller, business_center_id: str) -> Entity:
-    """Raises ApiError (404) for a Business Center that is not there."""
+    """Return a Business Center. Raises ApiError (404) if there is none, or the caller may not see it."""
     row = await connection.fetchrow(
         "SELECT business_center_id, '' AS ad_account_id, shard, time_zone, opened_at FROM balance.business_centers "
         "WHERE business_center_id = $1",
@@ -87,7 +88,7 @@ async def find_business_center(connection: asyncpg.Connection, caller: Caller, b
 
 
 async def find_ad_account(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Entity:
-    """Raises ApiError (404) for an ad account that is not there."""
+    """Return an ad account. Raises ApiError (404) if there is none, or the caller may not see it."""
     row = await connection.fetchrow(
         "SELECT business_center_id, ad_account_id, shard, time_zone, opened_at FROM balance.ad_accounts "
         "WHERE ad_account_id = $1",
@@ -103,13 +104,22 @@ Read = Callable[[asyncpg.Connection, Entity, Moment], Awaitable[T]]
 
 
 async def read_at(context: Context, caller: Caller, at: str, find: Find, id_: str, read: Read[T]) -> T:
-    """What `read` finds at that time, in one snapshot of the database.
+    """Return what `read` finds at that time, in one snapshot of the database.
 
-    Waits until the balance read model has got to the moment's position: its index of blocks must be complete.
+    This waits until the balance read model has got to the moment's position, because its index of blocks must be
+    complete.
+
+    Args:
+        context: the connections and the clock.
+        caller: who may see the entity or not.
+        at: an RFC 3339 time.
+        find: returns the entity, or raises ApiError (404).
+        id_: the entity's id, for `find`.
+        read: reads the answer of the entity at the moment.
 
     Raises:
-        ApiError: 400 for a time that is none or in the future, 404 for an entity that was not there then, 503 when
-            the read model does not get there in time.
+        ApiError: 400 for a time that does not exist or is in the future, 404 for an entity that did not exist then,
+            503 if the read model does not get there in time.
 
     """
     at_us = _parse(at)
@@ -131,7 +141,7 @@ def _parse(at: str) -> int:
     try:
         return parse_time(at)
     except (ValueError, OverflowError):
-        raise invalid("at is a time that no calendar has") from None
+        raise invalid("at is a time that does not exist") from None
 
 
 async def _folded(connection: asyncpg.Connection, context: Context, entity: Entity, at_us: int) -> int:
@@ -154,14 +164,14 @@ async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Mom
         shard,
         at,
     )
-    assert batch is not None, "what was opened by then was opened in a batch"
+    assert batch is not None, "an entity that was opened by then has a batch"
     closed = await last_closing(connection, shard, batch["last_position"])
     policy = DEFAULT_POLICY if batch["content"] is None else json.loads(batch["content"])
     return Moment(at_us, shard, batch["last_position"], batch["recorded_at"], closed, policy)
 
 
 async def last_closing(connection: asyncpg.Connection, shard: int, position: int) -> int:
-    """The last closing of a shard at or before a position; 0: none."""
+    """Return the position of a shard's last closing at or before a position; 0 if there is none."""
     found = await connection.fetchval(
         "SELECT max(position) FROM balance.closings WHERE shard = $1 AND position <= $2", shard, position
     )
@@ -176,15 +186,16 @@ async def money_since_closing(
     campaign_id: str | None = None,
     custom_start: int | None = None,
 ) -> list[asyncpg.Record]:
-    """Sums of the entries after the last closing: `holder`, `pocket`, `day`, `overdelivery`, `limit_changed`,
-    `counted`, `amount`.
+    """Return sums of the entries with money from the last closing to the moment.
+
+    A row has `holder`, `pocket`, `day`, `overdelivery`, `limit_changed`, `counted` and `amount` in micros.
 
     Args:
-        connection: of the snapshot.
-        entity: whose; of a Business Center also its ad accounts' entries.
-        moment: up to when.
-        campaign_id: only this campaign's.
-        custom_start: where the account's custom budget began: it has `counted` what was charged beyond.
+        connection: a connection in the snapshot.
+        entity: the owner of the entries. Those of a Business Center include its ad accounts'.
+        moment: the end.
+        campaign_id: counts only entries of this campaign.
+        custom_start: the position where the account's custom budget began. Charges after it are `counted`.
 
     """
     rows: list[asyncpg.Record] = await connection.fetch(
@@ -200,7 +211,7 @@ async def money_since_closing(
             SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
               AND e.amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
               AND ($6::text IS NULL OR e.campaign_id = $6)
-            OFFSET 0  -- Span by span, by position: nothing else may be scanned.
+            OFFSET 0  -- Keeps the planner to one index scan for each span.
         ) AS entries
         GROUP BY 1, 2, 3, 4, 5, 6
         """,
@@ -217,7 +228,10 @@ async def money_since_closing(
 async def facts_since_closing(
     connection: asyncpg.Connection, entity: Entity, moment: Moment
 ) -> list[tuple[int, str, str | None, dict[str, Any]]]:
-    """Budgets set and causes changed after the last closing, in order: position, kind, campaign, details."""
+    """Return the facts about budgets and pauses from the last closing to the moment, in order.
+
+    Each is position, kind, campaign and details.
+    """
     rows = await connection.fetch(
         """
         SELECT position, kind, campaign_id, details
@@ -241,7 +255,7 @@ async def facts_since_closing(
 async def spans_after(
     connection: asyncpg.Connection, entity: Entity, closed: int, until: int
 ) -> tuple[list[int], list[int]]:
-    """Where the entity can have entries beyond `closed` and up to `until`: first and last positions."""
+    """Return first and last positions of the spans, after `closed` and up to `until`, where the entity has entries."""
     after = closed + 1
     rows = await connection.fetch(
         "SELECT block FROM balance.entry_blocks WHERE business_center_id = $1 AND ad_account_id = $2 "
@@ -258,12 +272,12 @@ async def spans_after(
 
 
 def is_budget(kind: str) -> bool:
-    """Does a fact of this kind say what an account's budget is?"""
+    """Return whether a fact of this kind sets an account's budget."""
     return kind in BUDGET_KINDS
 
 
 def sum_spend(rows: list[Any]) -> tuple[int, int]:
-    """Billed and overdelivered of the entries that `money_since_closing` summed."""
+    """Return what rows of `money_since_closing` billed and overdelivered, in micros."""
     spent = [row for row in rows if row["day"] is not None]
     billed = -sum(int(row["amount"]) for row in spent if not row["overdelivery"])
     return billed, sum(int(row["amount"]) for row in spent if row["overdelivery"])

@@ -17,10 +17,11 @@ from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, Day, PathId, Spend, microseconds
+from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY
+from shared.contracts.fields import Day
 from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
@@ -36,14 +37,14 @@ Balance = Callable[[Counter[str], int, dict[str, Any]], dict[str, Any]]
 
 
 class _SeriesFields(BaseModel):
-    """The days asked for, without those before the opening and those that have not begun."""
+    """The requested days, without those before the opening and those that have not begun."""
 
     time_zone: str
     as_of: AsOf
 
 
 class BusinessCenterDay(BaseModel):
-    """The balance at the day's end (of the present day: now), and the spend that belongs to the day."""
+    """The balance at the day's end (now, for the present day), and the spend that belongs to the day."""
 
     day: str
     balance: BusinessCenterBalance
@@ -58,7 +59,7 @@ class BusinessCenterSeries(_SeriesFields):
 
 
 class AdAccountDay(BaseModel):
-    """The balance at the day's end (of the present day: now), and the spend that belongs to the day."""
+    """The balance at the day's end (now, for the present day), and the spend that belongs to the day."""
 
     day: str
     balance: AdAccountBalance
@@ -110,7 +111,7 @@ def _example(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Days:
-    """The days of a series, and the instants in µs at which they end."""
+    """The days of a series, and the instants at which they end, in µs since the Unix epoch."""
 
     days: list[int]
     ends: list[int]
@@ -125,11 +126,11 @@ class _Days:
 async def get_business_center_series(
     business_center_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
 ) -> dict[str, Any]:
-    """One row a day of the Business Center's time zone.
+    """Return one row for each day of the Business Center's time zone.
 
-    `balance` is the closing balance: what had been recorded by the day's end. `spend` goes by the spend's own day
-    instead, in its ad account's time zone, net of all that arrived or was reversed since: late spend changes a past
-    day's spend, never its balance. Days before the opening and days that have not begun are left out.
+    `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
+    day, in its ad account's time zone, net of reversals. So late spend and reversals change the spend of a past day,
+    but never its balance. Days before the opening and days that have not begun are left out.
     """
     days = _parse_days(from_, to)
     async with context.snapshot() as connection:
@@ -153,11 +154,11 @@ async def get_business_center_series(
 async def get_ad_account_series(
     ad_account_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
 ) -> dict[str, Any]:
-    """One row a day of the ad account's time zone.
+    """Return one row for each day of the ad account's time zone.
 
-    `balance` is the closing balance: what had been recorded by the day's end. `spend` goes by the spend's own day
-    instead, net of all that arrived or was reversed since: late spend changes a past day's spend, never its balance.
-    Days before the opening and days that have not begun are left out.
+    `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
+    day, net of reversals. So late spend and reversals change the spend of a past day, but never its balance. Days
+    before the opening and days that have not begun are left out.
     """
     days = _parse_days(from_, to)
     async with context.snapshot() as connection:
@@ -219,7 +220,7 @@ async def _read_series(
 
 
 def _existing(entity: Entity, asked: range, now_us: int) -> _Days:
-    """Those of the days asked for that have begun, from the day of the opening on."""
+    """Return the requested days that have begun, from the day of the opening on."""
     calendar = zone(entity.time_zone)
     opened, today = calendar.day(microseconds(entity.opened_at)), calendar.day(now_us)
     days = [day for day in asked if opened <= day <= today]
@@ -229,9 +230,9 @@ def _existing(entity: Entity, asked: range, now_us: int) -> _Days:
 async def _movements(
     connection: asyncpg.Connection, entity: Entity, days: _Days, position: int
 ) -> tuple[dict[int, Counter[str]], dict[int, int]]:
-    """What moved in each pocket, and in the credit limit, until the first day's end and on each day after it.
+    """Return what moved in each pocket and in the credit limit, up to the first day's end and on each later day.
 
-    Of whole closings by the quarter of an hour, of the entries since then one by one.
+    Movements up to the last closing are summed by quarters of an hour; the entries after it are read one by one.
     """
     closed = await last_closing(connection, entity.shard, position)
     rows = await connection.fetch(
@@ -270,7 +271,7 @@ async def _movements(
 
 
 async def _policies(connection: asyncpg.Connection, shard: int, days: _Days) -> dict[int, dict[str, Any]]:
-    """The policy of the last batch of each day, or before it."""
+    """Return the policy of the last batch by the end of each day."""
     rows = await connection.fetch(
         """
         SELECT ends.number, p.content

@@ -1,1 +1,1 @@
-"""Reads of the present: what the read models hold now. Each module with a `router` is a way in."""
+"""The present: routes that answer from the read models as they are now. Each module with a `router` is a way in."""

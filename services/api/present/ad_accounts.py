@@ -34,7 +34,7 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 async def list_ad_accounts(
     business_center_id: PathId, context: Api, caller: AnyRole, limit: Limit = 100, after: AfterId = None
 ) -> Response:
-    """A page of a Business Center's ad accounts, by id."""
+    """List the ad accounts of a Business Center by id, a page at a time."""
     async with context.snapshot() as connection:
         shard = await connection.fetchval(
             "SELECT shard FROM balance.business_centers WHERE business_center_id = $1", business_center_id
@@ -54,10 +54,11 @@ async def list_ad_accounts(
     summary="Balance, budget, delivery and spend of an ad account",
 )
 async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, at: At = None) -> dict[str, Any]:
-    """One ad account, now or as the ledger stood `at` a past ledger time.
+    """Return one ad account, now or as the ledger stood `at` a past ledger time.
 
-    The budget's period and the changes of the day are those of that time, by the account's calendar. Of the past,
-    `as_of` names the last batch recorded by then. In the future: 400; before the account was opened: 404.
+    With `at`, the budget's period and the changes of the day are those of that time, by the account's calendar, and
+    `as_of` names the last batch that was recorded by then. A time in the future answers 400, a time before the account
+    was opened 404.
     """
     if at is not None:
         return await read_at(context, caller, at, find_ad_account, ad_account_id, _ad_account_at)
@@ -68,7 +69,12 @@ async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, a
 
 
 async def checkpoints_of(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Checkpoints:
-    """How far the account's shard has been read. Raises ApiError (404) for an account that is not there."""
+    """Return how far the balance read model has got in the account's shard.
+
+    Raises:
+        ApiError: 404 if there is no such ad account, or the caller may not see it.
+
+    """
     row = await connection.fetchrow(
         "SELECT shard, business_center_id FROM balance.ad_accounts WHERE ad_account_id = $1", ad_account_id
     )
@@ -80,7 +86,7 @@ async def checkpoints_of(connection: asyncpg.Connection, caller: Caller, ad_acco
 async def read_ad_accounts(
     connection: asyncpg.Connection, ids: list[str], checkpoints: Checkpoints, clock: Clock
 ) -> dict[str, dict[str, Any]]:
-    """These ad accounts in the order of their ids, as they are answered."""
+    """Return the answers of these ad accounts by id, in the order of their ids."""
     rows = await connection.fetch(
         """
         SELECT a.ad_account_id, a.business_center_id, a.shard, a.billing, a.buying_type, a.time_zone,
@@ -122,7 +128,16 @@ def ad_account_answer(
     balance: dict[str, str],
     spend: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """An ad account as it is answered. `row`: what it is, its budget's setting and its causes."""
+    """Return the answer of an ad account.
+
+    Args:
+        row: the account's own fields, its budget's setting and its pause causes.
+        today: the day in the account's zone.
+        spent_in_period: what the budget's current period has counted, in micros.
+        balance: from `ad_account_balance`.
+        spend: sums of `billed` and `overdelivered` in micros; None means none.
+
+    """
     names = ("ad_account_id", "business_center_id", "billing", "buying_type", "time_zone", "automatic_allocation")
     return {
         **{name: row[name] for name in names},
@@ -167,7 +182,7 @@ async def _ids_after(connection: asyncpg.Connection, business_center_id: str, af
 async def _spent_in_periods(
     connection: asyncpg.Connection, rows: list[asyncpg.Record], todays: dict[str, Today]
 ) -> dict[str, int]:
-    """What daily and monthly budgets have counted in their current period: the billed of its days."""
+    """Return what daily and monthly budgets have counted in their current period: the sum billed on its days."""
     ids: list[str] = []
     firsts: list[date] = []
     lasts: list[date] = []

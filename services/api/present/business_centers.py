@@ -25,7 +25,7 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 async def list_business_centers(
     context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None
 ) -> dict[str, Any]:
-    """A page of the caller's Business Centers, by id."""
+    """List the caller's Business Centers by id, a page at a time."""
     async with context.snapshot() as connection:
         rows = await connection.fetch(
             "SELECT business_center_id FROM balance.business_centers WHERE business_center_id > $1 "
@@ -52,9 +52,10 @@ async def list_business_centers(
 async def get_business_center(
     business_center_id: PathId, context: Api, caller: FinanceReader, at: At = None
 ) -> dict[str, Any]:
-    """One Business Center, now or as the ledger stood `at` a past ledger time.
+    """Return one Business Center, now or as the ledger stood `at` a past ledger time.
 
-    Of the past, `as_of` names the last batch recorded by then. In the future: 400; before it was opened: 404.
+    With `at`, `as_of` names the last batch that was recorded by then. A time in the future answers 400, a time before
+    the Business Center was opened 404.
     """
     if at is not None:
         return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
@@ -69,7 +70,7 @@ async def get_business_center(
 
 
 async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
-    """Those of these Business Centers that exist, in the order of their ids, as they are answered."""
+    """Return the answers of those Business Centers that exist, by id, in the order of their ids."""
     rows = await connection.fetch(
         """
         SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,

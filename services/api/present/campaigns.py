@@ -29,7 +29,7 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 async def get_campaign(
     ad_account_id: PathId, campaign_id: PathId, context: Api, caller: AnyRole, at: At = None
 ) -> dict[str, Any]:
-    """One campaign, now or as the ledger stood `at` a past ledger time; it exists from its first spend or budget on."""
+    """Return one campaign, now or as the ledger stood `at` a past time. It exists from its first spend or budget on."""
 
     async def past(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
         today = Today.at(entity.time_zone, moment.at_us)
@@ -51,7 +51,7 @@ async def get_campaign(
 def _answer(
     ad_account_id: str, campaign_id: str, row: Mapping[str, Any], today: Today, spend: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A campaign as it is answered, but for its `as_of`."""
+    """Return the answer of a campaign without its `as_of`."""
     return {
         "ad_account_id": ad_account_id,
         "campaign_id": campaign_id,

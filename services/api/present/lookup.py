@@ -1,4 +1,4 @@
-"""`POST /v1/events/lookup`: what became of many events, for whoever published them."""
+"""`POST /v1/events/lookup`: tells a publisher what became of many events."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
 
 
 class PublishedEvent(BaseModel):
-    """An event by its id, and by where the broker put it; what is not known is left out."""
+    """An event, named by its id, by its place on the topic, or by both; leave out what you do not know."""
 
     model_config = ConfigDict(frozen=True)
     event_id: Uuid | None = None
@@ -34,17 +34,15 @@ class PublishedEvent(BaseModel):
 
 
 class EventsLookup(BaseModel):
-    """Which events, and from where on to look into quarantine; without `after` it is not looked into."""
+    """The events to look up, and where to start in quarantine; without `after`, quarantine is not searched."""
 
     model_config = ConfigDict(frozen=True)
     events: Annotated[list[PublishedEvent], Field(min_length=1, max_length=EVENTS_AT_MOST)]
-    after: Annotated[str, Field(pattern=_CURSOR, description="The `next` of a look before they were sent")] | None = (
-        None
-    )
+    after: Annotated[str, Field(pattern=_CURSOR, description="The `next` of an earlier lookup")] | None = None
 
 
 class FoundEvent(BaseModel):
-    """What became of an event. Of a quarantined one: the record's id there, the reason and the sentence."""
+    """What became of an event; for a quarantined one also the id of the record, the reason and the detail."""
 
     state: Annotated[str, known(CHARGED, QUARANTINED, WAITING, UNKNOWN)]
     record_id: str | None = None
@@ -53,7 +51,7 @@ class FoundEvent(BaseModel):
 
 
 class FoundEvents(BaseModel):
-    """One answer for each event, in the order in which they were asked; `next` goes into a later `after`."""
+    """One answer for each event, in the order of the request. Pass `next` as `after` in a later lookup."""
 
     events: list[FoundEvent]
     next: str
@@ -72,11 +70,12 @@ _EVENT = {"event_id": "0193b0a5-7c00-7000-8000-000000000001", "partition": 0, "o
     openapi_extra=body_schema(EVENTS_LOOKUP, {"events": {"events": [_EVENT], "after": "12.0.3.4"}}),
 )
 async def look_up_events(request: Request, context: Api, caller: FinanceReader) -> dict[str, Any]:
-    """Say of each event of the caller's Business Centers whether it is in the ledger or in quarantine.
+    """Tell for each event of the caller's Business Centers whether it is in the ledger or in quarantine.
 
-    `charged`: an event of this id is in the ledger, be it this one or one before. `quarantined`: the record at this
-    partition and offset of `spend.events` was quarantined beyond `after`; offsets begin anew with another broker, so
-    look once before you publish and pass its `next`. `waiting`: the record was not read yet. `unknown`: none of these.
+    `charged` means that the ledger has an event of this id, this one or an earlier one. `quarantined` means that the
+    record at this partition and offset of `spend.events` was quarantined after `after`. Offsets start again with
+    another broker, so make one lookup before you publish and pass its `next`. `waiting` means that the record was not
+    read yet. `unknown` means none of these.
     """
     asked = await read_body(request, EVENTS_LOOKUP)
     async with context.snapshot() as connection:
@@ -96,7 +95,7 @@ def _found(
     quarantined: Mapping[tuple[int | None, int | None], dict[str, str]],
     read_up_to: Mapping[int, int],
 ) -> dict[str, str]:
-    """Quarantine first: what is in the ledger may be another event of the same id."""
+    """Decide the state of an event. Quarantine goes first, because the ledger may have another event of the same id."""
     refused = quarantined.get((event.partition, event.offset))
     if refused is not None:
         return {"state": QUARANTINED, **refused}
@@ -107,7 +106,7 @@ def _found(
 
 
 async def _shards(connection: asyncpg.Connection, scope: list[str] | None) -> list[asyncpg.Record]:
-    """How far each shard is read, and its last quarantined record; for a scope the last of its own."""
+    """Return how far each shard has read its topic, and its last quarantined record within the scope."""
     rows: list[asyncpg.Record] = await connection.fetch(
         """
         SELECT s.shard, s.spend_offset, CASE WHEN $1::text[] IS NULL THEN s.quarantine_sequence ELSE coalesce((
@@ -136,7 +135,7 @@ async def _charged(connection: asyncpg.Connection, asked: EventsLookup, scope: l
 async def _quarantined(
     connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None
 ) -> dict[tuple[int | None, int | None], dict[str, str]]:
-    """By partition and offset; of a record that was quarantined again, the last time."""
+    """Return quarantined records by partition and offset; of one quarantined several times, the last record."""
     if asked.after is None:
         return {}
     rows = await connection.fetch(

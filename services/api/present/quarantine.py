@@ -1,4 +1,4 @@
-"""Quarantined records: listed with their raw bytes, and sent back to their shard after a fix."""
+"""Quarantined records: lists them with their raw bytes, and sends them back to their shard after a fix."""
 
 from typing import Annotated, Any
 
@@ -17,27 +17,30 @@ from services.api.present import quarantined
 from shared.contracts.known import known
 from shared.rules.vocabulary import QUARANTINE_REASONS
 
-# What can be asked for: also a reason of a newer version, which this one does not know.
+# A filter may name any reason, because a newer version may have written reasons that this one does not know.
 Reason = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="A reason", examples=["unknown_ad_account"])
+    str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="A reason of quarantine", examples=["unknown_ad_account"])
 ]
 RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 
-Force = Annotated[bool, Field(description="Also where the reason cannot have changed: for an administrator of all")]
+Force = Annotated[
+    bool, Field(description="Send even records that fail again unchanged; for administrators of all Business Centers")
+]
 _REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "A record that would only fail again, or whose bytes are not kept"},
-    429: {"model": Problem, "description": "Too many replayed records wait: ask again a little later"},
+    422: {"model": Problem, "description": "A record would only fail again, or its bytes are not stored as a whole"},
+    429: {"model": Problem, "description": "Too many replayed records wait: try again a little later"},
 }
 
 router = APIRouter(tags=["quarantine"], responses=READ_PROBLEMS)
 
 
 class QuarantinedRecord(BaseModel):
-    """A record that was not allocated; `raw` is base64, null for a record without a value.
+    """A record that was not allocated; `raw` is base64, and null for a record without a value.
 
-    A replay that failed names in `replay_of` the first record, whose raw bytes it shows. Of a record that is too large
-    to be kept, `raw` is its beginning, `raw_bytes` its size and `raw_sha256` the SHA-256 of all of it; null for others.
-    Of one that is kept and has more than 2 MiB, from an earlier version, the beginning and the size are shown.
+    A replay that failed names the first record in `replay_of`, and shows its raw bytes. For a record that is too large
+    to be stored, `raw` is its beginning, `raw_bytes` its size and `raw_sha256` the SHA-256 of all its bytes; for other
+    records these two are null. For a stored record above 2 MiB, from an earlier version, the beginning and the size are
+    shown.
     """
 
     id: str
@@ -55,17 +58,17 @@ class QuarantinedRecord(BaseModel):
 
 
 class QuarantinedRecords(BaseModel):
-    """Records by shard and sequence; `next` goes into `after`, and is null when there is no more for now."""
+    """Records by shard and sequence. Pass `next` as `after` for the next page; null means none for now."""
 
     entries: list[QuarantinedRecord]
     next: str | None
 
 
 class Replayed(BaseModel):
-    """How many records were sent back; where a `limit` has ended it, `next` goes into `after` to go on.
+    """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to go on.
 
-    `waiting` is how many were left out: they wait for their shard, or were sent back and have not failed since.
-    `not_whole` is how many of a reason were: they are not kept whole.
+    `waiting` counts the records that were skipped because they wait for their shard, or were sent back and have not
+    failed since. `not_whole` counts those of a reason that were skipped because they are not stored as a whole.
     """
 
     replayed: int
@@ -80,10 +83,11 @@ def _either(schema: dict[str, Any]) -> None:
 
 
 class ReplayRequest(BaseModel):
-    """Which records: either these ids, or all of a reason that were not replayed yet.
+    """The records to send back: either these ids, or all records of a reason that were not replayed yet.
 
-    `limit`, how many at most, and `after`, the `next` of the answer before, belong to a reason. Records that are
-    `too_large`, `malformed` or `invalid` fail again as they did: they want `force`, from an administrator of all.
+    `limit` (how many at most) and `after` (the `next` of the answer before) belong to a reason. Records that are
+    `too_large`, `malformed` or `invalid` fail again unchanged. They need `force`, from an administrator of all Business
+    Centers.
     """
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
@@ -115,9 +119,10 @@ async def list_quarantine(
     ] = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
-    """Records by shard and sequence: those that name one of the caller's Business Centers, or all to who has all.
+    """List quarantined records by shard and sequence, a page at a time.
 
-    A page holds at most 1 MiB, or one record, and so may be shorter than `limit`: `next` says whether there is more.
+    A caller sees the records that name one of their Business Centers; with `"*"` in the token, all records. A page
+    holds at most 1 MiB, or one record, so it may be shorter than `limit`; `next` tells whether there are more.
     """
     start = quarantined.parse_id(after or "0-0")
     async with context.snapshot() as connection:
@@ -130,7 +135,7 @@ async def list_quarantine(
 async def read_record(
     record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)], context: Api, caller: FinanceReader
 ) -> dict[str, Any]:
-    """A record with its raw bytes: all that are kept, up to 2 MiB."""
+    """Return a record with its stored raw bytes, up to 2 MiB."""
     async with context.snapshot() as connection:
         row = await quarantined.record(connection, caller, record_id)
     if row is None:
@@ -148,12 +153,13 @@ async def read_record(
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
 async def replay_several(request: Request, context: Api, caller: FinanceWriter) -> dict[str, Any]:
-    """Send records back to their shard: these ids, or all of a reason that were not replayed yet.
+    """Send records back to their shard: these ids, or all records of a reason that were not replayed yet.
 
-    At most 1,000 ids, of records of 8 MiB together (413). Those of a reason are sent in the order of shard and
-    sequence, a thousand at a time: what was sent stays sent if the call is broken off, and asking again goes on behind
-    it. What is quarantined anew meanwhile is left alone. A record that waits for its shard, or was sent back and has
-    not failed since, is left out and counted as `waiting`; one of a reason that is not kept whole as `not_whole`.
+    One request takes at most 1,000 ids, whose records may have 8 MiB together (413). Records of a reason are sent in
+    the order of shard and sequence, a thousand at a time. If the call is interrupted, what was sent stays sent, and
+    another call goes on after it. Records that are quarantined in the meantime are not sent. A record that waits for
+    its shard, or was sent back and has not failed since, is skipped and counted as `waiting`; a record of a reason that
+    is not stored as a whole is skipped and counted as `not_whole`.
     """
     wanted = await read_body(request, REPLAY_REQUEST)
     if wanted.ids is not None:
@@ -169,7 +175,10 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     response_model_exclude_none=True,
     summary="Send one record back",
     responses={
-        409: {"model": Problem, "description": "It waits for its shard, or was sent back and has not failed since"},
+        409: {
+            "model": Problem,
+            "description": "The record waits for its shard, or was sent back and has not failed since",
+        },
         **_REPLAY_PROBLEMS,
     },
 )
@@ -177,7 +186,10 @@ async def replay_one(
     record_id: Annotated[str, Path(pattern=patterns.RECORD_ID)],
     context: Api,
     caller: FinanceWriter,
-    force: Annotated[bool, Query(description="Also where the reason cannot have changed: for who has all")] = False,
+    force: Annotated[
+        bool,
+        Query(description="Send even a record that fails again unchanged; for administrators of all Business Centers"),
+    ] = False,
 ) -> dict[str, Any]:
-    """Send a record back to its shard, as it came; of a replay that failed, the first record."""
+    """Send a record back to its shard, unchanged; for a replay that failed, send the first record."""
     return await replay_one_id(context, caller, record_id, force=force)

@@ -1,4 +1,4 @@
-"""Rows of quarantine as they are answered. Of a replay that failed, the first record holds the bytes."""
+"""Reads rows of quarantine and makes their answers. The bytes of a failed replay are stored with its first record."""
 
 import base64
 from typing import Any, Final
@@ -8,12 +8,12 @@ import asyncpg
 from services.api.door.tokens import Caller
 from services.api.models import time
 
-# A page ends early rather than be longer than this.
+# A page ends early so that its answer is not longer than this.
 PAGE_BYTES = 1024 * 1024
-# What an entry takes in JSON beside its sentence and its raw bytes, at most.
+# At most this much of an entry in JSON is neither its detail nor its raw bytes.
 _REST_BYTES: Final = 1024
 
-# Rows from before there were bounds may hold any size. Of one with more bytes the beginning is shown.
+# Rows of earlier versions, without bounds, may have any size. Of those with more bytes only the beginning is shown.
 _WHOLE_BYTES: Final = 2 * 1024 * 1024
 _BEGINNING_BYTES: Final = 4 * 1024
 _DETAIL_CHARACTERS: Final = 2000
@@ -36,23 +36,23 @@ _RECORDS: Final = f"""
 
 
 def parse_id(text: str) -> tuple[int, int]:
-    """Shard and sequence."""
+    """Return the shard and the sequence of a record's id."""
     shard, _, sequence = text.partition("-")
     return int(shard), int(sequence)
 
 
 def record_id(shard: int, sequence: int) -> str:
-    """As it is answered."""
+    """Return the id of a record, as the API shows it."""
     return f"{shard}-{sequence}"
 
 
 async def page(
     connection: asyncpg.Connection, caller: Caller, start: tuple[int, int], reason: str | None, limit: int
 ) -> tuple[list[asyncpg.Record], bool]:
-    """The caller's records beyond `start`, as many as a page carries, and whether there are more.
+    """Return the caller's records after `start`, as many as fit on a page, and whether there are more.
 
-    At least one, where there is any: none has more than `_WHOLE_BYTES`. Those beyond the page's bytes are never read
-    from where PostgreSQL keeps them.
+    A page has at least one record if there is any, because none shows more than `_WHOLE_BYTES`. PostgreSQL does not
+    read the bytes of records beyond the page.
     """
     rows: list[asyncpg.Record] = await connection.fetch(
         f"""
@@ -98,7 +98,7 @@ async def _is_more(
 
 
 async def record(connection: asyncpg.Connection, caller: Caller, id: str) -> asyncpg.Record | None:
-    """One record; None where there is none, or it is not the caller's."""
+    """Return one record; None if there is none, or the caller may not see it."""
     row: asyncpg.Record | None = await connection.fetchrow(
         _RECORDS + " WHERE q.shard = $1 AND q.sequence = $2", *parse_id(id)
     )
@@ -106,7 +106,7 @@ async def record(connection: asyncpg.Connection, caller: Caller, id: str) -> asy
 
 
 def answer(row: asyncpg.Record) -> dict[str, Any]:
-    """As JSON."""
+    """Return the answer of a record, ready for JSON."""
     raw, sha256, replayed_at, first = row["raw"], row["raw_sha256"], row["replayed_at"], row["replay_sequence"]
     return {
         "id": record_id(row["shard"], row["sequence"]),

@@ -3,10 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlencode
 
 import asyncpg
@@ -14,23 +13,22 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AsOf, Day, Money, PathId, money
+from services.api.models import AsOf, Money, PathId, money
 from services.api.pieces import unhurried
-from services.api.present.deals import read_deal
-from shared.contracts.zones import zone
-from shared.ledger.times import to_datetime
+from services.api.present.deals import read_deal, read_deal_checkpoints
+from services.incentives import cash_spend, spend_detail
+from services.incentives.deals import Deal
+from shared.contracts.fields import Day
 from shared.rules.calendar import date_text
 
-DAYS_LATE = 2
 JSON_ROWS, JSON_ROWS_AT_MOST, CSV_ROWS_AT_MOST = 100, 1_000, 10_000
 COLUMNS = ("day", "ad_account_id", "business_center_id", "currency", "cash_spend")
-# What a spreadsheet takes for the beginning of a formula.
+# Spreadsheets take a cell that begins with one of these for a formula.
 _FORMULA = tuple("=+-@\t\r")
 
 router = APIRouter(tags=["deals"], responses={**READ_PROBLEMS, **UNREADABLE_DEAL})
@@ -47,7 +45,7 @@ class SpendDetailRow(BaseModel):
 
 
 class SpendDetail(BaseModel):
-    """`data_until` is the last day there is; the totals are those of all rows from `from` to `to`, of every page."""
+    """Rows of spend detail. `data_until` is the last day with data; the totals cover all pages from `from` to `to`."""
 
     deal_id: str
     time_zone: str
@@ -61,7 +59,7 @@ class SpendDetail(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Where a page begins: beyond a row; and how many rows it has at most."""
+    """A page begins after the row of this day and ad account, and has at most `limit` rows."""
 
     after: tuple[date, str]
     limit: int
@@ -86,19 +84,19 @@ _EXAMPLE = {
     "as_of": {"recorded_at": "2026-03-12T12:00:00.000000Z", "shards": [{"shard": 0, "position": 4711}]},
 }
 _CSV_EXAMPLE = ",".join(COLUMNS) + "\r\n2026-03-10,acct-1,bc-1,USD,80000.000000\r\n"
-From = Annotated[Day | None, Query(alias="from", description="Absent: the deal's first day", examples=["2026-03-01"])]
-To = Annotated[Day | None, Query(description="Absent: the deal's last day", examples=["2026-03-31"])]
+From = Annotated[Day | None, Query(alias="from", description="Default: the deal's first day", examples=["2026-03-01"])]
+To = Annotated[Day | None, Query(description="Default: the deal's last day", examples=["2026-03-31"])]
 After = Annotated[str | None, Query(pattern=patterns.ROW_CURSOR, description="The `next` of the page before")]
 Rows = Annotated[
     int | None,
     Query(
         ge=1,
         le=CSV_ROWS_AT_MOST,
-        description=f"How many rows at most: {JSON_ROWS} unless said, of CSV {CSV_ROWS_AT_MOST}; a page of JSON never "
-        f"has more than {JSON_ROWS_AT_MOST}",
+        description=f"How many rows at most: by default {JSON_ROWS}, for CSV {CSV_ROWS_AT_MOST}. A page of JSON has "
+        f"{JSON_ROWS_AT_MOST} rows at most.",
     ),
 ]
-Format = Annotated[Literal["json", "csv"] | None, Query(description="Stronger than the header `Accept`")]
+Format = Annotated[Literal["json", "csv"] | None, Query(description="Overrides the header `Accept`")]
 
 
 @router.get(
@@ -125,31 +123,28 @@ async def get_spend_detail(
     limit: Rows = None,
     format: Format = None,
 ) -> Response:
-    """Rows by day and ad account; a day is the deal's, and the last one is two days ago in its time zone.
+    """Return cash spend by day and ad account. Days are those of the deal's time zone; the last one is two days ago.
 
-    Late spend and reversals count on the day of the spend, so a row may still change. As CSV (RFC 4180, with a header
-    row) with `format=csv` or `Accept: text/csv`; a further page is then named by the header `Link`, and an id that a
-    spreadsheet would take for a formula has a `'` in front.
+    Late spend and reversals count on the day of the spend, so a row may still change. With `format=csv` or
+    `Accept: text/csv` the answer is CSV (RFC 4180, with a header row). The header `Link` then names the next page, and
+    an id that a spreadsheet would take for a formula gets a `'` in front.
     """
     as_csv = format == "csv" or (format is None and _prefers_csv(request.headers.get("accept", "")))
     page = _parse_page(after, limit, as_csv=as_csv)
     async with context.snapshot() as connection:
         deal = await read_deal(connection, caller, deal_id)
-        shards = await connection.fetch(
-            "SELECT DISTINCT shard FROM balance.ad_accounts WHERE ad_account_id = ANY($1)", deal["ad_account_ids"]
-        )
-        checkpoints = await read_checkpoints(connection, "incentives", [row["shard"] for row in shards])
-        until = zone(deal["time_zone"]).day(checkpoints.now_us(context.clock)) - DAYS_LATE
+        checkpoints = await read_deal_checkpoints(connection, deal)
+        until = spend_detail.last_day(deal, checkpoints.now_us(context.clock))
         days = _days(deal, from_, to, until)
-        totals = await _totals(connection, deal, days)
-        rows = await _rows(connection, deal, days, page)
+        totals = await cash_spend.read_by_account(connection, deal, days)
+        rows = await cash_spend.read_by_day(connection, deal, days, page.after, page.limit + 1)
     following = _cursor(rows[page.limit - 1]) if len(rows) > page.limit else None
-    answers = [_row(row, deal["currency"]) async for row in unhurried(rows[: page.limit])]
+    answers = [_row(row, deal.currency) async for row in unhurried(rows[: page.limit])]
     if as_csv:
         return await _csv(request, deal_id, answers, following)
     answer = {
         "deal_id": deal_id,
-        "time_zone": deal["time_zone"],
+        "time_zone": deal.time_zone,
         "data_until": date_text(until),
         "total": money(sum(totals.values())),
         "totals": {ad_account_id: money(total) for ad_account_id, total in totals.items()},
@@ -161,7 +156,7 @@ async def get_spend_detail(
 
 
 def _prefers_csv(accept: str) -> bool:
-    """Does the header `Accept` (RFC 9110, section 12.5.1) name CSV, and JSON no more than it?"""
+    """Return whether the header `Accept` (RFC 9110, section 12.5.1) prefers CSV to JSON, or likes both equally."""
     weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -185,61 +180,13 @@ def _cursor(row: asyncpg.Record) -> str:
     return f"{row['day']}/{row['ad_account_id']}"
 
 
-def _days(deal: Mapping[str, Any], from_: str | None, to: str | None, until: int) -> range:
-    """The days asked for that belong to the deal's period and of which there are data."""
-    first, last = deal["starts_on"].toordinal(), deal["ends_on"].toordinal()
-    asked_first = first if from_ is None else date.fromisoformat(from_).toordinal()
-    asked_last = last if to is None else date.fromisoformat(to).toordinal()
-    if from_ is not None and to is not None and asked_last < asked_first:
+def _days(deal: Deal, from_: str | None, to: str | None, until: int) -> range:
+    """Return the requested days that belong to the deal's period and have data."""
+    first = deal.period.first_day if from_ is None else date.fromisoformat(from_).toordinal()
+    last = deal.period.last_day if to is None else date.fromisoformat(to).toordinal()
+    if from_ is not None and to is not None and last < first:
         raise invalid("to should not be before from")
-    return range(max(first, asked_first), min(last, asked_last, until) + 1)
-
-
-async def _totals(connection: asyncpg.Connection, deal: Mapping[str, Any], days: range) -> dict[str, int]:
-    """Micros by ad account, over all pages."""
-    if not days:
-        return {}
-    calendar = zone(deal["time_zone"])
-    rows = await connection.fetch(
-        "SELECT ad_account_id, sum(amount) AS amount FROM incentives.cash_spend "
-        "WHERE ad_account_id = ANY($1) AND bucket >= $2 AND bucket < $3 GROUP BY 1 ORDER BY 1",
-        deal["ad_account_ids"],
-        to_datetime(calendar.start(days.start)),
-        to_datetime(calendar.start(days.stop)),
-    )
-    return {row["ad_account_id"]: int(row["amount"]) for row in rows}
-
-
-async def _rows(
-    connection: asyncpg.Connection, deal: Mapping[str, Any], days: range, page: _Page
-) -> list[asyncpg.Record]:
-    """The rows beyond the page's beginning, and one more than it takes.
-
-    Days come from our own calendar: the database's time zones may be others, and its days differ where a clock is set
-    back over midnight.
-    """
-    days = range(max(days.start, page.after[0].toordinal()), days.stop)
-    if not days:
-        return []
-    calendar = zone(deal["time_zone"])
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT d.day, d.ad_account_id, a.business_center_id, d.amount
-        FROM (
-            SELECT $2::date + width_bucket(bucket, $3::timestamptz[]) - 1 AS day, ad_account_id, sum(amount) AS amount
-            FROM incentives.cash_spend WHERE ad_account_id = ANY($1) AND bucket >= $3[1] AND bucket < $4
-            GROUP BY 1, 2
-        ) AS d JOIN balance.ad_accounts a USING (ad_account_id)
-        WHERE (d.day, d.ad_account_id) > ($5::date, $6::text) ORDER BY 1, 2 LIMIT $7
-        """,
-        deal["ad_account_ids"],
-        date.fromordinal(days.start),
-        [to_datetime(calendar.start(day)) for day in days],
-        to_datetime(calendar.start(days.stop)),
-        *page.after,
-        page.limit + 1,
-    )
-    return rows
+    return spend_detail.days_with_data(deal, first, last, until)
 
 
 def _row(row: asyncpg.Record, currency: str) -> dict[str, str]:
@@ -266,5 +213,5 @@ async def _csv(request: Request, deal_id: str, rows: list[dict[str, str]], follo
 
 
 def _harmless(name: str, value: str) -> str:
-    """A value that no spreadsheet calculates. Amounts are numbers, also below zero, and stay as they are."""
+    """Return a cell that no spreadsheet calculates. Amounts are numbers, even below zero, and stay as they are."""
     return f"'{value}" if name != "cash_spend" and value.startswith(_FORMULA) else value

@@ -1,4 +1,4 @@
-"""How far a deal has got: the tier and rate that cash spend reached, what that unlocks, and the forecast.
+"""The rules of incentives: the tier and rate that cash spend reaches, what that unlocks, and the forecast.
 
 Source: the domain page, section 7. Amounts are integer micros, rates integer millionths, days proleptic
 ordinals. Each line of a calculation is exact and rounded half-even to micros once.
@@ -17,7 +17,7 @@ _RATE = re.compile(r"(0|1)(\.[0-9]{1,6})?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """From `from_micros` of cash spend on, that amount included, the rate is `rate_millionths`."""
+    """The rate `rate_millionths` holds from `from_micros` of cash spend on, that amount included."""
 
     from_micros: int
     rate_millionths: int
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """What an amount of cash spend unlocks. `tier` counts from 1; 0 is none, with rate 0 and no lines."""
+    """What an amount of cash spend unlocks. `tier` counts from 1; 0 means none, with rate 0 and no lines."""
 
     tier: int
     rate_millionths: int
@@ -44,7 +44,7 @@ class Rating:
 
     @property
     def unlocked_micros(self) -> int:
-        """The sum of the lines."""
+        """Return the sum of the lines."""
         return sum(line.amount_micros for line in self.lines)
 
 
@@ -57,16 +57,16 @@ class Period:
 
     @property
     def days(self) -> int:
-        """How many days the period has."""
+        """Return how many days the period has."""
         return self.last_day - self.first_day + 1
 
     def days_begun(self, today: int) -> int:
-        """How many of them have begun on the day `today` of the deal's zone: 0 before, all after."""
+        """Return how many days have begun on the day `today` of the deal's zone: 0 before the period, all after it."""
         return min(max(today - self.first_day + 1, 0), self.days)
 
 
 def parse_rate(text: str) -> int:
-    """Millionths of a decimal fraction: `"0.03"` → 30000.
+    """Return a decimal fraction in millionths: `"0.03"` → 30000.
 
     Raises ValueError unless 0 < rate <= 1, with at most six decimal places.
     """
@@ -80,16 +80,16 @@ def parse_rate(text: str) -> int:
 
 
 def format_rate(millionths: int) -> str:
-    """The shortest decimal string of a rate: 30000 → `"0.03"`, 0 → `"0"`."""
+    """Return the shortest decimal string of a rate: 30000 → `"0.03"`, 0 → `"0"`."""
     whole, fraction = divmod(millionths, RATE_SCALE)
     return f"{whole}.{fraction:06d}".rstrip("0").rstrip(".")
 
 
 def rate_spend(slabs: tuple[Slab, ...], method: Method, cash_spend_micros: int) -> Rating:
-    """Rate an amount of cash spend by slabs in ascending order.
+    """Rate an amount of cash spend by slabs in ascending order (domain page, section 7.1).
 
-    `whole_spend`: the rate reached applies to all of it, in one line. `marginal`: each rate applies inside its
-    band, a line for each band reached. Net spend below zero (more reversed than spent) reaches nothing.
+    With `whole_spend` the rate that was reached applies to all of it, in one line. With `marginal` each rate applies
+    inside its band, with a line for each band reached. Net spend below zero (more reversed than spent) reaches nothing.
     """
     tier = tier_of(slabs, cash_spend_micros)
     if tier == 0:
@@ -100,30 +100,33 @@ def rate_spend(slabs: tuple[Slab, ...], method: Method, cash_spend_micros: int) 
 
 
 def tier_of(slabs: tuple[Slab, ...], cash_spend_micros: int) -> int:
-    """How many slabs are reached. A slab is reached at exactly its `from`."""
+    """Return how many slabs are reached. A slab is reached at exactly its `from`."""
     return bisect_right(slabs, cash_spend_micros, key=lambda slab: slab.from_micros)
 
 
 def next_slab(slabs: tuple[Slab, ...], cash_spend_micros: int) -> Slab | None:
-    """The slab to be reached next; None at the top."""
+    """Return the slab to be reached next; None at the top."""
     tier = tier_of(slabs, cash_spend_micros)
     return slabs[tier] if tier < len(slabs) else None
 
 
 def run_rate_per_day(cash_spend_micros: int, period: Period, today: int) -> int:
-    """Cash spend by days begun, in micros a day; 0 before the period begins."""
+    """Return cash spend by days begun, in micros a day; 0 before the period begins."""
     days_begun = period.days_begun(today)
     return divide_half_even(cash_spend_micros, days_begun) if days_begun else 0
 
 
 def forecast_cash_spend(cash_spend_micros: int, period: Period, today: int) -> int:
-    """Cash spend at the period's end if it goes on as on the days begun; before the period: what there is."""
+    """Return the cash spend at the period's end if it goes on at its run rate; before the period, what there is."""
     days_begun = period.days_begun(today)
     return divide_half_even(cash_spend_micros * period.days, days_begun) if days_begun else cash_spend_micros
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
-    """The integer nearest to the exact quotient; of two equally near the even one. `denominator` > 0."""
+    """Return the integer nearest to the exact quotient, and the even one of two that are equally near.
+
+    `denominator` is above 0.
+    """
     quotient, remainder = divmod(numerator, denominator)
     twice = 2 * remainder
     return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))

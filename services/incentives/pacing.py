@@ -1,0 +1,55 @@
+"""How far a deal has got, live (domain page, sections 7.2 and 7.3)."""
+
+from dataclasses import dataclass
+
+from services.incentives.deals import Deal
+from services.incentives.rating import Rating, forecast_cash_spend, next_slab, rate_spend, run_rate_per_day
+
+
+@dataclass(frozen=True, slots=True)
+class NextTier:
+    """The slab to be reached next, and how much cash spend is missing."""
+
+    from_micros: int
+    rate_millionths: int
+    distance_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """What the cash spend so far unlocks, and what it unlocks at the period's end if it goes on at its run rate."""
+
+    cash_spend_micros: int
+    rating: Rating
+    next_tier: NextTier | None
+    run_rate_micros_per_day: int
+    forecast_cash_spend_micros: int
+    forecast: Rating
+
+
+def pace(deal: Deal, cash_spend_micros: int, today: int) -> Pacing:
+    """Return how far the deal has got.
+
+    Args:
+        deal: whose slabs, method and period count.
+        cash_spend_micros: net cash spend of the deal's period.
+        today: the day in the deal's time zone, a proleptic ordinal.
+
+    """
+    forecast = forecast_cash_spend(cash_spend_micros, deal.period, today)
+    return Pacing(
+        cash_spend_micros=cash_spend_micros,
+        rating=rate_spend(deal.slabs, deal.method, cash_spend_micros),
+        next_tier=_next_tier(deal, cash_spend_micros),
+        run_rate_micros_per_day=run_rate_per_day(cash_spend_micros, deal.period, today),
+        forecast_cash_spend_micros=forecast,
+        forecast=rate_spend(deal.slabs, deal.method, forecast),
+    )
+
+
+def _next_tier(deal: Deal, cash_spend_micros: int) -> NextTier | None:
+    """The next tier; None at the top."""
+    slab = next_slab(deal.slabs, cash_spend_micros)
+    if slab is None:
+        return None
+    return NextTier(slab.from_micros, slab.rate_millionths, slab.from_micros - cash_spend_micros)
