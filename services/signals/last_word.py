@@ -35,7 +35,7 @@ from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client, take_readable
 from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell
+from shared.runtime.stopping import close_within
 
 MOST_RECORDS = 1_000  # looked at under one lock
 SETTLE_SECONDS = 0.5  # An embedded broker may give away the newest batch a moment late.
@@ -149,7 +149,7 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
     except TopicAuthorizationFailedError as error:
         raise CannotGoOnError(f"topic {DELIVERY_SIGNALS}: the service signals needs the right to read it") from error
     finally:
-        await farewell(stop_client(consumer))
+        await close_within(stop_client(consumer))
 
 
 async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, settings: Settings) -> list[Partition]:

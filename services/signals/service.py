@@ -14,13 +14,13 @@ from services.signals.last_word import keep_the_last_word
 from services.signals.publishing import LOCK, NAME, send
 from shared.ledger.channels import DELIVERY_CHANNEL
 from shared.ledger.follow import Follower, Range, follow, follower_connection
-from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer, stop_client
+from shared.runtime.reachability import watch_broker_reachability
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell, first_to_end
+from shared.runtime.stopping import close_within, first_to_end
 from shared.runtime.topics import ensure_topics
 
 MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked
@@ -76,13 +76,13 @@ async def run(settings: Settings) -> None:
         producer = await create_producer(settings)
         try:
             await first_to_end(
-                keep_in_touch_with_broker(broker, producer),
+                watch_broker_reachability(broker, producer),
                 _watch(settings, cluster),
                 _tell_and_follow(settings, producer, cluster, health),
                 seconds=STOP_SECONDS,
             )
         finally:
-            await farewell(stop_client(producer))
+            await close_within(stop_client(producer))
 
 
 async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from shared.runtime.contact import Contact
+from shared.runtime.reachability import Reachability
 from shared.runtime.settings import Settings, is_loopback
 
 # (ready, why not or what is so)
@@ -38,15 +38,15 @@ class Health:
 
     def __init__(self) -> None:
         self.work: Readiness = lambda: (False, "starting")
-        self._contacts: dict[str, Contact] = {}
+        self._servers: dict[str, Reachability] = {}
 
-    def contact(self, server: str) -> Contact:
+    def contact(self, server: str) -> Reachability:
         """Say from now on when this server, named as a person would, is away."""
-        return self._contacts.setdefault(server, Contact(server))
+        return self._servers.setdefault(server, Reachability(server))
 
     def readiness(self) -> tuple[bool, str]:
         """Whether it is ready, and a sentence about it."""
-        problems = [contact.problem for contact in self._contacts.values() if contact.problem]
+        problems = [server.problem for server in self._servers.values() if server.problem]
         return (False, "; ".join(problems)) if problems else self.work()
 
     def answer(self) -> dict[str, Any]:

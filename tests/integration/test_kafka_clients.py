@@ -18,7 +18,7 @@ from services.allocation import service
 from services.allocation.worker import Worker
 from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import FAREWELL_SECONDS, farewell
+from shared.runtime.stopping import CLOSE_SECONDS, close_within
 from shared.runtime.topics import ensure_topics
 from tests.acceptance.front_door import until
 from tests.integration.writing import writing
@@ -90,8 +90,8 @@ async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
 
     monkeypatch.setattr(AIOKafkaConnection, "_handle_frame", hear_nothing_of_what_was_sent)
     pending = await producer.send(SPEND_EVENTS, b"{}", partition=0)
-    await farewell(stop_client(producer), seconds=0.5)
-    await asyncio.wait({sending}, timeout=FAREWELL_SECONDS)
+    await close_within(stop_client(producer), seconds=0.5)
+    await asyncio.wait({sending}, timeout=CLOSE_SECONDS)
     assert sending.done()
     assert not left_open()
     assert not pending.done() or pending.exception() is not None

@@ -23,8 +23,8 @@ from shared.contracts.fields import (
     UUID_PATTERN,
 )
 from shared.contracts.strict_json import worded
-from shared.runtime.kafka import is_broker_away
-from shared.runtime.postgres import gave_up
+from shared.runtime.kafka import is_broker_unavailable
+from shared.runtime.postgres import is_unavailable
 
 RETRY_AFTER_SECONDS = 2
 
@@ -151,14 +151,14 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
-    if not gave_up(error):
+    if not is_unavailable(error):
         return await _internal(request, error)
     structlog.get_logger().warning("the database is away", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the database is away for now: ask again")
 
 
 async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
-    if not is_broker_away(error):
+    if not is_broker_unavailable(error):
         return await _internal(request, error)
     structlog.get_logger().warning("the broker is away", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the broker is away for now: ask again with the same command_id")
