@@ -124,10 +124,10 @@ async def _is_idempotent(settings: Settings) -> bool:
     for number, (host, port, _) in enumerate(hosts, 1):
         try:
             connection = await create_conn(host, port, request_timeout_ms=_PROBE_TIMEOUT_MS, **arguments)
-        except UNAVAILABLE as error:
+        except UNAVAILABLE as lost:
             if number == len(hosts):
                 # The clients raise this class; `until_kafka_answers` then looks for the reason.
-                raise KafkaConnectionError(str(error)) from error
+                raise KafkaConnectionError(str(lost)) from lost
             continue
         try:
             answer = await connection.send(InitProducerIdRequest(None, _PROBE_TIMEOUT_MS))

@@ -25,7 +25,7 @@ async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run endless work for as long as the block runs. If it raises, the block is interrupted and raises that error.
 
     When the block is left, the work is cancelled, and its resources may be closed. It has one second to end, because it
