@@ -146,5 +146,5 @@ async def test_a_server_that_a_dead_supervisor_left_is_ended_first(reachable_pat
 
 @pytest.mark.embedded
 async def test_a_taken_port_is_named_with_its_setting(kafka: EmbeddedKafka, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to another"):
+    with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to a free one"):
         await EmbeddedKafka(tmp_path, kafka.port).start()
