@@ -175,8 +175,8 @@ class Allocation:
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
-        self._database = health.contact("the database")
-        self._broker = health.contact("the broker")
+        self._database = health.reachability("the database")
+        self._broker = health.reachability("the broker")
         health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
         self._keys = read_command_keys(settings.command_keys_file)

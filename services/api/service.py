@@ -88,9 +88,9 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         producer = await create_producer(settings, **PRODUCER)
         stack.push_async_callback(lambda: close_within(stop_client(producer)))
         health = Health()
-        keeping = asyncio.create_task(watch_broker_reachability(health.contact("the broker"), producer))
+        keeping = asyncio.create_task(watch_broker_reachability(health.reachability("the broker"), producer))
         stack.callback(keeping.cancel)
-        watcher = Watcher(settings, pool, health.contact("the database"), Reader(pool))
+        watcher = Watcher(settings, pool, health.reachability("the database"), Reader(pool))
         health.work = lambda: _readiness(watcher)
         yield Context(
             access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards, signer

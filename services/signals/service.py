@@ -67,7 +67,7 @@ async def run(settings: Settings) -> None:
 
     """
     async with serving_health(settings) as health:
-        broker = health.contact("the broker")
+        broker = health.reachability("the broker")
         # If the database refuses us or has a wrong schema, the start ends before it connects to the broker.
         async with follower_connection(settings, NAME):
             pass

@@ -227,7 +227,7 @@ class _Following:
         self._settings = settings
         self._follower = follower
         self._log = structlog.get_logger().bind(follower=follower.name)
-        self._database = health.contact("the database")
+        self._database = health.reachability("the database")
         self._bells: list[_Bell] = []
         self._fruitless = 0
         health.work = self._readiness

@@ -40,8 +40,8 @@ class Health:
         self.work: Readiness = lambda: (False, "starting")
         self._servers: dict[str, Reachability] = {}
 
-    def contact(self, server: str) -> Reachability:
-        """Say from now on when this server, named as a person would, is away."""
+    def reachability(self, server: str) -> Reachability:
+        """Report from now on when this server is unavailable. `server` is its name in a sentence: "the database"."""
         return self._servers.setdefault(server, Reachability(server))
 
     def readiness(self) -> tuple[bool, str]:
