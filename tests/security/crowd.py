@@ -93,7 +93,7 @@ def _headers(token: str) -> str:
 
 
 async def _begin(port: int, turns: asyncio.Semaphore) -> None:
-    """Open one connection after the other, each in its turn, and hold it after one byte for as long as the API allows."""
+    """Open a connection whenever there is a turn, send one byte, and hold it for as long as the API allows."""
     while True:
         await turns.acquire()
         try:

@@ -249,7 +249,7 @@ async def unreadable(target: Target) -> str:
 
 
 async def _forged_quarantine(target: Target) -> str:
-    """Return a statement that inserts a forged row into quarantine. The writer may not read it, so it cannot copy one."""
+    """Return a statement that inserts a forged row into quarantine, in full because the writer may not read it."""
     columns = await target.rows(
         "SELECT column_name FROM information_schema.columns WHERE table_schema = 'ledger' AND table_name = 'quarantine'"
         " AND is_nullable = 'NO' ORDER BY ordinal_position"
