@@ -106,10 +106,10 @@ class Subscriber:
         try:
             while True:
                 # One partition at a time, so that an unreadable record's partition and offset are known.
-                heaps = [await take_readable(consumer, each, MOST_RECORDS) for each in consumer.assignment()]
-                for record in itertools.chain(*heaps):
+                batches = [await take_readable(consumer, each, MOST_RECORDS) for each in consumer.assignment()]
+                for record in itertools.chain(*batches):
                     self.look_at(record)
-                if not any(heaps):
+                if not any(batches):
                     await asyncio.sleep(REST_SECONDS)
         finally:
             await asyncio.shield(stop_client(consumer))

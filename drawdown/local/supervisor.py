@@ -75,9 +75,9 @@ class _Run:
         self._screen = Screen(self._subscriber, on_gone=lambda: self._ask(signal.SIGHUP))
         self._system = System(settings, say=self._screen.say)
         Access(self._system.settings)
-        self._asked = asyncio.Event()
-        self._hurried = asyncio.Event()
-        self._left: str | None = None
+        self._stop_asked = asyncio.Event()
+        self._kill_asked = asyncio.Event()
+        self._undecided: str | None = None
 
     async def run(self) -> int:
         """Start everything, wait until asked to stop, and stop it; return the exit code."""
@@ -88,29 +88,29 @@ class _Run:
                 await self._go_on()
         finally:
             await self._system.stop()
-        if self._left is not None:
-            self._screen.say(self._left)
+        if self._undecided is not None:
+            self._screen.say(self._undecided)
         self._screen.say(f"stopped; the ledger stays in {self._system.settings.data_dir}")
-        return 130 if self._hurried.is_set() else 0
+        return 130 if self._kill_asked.is_set() else 0
 
     def _ask(self, number: int) -> None:
         """Stop in order at the first signal, and at once at the second. A closed terminal counts only once."""
         if number == signal.SIGHUP:
-            if self._asked.is_set():
+            if self._stop_asked.is_set():
                 return
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.dup2(nowhere, sys.stderr.fileno())
-        if self._asked.is_set():
-            self._hurried.set()
+        if self._stop_asked.is_set():
+            self._kill_asked.set()
             self._system.kill()
-        self._asked.set()
+        self._stop_asked.set()
 
     async def _unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
         """Do the work. Returns False if a signal came first, and cancels the work."""
         task = asyncio.create_task(work)
         try:
-            return await _first(task, self._asked)
+            return await _first(task, self._stop_asked)
         finally:
             await _cancelled(task)
 
@@ -137,7 +137,7 @@ class _Run:
             ]
             spending = asyncio.create_task(self._spend(door, observer))
             try:
-                await _first(watching, self._asked)
+                await _first(watching, self._stop_asked)
             finally:
                 await _cancelled(spending)
                 if not watching.done():
@@ -181,13 +181,13 @@ class _Run:
     async def _drain(self, door: FrontDoor) -> None:
         self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; a second signal stops at once)")
         idle = asyncio.create_task(door.wait_until_idle(_DRAIN_SECONDS))
-        was_idle = await _first(idle, self._hurried) and idle.result()
+        was_idle = await _first(idle, self._kill_asked) and idle.result()
         await _cancelled(idle)
         if not was_idle:
             self._screen.say("some records are not drained")
         # This is said at the very end, because the live picture would hide it now.
-        seen = None if self._hurried.is_set() else await door.figures("allocation")
-        self._left = left_behind(seen, broker_keeps=self._system.kafka is None)
+        seen = None if self._kill_asked.is_set() else await door.figures("allocation")
+        self._undecided = left_behind(seen, broker_keeps=self._system.kafka is None)
 
 
 async def _first(task: "asyncio.Task[Any]", event: asyncio.Event) -> bool:

@@ -68,7 +68,7 @@ class Entity(NamedTuple):
     campaign_id: str
 
 
-class Told(BaseModel):
+class SignalRead(BaseModel):
     """The fields of a signal that are read back."""
 
     shard: Annotated[int, Field(ge=0, lt=2**15)]  # The range of shard numbers in the database.
@@ -80,8 +80,8 @@ class Told(BaseModel):
 class Awaited(NamedTuple):
     """A newest signal that must still come: the partition's end and the monotonic time (seconds) when it was noted."""
 
-    end: int
-    since: float
+    end_offset: int
+    since_seconds: float
 
 
 class Partition:
@@ -91,26 +91,26 @@ class Partition:
         self.topic = TopicPartition(DELIVERY_SIGNALS, number)
         self.awaited: dict[Entity, Awaited] = {}
 
-    def see(self, told: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
+    def see(self, read: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
         """Compare the positions read with the newest; return entities whose newest must come and is not awaited yet."""
-        old = {entity for entity, position in told.items() if position < newest.get(entity, 0)}
-        for entity in told.keys() - old:
+        old = {entity for entity, position in read.items() if position < newest.get(entity, 0)}
+        for entity in read.keys() - old:
             self.awaited.pop(entity, None)
         return [entity for entity in old if entity not in self.awaited]
 
-    def overtaken(self, offset: int, now: float) -> list[Entity]:
+    def overtaken(self, offset: int, now_seconds: float) -> list[Entity]:
         """Return the entities whose newest signal will not come, because it would be below this offset.
 
-        `now` is a monotonic time in seconds.
+        `now_seconds` is a monotonic time.
         """
         return [
             entity
             for entity, awaited in self.awaited.items()
-            if offset >= awaited.end and now - awaited.since >= SETTLE_SECONDS
+            if offset >= awaited.end_offset and now_seconds - awaited.since_seconds >= SETTLE_SECONDS
         ]
 
 
-async def keep_the_last_word(settings: Settings, producer: AIOKafkaProducer) -> None:
+async def read_signals_back(settings: Settings, producer: AIOKafkaProducer) -> None:
     """Read the topic back until cancelled, and publish each newest signal again that an old one came behind.
 
     Waits for a lost database.
@@ -144,10 +144,10 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
     try:
         partitions = await _begin(connection, consumer, settings)
         while True:
-            heaps = [await _look(connection, consumer, partition) for partition in partitions]
+            counts = [await _look(connection, consumer, partition) for partition in partitions]
             for partition in partitions:
                 await _follow_up(connection, consumer, producer, partition)
-            if max(heaps) < MOST_RECORDS:
+            if max(counts) < MOST_RECORDS:
                 await asyncio.sleep(_REST_SECONDS)
     except TopicAuthorizationFailedError as error:
         raise CannotGoOnError(f"topic {DELIVERY_SIGNALS}: the service signals needs the right to read it") from error
@@ -171,7 +171,7 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     if not records:
         return 0
     try:
-        expected = await _compare(connection, partition, _told(records))
+        expected = await _compare(connection, partition, _positions_read(records))
     except asyncpg.LockNotAvailableError:  # A publisher waits for the broker under this lock; look again later.
         consumer.seek(partition.topic, records[0].offset)
         return 0
@@ -183,24 +183,24 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     return len(records)
 
 
-def _told(records: Sequence[Any]) -> dict[Entity, int]:
+def _positions_read(records: Sequence[Any]) -> dict[Entity, int]:
     """Return for each entity the position in its last record. Skips records that are not signals."""
-    told: dict[Entity, int] = {}
+    read: dict[Entity, int] = {}
     for record in records:
         with suppress(ValidationError):
-            signal = Told.model_validate_json(record.value or b"")
-            told[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
-    return told
+            signal = SignalRead.model_validate_json(record.value or b"")
+            read[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
+    return read
 
 
-async def _compare(connection: asyncpg.Connection, partition: Partition, told: Mapping[Entity, int]) -> list[Entity]:
+async def _compare(connection: asyncpg.Connection, partition: Partition, read: Mapping[Entity, int]) -> list[Entity]:
     """Compare the positions read with the newest signals; return the entities whose newest must come from now on."""
     expected: list[Entity] = []
-    for shard, entities in _by_shard(told).items():
+    for shard, entities in _by_shard(read).items():
         async with connection.transaction():
             await _lock(connection, shard)
             newest = await _newest(connection, shard, entities)
-        expected += partition.see({entity: told[entity] for entity in entities}, newest)
+        expected += partition.see({entity: read[entity] for entity in entities}, newest)
     return expected
 
 

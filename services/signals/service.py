@@ -10,7 +10,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from services.signals.last_word import keep_the_last_word
+from services.signals.last_word import read_signals_back
 from services.signals.publishing import LOCK, NAME, send
 from shared.ledger.channels import DELIVERY_CHANNEL
 from shared.ledger.follow import Follower, Range, follow, follower_connection
@@ -39,7 +39,7 @@ _REMEMBER = """
     GROUP BY 1, 2, 3
     ON CONFLICT (shard, ad_account_id, campaign_id) DO UPDATE SET position = excluded.position
 """
-_TOLD = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
+_CLUSTER = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
 _STATE = """
     SELECT shard, position, e.kind, e.business_center_id, e.ad_account_id, e.campaign_id, e.cause, e.details,
         e.source_event_id, e.occurred_at, e.recorded_at
@@ -48,7 +48,7 @@ _STATE = """
         AND e.ad_account_id = l.ad_account_id AND COALESCE(e.campaign_id, '') = l.campaign_id
     ORDER BY l.ad_account_id, l.campaign_id LIMIT $4
 """
-_TELL = """
+_SET_CLUSTER = """
     INSERT INTO signals.incarnations (shard, cluster_id) VALUES ($1, $2)
     ON CONFLICT (shard) DO UPDATE SET cluster_id = excluded.cluster_id, checked_offset = 0
 """
@@ -78,17 +78,17 @@ async def run(settings: Settings) -> None:
             await first_to_end(
                 watch_broker_reachability(broker, producer),
                 _watch(settings, cluster),
-                _tell_and_follow(settings, producer, cluster, health),
+                _publish_and_follow(settings, producer, cluster, health),
                 seconds=STOP_SECONDS,
             )
         finally:
             await close_within(stop_client(producer))
 
 
-async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
-    await tell_present_state(settings, producer, cluster)
+async def _publish_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
+    await publish_present_state(settings, producer, cluster)
     await first_to_end(
-        follow(settings, follower(producer), health), keep_the_last_word(settings, producer), seconds=STOP_SECONDS
+        follow(settings, follower(producer), health), read_signals_back(settings, producer), seconds=STOP_SECONDS
     )
 
 
@@ -109,7 +109,7 @@ def follower(producer: AIOKafkaProducer) -> Follower:
     return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4, ends_by=(KafkaError,))
 
 
-async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
+async def publish_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
     """Publish the last signal of every entity again, unless this cluster already has them.
 
     The embedded broker is empty after each start, but the ledger is not.
@@ -118,22 +118,22 @@ async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, clu
         for shard in range(settings.shards):
             async with connection.transaction():
                 await connection.execute(LOCK, NAME, shard)
-                if await connection.fetchval(_TOLD, shard) != cluster:
-                    told = await _tell_shard(connection, producer, shard)
-                    await connection.execute(_TELL, shard, cluster)
+                if await connection.fetchval(_CLUSTER, shard) != cluster:
+                    published = await _publish_shard(connection, producer, shard)
+                    await connection.execute(_SET_CLUSTER, shard, cluster)
                     structlog.get_logger().info(
-                        "published the present state to a new broker", shard=shard, entities=told
+                        "published the present state to a new broker", shard=shard, entities=published
                     )
 
 
-async def _tell_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
+async def _publish_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
     """Publish the last signals of a shard in batches; return how many there were."""
-    told, after = 0, ("", "")
+    published, after = 0, ("", "")
     while entries := await connection.fetch(_STATE, shard, *after, MOST_SIGNALS):
         await (await send(producer, entries))
-        told += len(entries)
+        published += len(entries)
         after = (entries[-1]["ad_account_id"], entries[-1]["campaign_id"] or "")
-    return told
+    return published
 
 
 async def _watch(settings: Settings, cluster: str) -> None:

@@ -203,7 +203,7 @@ async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, m
     Raises KafkaError.
     """
     try:
-        heaps = await consumer.getmany(partition, timeout_ms=0, max_records=most)
+        found = await consumer.getmany(partition, timeout_ms=0, max_records=most)
     except KafkaError:
         raise
     except Exception as error:
@@ -217,7 +217,7 @@ async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, m
         )
         consumer.seek(partition, offset + 1)
         return ()
-    return cast("Sequence[Any]", heaps.get(partition, ()))
+    return cast("Sequence[Any]", found.get(partition, ()))
 
 
 class _Closed(dict[Any, Any]):
