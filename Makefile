@@ -1,23 +1,23 @@
-# Drawdown. `make run` needs Python 3.11 or newer and nothing else.
+# Drawdown. `make run` needs only Python 3.11 or newer.
 #
 #   make run                      everything on this machine, ad spend from a generator
-#   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: its times as they are)
+#   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: without shifting its times)
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
-#   make test-quick               the rules, the decoders and the scenarios alone, in a minute or two: for daily work
-#   make test-embedded            the test suite on the embedded servers alone; test-containers: in containers alone
-#   make chaos                    services killed, servers taken away, in containers; takes eleven minutes
-#   make audit-dependencies       known faults of the libraries that the lock files name; needs a network
-#   make security-check           attacks on what `make up` has started: ARGS="--list", "--quick", "--only bombs"
+#   make test-quick               only the rules, the decoders and the scenarios, in a minute or two: for daily work
+#   make test-embedded            the test suite only on the embedded servers; test-containers: only in containers
+#   make chaos                    kills services and cuts off servers, in containers; takes eleven minutes
+#   make audit-dependencies       known vulnerabilities of the locked libraries; needs a network
+#   make security-check           attacks the system that `make up` has started: ARGS="--list", "--quick", "--only bombs"
 #   make up | down                the same system in containers (SECURITY=off TRAFFIC=off RATE=2000 POSTGRES_TLS=off)
-#   make logs | token             the spend that flows in them; a bearer token for their API
+#   make logs | token             the log of their traffic; a bearer token for their API
 #   make clean                    removes the installation and the ledger of `make run`
 
 VENV := .venv
 BIN := $(VENV)/bin
 DATA_DIR := $(or $(DRAWDOWN_DATA_DIR),.drawdown)
 
-# Secrets belong to whoever runs make.
+# The secrets belong to the user who runs make.
 COMPOSE := docker compose --file deploy/compose.yaml \
 	$(if $(filter off,$(SECURITY)),--file deploy/compose.security-off.yaml) \
 	$(if $(filter off,$(TRAFFIC)),,--profile traffic)
@@ -26,7 +26,7 @@ KAFKA_PORT := $(or $(DRAWDOWN_KAFKA_PORT),9092)
 export DRAWDOWN_SECRETS_DIR := $(abspath $(or $(DRAWDOWN_SECRETS_DIR),deploy/secrets))
 export DRAWDOWN_USER := $(shell id -u):$(shell id -g)
 
-# The first Python that is new enough; PYTHON=… overrides.
+# The first Python that is new enough is used; PYTHON=… overrides that.
 CANDIDATES := $(or $(PYTHON),python3.13 python3.12 python3.11 python3.14 python3 python)
 FIND_PYTHON = for python in $(CANDIDATES); do \
 	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -34,7 +34,7 @@ FIND_PYTHON = for python in $(CANDIDATES); do \
 	test -n "$$python" || { echo 'drawdown: no Python 3.11 or newer with venv among: $(CANDIDATES) (set PYTHON=…)' >&2; exit 1; }
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
-# Both stamps say: what is installed is what this lock file names.
+# Each stamp says that the versions in its lock file are installed.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
@@ -51,13 +51,13 @@ $(VENV)/pyvenv.cfg:
 	@$(FIND_PYTHON); echo "drawdown: creating $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV)
 
 $(INSTALLED): requirements.lock pyproject.toml | $(VENV)/pyvenv.cfg
-	@echo 'drawdown: installing the libraries that requirements.lock names (about 45 MB, once)'
+	@echo 'drawdown: installing the libraries in requirements.lock (about 45 MB, once)'
 	@$(PIP) --require-hashes --only-binary :all: --requirement requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(INSTALLED_DEV): requirements-dev.lock $(INSTALLED)
-	@echo 'drawdown: installing what the tests and checks need'
+	@echo 'drawdown: installing the libraries for tests and checks'
 	@$(PIP) --require-hashes --only-binary :all: --requirement requirements-dev.lock
 	@touch $@
 
@@ -91,7 +91,7 @@ lint: $(INSTALLED_DEV)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-# In an environment of its own: what looks at the libraries brings many.
+# In a separate environment, because pip-audit depends on many libraries.
 audit-dependencies: $(VENV)/pyvenv.cfg
 	@test -x $(VENV)/audit/bin/pip-audit || { $(BIN)/python -m venv $(VENV)/audit && \
 		$(VENV)/audit/bin/pip --disable-pip-version-check --no-input install --quiet pip-audit; }
@@ -110,7 +110,8 @@ security-check: $(INSTALLED_DEV)
 bench: $(INSTALLED_DEV)
 	@exec $(BIN)/python -m tests.benchmarks
 
-# Ten million spends: the memory of the allocation process at each million. Takes minutes and about 10 GB of disk.
+# Sends ten million spends, and reports the memory of the allocation process at each million. Takes minutes and about
+# 10 GB of disk.
 bench-memory: $(INSTALLED_DEV)
 	@BENCH_MEMORY=1 exec $(BIN)/python -m tests.benchmarks
 
@@ -127,22 +128,22 @@ up:
 	@$(COMPOSE) up --detach --wait --remove-orphans
 	@echo 'API      http://localhost:$(HTTP_PORT)/docs; make token prints a token for it'
 	@echo 'Kafka    localhost:$(KAFKA_PORT), as ad-delivery or back-office; passwords and certificate in $(DRAWDOWN_SECRETS_DIR)'
-	@echo 'Spend    make logs shows it flow, and the first pause'
-	@echo 'The end  make down keeps the ledger, and the next make up goes on from it'
-	@! grep -q =off deploy/.env || echo 'NO TLS TO POSTGRESQL: $(if $(POSTGRES_TLS),switched off,its image was built without); only the services share a network with it'
-	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: neither Kafka nor the API asks anybody who they are, and Kafka has no TLS'
+	@echo 'Spend    make logs shows it, and the first pause'
+	@echo 'Stop     make down keeps the ledger, and the next make up continues it'
+	@! grep -q =off deploy/.env || echo 'NO TLS TO POSTGRESQL: $(if $(POSTGRES_TLS),it is switched off,its image was built without it); only the services share a network with it'
+	@test '$(SECURITY)' != off || echo 'SECURITY IS OFF: neither Kafka nor the API authenticates anybody, and Kafka has no TLS'
 
 logs:
 	@$(COMPOSE) logs --no-log-prefix --tail 20 --follow $(or $(SERVICE),traffic)
 
-# The volumes stay: the next `make up` goes on from the same ledger.
+# The volumes are kept, so the next `make up` continues the same ledger.
 down:
 	@$(COMPOSE) --profile '*' down --remove-orphans
 
-# A bearer token for the API of `make up`, good for an hour: make token SUBJECT=ann ROLE=finance_manager BC=acme
+# A bearer token for the API of `make up`, valid for an hour: make token SUBJECT=ann ROLE=finance_manager BC=acme
 token:
 	@$(COMPOSE) run --rm token --subject '$(or $(SUBJECT),admin)' --role '$(or $(ROLE),admin)' --business-center '$(or $(BC),*)'
 
-# Started by root, the embedded PostgreSQL may live outside the data directory; a link leads there.
+# If root started the embedded PostgreSQL, its data may be outside the data directory, where a link leads to them.
 clean:
 	rm -rf "$$(readlink -f $(DATA_DIR)/postgres 2>/dev/null || echo $(DATA_DIR)/postgres)" $(DATA_DIR) $(VENV)

@@ -1,1 +1,1 @@
-"""The command line and the supervisor: the only place that knows every service."""
+"""The command line, the supervisor and the deployment tools: the only package that knows every service."""

@@ -1,4 +1,4 @@
-"""The front door: the HTTP API and the metrics, as any client of the system sees them."""
+"""The front door: a client of the HTTP API and the metrics, with no more access than other clients have."""
 
 import asyncio
 import time
@@ -21,16 +21,16 @@ _IDLE_POLL_SECONDS = 0.5
 
 @dataclass
 class Figures:
-    """What /metrics of a service said: for each name the values by label set."""
+    """The answer of a service's /metrics: for each metric, its values by label set."""
 
     values: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=lambda: defaultdict(list))
 
     def sum(self, name: str, **labels: str) -> float:
-        """The sum of a metric over all label sets that include `labels`; 0 where there is none."""
+        """Return the sum of a metric over all label sets that include `labels`; 0 if there are none."""
         return sum(value for found, value in self.values.get(name, ()) if labels.items() <= found.items())
 
     def sums_by(self, name: str, label: str) -> dict[str, float]:
-        """The sums of a metric for each value of a label."""
+        """Return the sum of a metric for each value of a label."""
         sums: dict[str, float] = defaultdict(float)
         for found, value in self.values.get(name, ()):
             sums[found.get(label, "")] += value
@@ -38,17 +38,17 @@ class Figures:
 
 
 class RequestRefusedError(Exception):
-    """The API refused; the text is its message."""
+    """The API refused a request. The text is the API's message."""
 
 
 class ApiToken(httpx.Auth):
-    """Shows the API the token that the settings name, if any; a file is read each time, for tokens are replaced."""
+    """Sends the token from the settings, if any. A file is read for each request, because tokens are replaced."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Add the token to a request. Raises OSError: its file is gone."""
+        """Add the token to a request. Raises OSError if its file cannot be read."""
         token, file = self._settings.api_token, self._settings.api_token_file
         if token is None and file is not None:
             token = file.read_text().strip()
@@ -61,9 +61,15 @@ class FrontDoor:
     """A client of the API and of the services' metrics."""
 
     def __init__(self, urls: Mapping[str, str], token: httpx.Auth | None = None) -> None:
-        """Take the URLs of the services by name, `api` is the API's, and what the API is shown."""
+        """Create a client.
+
+        Args:
+            urls: the URL of each service by name; `api` is the API.
+            token: authenticates the requests to the API; None sends them without.
+
+        """
         self._urls = dict(urls)
-        self._token = token or httpx.Auth()  # Which shows nothing.
+        self._token = token or httpx.Auth()
         self._client = httpx.AsyncClient(timeout=_TIMEOUT_SECONDS, trust_env=False)
 
     async def __aenter__(self) -> Self:
@@ -75,23 +81,27 @@ class FrontDoor:
         await self._client.aclose()
 
     async def command(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a finance command; asked again, under the same id, until it is decided.
+        """Send a finance command, repeatedly and with the same id, until it is decided.
 
         Returns:
-            its outcome, accepted or rejected; for what is not a command, the error's `code` and `message`.
+            its outcome, accepted or rejected; or the error's `code` and `message` if it is not a valid command.
 
         Raises:
-            httpx.HTTPError: no answer after ten attempts.
+            httpx.HTTPError: there was no answer after ten attempts.
 
         """
         return dict((await self._post("/v1/commands", command)).json())
 
     async def look_up(self, events: Sequence[Mapping[str, Any]], after: str | None) -> dict[str, Any]:
-        """Ask what became of events: `POST /v1/events/lookup`; asked again while the API is busy or away.
+        """Ask for the outcomes of events, with `POST /v1/events/lookup`. Retries while the API is busy or unavailable.
+
+        Args:
+            events: event ids, or places in the topic, or both.
+            after: the cursor of an earlier answer; later ones are compared with it.
 
         Raises:
-            RequestRefusedError: the API will not say.
-            httpx.HTTPError: no answer after ten attempts.
+            RequestRefusedError: the API refused the request.
+            httpx.HTTPError: there was no answer after ten attempts.
 
         """
         body = {"events": list(events)} if after is None else {"events": list(events), "after": after}
@@ -102,7 +112,7 @@ class FrontDoor:
         return answer
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        """The answer, unless it is one that another attempt may better. Raises httpx.HTTPError after ten attempts."""
+        """Send a request until its answer is final. Raises httpx.HTTPError after ten attempts."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 response = await self._client.post(f"{self._urls['api']}{path}", json=dict(body), auth=self._token)
@@ -116,7 +126,7 @@ class FrontDoor:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def read(self, path: str) -> dict[str, Any] | None:
-        """GET a path of the API; None when there is no such thing, or no answer just now."""
+        """Read a path of the API. Returns None if there is no such resource, or no answer at the moment."""
         try:
             response = await self._client.get(f"{self._urls['api']}{path}", auth=self._token)
         except httpx.HTTPError:
@@ -124,7 +134,7 @@ class FrontDoor:
         return dict(response.json()) if response.status_code == httpx.codes.OK else None
 
     async def readiness(self) -> tuple[str, str]:
-        """What the API says of itself and of the shards' writers: its status, and a sentence."""
+        """Return the API's status, and its sentence about itself and the shards' writers."""
         try:
             answer = (await self._client.get(f"{self._urls['api']}/readyz")).json()
             return str(answer["status"]), str(answer["detail"])
@@ -132,7 +142,7 @@ class FrontDoor:
             return "not ready", "the API does not answer"
 
     async def backlog(self) -> tuple[int, int] | None:
-        """Records that allocation has yet to take, and entries that the slowest follower has; None: unknown."""
+        """Return allocation's lag in records, and the slowest follower's lag in entries; None if unknown."""
         found = await asyncio.gather(*(self.figures(service) for service in self._urls if service != "api"))
         if not all(found):
             return None
@@ -142,7 +152,7 @@ class FrontDoor:
         return round(records), round(entries)
 
     async def wait_until_idle(self, seconds: float) -> bool:
-        """Wait until nothing is left to do, seen twice; False when it is not so after `seconds`."""
+        """Wait until two looks in a row found nothing left to do. Returns False if that takes more than `seconds`."""
         give_up_at = time.monotonic() + seconds
         seen = 0
         while seen < 2:
@@ -153,7 +163,7 @@ class FrontDoor:
         return True
 
     async def figures(self, service: str) -> Figures | None:
-        """The metrics of a service; None when it does not answer just now."""
+        """Read the metrics of a service. Returns None if it does not answer."""
         try:
             response = await self._client.get(f"{self._urls[service]}/metrics")
         except httpx.HTTPError:

@@ -1,4 +1,4 @@
-"""Runs one service in this process, until it is asked to end or fails."""
+"""Runs one service in this process until it is asked to stop, or fails."""
 
 import asyncio
 import contextlib
@@ -20,22 +20,22 @@ from shared.runtime.settings import BadSettingError, Settings, load_settings
 
 SERVICES = ("allocation", "balance", "incentives", "signals", "api")
 
-# Who stops containers kills what has not ended after ten seconds. Half a second before, a process that hangs says where
-# and ends with 1; what was under way is undone by the database.
+# Container runtimes kill a process 10 s after they asked it to stop. Half a second earlier a hung process dumps its
+# stacks and exits with 1; the database rolls back its open transactions.
 STOP_SECONDS = 9.5
 
 Service = Callable[[Settings], Awaitable[None]]
 
 
 def serve(name: str) -> NoReturn:
-    """Run the service of that name and end the process, as `run_until_signalled` does."""
+    """Run the named service and exit like `run_until_signalled`."""
     run_until_signalled(name, import_module(f"services.{name}.service").run)
 
 
 def run_until_signalled(name: str, service: Service) -> NoReturn:
-    """Run a service and end the process: 0 when it was asked to end (SIGTERM, SIGINT), 1 when it failed.
+    """Run a service and exit: with 0 after SIGTERM or SIGINT, with 1 if it failed, with 2 if a setting is wrong.
 
-    Asked again, it ends at once, with 1.
+    A second signal ends it at once, with 1.
     """
     settings = load_settings()
     configure_logging(settings, name)
@@ -60,10 +60,10 @@ def run_until_signalled(name: str, service: Service) -> NoReturn:
 
 
 def switched_off(settings: Settings) -> list[str]:
-    """What of security is off, a line each."""
+    """Return a line for each part of security that is off."""
     lines = []
     if not settings.api_wants_tokens:
-        lines.append("the API answers everybody, without tokens (DRAWDOWN_API_AUTHENTICATION)")
+        lines.append("the API answers everybody without a token (DRAWDOWN_API_AUTHENTICATION)")
     if settings.kafka_security != "sasl_ssl":
         lacks = {"ssl": "passwords", "sasl_plaintext": "TLS", "plaintext": "TLS and passwords"}
         lines.append(f"Kafka without {lacks[settings.kafka_security]} (DRAWDOWN_KAFKA_SECURITY)")
@@ -90,4 +90,4 @@ async def _until_signalled(service: Service, settings: Settings) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     if not asked:
-        raise RuntimeError("the service ended although nobody asked it to")
+        raise RuntimeError("the service ended by itself")

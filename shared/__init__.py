@@ -1,1 +1,1 @@
-"""What every service builds on: contracts, rules, the ledger, the runtime."""
+"""Code that several services share: contracts, rules, the ledger, the runtime."""

@@ -1,4 +1,4 @@
-"""Zones are those of the pinned package in tests too, whatever files a machine has."""
+"""Tests use the time zones of the pinned package, whatever zone files the machine has."""
 
 import zoneinfo
 

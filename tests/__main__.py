@@ -1,4 +1,4 @@
-"""`make test`: the suite on the embedded servers and, meanwhile, in containers, where a Docker daemon answers."""
+"""`make test`: runs the suite on the embedded servers and, if a Docker daemon answers, in containers as well."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tests.containers import problem_of_docker
 
 
 def run(arguments: list[str]) -> bool:
-    """Run both, the output of the second after that of the first; answer whether all went well."""
+    """Run both suites, and print the second's output after the first's; return whether all tests passed."""
     problem = problem_of_docker()
     if problem is not None:
         passed = _pytest("embedded", arguments).wait() == 0
@@ -32,7 +32,7 @@ def _pytest(servers: str, arguments: list[str], output: IO[bytes] | None = None)
 
 
 def _docker_is_expected() -> bool:
-    """In CI with Docker installed, tests that are silently left out would be a lie."""
+    """Return whether Docker must answer: in a CI that has it, silently skipped tests would be misleading."""
     return bool(os.environ.get("CI")) and shutil.which("docker") is not None
 
 

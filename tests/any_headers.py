@@ -1,4 +1,4 @@
-"""Batches of records whose headers have any bytes, which aiokafka's producer does not write."""
+"""Batches whose headers contain arbitrary bytes, which aiokafka's producer does not write."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ Headers = list[tuple[bytes, bytes | None]]
 
 
 class _Name(str):
-    """A header's name of any bytes, for aiokafka's builder in Python."""
+    """A header name of arbitrary bytes, for aiokafka's builder in Python."""
 
     raw: bytes
     __slots__ = ("raw",)
@@ -43,7 +43,7 @@ def batch_of(
     is_transactional: int = 0,
     is_control: bool = False,
 ) -> bytes:
-    """A batch of records that differ in their headers only."""
+    """Return a batch of records that differ only in their headers."""
     builder = _Builder(2, codec, is_transactional, 7 if is_transactional else -1, -1, -1, 1 << 20)
     builder.is_control = is_control
     for number, each in enumerate(headers):
@@ -55,9 +55,9 @@ def batch_of(
 async def publish(
     producer: AIOKafkaProducer, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
 ) -> int:
-    """Publishes one record, whatever its headers; returns its offset."""
+    """Publish one record with any headers; return its offset."""
     batch = producer.create_batch()
-    batch.append(timestamp=None, key=key, value=value)  # so that the producer counts one
+    batch.append(timestamp=None, key=key, value=value)  # So that the producer counts one record.
     batch.close()
     batch._buffer = bytearray(batch_of([headers], key=key, value=value))
     offset: int = (await (await producer.send_batch(batch, topic, partition=partition))).offset

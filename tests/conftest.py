@@ -1,6 +1,6 @@
-"""Fixtures: a PostgreSQL and a whole system for the session, a database and a broker for a test.
+"""Fixtures: a PostgreSQL for the session, a whole system for a module, a database and a broker for a test.
 
-`--servers` says on which servers; a test that says nothing runs on both kinds.
+`--servers` selects the kind of servers. A test without a mark runs on both kinds.
 """
 
 import os
@@ -50,7 +50,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what this run's servers are not for, and count it."""
+    """Deselect the tests that do not fit this run's servers, and count them."""
     reasons = [_why_not(item, config.getoption("servers")) for item in items]
     config.stash[LEFT_OUT] = {why: reasons.count(why) for why in dict.fromkeys(reasons) if why}
     config.hook.pytest_deselected(items=[item for item, why in zip(items, reasons, strict=True) if why])
@@ -69,7 +69,7 @@ def _why_not(item: pytest.Item, kind: str) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """That all chosen tests were left out is no failure."""
+    """Pass if all chosen tests were deselected because of the servers."""
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash.get(LEFT_OUT, {}):
         session.exitstatus = pytest.ExitCode.OK
 
@@ -82,14 +82,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_from_outside() -> None:
-    """Tests say themselves what they set."""
+    """Remove our variables from the environment, so that tests depend only on what they set."""
     for name in [name for name in os.environ if name.startswith("DRAWDOWN_")]:
         del os.environ[name]
 
 
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator[Postgres]:
-    """A running PostgreSQL; `.url` is its superuser's URL."""
+    """A running PostgreSQL. Its `url` is the superuser's."""
     with reachable_directory() as directory:
         server = servers.chosen.postgres(directory)
         await server.start()
@@ -106,36 +106,36 @@ def reachable_path() -> Iterator[Path]:
 
 @pytest.fixture
 async def empty_database_url(postgres: Postgres) -> AsyncIterator[str]:
-    """A new and empty database."""
+    """The URL of a new and empty database."""
     async with fresh_database(postgres.url) as url:
         yield url
 
 
 @pytest.fixture
 async def database_url(empty_database_url: str) -> str:
-    """A new database with the schema and 4 shards."""
+    """The URL of a new database with the schema and 4 shards."""
     await migrate(Settings(database_url=empty_database_url))
     return empty_database_url
 
 
 @pytest.fixture
 async def kafka(tmp_path: Path) -> AsyncIterator[Broker]:
-    """An empty broker; `.url` is its bootstrap server."""
+    """An empty broker. Its `url` is the bootstrap server."""
     async with servers.chosen.broker(tmp_path) as broker:
         yield broker
 
 
 @pytest.fixture
 def settings(database_url: str, kafka: Broker, tmp_path: Path) -> Settings:
-    """Settings of a process that uses a database and a broker of this test's own. The topics do not exist yet."""
+    """Settings with a database and a broker for this test alone. The topics do not exist yet."""
     return settings_with(database_url, kafka, tmp_path)
 
 
 @pytest.fixture(scope="module")
 async def system() -> AsyncIterator[RunningSystem]:
-    """The whole system, shared by a module: a test uses Business Centers of its own.
+    """The whole system, shared by the tests of a module, which use different Business Centers.
 
-    One that stood idle for the whole session would take a quarter of the machine from all other tests.
+    It is not shared by the session, because an idle system takes a quarter of the machine from all other tests.
     """
     async with running_system() as running:
         yield running

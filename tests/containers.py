@@ -31,13 +31,13 @@ _START_SECONDS = 120
 _CLEAR_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 _LISTENERS = {"CLIENT": f"0.0.0.0:{_CLIENT_PORT}", "BROKER": "localhost:9093", "CONTROLLER": "localhost:9094"}
-# Names the process of the tests that a container is for.
+# The label names the test process that owns a container.
 _LABEL = "drawdown.tests"
 _OWNER = f"{socket.gethostname()}:{os.getpid()}"
-# More than the default of 100: systems that run at the same time share a server.
+# More than the default of 100, because systems that run at the same time share a server.
 _MAX_CONNECTIONS = 300
 
-# The ports of this machine, a look ten times a second for two minutes, and no further image that only cleans up.
+# Use this machine's ports, check ten times a second for two minutes, and start no extra container for cleaning up.
 testcontainers_config.connection_mode_override = ConnectionMode.docker_host
 testcontainers_config.sleep_time = 0.1
 testcontainers_config.max_tries = 1_200
@@ -45,9 +45,9 @@ testcontainers_config.ryuk_disabled = True
 
 
 class KafkaContainer(DockerContainer):
-    """One node of Apache Kafka, broker and controller at once.
+    """One node of Apache Kafka, which is broker and controller.
 
-    Its port on this machine is chosen beforehand: clients have to be told it, and it stays the same after a restart.
+    Its port on this machine is chosen before the start, because Kafka advertises it, and it survives a restart.
     """
 
     def __init__(self) -> None:
@@ -75,12 +75,12 @@ class KafkaContainer(DockerContainer):
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where clients on this machine find it."""
+        """The address for clients on this machine."""
         return f"127.0.0.1:{self.port}"
 
 
 class ContainerBroker:
-    """A broker of one test or system at a time."""
+    """A broker that belongs to one test or system at a time."""
 
     def __init__(self, container: KafkaContainer) -> None:
         self.container = container
@@ -88,21 +88,21 @@ class ContainerBroker:
 
     @property
     def url(self) -> str:
-        """Its bootstrap server."""
+        """The bootstrap server."""
         return self.container.bootstrap_servers
 
     async def start(self) -> None:
-        """Start it, as it was when it was stopped; return when it serves."""
+        """Start the broker with the records it had; return when it serves."""
         await _start(self.container, self._answers)
         self.runs = True
 
     async def stop(self) -> None:
-        """Stop it; return when it has gone."""
+        """Stop the server; return when it has ended."""
         self.runs = False
         await asyncio.to_thread(self.container.get_wrapped_container().stop)
 
     async def clear(self) -> None:
-        """Delete all topics; return when none is left."""
+        """Delete all topics; return when there are none."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self.url)
         await admin.start()
         try:
@@ -125,7 +125,7 @@ class ContainerBroker:
 
 
 class ContainerPostgres:
-    """A PostgreSQL that can be stopped and started again, at the same port and with its data."""
+    """A PostgreSQL that can be restarted at the same port and with its data."""
 
     def __init__(self) -> None:
         self.port = free_ports(1)
@@ -135,16 +135,16 @@ class ContainerPostgres:
 
     @property
     def url(self) -> str:
-        """Where to connect, as the superuser."""
+        """The superuser's URL."""
         container = self.container
         return f"postgresql://{container.username}:{container.password}@127.0.0.1:{self.port}/{container.dbname}"
 
     async def start(self) -> None:
-        """Start it; return when it answers."""
+        """Start the server; return when it answers."""
         await _start(self.container, self._answers)
 
     async def stop(self) -> None:
-        """Stop it; return when it has gone."""
+        """Stop the server; return when it has ended."""
         await asyncio.to_thread(self.container.get_wrapped_container().stop)
 
     async def _answers(self) -> bool:
@@ -157,7 +157,7 @@ class ContainerPostgres:
 
 
 async def _start(container: DockerContainer, answers: Callable[[], Awaitable[bool]]) -> None:
-    """Start it for the first time, or again with what it had; return when it answers."""
+    """Start a container, new or stopped; return when its server answers."""
     is_new = container.status == "not_started"
     await asyncio.to_thread(container.start if is_new else container.get_wrapped_container().start)
     async with asyncio.timeout(_START_SECONDS):
@@ -168,8 +168,8 @@ async def _start(container: DockerContainer, answers: Callable[[], Awaitable[boo
 class ContainerServers:
     """Apache Kafka and PostgreSQL in containers, removed at the end of the run.
 
-    A broker takes seconds to start and its topics have fixed names, so one that has been given back is cleared and
-    serves the next. Databases have names of their own: one PostgreSQL has them all.
+    A broker takes seconds to start and its topics have fixed names, so a returned broker is cleared and used again.
+    Databases have different names, so one PostgreSQL serves all of them.
     """
 
     name = f"{KAFKA_IMAGE} and {POSTGRES_IMAGE} in containers"
@@ -187,14 +187,14 @@ class ContainerServers:
         self._stack.close()
 
     def postgres(self, _directory: Path) -> ContainerPostgres:
-        """A PostgreSQL of its own, not started yet."""
+        """Return a new PostgreSQL that is not started yet."""
         postgres = ContainerPostgres()
         self._stack.callback(postgres.container.stop)
         return postgres
 
     @contextlib.asynccontextmanager
     async def broker(self, _directory: Path) -> AsyncIterator[ContainerBroker]:
-        """A broker without topics, nobody else's meanwhile."""
+        """Yield a broker without topics, which nobody else uses meanwhile."""
         broker = self._idle.pop() if self._idle else self._new_broker()
         try:
             if not broker.runs:
@@ -212,7 +212,7 @@ class ContainerServers:
 
     @contextlib.asynccontextmanager
     async def of_a_system(self, directory: Path) -> AsyncIterator[dict[str, Any]]:
-        """The settings that name the servers of a system: a broker and a database of its own."""
+        """Yield the settings for a broker and a database that only this system uses."""
         if self._shared is None:
             self._shared = self.postgres(directory)
             await self._shared.start()
@@ -230,9 +230,9 @@ def _remove_what_killed_runs_left() -> None:
 
 
 def problem_of_docker() -> str | None:
-    """Why no Docker daemon can be used, or None where one answers."""
+    """Return why Docker cannot be used, or None if its daemon answers."""
     problem = _ask_docker()
-    # The client that failed leaves its socket to the collector: collect it, without a warning.
+    # A failed client leaves its socket to the garbage collector. Collect it now, without a warning.
     with warnings.catch_warnings(action="ignore", category=ResourceWarning):
         gc.collect()
     return problem

@@ -1,4 +1,4 @@
-"""How often the event loop goes round: whether something lets others have their turn in between."""
+"""Counts iterations of the event loop, to test that some work yields to other tasks."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Passes:
-    """How many there have been."""
+    """The number of iterations so far."""
 
     count: int = 0
 
 
 @contextlib.asynccontextmanager
 async def counted_passes() -> AsyncIterator[Passes]:
-    """Count them meanwhile."""
+    """Count the iterations of the event loop while the block runs."""
     passes = Passes()
 
     async def count() -> None:

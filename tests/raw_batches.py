@@ -1,4 +1,4 @@
-"""Batches of Kafka's, byte by byte: also such as no client writes, and packed ones that unpack to far more."""
+"""Kafka's batches, byte by byte, including those that no client writes and compressed ones that expand hugely."""
 
 import gzip
 import struct
@@ -15,34 +15,34 @@ Header = tuple[bytes, bytes | None]
 
 
 def varint(number: int) -> bytes:
-    """A number as records hold it; any up to 64 bits."""
+    """Return a number as a varint of Kafka's records, up to 64 bits."""
     found = bytearray()
     encode_varint(number, found.append)
     return bytes(found)
 
 
 def field(held: bytes | None) -> bytes:
-    """Bytes behind their length."""
+    """Return bytes with their length in front."""
     return varint(-1) if held is None else varint(len(held)) + held
 
 
 def record(
     value: bytes | None, *, key: bytes | None = None, headers: Iterable[Header] = (), offset: int = 0, time: int = 0
 ) -> bytes:
-    """One record behind its length; its offset is counted from the batch's."""
+    """Return one record with its length in front. `offset` is relative to the batch's."""
     held = list(headers)
     inside = b"\0" + varint(time) + varint(offset) + field(key) + field(value) + varint(len(held))
     return field(inside + b"".join(field(name) + field(each) for name, each in held))
 
 
 def record_of_many_headers(count: int, value: bytes = b"v", offset: int = 0) -> bytes:
-    """A record of small headers, quickly made."""
+    """Return a record with many small headers. This is much faster than `record`."""
     header = field(b"hh") + field(b"w")
     return field(b"\0\0" + varint(offset) + field(None) + field(value) + varint(count) + header * count)
 
 
 def records(values: Iterable[bytes | None], key: bytes | None = None) -> bytes:
-    """Records of these values, one behind the other."""
+    """Return records with these values, one after the other."""
     return b"".join(record(value, key=key, offset=number) for number, value in enumerate(values))
 
 
@@ -56,7 +56,7 @@ def batch(
     attributes: int = 0,
     producer: int = -1,
 ) -> bytes:
-    """A batch whose records are these bytes, packed already where a codec is named. The head may lie."""
+    """Return a batch around the bytes of its records, already compressed if there is a codec. Its head may be false."""
     last = count - 1 if last is None else last
     body = struct.pack(">hiqqqhii", codec | attributes, last, 0, 0, producer, -1, -1, count) + inside
     return struct.pack(">qiibI", offset, len(body) + 9, 0, 2, calc_crc32c(body)) + body
@@ -65,7 +65,7 @@ def batch(
 def message(
     value: bytes | None, *, magic: int = 1, key: bytes | None = None, codec: int = NONE, offset: int = 0
 ) -> bytes:
-    """A message of the formats before version 2; with a codec its value is messages that are packed."""
+    """Return a message in a format before version 2. With a codec, its value is compressed messages."""
     time = struct.pack(">q", 5) if magic else b""
     held = b"".join(struct.pack(">i", -1 if each is None else len(each)) + (each or b"") for each in (key, value))
     body = struct.pack(">bb", magic, codec) + time + held
@@ -73,12 +73,12 @@ def message(
 
 
 def in_blocks(block: bytes, times: int = 1) -> bytes:
-    """The same snappy block so many times, as Java frames them."""
+    """Return the same snappy block `times` times, in Java's frames."""
     return XERIAL + (struct.pack(">i", len(block)) + block) * times
 
 
 def in_java_snappy(held: bytes) -> bytes:
-    """Snappy as Java writes it."""
+    """Compress with snappy like Java."""
     return in_blocks(bytes(cramjam.snappy.compress_raw(held)))
 
 
@@ -92,17 +92,17 @@ PACK: Final[dict[str, tuple[int, Callable[[bytes], bytes]]]] = {
 
 
 def zstd_frame(blocks: bytes, window_log: int = 20) -> bytes:
-    """A frame that does not say how large it unpacks."""
+    """Return a frame that does not contain its decompressed size."""
     return b"\x28\xb5\x2f\xfd\x00" + bytes([(window_log - 10) << 3]) + blocks
 
 
 def zstd_run(length: int, *, is_last: bool = False) -> bytes:
-    """A block of four bytes that unpacks to so many."""
+    """Return a block of four bytes that decompresses to `length` bytes."""
     return (length << 3 | 2 | is_last).to_bytes(3, "little") + b"\0"
 
 
 def bombs(mib: int) -> dict[str, tuple[int, bytes]]:
-    """Packed bytes, and their codec, that unpack to so many MiB of zeros or say that they do."""
+    """Return by name a codec, and bytes that decompress to `mib` MiB of zeros, or claim that."""
     zeros = bytes(MIB)
     once = {name: (codec, pack(zeros)) for name, (codec, pack) in PACK.items()}
     runs = zstd_run(2**17) * (8 * mib - 1) + zstd_run(2**17, is_last=True)
@@ -122,7 +122,7 @@ def bombs(mib: int) -> dict[str, tuple[int, bytes]]:
 
 
 def mines() -> dict[str, tuple[int, bytes]]:
-    """Packed bytes that unpack to nothing or little and are dear in another way: pieces by the hundred thousand."""
+    """Return by name a codec, and bytes that decompress to almost nothing, but consist of very many pieces."""
     skipped = b"\x50\x2a\x4d\x18" + bytes(4)
     return {
         "gzip members": (GZIP, gzip.compress(b"") * 50_000),

@@ -1,6 +1,6 @@
-"""A PostgreSQL as production has it: nothing but TLS, SCRAM, a login for each role, an owner that is no superuser.
+"""A PostgreSQL like production's: only TLS, SCRAM, a login for each role, and an owner that is not a superuser.
 
-The server is the distribution's (`apt-get install postgresql`), for neither the embedded one nor every image has TLS.
+The server is the distribution's (`apt-get install postgresql`), because the embedded one and some images have no TLS.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.servers import embedded_settings, free_ports
 
 OWNER = "drawdown"
 SUPERUSER = "postgres"
-# The certificate names the first, not the second. Both are this machine.
+# Both are this machine, but the certificate names only the first.
 HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2"
 
 PUBLIC_SQL = Path(__file__).parents[1] / "deploy" / "postgres" / "public.sql"
@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.05
 
 
 class SecuredPostgres:
-    """The server, its credentials and the settings that lead there."""
+    """The server, its credentials, and the settings for them."""
 
     def __init__(self, directory: Path) -> None:
         self.port = free_ports(1)
@@ -45,7 +45,7 @@ class SecuredPostgres:
         self._child: Child | None = None
 
     def settings(self, login: str, **overrides: Any) -> Settings:
-        """Settings of a process that logs in as one of the roles, as the owner or as the superuser."""
+        """Return the settings of a process that logs in as a role, as the owner or as the superuser."""
         values: dict[str, Any] = {
             "database_url": f"postgresql://{login}@{HOST}:{self.port}/drawdown",
             "database_tls": "verify-full",
@@ -57,7 +57,7 @@ class SecuredPostgres:
         return embedded_settings(self._directory, **values)
 
     async def connect(self, login: str, database: str = "drawdown") -> asyncpg.Connection:
-        """A plain connection of that login, as `psql` makes it."""
+        """Open a plain connection with that login, like `psql`."""
         import ssl
 
         return await asyncpg.connect(
@@ -70,7 +70,7 @@ class SecuredPostgres:
         )
 
     async def start(self) -> None:
-        """Make the credentials, the server and the owner's database; return when it answers."""
+        """Create the credentials, the server and the owner's database; return when it answers."""
         make_credentials(Settings(), self._directory, centers_of_traffic=[])
         home = self._cluster.parent
         home.mkdir()
@@ -104,17 +104,17 @@ class SecuredPostgres:
         await self._make_owner()
 
     async def stop(self) -> None:
-        """Stop it."""
+        """Stop the server."""
         if self._child is not None:
             await self._child.stop(10)
 
     @property
     def log(self) -> str:
-        """What the server has logged, every statement included."""
+        """The server's log, with every statement."""
         return (self._directory / "server.log").read_text(errors="replace")
 
     async def _make_owner(self) -> None:
-        """What deploy/postgres/owner.sql does in a container."""
+        """Do what deploy/postgres/owner.sql does in a container."""
         superuser = await self._first_connection()
         try:
             password = (self.passwords / OWNER).read_text()
@@ -125,7 +125,7 @@ class SecuredPostgres:
         self.psql(SUPERUSER, "postgres", "--file", PUBLIC_SQL)
 
     def psql(self, login: str, database: str, *arguments: str | Path, program: str = "psql") -> str:
-        """Run a program of the server's as that login; answer what it prints. Raises CalledProcessError."""
+        """Run one of PostgreSQL's programs with that login; return its output. Raises CalledProcessError."""
         named = ("--host", HOST, "--port", str(self.port), "--username", login, "--no-password", "--dbname", database)
         quiet = ("--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1") if program == "psql" else ()
         password = {"PGPASSWORD": (self.passwords / login).read_text()}
@@ -158,7 +158,7 @@ class SecuredPostgres:
 
 
 def _binaries() -> Path:
-    """Where the newest of the distribution's servers is. Skips the test where there is none."""
+    """Return the folder of the distribution's newest server. Skips the test if there is none."""
     found = [path.parent for path in _BINARIES.glob("*/bin/postgres")]
     if not found:
         pytest.skip("no PostgreSQL that speaks TLS here: apt-get install postgresql")
@@ -166,7 +166,7 @@ def _binaries() -> Path:
 
 
 def _unprivileged_identity() -> Identity | None:
-    """PostgreSQL does not run as root."""
+    """Return another user if we are root, because PostgreSQL does not run as root."""
     if os.geteuid() != 0:
         return None
     user = pwd.getpwnam("nobody")

@@ -1,6 +1,6 @@
-"""Servers and whole systems for tests: each with ports and a data directory of its own.
+"""Servers and whole systems for tests, each with its own ports and data directory.
 
-The same tests run on the embedded servers and on those of production in containers: `chosen` are those of this run.
+The same tests run on the embedded servers and on production's servers in containers. `chosen` is the kind of this run.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from drawdown.local.system import System, environment_of
 from drawdown.serving import SERVICES
 from shared.runtime.settings import Settings
 
-# Our API closes a connection that was idle for five seconds. A client that keeps one as long, as httpx does by itself,
-# asks just as it is closed, and gets no answer: on a busy machine, now and then.
+# Our API closes a connection that was idle for five seconds. httpx by default keeps it for as long, so on a busy
+# machine it would now and then send a request just as the connection closes.
 LIMITS = httpx.Limits(keepalive_expiry=1.0)
 _numbers = itertools.count(1)
 _ports = itertools.count(random.randrange(10_000))
@@ -38,13 +38,13 @@ class Postgres(Protocol):
 
     @property
     def url(self) -> str:
-        """Where to connect, as the superuser."""
+        """The superuser's URL."""
 
     async def start(self) -> None:
-        """Start it; return when it answers."""
+        """Start the server; return when it answers."""
 
     async def stop(self) -> None:
-        """Stop it; return when it has gone."""
+        """Stop the server; return when it has ended."""
 
 
 class Broker(Protocol):
@@ -52,57 +52,57 @@ class Broker(Protocol):
 
     @property
     def url(self) -> str:
-        """Its bootstrap server."""
+        """The bootstrap server."""
 
     async def start(self) -> None:
-        """Start it; return when it answers."""
+        """Start the server; return when it answers."""
 
     async def stop(self) -> None:
-        """Stop it; return when it has gone."""
+        """Stop the server; return when it has ended."""
 
 
 class Servers(Protocol):
-    """One kind of servers."""
+    """A kind of servers."""
 
     @property
     def name(self) -> str:
-        """What the summary of a run calls them."""
+        """The name in the summary of a run."""
 
     @property
     def ports(self) -> range:
-        """Where free ones are looked for: both kinds may be tested at the same time."""
+        """The ports to choose from. Each kind has other ports, because both may be tested at the same time."""
 
     @property
     def producers_can_be_idempotent(self) -> bool:
-        """Whether the broker knows idempotent producers."""
+        """Whether the broker supports idempotent producers."""
 
     def postgres(self, directory: Path, /) -> Postgres:
-        """A PostgreSQL of its own, not started yet; its files may lie in the directory."""
+        """Return a new PostgreSQL that is not started yet. Its files may be in the directory."""
 
     def broker(self, directory: Path, /) -> contextlib.AbstractAsyncContextManager[Broker]:
-        """A broker without topics, nobody else's meanwhile; its files may lie in the directory."""
+        """Yield a broker without topics, which nobody else uses meanwhile. Its files may be in the directory."""
 
     def of_a_system(self, directory: Path, /) -> contextlib.AbstractAsyncContextManager[dict[str, Any]]:
-        """The settings that name the servers of a system; none where it starts embedded ones itself."""
+        """Yield the settings for the servers of a system; none if it starts embedded ones itself."""
 
     def close(self) -> None:
-        """End what still runs."""
+        """End the servers that still run."""
 
 
 class EmbeddedServers:
-    """Those of `make run`."""
+    """The servers of `make run`."""
 
     name = "embedded"
     ports = range(20_000, 26_000)
     producers_can_be_idempotent = False
 
     def postgres(self, directory: Path) -> EmbeddedPostgres:
-        """A PostgreSQL with its files in the directory, not started yet."""
+        """Return a PostgreSQL with its files in the directory, not started yet."""
         return EmbeddedPostgres(directory, free_ports(1))
 
     @contextlib.asynccontextmanager
     async def broker(self, directory: Path) -> AsyncIterator[EmbeddedKafka]:
-        """A new and empty broker."""
+        """Yield a new and empty broker."""
         broker = EmbeddedKafka(directory, free_ports(1))
         await broker.start()
         try:
@@ -112,11 +112,11 @@ class EmbeddedServers:
 
     @contextlib.asynccontextmanager
     async def of_a_system(self, _directory: Path) -> AsyncIterator[dict[str, Any]]:
-        """None: a system starts its own."""
+        """Yield no settings, because a system starts its own servers."""
         yield {}
 
     def close(self) -> None:
-        """Nothing: whoever started one has stopped it."""
+        """Do nothing, because each user of a server stops it."""
 
 
 chosen: Servers = EmbeddedServers()
@@ -129,9 +129,9 @@ def choose(servers: Servers) -> None:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring free ports, below those that outgoing connections get.
+    """Return the first of `count` consecutive free ports, below those of outgoing connections.
 
-    None is given out twice before all have been: nobody may be listening yet at those that were.
+    A port is not returned again before all others were, because its user may not be listening yet.
     """
     while True:
         ports = [chosen.ports[next(_ports) % len(chosen.ports)] for _ in range(count)]
@@ -149,7 +149,7 @@ def _is_free(port: int) -> bool:
 
 
 def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
-    """Settings of an embedded system with ports of its own; nothing from the environment."""
+    """Return the settings of an embedded system with its own ports, and with nothing from the environment."""
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "http_port": free_ports(len(SERVICES)),
@@ -162,7 +162,7 @@ def embedded_settings(data_dir: Path, **overrides: Any) -> Settings:
 
 
 def settings_with(database_url: str, broker: Broker, data_dir: Path, **overrides: Any) -> Settings:
-    """Settings of a process that uses a database and a broker which run already."""
+    """Return the settings of a process that uses a running database and a running broker."""
     return embedded_settings(
         data_dir,
         database_url=database_url,
@@ -173,7 +173,7 @@ def settings_with(database_url: str, broker: Broker, data_dir: Path, **overrides
 
 
 async def run_to_its_end(command: str, settings: Settings) -> "subprocess.CompletedProcess[str]":
-    """Run `drawdown …` under these settings, for a minute at most."""
+    """Run `drawdown …` with these settings, for a minute at most."""
     return await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "drawdown", *command.split()],
@@ -186,11 +186,11 @@ async def run_to_its_end(command: str, settings: Settings) -> "subprocess.Comple
 
 
 def memory_of(code: str) -> list[int]:
-    """Run Python in a process of its own; the most bytes of memory that it had taken, each time it said `measure()`."""
+    """Run Python code in a new process; return its peak memory in bytes at each call of `measure()`."""
     measure = r"""
         import re
         from pathlib import Path
-        def measure() -> None:  # Not by getrusage, which takes over what the parent had.
+        def measure() -> None:  # Not with getrusage, which inherits the parent's peak.
             print(int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
     """
     ran = subprocess.run(
@@ -202,7 +202,7 @@ def memory_of(code: str) -> list[int]:
 
 @contextlib.contextmanager
 def reachable_directory() -> Iterator[Path]:
-    """A temporary directory that other users can enter: started by root, PostgreSQL runs as one of them."""
+    """Yield a temporary directory that other users can enter, because PostgreSQL runs as one if root starts it."""
     with tempfile.TemporaryDirectory(prefix="drawdown-test-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -210,7 +210,7 @@ def reachable_directory() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def fresh_database(server_url: str) -> AsyncIterator[str]:
-    """A new and empty database of a running server; yields its URL."""
+    """Create a new and empty database on a running server; yield its URL."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     admin = await asyncpg.connect(server_url)
     try:
@@ -222,28 +222,28 @@ async def fresh_database(server_url: str) -> AsyncIterator[str]:
 
 
 class RunningSystem(System):
-    """A whole system that a test can hurt: the services are real processes, `python -m drawdown <service>`."""
+    """A whole system whose services are real processes, `python -m drawdown <service>`, so that tests can kill them."""
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where its broker listens."""
+        """The broker's address."""
         return self.settings.kafka_bootstrap_servers
 
     @property
     def database_url(self) -> str:
-        """Its database, as the superuser."""
+        """The superuser's URL of the database."""
         return self.settings.database_url
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client of its API."""
+        """Return an HTTP client of the API."""
         return httpx.AsyncClient(base_url=self.url, trust_env=False, limits=LIMITS, **{"timeout": 30, **options})
 
     def log_of(self, service: str) -> str:
-        """What a service has logged so far."""
+        """Return the log of a service so far."""
         return self.services[service].log.read_text(errors="replace")
 
     async def kill_service(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a service a signal; return its exit code when it has gone (negative: the signal)."""
+        """Send a signal to a service; return its exit code when it has ended. A negative code is the signal."""
         child = self.services[name].child
         assert child is not None
         child.send(number)
@@ -264,11 +264,11 @@ class RunningSystem(System):
 async def running_system(
     *, environment: Mapping[str, str] | None = None, services: tuple[str, ...] = SERVICES, **settings: Any
 ) -> AsyncIterator[RunningSystem]:
-    """A system of one's own, stopped at the end.
+    """Start a new system, and stop it at the end.
 
     Args:
-        environment: further variables for every service.
-        services: those to run.
+        environment: further environment variables for every service.
+        services: the names of the services to run.
         settings: fields of `Settings`, such as `shards=1` or `clock_offset_seconds=3600`.
 
     """

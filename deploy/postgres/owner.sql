@@ -1,7 +1,7 @@
--- Run once, when the server's data are made: the database and its owner, who migrates it and is no superuser.
+-- Runs once, when the server's data are created: the database, and its owner, which migrates it and is not a superuser.
 \set password `cat /run/secrets/owner`
 CREATE ROLE drawdown LOGIN CREATEROLE PASSWORD :'password';
 CREATE DATABASE drawdown OWNER drawdown;
 REVOKE ALL ON DATABASE drawdown FROM PUBLIC;
--- The superuser comes in from within this container, without a password. One that exists could be tried from outside.
+-- The superuser logs in only from within this container, without a password. A password could be guessed from outside.
 ALTER ROLE postgres PASSWORD NULL;

@@ -1,5 +1,5 @@
--- Takes from all logins what PostgreSQL gives to every one of them and none of ours needs. Once, as the superuser, after
--- owner.sql; again does no harm: docker compose exec postgres psql --file /docker-entrypoint-initdb.d/public.sql
+-- Revokes rights that PostgreSQL gives to every login and that none of ours needs. Runs once as the superuser, after
+-- owner.sql. Idempotent: docker compose exec postgres psql --file /docker-entrypoint-initdb.d/public.sql
 REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;
 
 \connect drawdown
@@ -12,7 +12,7 @@ FROM pg_proc
 WHERE pronamespace = 'pg_catalog'::regnamespace
     AND proname ~ '^(lo_.+|loread|lowrite|pg_(try_)?advisory_(xact_)?lock.*|pg_logical_emit_message|pg_current_xact_id|txid_current|pg_export_snapshot)$'
 \gexec
--- Before the first migration there is no writer to give it to: the migration does.
+-- Before the first migration this role does not exist yet, so the migration grants it.
 SELECT 'GRANT EXECUTE ON FUNCTION pg_advisory_lock(integer, integer) TO drawdown_allocation'
 WHERE to_regrole('drawdown_allocation') IS NOT NULL
 \gexec

@@ -1,1 +1,1 @@
-"""The command line: what each command takes, and what it prints."""
+"""The command line: the arguments of each command, and its output."""

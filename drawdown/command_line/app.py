@@ -1,4 +1,4 @@
-"""The command line."""
+"""The commands, and how each ends."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
 
-# What ends a command with one line instead of a stack trace.
+# These errors end a command with one line instead of a stack trace.
 _EXPECTED = (
     *(EmbeddedServerError, CannotGoOnError, UnreadableFileError, RequestRefusedError),
     *(ValueError, OSError, asyncpg.PostgresError, KafkaError, httpx.HTTPError),
@@ -32,11 +32,13 @@ _EXPECTED = (
 app = typer.Typer(
     help="An event-sourced ledger of ad spend.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
-audit = typer.Typer(help="Prove that the ledger is whole and that its figures follow from it.", no_args_is_help=True)
+audit = typer.Typer(
+    help="Prove that the ledger is complete, and that the figures follow from it.", no_args_is_help=True
+)
 quarantine = typer.Typer(help="Events that could not be allocated.", no_args_is_help=True)
 spend = typer.Typer(help="Files of ad spend.", no_args_is_help=True)
-offsets = typer.Typer(help="What the ledger knows of Kafka's offsets.", no_args_is_help=True)
-token = typer.Typer(help="Bearer tokens, where no identity provider issues them.", no_args_is_help=True)
+offsets = typer.Typer(help="The Kafka offsets that the ledger has reached.", no_args_is_help=True)
+token = typer.Typer(help="Bearer tokens, for deployments without an identity provider.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(spend, name="spend")
@@ -48,13 +50,15 @@ Since = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="An earlier --json report or manifest: its roots must still hold."),
 ]
-KeepTimes = Annotated[bool, typer.Option("--keep-times", help="Do not shift the times so that the last is now.")]
+KeepTimes = Annotated[
+    bool, typer.Option("--keep-times", help="Do not shift the times; by default the last event is now.")
+]
 
 Rate = Annotated[int, typer.Option(min=1, max=100_000, help="Spends a second from the generator.")]
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run the command given by the arguments."""
     app()
 
 
@@ -112,7 +116,7 @@ def traffic(rate: Rate = 500) -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to the schema of this version, and create the topics that are missing."""
+    """Migrate the database to the schema of this version, and create missing topics."""
     from drawdown.local.system import prepare
 
     _run(prepare(_settings("migrate")))
@@ -120,7 +124,7 @@ def migrate() -> None:
 
 @audit.command("replay")
 def audit_replay(as_json: AsJson = False, since: Since = None) -> None:
-    """Decide the ledger again, fold it from nothing, compare with the read models. 0: the same, 1: a difference."""
+    """Replay every decision, fold the ledger, and compare with the read models. Exits with 1 if anything differs."""
     from services.auditor.cli import replay
 
     _run(replay(_settings("auditor"), as_json=as_json, since=since))
@@ -138,14 +142,14 @@ def audit_verify(as_json: AsJson = False, since: Since = None) -> None:
 def audit_export(
     out: Annotated[Path, typer.Option(file_okay=False, help="A new or empty folder.")],
     format_: Annotated[
-        Literal["ndjson", "csv", "ndjson.gz", "csv.gz"], typer.Option("--format", help="How the files end.")
+        Literal["ndjson", "csv", "ndjson.gz", "csv.gz"], typer.Option("--format", help="The format of the files.")
     ] = "ndjson",
     shard: Annotated[int | None, typer.Option(min=0, help="Only this shard.")] = None,
     first: Annotated[int, typer.Option("--from", min=1, help="The first position.")] = 1,
     last: Annotated[int | None, typer.Option("--to", min=1, help="The last position.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write entries, batches with their roots, and a manifest: all that is needed to check them elsewhere."""
+    """Write entries, batches with their roots, and a manifest, so that they can be checked elsewhere."""
     from services.auditor.cli import export
     from services.auditor.exporting import Selection
 
@@ -155,33 +159,34 @@ def audit_export(
 
 @quarantine.command("list")
 def quarantine_list(
-    reason: Annotated[str | None, typer.Option(help="Only those of this reason.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only records with this reason.")] = None,
 ) -> None:
-    """Print the quarantined records, a line of JSON each; `raw` is base64."""
+    """Print the quarantined records, one line of JSON each. `raw` is base64."""
     _run(list_records(_settings("quarantine"), reason))
 
 
 @quarantine.command("replay")
 def quarantine_replay(
     ids: Annotated[list[str] | None, typer.Argument(help="The ids of the records.")] = None,
-    reason: Annotated[str | None, typer.Option(help="All of this reason that were not replayed yet.")] = None,
+    reason: Annotated[str | None, typer.Option(help="All records with this reason that were not replayed yet.")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also too_large, malformed and invalid ones: for an administrator of all.")
+        bool,
+        typer.Option("--force", help="Also too_large, malformed and invalid records; needs an admin's token for all."),
     ] = False,
 ) -> None:
-    """Send quarantined records back to be decided anew: those of these ids, or all of a reason."""
+    """Send quarantined records back, to be decided again: the given ids, or all records with a reason."""
     if bool(ids) == bool(reason):
-        raise typer.BadParameter("either ids or --reason")
+        raise typer.BadParameter("give either ids or --reason")
     _run(replay_records(_settings("quarantine"), ids or [], reason, force=force))
 
 
 @quarantine.command("drop")
 def quarantine_drop(
     month: Annotated[str, typer.Argument(help="A month that is over, such as 2026-08 (UTC).")],
-    because: Annotated[str, typer.Option(help="Why: the operators' log keeps it.")],
+    because: Annotated[str, typer.Option(help="The reason, which the operators' log keeps.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Drop the quarantine of a whole month, as the owner of the database; the operators' log keeps what it was."""
+    """Drop the quarantine of a whole month. Needs the database owner's login; the operators' log keeps a summary."""
     from drawdown.command_line.quarantine_dropping import drop_month
 
     def confirm(told: str) -> bool:
@@ -196,9 +201,9 @@ def spend_send(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, CSV or an iPinYou log.")],
     keep_times: KeepTimes = False,
 ) -> None:
-    """Send a file of ad spend, its times shifted so that its last event is now, and say what became of it.
+    """Send a file of ad spend, with its times shifted so that its last event is now, and report the outcome.
 
-    Ends with 0 when all of it was decided, be it charged or quarantined, and with 1 when something was not.
+    Exits with 0 if every row was decided, that is charged or quarantined, and with 1 otherwise.
     """
     from drawdown.command_line.spend_command import send_file
 
@@ -207,7 +212,7 @@ def spend_send(
 
 @offsets.command("adopt")
 def offsets_adopt() -> None:
-    """Say that the offsets of the present Kafka cluster begin anew: on purpose, after a broker was replaced."""
+    """Accept that the present Kafka cluster's offsets start again, after a broker was replaced on purpose."""
     from services.allocation.offsets import adopt
 
     _run(adopt(_settings("offsets")))
@@ -215,12 +220,12 @@ def offsets_adopt() -> None:
 
 @offsets.command("skip")
 def offsets_skip(
-    shard: Annotated[int, typer.Argument(min=0, help="The shard that stands.")],
+    shard: Annotated[int, typer.Argument(min=0, help="The shard that has stopped.")],
     topic: Annotated[str, typer.Argument(help="spend.events or finance.commands.")],
-    offset: Annotated[int, typer.Argument(min=0, help="The record: the one that the ledger needs next.")],
-    because: Annotated[str, typer.Option(help="Why, for the operators' log.")],
+    offset: Annotated[int, typer.Argument(min=0, help="The offset that the ledger needs next.")],
+    because: Annotated[str, typer.Option(help="The reason, which the operators' log keeps.")],
 ) -> None:
-    """Pass over one record that stops a shard: it goes to quarantine as `skipped`, and the operators' log says why."""
+    """Skip one record that stops a shard. It is quarantined as `skipped`, and the operators' log keeps the reason."""
     from services.allocation.skipping import skip
 
     _run(skip(_settings("offsets"), shard, topic, offset, because))
@@ -228,7 +233,7 @@ def offsets_skip(
 
 @offsets.command("log")
 def offsets_log() -> None:
-    """Print what operators did by hand, a line of JSON each: records passed over, months of quarantine dropped."""
+    """Print what operators did by hand, one line of JSON each: skipped records and dropped months of quarantine."""
     from services.allocation.offsets import print_log
 
     _run(print_log(_settings("offsets")))
@@ -236,10 +241,12 @@ def offsets_log() -> None:
 
 @app.command()
 def credentials(
-    directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="That only its owner may enter.")],
+    directory: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A folder that only its owner can enter.")
+    ],
     traffic: Annotated[Literal["on", "off"], typer.Option(help="Whether the generator needs a token.")] = "on",
 ) -> None:
-    """Make the passwords, certificates and keys that a deployment of containers has not got yet."""
+    """Create the passwords, certificates and keys that a deployment of containers still lacks."""
     from drawdown.deployment.credentials import make_credentials
     from drawdown.local.traffic import CAST
 
@@ -249,17 +256,19 @@ def credentials(
 
 @app.command("kafka-access")
 def kafka_access(
-    passwords: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A file for each user.")],
+    passwords: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A folder with a file for each user.")
+    ],
 ) -> None:
-    """Give the users of Kafka their passwords and rights, on a listener where everything is allowed."""
+    """Give Kafka's users their passwords, rights and quotas, over a listener that allows everything."""
     from drawdown.deployment.kafka_access import allow
 
     _run(allow(_settings("kafka-access"), passwords))
 
 
 @token.command("new-key")
-def token_new_key(directory: Annotated[Path, typer.Argument(file_okay=False, help="Where to write them.")]) -> None:
-    """Make a signing key (signing-key.pem, secret) and the key set for DRAWDOWN_API_KEYS_FILE (keys.json)."""
+def token_new_key(directory: Annotated[Path, typer.Argument(file_okay=False, help="The folder to write to.")]) -> None:
+    """Create a signing key (signing-key.pem, secret) and the key set for DRAWDOWN_API_KEYS_FILE (keys.json)."""
     from drawdown.deployment.tokens import new_key
 
     _run(lambda: new_key(directory))
@@ -268,14 +277,15 @@ def token_new_key(directory: Annotated[Path, typer.Argument(file_okay=False, hel
 @token.command("issue")
 def token_issue(
     signing_key: Annotated[Path, typer.Option("--key", exists=True, dir_okay=False, help="The signing-key.pem.")],
-    subject: Annotated[str, typer.Option(help="Who asks: the actor's id in the ledger.")],
-    role: Annotated[Role, typer.Option(help="What they may do.")],
+    subject: Annotated[str, typer.Option(help="The actor's id in the ledger.")],
+    role: Annotated[Role, typer.Option(help="The actor's role, which decides what they may do.")],
     business_centers: Annotated[
-        list[str], typer.Option("--business-center", help="One they may see; repeat it; '*' is all.")
+        list[str],
+        typer.Option("--business-center", help="A Business Center they may see; may be repeated; '*' is all."),
     ],
-    minutes: Annotated[int, typer.Option(min=1, help="How long it is good for.")] = 60,
+    minutes: Annotated[int, typer.Option(min=1, help="The time until it expires.")] = 60,
 ) -> None:
-    """Print a token, signed with a key that `new-key` made; and its id, on stderr, which withdraws it."""
+    """Print a token signed with a key of `new-key`. Prints on stderr its id, with which it can be withdrawn."""
     from drawdown.deployment.tokens import id_of, issue
 
     def print_token() -> None:
@@ -293,10 +303,10 @@ def _settings(name: str) -> Settings:
 
 
 def _run(command: Coroutine[Any, Any, int | None] | Callable[[], None]) -> None:
-    """Run a command and end the process with its result; an expected error is one line."""
+    """Run a command and exit with its result. An expected error prints one line and exits with 1."""
     try:
         code = command() if callable(command) else asyncio.run(command)
-    except BrokenPipeError:  # Whoever read our output has enough.
+    except BrokenPipeError:  # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except _EXPECTED as error:

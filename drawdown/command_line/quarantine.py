@@ -1,4 +1,4 @@
-"""Lists quarantined records and sends them back, through the HTTP API."""
+"""`drawdown quarantine list` and `replay`, through the HTTP API."""
 
 import json
 import sys
@@ -16,10 +16,14 @@ _TIMEOUT_SECONDS = 60.0
 
 
 async def list_records(settings: Settings, reason: str | None) -> int:
-    """Print every quarantined record as a line of JSON, by shard and sequence; return the exit code.
+    """Print every quarantined record as a line of JSON, in the order of shard and sequence; return the exit code.
+
+    Args:
+        settings: the address of the API, and the token.
+        reason: list only the records with this reason; None lists all.
 
     Raises:
-        RequestRefusedError: that can be no reason.
+        RequestRefusedError: the reason is not in the form of a reason, or the token is refused.
         httpx.HTTPError: the API does not answer.
 
     """
@@ -44,18 +48,23 @@ def _nothing(reason: str | None) -> str:
     if reason is None:
         return "nothing is in quarantine"
     known = "" if reason in QUARANTINE_REASONS else f": this version knows {', '.join(QUARANTINE_REASONS)}"
-    return f"nothing is in quarantine for the reason {reason}{known}"
+    return f"nothing is in quarantine with the reason {reason}{known}"
 
 
 async def replay_records(settings: Settings, ids: list[str], reason: str | None, *, force: bool = False) -> int:
-    """Send records back to their shard: these, or all of a reason that were not yet; return the exit code.
+    """Send records back to their shard, to be decided again; return the exit code.
 
-    `force`: also where the reason cannot have changed. Records that wait for their shard, or were sent back and have
-    not failed since, are left out.
+    Records that still wait for their shard, or were sent back and have not failed since, are left out.
+
+    Args:
+        settings: the address of the API, and the token.
+        ids: the ids of the records; empty means all with the reason.
+        reason: all records with this reason that were not replayed yet.
+        force: also records that will certainly fail again.
 
     Raises:
-        RequestRefusedError: one of the ids, or the reason, is unknown, or the records may not be sent: then none is. Or
-            too many wait: what was said to be sent is.
+        RequestRefusedError: an id or the reason is unknown, or the token may not send them; then none was sent. Or too
+            many records wait; then those that were printed as sent back are sent.
         httpx.HTTPError: the API does not answer.
 
     """
@@ -74,10 +83,11 @@ async def replay_records(settings: Settings, ids: list[str], reason: str | None,
             body["after"] = answer["next"]
     print(f"{replayed:,} sent back")
     if left_out:
-        print(f"{left_out:,} left out: they wait for their shard, or were sent back and have not failed since")
+        print(f"{left_out:,} left out: they wait for their shard, or were sent back and have not failed since then")
     if not_whole:
         print(
-            f"{not_whole:,} left out: they are not kept whole; each names its topic and offset, Kafka may have it still"
+            f"{not_whole:,} left out: only a part of them is stored; Kafka may still have them at the offsets that "
+            "`drawdown quarantine list` prints"
         )
     return 0
 

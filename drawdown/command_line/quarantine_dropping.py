@@ -1,6 +1,6 @@
-"""Empties quarantine: a whole month that is past is dropped, and the operators' log keeps what it was.
+"""`drawdown quarantine drop`: drops a whole past month of quarantine, and keeps a summary in the operators' log.
 
-Done over the login that owns the database, as migrations are: no service may.
+It uses the login of the database's owner, like migrations, because no service has that right.
 """
 
 import getpass
@@ -21,7 +21,7 @@ from shared.runtime.settings import BadSettingError, Settings
 
 ACTION: Final = "quarantine_dropped"
 LOCK_TIMEOUT_SECONDS: Final = 5
-# Beyond a month's end: no shard's clock is so far behind that it would still write into it.
+# Time after a month's end. No shard's clock is far enough behind to write to that month afterwards.
 _GRACE: Final = timedelta(days=1)
 _MONTH: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])", re.ASCII)
 
@@ -32,24 +32,30 @@ _SUMMARY: Final = """
         {sha256} AS sha256
     FROM ledger.{part} q GROUP BY shard ORDER BY shard
 """
-# As docs/auditing.md says how to come to it from a backup.
+# docs/auditing.md says how to compute the same hash from a backup.
 _SHA256: Final = (
     "encode(sha256(string_agg(sha256(convert_to(row_to_json(q)::text, 'UTF8')), '' ORDER BY sequence)), 'hex')"
 )
 
 
 async def drop_month(settings: Settings, month: str, because: str, confirm: Callable[[str], bool]) -> int:
-    """Drop the quarantine of a month such as 2026-08; return the exit code. `confirm` is shown what it would drop.
+    """Drop the quarantine of a month; return the exit code.
+
+    Args:
+        settings: the address of the database, with its owner's login.
+        month: a month in UTC, such as 2026-08.
+        because: the reason, which the operators' log keeps.
+        confirm: called with a summary of the records; if it returns False, nothing is dropped.
 
     Raises:
-        BadSettingError: that is no month, it is not over, or nothing says why.
-        CannotGoOnError: there is no quarantine of that month, or somebody still needs it.
+        BadSettingError: the month is malformed or not over, or the reason is empty.
+        CannotGoOnError: there is no quarantine of that month, or its records are still needed.
         asyncpg.PostgresError: the login does not own the ledger.
 
     """
     part = _part_of(settings, month)
     if not because.strip():
-        raise BadSettingError("--because: say why, for those who look for it later")
+        raise BadSettingError("--because: give the reason, for later readers of the operators' log")
     with refusals_explained(settings):
         connection = await asyncpg.connect(
             **connection_options(settings),
@@ -64,7 +70,7 @@ async def drop_month(settings: Settings, month: str, because: str, confirm: Call
         shards = await _drop(connection, part, month, because)
     finally:
         await connection.close()
-    print(f"dropped: {sum(each['rows'] for each in shards):,} records of {month}; the operators' log has it")
+    print(f"dropped: {sum(each['rows'] for each in shards):,} records of {month}; see `drawdown offsets log`")
     return 0
 
 
@@ -82,7 +88,7 @@ async def _require_part(connection: asyncpg.Connection, month: str) -> None:
     )
     months = [row[0].removeprefix("ledger.quarantine_").replace("_", "-") for row in rows]
     if month not in months:
-        raise CannotGoOnError(f"there is no quarantine of {month}: there is {', '.join(months) or 'none at all'}")
+        raise CannotGoOnError(f"there is no quarantine of {month}, only of: {', '.join(months) or 'no month'}")
 
 
 async def _summary(connection: asyncpg.Connection, part: str, sha256: str) -> list[dict[str, Any]]:
@@ -96,16 +102,16 @@ def _told(month: str, shards: list[dict[str, Any]]) -> str:
 
 
 async def _drop(connection: asyncpg.Connection, part: str, month: str, because: str) -> list[dict[str, Any]]:
-    """The log's entry and the drop are one transaction; answers what each shard has lost."""
+    """Write the log and drop the month in one transaction; return the summary of each shard."""
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
         try:
             await connection.execute(f"LOCK TABLE ledger.{part} IN SHARE ROW EXCLUSIVE MODE")
             shards = await _summary(connection, part, _SHA256)
-            # From here on nobody reads or writes quarantine: what follows takes moments.
+            # From here on nobody can read or write quarantine. The rest takes moments.
             await connection.execute("LOCK TABLE ledger.quarantine IN ACCESS EXCLUSIVE MODE")
         except asyncpg.LockNotAvailableError as error:
-            raise CannotGoOnError("nothing was dropped: somebody reads quarantine all the while; try again") from error
+            raise CannotGoOnError("nothing was dropped, because quarantine is being read; try again") from error
         await _require_unneeded(connection, part, month, shards)
         await _note(connection, month, because, shards)
         await connection.execute(f"DROP TABLE ledger.{part}")
@@ -123,11 +129,13 @@ async def _require_unneeded(
         " ON q.shard = f.replay_shard AND q.sequence = f.replay_sequence"
     )
     if waits:
-        raise CannotGoOnError(f"{waits} records of {month} were sent back and wait for their shard: try again later")
+        raise CannotGoOnError(
+            f"{waits} records of {month} were sent back and still wait for their shard: try again later"
+        )
 
 
 def _person() -> str:
-    """Who is at the terminal, as this machine knows; in a container often a number alone."""
+    """Return the name of the user at the terminal; in a container it is often only a number."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

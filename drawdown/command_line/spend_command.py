@@ -1,4 +1,4 @@
-"""`drawdown spend send`: a file to a running system, with a bar in a terminal, and what became of it."""
+"""`drawdown spend send`: sends a file to a running system, shows progress, and reports the outcome."""
 
 from pathlib import Path
 
@@ -11,10 +11,15 @@ from shared.runtime.settings import Settings
 
 
 async def send_file(settings: Settings, path: Path, *, keep_times: bool) -> int:
-    """Send it and report; return the exit code.
+    """Send a file and report the outcome of its rows; return the exit code.
+
+    Args:
+        settings: the addresses of Kafka and the API.
+        path: JSON lines, CSV, or an iPinYou log.
+        keep_times: do not shift the times.
 
     Raises:
-        UnreadableFileError: it holds no spend.
+        UnreadableFileError: the file contains no spend.
 
     """
     file = prepare(settings, path, keep_times=keep_times, say=print)

@@ -1,1 +1,1 @@
-"""Tools of a deployment: the schema, passwords, certificates, keys, tokens, and the users of Kafka."""
+"""Tools for a deployment: the schema, passwords, certificates, keys, tokens, and Kafka's users."""

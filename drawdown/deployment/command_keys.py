@@ -1,4 +1,4 @@
-"""Makes the key with which the API signs commands, and the keys by which allocation knows what it has signed."""
+"""Creates the key with which the API signs commands, and the public keys with which allocation verifies them."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ KEYS_FILE = "command-keys.pem"
 
 
 def missing_command_keys(directory: Path) -> dict[str, bytes]:
-    """What these two files should hold and do not yet, by name.
+    """Return the missing content of the two key files, by file name.
 
-    Whoever deletes the signing key gets another; what the one before has signed is known on, until its public half is
-    taken out of the other file.
+    If the signing key was deleted, there is a new one. Signatures of the old key remain valid until its public key is
+    removed from the other file.
     """
     signing, known = directory / SIGNING_KEY_FILE, directory / KEYS_FILE
     if not signing.exists():
@@ -23,7 +23,7 @@ def missing_command_keys(directory: Path) -> dict[str, bytes]:
 
 
 def with_command_keys(settings: Settings) -> Settings:
-    """The settings of a system on this machine: with keys of its own in the data directory, unless some are named."""
+    """Return the settings with key files in the data directory, created if missing. Settings with key files stay."""
     if settings.command_signing_key_file or settings.command_keys_file:
         return settings
     directory = settings.data_dir

@@ -1,7 +1,7 @@
-"""Makes what a deployment of containers keeps secret: passwords, certificates, the key that signs tokens.
+"""Creates the secrets of a deployment of containers: passwords, certificates, the key that signs tokens.
 
-What is there stays as it is, so that the same step may run at every start; whoever deletes a file gets a new one. Only
-the token of the traffic is made anew each time.
+Existing files are kept, so that this step may run at every start; a deleted file is created again. Only the traffic
+generator's token is new each time.
 """
 
 import secrets
@@ -23,7 +23,7 @@ from drawdown.deployment.tokens import SIGNING_KEY_FILE, issue, new_key
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 
-# The superuser of the server, whom nobody needs, and the owner of the database, who migrates it.
+# The server's superuser, which nothing uses, and the database's owner, which migrates it.
 _DATABASE_LOGINS = ("postgres", "drawdown", *SERVICE_ROLES)
 _CERTIFIED_DAYS = 3650
 _TOKEN_MINUTES = 24 * 60
@@ -31,10 +31,14 @@ _SERVERS = ("kafka", "postgres")
 
 
 def make_credentials(settings: Settings, directory: Path, *, centers_of_traffic: Sequence[str]) -> None:
-    """Write what is missing: `database/`, `kafka/` (passwords), `tls/`, `api/`, `commands/`, `withdrawn/`.
+    """Write the missing files in `database/` and `kafka/` (passwords), `tls/`, `api/`, `commands/` and `withdrawn/`.
 
-    The generator of traffic is given a token for its own Business Centers, each time another; if it has none, there is
-    no such token.
+    Args:
+        settings: the issuer and the audience of the traffic generator's token.
+        directory: the folder for all of them, which only its owner can enter.
+        centers_of_traffic: the traffic generator gets a new token for these Business Centers; if there are none, its
+            token is withdrawn.
+
     """
     for folder, names in (("database", _DATABASE_LOGINS), ("kafka", PRINCIPALS)):
         for name in names:
@@ -51,15 +55,15 @@ def make_credentials(settings: Settings, directory: Path, *, centers_of_traffic:
 
 
 def _make_withdrawn(directory: Path) -> None:
-    """A file for ids of tokens. The API is given its folder, so that it also sees a file that has replaced this one."""
+    """Create the file for ids of withdrawn tokens. Its folder is mounted, so that the API sees a replaced file too."""
     directory.mkdir(exist_ok=True)
     directory.chmod(0o755)
-    (directory / "tokens").write_text("# The ids (jti) of tokens that are good no more, one a line.\n")
+    (directory / "tokens").write_text("# The ids (jti) of tokens that are no longer valid, one a line.\n")
     (directory / "tokens").chmod(0o644)
 
 
 def _renew_token_of_traffic(settings: Settings, directory: Path, centers: Sequence[str]) -> None:
-    """For its own Business Centers alone, and for a day. A generator that runs already reads it in the same file."""
+    """Issue a token for a day, only for the generator's Business Centers. A running generator reads the file again."""
     path = directory / "traffic-token"
     if not centers:
         if path.exists():
@@ -75,18 +79,18 @@ def _renew_token_of_traffic(settings: Settings, directory: Path, centers: Sequen
 
 
 def _withdraw(token: str, withdrawn: Path) -> None:
-    """Whoever has a copy of it cannot use it any more. One of before tokens had ids ends with its key alone."""
+    """Withdraw a token, so that a copy of it is useless. A token of an early release has no id and stays valid."""
     try:
         id = jwt.decode(token, options={"verify_signature": False}).get("jti")
-    except jwt.DecodeError:  # No whole token, so nobody can use it.
+    except jwt.DecodeError:  # It is not a complete token, so nobody can use it.
         id = None
     if id is not None:
         with withdrawn.open("a") as file:
-            file.write(f"\n{id}  # the traffic's\n")  # Whoever wrote the last line may not have ended it.
+            file.write(f"\n{id}  # the traffic's\n")  # The last line may lack its end, if a person wrote it.
 
 
 def _make_certificates(directory: Path) -> None:
-    """An authority and a certificate for each server. The authority's key is forgotten: nobody can sign another."""
+    """Create an authority, and a certificate for each server. Discards the authority's key, so it signs no others."""
     authority_key = generate_private_key(SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Drawdown deployment")])
     authority = (
@@ -128,7 +132,7 @@ def _certificate(subject: x509.Name, key: EllipticCurvePrivateKey) -> x509.Certi
 
 
 def _names(server: str) -> x509.SubjectAlternativeName:
-    """As the containers call it, and as this machine does where its port is published."""
+    """Return the server's name among the containers, and its names on this machine, where its port is published."""
     return x509.SubjectAlternativeName(
         [x509.DNSName(server), x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
     )
@@ -154,9 +158,9 @@ def _write_once(path: Path, text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that every user of a container it is mounted into may read.
+    """Write a file that every user in a container can read once it is mounted there.
 
-    What keeps it from everybody else is the folder, which only its owner may enter.
+    On this machine the folder protects it, because only its owner can enter that.
     """
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Whether the service in this container is ready, for Docker's health check: exit code 0 when it says so."""
+"""Docker's health check: exits with 0 if the service in this container is ready."""
 
 import http.client
 import os
@@ -8,7 +8,7 @@ _TIMEOUT_SECONDS = 3
 
 
 def main() -> int:
-    """Ask the port that answers /readyz; print the answer, which `docker inspect` shows."""
+    """Ask /readyz and print its answer, which `docker inspect` shows; return the exit code."""
     port = int(os.environ.get("DRAWDOWN_HEALTH_PORT") or os.environ.get("DRAWDOWN_HTTP_PORT") or "8080")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)
     try:

@@ -1,6 +1,6 @@
-"""Who may do what on a Kafka cluster: its users with their passwords, and the rights and quotas of each.
+"""Kafka's users: their passwords, rights and quotas.
 
-Run by a deployment against a listener on which we may do everything.
+A deployment runs this over a listener that allows everything.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ from shared.runtime.kafka import (
 )
 from shared.runtime.settings import BadSettingError, Settings
 
-# As Kafka's protocol numbers them.
+# The numbers in Kafka's protocol.
 _READ, _WRITE, _CREATE, _DESCRIBE, _DESCRIBE_CONFIGS = 3, 4, 5, 8, 10
 _TOPIC, _GROUP, _TRANSACTIONAL_ID = 2, 3, 5
 _LITERAL, _PREFIXED = 3, 4
 _ALLOW = 3
 _ANY = 1
 
-# Kind and name of a resource, how the name is meant, who, from which host, what, and whether it is allowed.
+# A resource's type, name and pattern type; the principal, its host, the operation, and whether it is allowed.
 Right = tuple[int, str, int, str, str, int, int]
-_OF_SERVICES = "drawdown-"  # So are the names of the services' users, and nobody else's.
+_OF_SERVICES = "drawdown-"  # The prefix of the services' users; no other user may have it.
 
-# Ours; and those who stand at either end: ad delivery, and what sends commands without the API.
+# Our services; and the clients outside: ad delivery, and a back office that sends commands without the API.
 _SERVICES: dict[str, dict[str, tuple[int, ...]]] = {
     "drawdown-migrate": dict.fromkeys(TOPICS, (_CREATE,)),
     "drawdown-allocation": {SPEND_EVENTS: (_READ,), FINANCE_COMMANDS: (_READ,), FINANCE_OUTCOMES: (_WRITE,)},
@@ -45,9 +45,9 @@ _CLIENTS: dict[str, dict[str, tuple[int, ...]]] = {
     "back-office": {FINANCE_COMMANDS: (_WRITE,), FINANCE_OUTCOMES: (_READ,)},
 }
 PRINCIPALS = (*_SERVICES, *_CLIENTS)
-# Of one broker's thread, in percent: whoever only asks and asks keeps others waiting too.
+# Percent of one broker thread's time, because a client that only sends requests slows others down too.
 _BUSY_CLIENT = 200
-# Several times what each ever sends: they publish what others sent, or decided.
+# Several times the most that each ever sends: they only publish what others have sent or decided.
 _SERVICE_RATES = {
     "drawdown-migrate": 1_000_000,
     "drawdown-allocation": 20_000_000,
@@ -57,13 +57,17 @@ _SERVICE_RATES = {
 
 
 async def allow(settings: Settings, passwords: Path) -> None:
-    """Let each principal in with the password in the file of its name, with its rights and quotas. Twice is as once.
+    """Set the password, rights and quotas of each principal. Idempotent.
 
-    What the table no longer has is taken away: rights and quotas of its principals, and whole users of the services.
-    Who else may do something on the cluster is none of ours, and named.
+    Rights and quotas that the table above no longer has are removed, and so are users of former services. Other users
+    of the cluster are left alone, and their names are printed.
+
+    Args:
+        settings: the address of the cluster.
+        passwords: a folder with a file for each principal, named like it.
 
     Raises:
-        BadSettingError: a file of a password is missing.
+        BadSettingError: the file of a password is missing.
         KafkaError: the cluster refuses.
 
     """
@@ -78,11 +82,11 @@ async def allow(settings: Settings, passwords: Path) -> None:
         await stop_client(admin)
     print(f"{len(PRINCIPALS)} users of Kafka have their passwords, rights and quotas")
     if others:
-        print(f"not from here, and left alone: {', '.join(sorted(others))}")
+        print(f"other users, left alone: {', '.join(sorted(others))}")
 
 
 async def set_rights(admin: AIOKafkaAdminClient) -> None:
-    """Give the principals of the table their rights, and take from them, and from former services, all others."""
+    """Give the principals in the table their rights. Remove all their other rights, and those of former services."""
     wanted, held = set(_rights()), await rights_of(admin)
     for right in sorted(wanted - held):
         answer = await admin._send_request(CreateAclsRequest(*right))
@@ -95,14 +99,14 @@ async def set_rights(admin: AIOKafkaAdminClient) -> None:
 
 
 async def rights_of(admin: AIOKafkaAdminClient) -> set[Right]:
-    """Every right on the cluster. Raises KafkaError."""
+    """Return every right on the cluster. Raises KafkaError."""
     answer = await admin._send_request(DescribeAclsRequest(_ANY, None, _ANY, None, None, _ANY, _ANY))
     raise_for(answer.error_code, answer.error_message)
     return {(*resource, *right) for *resource, rights in answer.resources for right in rights}
 
 
 async def _remove_leftovers(admin: AIOKafkaAdminClient) -> set[str]:
-    """Remove users of former services; answer who else has a password, a right or a quota here."""
+    """Remove users of former services; return the names of all other users with a password, a right or a quota."""
     quotas_held, users = await quotas_of(admin), await users_of(admin)
     rights = {right[3].removeprefix("User:") for right in await rights_of(admin)}
     others = {*quotas_held, *users, *rights} - set(PRINCIPALS)
@@ -117,7 +121,7 @@ def _is_ours(name: str) -> bool:
 
 
 def quotas(settings: Settings) -> dict[str, Quotas]:
-    """How much each principal may send a second, at each broker, and how busy the clients may keep it."""
+    """Return each principal's quotas: bytes a second at each broker, and for clients a share of its threads' time."""
     rates = {
         "ad-delivery": settings.kafka_ad_delivery_bytes_per_second,
         "back-office": settings.kafka_back_office_bytes_per_second,
@@ -133,13 +137,13 @@ def _rights() -> Iterator[Right]:
         for topic, operations in grants.items():
             for operation in operations:
                 yield _right(name, _TOPIC, topic, _LITERAL, operation)
-    for name in _SERVICES:  # Each looks at its start whether the topics are as they must be.
+    for name in _SERVICES:  # Each checks at its start whether the topics are configured right.
         for topic in TOPICS:
             yield _right(name, _TOPIC, topic, _LITERAL, _DESCRIBE)
             yield _right(name, _TOPIC, topic, _LITERAL, _DESCRIBE_CONFIGS)
-    for name in _CLIENTS:  # In consumer groups, and in transactions, whose ids begin with their name.
+    for name in _CLIENTS:  # Their consumer groups and transactional ids begin with their name.
         yield _right(name, _GROUP, name, _PREFIXED, _READ)
-        yield _right(name, _TRANSACTIONAL_ID, name, _PREFIXED, _WRITE)  # Kafka takes it for the right to describe too.
+        yield _right(name, _TRANSACTIONAL_ID, name, _PREFIXED, _WRITE)  # This includes the right to describe.
 
 
 def _right(name: str, kind: int, resource: str, pattern: int, operation: int) -> Right:

@@ -1,6 +1,6 @@
-"""How much each user of Kafka may send a second and how busy it may keep a broker (KIP-13, KIP-124, set by KIP-546).
+"""Quotas of Kafka's users on bytes a second and on a broker's time (KIP-13, KIP-124; set with KIP-546).
 
-Kafka delays who is above a quota and refuses nothing. aiokafka knows neither of the requests.
+Kafka delays a user above its quota, and refuses nothing. aiokafka has neither of the requests.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
-Quotas = Mapping[str, float]  # by their names
+Quotas = Mapping[str, float]  # by the quota's name
 PRODUCER_RATE = "producer_byte_rate"  # bytes a second, at each broker
 BUSY_RATE = "request_percentage"  # of the time of one of a broker's threads
 _USER = "user"
@@ -29,7 +29,7 @@ _ANY_NAME = 2
 
 
 async def quotas_of(admin: AIOKafkaAdminClient) -> dict[str, dict[str, float]]:
-    """The quotas of every user that has any. Raises KafkaError."""
+    """Return the quotas of every user that has any. Raises KafkaError."""
     answer = await admin._send_request(_DescribeClientQuotasRequest())
     raise_for(answer.error_code, answer.error_message)
     return {
@@ -40,7 +40,7 @@ async def quotas_of(admin: AIOKafkaAdminClient) -> dict[str, dict[str, float]]:
 
 
 async def set_quotas(admin: AIOKafkaAdminClient, wanted: Mapping[str, Quotas]) -> None:
-    """Give each of these users its quotas, and take away others that it has. Twice is as once. Raises KafkaError."""
+    """Set each user's quotas, and remove its other ones. Idempotent. Raises KafkaError."""
     held = await quotas_of(admin)
     changes = {user: change for user, quotas in wanted.items() if (change := _change(held.get(user, {}), quotas))}
     if not changes:
@@ -51,13 +51,13 @@ async def set_quotas(admin: AIOKafkaAdminClient, wanted: Mapping[str, Quotas]) -
 
 
 def _change(held: Quotas, wanted: Quotas) -> dict[str, float | None]:
-    """What is to be set, and what is to be taken away (None)."""
+    """Return the quotas to set, and those to remove, whose value is None."""
     surplus: dict[str, float | None] = dict.fromkeys(held.keys() - wanted.keys())
     return surplus | {name: value for name, value in wanted.items() if held.get(name) != value}
 
 
 def raise_for(code: int, message: str | None) -> None:
-    """Raise the KafkaError of an answer's code, where it is one."""
+    """Raise the KafkaError for a response's code, unless the code means success."""
     error: type[KafkaError] = for_code(code)
     if error is not NoError:
         raise error(message)
@@ -108,7 +108,7 @@ class _DescribeClientQuotasRequest_v1(RequestStruct):  # type: ignore[misc]  # n
 
 
 class _DescribeClientQuotasRequest(Request[_DescribeClientQuotasRequest_v1]):  # type: ignore[misc]
-    """Of all users by name, whatever their client is called."""
+    """Asks for the quotas of all named users, with any client id."""
 
     API_KEY = 48
 

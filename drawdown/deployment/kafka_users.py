@@ -1,4 +1,4 @@
-"""The users that a Kafka cluster lets in with a password (KIP-554): aiokafka knows none of the requests."""
+"""Kafka's users and their SCRAM passwords (KIP-554). aiokafka has none of the requests."""
 
 import hashlib
 import secrets
@@ -16,19 +16,19 @@ _ITERATIONS = 8192
 
 
 async def users_of(admin: AIOKafkaAdminClient) -> dict[str, list[int]]:
-    """Every user that has a password, with the mechanisms of each. Raises KafkaError."""
+    """Return every user that has a password, with its mechanisms. Raises KafkaError."""
     answer = await admin._send_request(_DescribeUserScramCredentialsRequest())
     raise_for(answer.error_code, answer.error_message)
     return {user: [mechanism for mechanism, _, _ in infos] for user, _, _, infos, _ in answer.results}
 
 
 async def set_passwords(admin: AIOKafkaAdminClient, passwords: Mapping[str, str]) -> None:
-    """Let each of these users in with its password. Raises KafkaError."""
+    """Set the passwords of these users. Raises KafkaError."""
     await _alter(admin, [], [_user(name, password) for name, password in passwords.items()])
 
 
 async def remove_users(admin: AIOKafkaAdminClient, names: Collection[str]) -> None:
-    """Let these users in no longer. Raises KafkaError."""
+    """Remove the passwords of these users, so that they can no longer log in. Raises KafkaError."""
     held = await users_of(admin)
     await _alter(admin, [(name, mechanism, {}) for name in names for mechanism in held.get(name, ())], [])
 
@@ -41,7 +41,7 @@ async def _alter(admin: AIOKafkaAdminClient, deletions: list[Any], upsertions: l
 
 
 def _user(name: str, password: str) -> tuple[Any, ...]:
-    """What the cluster keeps of a password (RFC 5802): a salt and the salted hash."""
+    """Return what the cluster stores instead of a password (RFC 5802): a salt and the salted hash."""
     salt = secrets.token_bytes(32)
     salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
     return (name, _SCRAM_SHA_512, _ITERATIONS, salt, salted, {})
@@ -136,7 +136,7 @@ class _DescribeUserScramCredentialsRequest_v0(RequestStruct):  # type: ignore[mi
 
 
 class _DescribeUserScramCredentialsRequest(Request[_DescribeUserScramCredentialsRequest_v0]):  # type: ignore[misc]
-    """Of all users."""
+    """Asks for the credentials of all users."""
 
     API_KEY = 50
 

@@ -12,7 +12,7 @@ import structlog
 
 from shared.runtime.closed_functions import close_functions
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.postgres import AWAY, connection_options, refusals_explained, where
+from shared.runtime.postgres import UNAVAILABLE, connection_options, refusals_explained, where
 from shared.runtime.retries import with_retries
 from shared.runtime.roles import allow_logins, keep_others_out, keep_roles_plain, make_roles
 from shared.runtime.schema import known_migrations, refuse_others
@@ -44,7 +44,7 @@ async def migrate(settings: Settings) -> list[str]:
         BadSettingError: the server refuses us; the database has had migrations that this version does not know.
 
     """
-    connection = await with_retries(lambda: _connect(settings), what=where(settings), errors=AWAY)
+    connection = await with_retries(lambda: _connect(settings), what=where(settings), errors=UNAVAILABLE)
     try:
         async with _blockers_told(settings, connection) as blockers, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)

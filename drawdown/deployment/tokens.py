@@ -1,4 +1,4 @@
-"""Makes signing keys and bearer tokens, for a deployment without an identity provider."""
+"""Creates signing keys and bearer tokens, for a deployment without an identity provider."""
 
 import json
 import re
@@ -29,9 +29,9 @@ KEY_SET_FILE = "keys.json"
 
 
 def new_key(directory: Path) -> None:
-    """Write `signing-key.pem`, for its owner's eyes only, and `keys.json`, the key set that the API checks against.
+    """Write `signing-key.pem`, readable only by its owner, and `keys.json`, the key set that the API uses.
 
-    Raises FileExistsError when there is a signing key already: whoever has tokens of it would lose them.
+    Raises FileExistsError if there is a signing key already, because all its tokens would become invalid.
     """
     key = generate_private_key(SECP256R1())
     directory.mkdir(parents=True, exist_ok=True)
@@ -46,13 +46,23 @@ def new_key(directory: Path) -> None:
 def issue(
     settings: Settings, signing_key: Path, subject: str, role: Role, business_centers: Sequence[str], *, minutes: int
 ) -> str:
-    """A token that says who asks, in which role, for which Business Centers (`*`: all), with an id to withdraw it by.
+    """Return a signed token with a new id, with which it can be withdrawn.
 
-    Raises BadSettingError for a file that holds no key of `new_key`'s, and for ids that are none.
+    Args:
+        settings: the issuer and the audience.
+        signing_key: a key file that `new_key` wrote.
+        subject: the actor's id in the ledger.
+        role: decides what the actor may do.
+        business_centers: those that the actor may see; `*` means all.
+        minutes: the time until it expires.
+
+    Raises:
+        BadSettingError: the file contains no key, or an id is malformed.
+
     """
     for id_ in (subject, *(each for each in business_centers if each != "*")):
         if re.fullmatch(IDENTIFIER_PATTERN, id_) is None:
-            raise BadSettingError(f"{id_!r} is no id: 1 to 64 of A-Z a-z 0-9 _ . : -")
+            raise BadSettingError(f"{id_!r} is not an id: use 1 to 64 of A-Z a-z 0-9 _ . : -")
     key = _read_signing_key(signing_key)
     now = int(time.time())
     claims: dict[str, object] = {
@@ -70,7 +80,7 @@ def issue(
 
 
 def id_of(token: str) -> str:
-    """The id of a token that was just issued."""
+    """Return the id of a token, whose signature is not checked."""
     return str(jwt.decode(token, options={"verify_signature": False})["jti"])
 
 
@@ -80,7 +90,7 @@ def _read_signing_key(path: Path) -> EllipticCurvePrivateKey:
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise BadSettingError(f"{path} holds no signing key: make one with `drawdown token new-key`")
+        raise BadSettingError(f"{path} contains no signing key: create one with `drawdown token new-key`")
     return key
 
 
@@ -89,7 +99,7 @@ def _public(key: EllipticCurvePrivateKey) -> dict[str, str]:
 
 
 def _key_id(key: EllipticCurvePrivateKey) -> str:
-    """The key's thumbprint (RFC 7638)."""
+    """Return the key's thumbprint (RFC 7638)."""
     public = _public(key)
     members = {name: public[name] for name in ("crv", "kty", "x", "y")}
     digest = Hash(SHA256())

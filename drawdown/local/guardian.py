@@ -1,8 +1,9 @@
-"""Ends the processes of a supervisor that died without a word (kill -9, power of the terminal, a crash).
+"""Ends the child processes of a supervisor that died suddenly (kill -9, a closed terminal, a crash).
 
-Run as a script of its own, standard library only, in a session of its own. It reads lines from its standard input,
-whose other end only the supervisor holds: `+PID SIGNAL` (look after it, and this is how it is asked to end) and
-`-PID` (it has ended). At the end of the input it asks those that are left to end, and kills what does not.
+It runs as a separate script in its own session, and uses only the standard library. The supervisor holds the only other
+end of its standard input, and writes lines to it: `+PID SIGNAL` adds a child and the signal that stops it, and `-PID`
+removes one that has ended. When the input ends, it sends the remaining children their signals, and kills those that do
+not end within ten seconds.
 """
 
 import contextlib
@@ -15,31 +16,31 @@ PATIENCE_SECONDS = 10.0
 
 
 def main() -> None:
-    """Look after the processes until the supervisor is gone."""
+    """Track the supervisor's children until it has gone, then end them."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    wards: dict[int, int] = {}
+    children: dict[int, int] = {}
     for line in sys.stdin:
         if line.startswith("+"):
             pid, number = line[1:].split()
-            wards[int(pid)] = int(number)
+            children[int(pid)] = int(number)
         else:
-            wards.pop(int(line[1:]), None)
-    _end(wards)
+            children.pop(int(line[1:]), None)
+    _end(children)
 
 
-def _end(wards: dict[int, int]) -> None:
-    for pid, number in wards.items():
+def _end(children: dict[int, int]) -> None:
+    for pid, number in children.items():
         _signal(pid, number)
     give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while any(_signal(pid, 0) for pid in wards) and time.monotonic() < give_up_at:
+    while any(_signal(pid, 0) for pid in children) and time.monotonic() < give_up_at:
         time.sleep(0.05)
-    for pid in wards:
+    for pid in children:
         _signal(pid, signal.SIGKILL)
 
 
 def _signal(pid: int, number: int) -> bool:
-    """Whether there was such a process."""
+    """Send a signal; return whether there was such a process. Signal 0 only checks."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
         return True

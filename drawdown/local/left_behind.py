@@ -1,20 +1,20 @@
-"""What a run leaves undecided at its end, and what becomes of it: an embedded broker keeps records in memory."""
+"""The records that a run leaves undecided. An embedded broker loses them, because it keeps records in memory."""
 
 from drawdown.front_door import Figures
 
 
 def left_behind(seen: Figures | None, *, broker_keeps: bool) -> str | None:
-    """A sentence about the records that nobody has decided; None where there are none.
+    """Return a sentence about the undecided records, or None if there are none.
 
     Args:
-        seen: what allocation said last; None where it did not answer.
+        seen: allocation's metrics; None if it did not answer.
         broker_keeps: whether the broker outlives the run.
 
     """
-    parts = ["nobody knows how many records"] if seen is None else _undecided(seen)
+    parts = ["an unknown number of records"] if seen is None else _undecided(seen)
     if not parts:
         return None
-    fate = "the broker keeps them for the next run" if broker_keeps else "they are gone with the embedded broker"
+    fate = "the broker keeps them for the next run" if broker_keeps else "they are lost with the embedded broker"
     return f"not decided: {', '.join(parts)}; {fate}"
 
 
@@ -27,6 +27,6 @@ def _undecided(seen: Figures) -> list[str]:
 
 
 def _uncounted(seen: Figures, link: str) -> list[str]:
-    """Nobody counts what comes to a shard that has stopped."""
+    """Return a phrase about the shards that have stopped, because their new records are not counted."""
     stopped = sorted(shard for shard, is_so in seen.sums_by("drawdown_shard_stopped", "shard").items() if is_so)
     return [f"{link}all since shard {' and shard '.join(stopped)} stopped"] if stopped else []

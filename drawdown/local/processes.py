@@ -18,14 +18,14 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose rights a child has."""
+    """The ids of the user and the group that a child process runs as."""
 
     user: int
     group: int
 
 
 class _Guardian:
-    """Our end of the pipe to the guardian process, which is started with the first child."""
+    """Our end of the pipe to the guardian process, which starts with the first child."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -38,7 +38,7 @@ class _Guardian:
         self._tell(f"-{pid}\n")
 
     def start(self, keep_open: Sequence[int] = ()) -> None:
-        """Start it unless it is there. Not shared with forks of this process: they look after their own."""
+        """Start the guardian unless it runs. A fork of this process starts its own."""
         if self._process is not None and self._started_by == os.getpid() and self._process.poll() is None:
             return
         self._started_by = os.getpid()
@@ -56,7 +56,7 @@ class _Guardian:
 
     @staticmethod
     def _dismiss(process: "subprocess.Popen[bytes]") -> None:
-        """Let it go, and wait until it has ended those of its wards that are left."""
+        """Close the pipe, and wait until the guardian has ended the remaining children."""
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
@@ -72,25 +72,25 @@ _guardian = _Guardian()
 
 
 def start_guardian(keep_open: Sequence[int] = ()) -> None:
-    """Start the guardian before the first child does; it keeps these file descriptors open until all have ended."""
+    """Start the guardian before the first child. It keeps these file descriptors open until all children have ended."""
     _guardian.start(keep_open)
 
 
 class Child:
-    """A running child process, in a session of its own, its output appended to a file."""
+    """A child process in its own session, whose output is appended to a file."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", polite: signal.Signals) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", stop_signal: signal.Signals) -> None:
         self._process = process
-        self._polite = polite
+        self._stop_signal = stop_signal
         self._forgotten = False
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+        """Return the exit code, or None while the process runs. A negative code is the signal that ended it."""
         code = self._process.poll()
         if code is not None and not self._forgotten:
             self._forgotten = True
@@ -98,11 +98,11 @@ class Child:
         return code
 
     def send(self, number: int) -> None:
-        """Send a signal; nothing happens if it has ended."""
+        """Send a signal. Does nothing if the process has ended."""
         self._process.send_signal(number)
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for its end; False when it still runs after `seconds`."""
+        """Wait for the process to end. Returns False if it still runs after `seconds`."""
         give_up_at = time.monotonic() + seconds
         while self.exit_code() is None:
             if time.monotonic() >= give_up_at:
@@ -111,9 +111,9 @@ class Child:
         return True
 
     async def stop(self, seconds: float = 10.0) -> None:
-        """Ask it to end, and kill it when it has not after `seconds`."""
+        """Send the stop signal, and kill the process if it still runs after `seconds`."""
         if self.exit_code() is None:
-            self.send(self._polite)
+            self.send(self._stop_signal)
         if not await self.wait(seconds):
             self.send(signal.SIGKILL)
             await self.wait(seconds)
@@ -126,17 +126,17 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     identity: Identity | None = None,
-    polite: signal.Signals = signal.SIGTERM,
+    stop_signal: signal.Signals = signal.SIGTERM,
 ) -> Child:
-    """Start a child.
+    """Start a child process, which ends at the latest when this process does.
 
     Args:
         arguments: the program and its arguments.
-        log: the file its output is appended to.
-        environment: the whole of it; none: ours.
-        directory: where it works; none: here.
-        identity: whose rights it has; none: ours.
-        polite: the signal that asks it to end.
+        log: the file to which its output is appended.
+        environment: its whole environment; None means ours.
+        directory: its working directory; None means ours.
+        identity: the user and the group it runs as; None means ours.
+        stop_signal: the signal that asks it to end.
 
     Raises:
         OSError: the program cannot be started.
@@ -157,12 +157,12 @@ def spawn(
             group=identity.group if identity else None,
             extra_groups=[] if identity else None,
         )
-    _guardian.add(process.pid, polite)
-    return Child(process, polite)
+    _guardian.add(process.pid, stop_signal)
+    return Child(process, stop_signal)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is a process of that id, whosever it is."""
+    """Return whether a process with that id exists, also one of another user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

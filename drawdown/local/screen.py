@@ -1,4 +1,4 @@
-"""What goes on, in the terminal: a live picture, or a line now and then where the output is no terminal."""
+"""The terminal's display: a live picture, or a line every five seconds if the output is not a terminal."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from drawdown.front_door import Figures, FrontDoor
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 
 _REFRESH_SECONDS = 0.5
 _LINE_SECONDS = 5.0
@@ -27,7 +27,7 @@ _OUTCOMES = ("charged", "duplicate", "quarantined")
 
 @dataclass
 class Picture:
-    """The figures of one moment, all of them from the front door."""
+    """The figures of one moment. All of them come from the front door."""
 
     spends: dict[str, int] = field(default_factory=dict)
     spends_per_second: float = 0.0
@@ -37,17 +37,17 @@ class Picture:
 
 
 class Observer:
-    """Takes the figures from the API, the metrics and `delivery.signals`."""
+    """Collects the figures from the API, the metrics and `delivery.signals`."""
 
-    def __init__(self, door: FrontDoor, deliveries: Deliveries) -> None:
+    def __init__(self, door: FrontDoor, subscriber: Subscriber) -> None:
         self._door = door
-        self._deliveries = deliveries
+        self._subscriber = subscriber
         self._samples: deque[tuple[float, int]] = deque()
         self.centers: list[str] = []
 
     async def observe(self) -> Picture:
-        """Take them now."""
-        for signal in self._deliveries.latest:
+        """Return the present figures."""
+        for signal in self._subscriber.latest:
             if signal["business_center_id"] not in self.centers:
                 self.centers.append(signal["business_center_id"])
         shown = self.centers[:_CENTERS_SHOWN]
@@ -68,7 +68,7 @@ class Observer:
         picture.spends = {outcome: round(sums.get(outcome, 0)) for outcome in _OUTCOMES}
         total, now = sum(picture.spends.values()), time.monotonic()
         if self._samples and total < self._samples[-1][1]:
-            self._samples.clear()  # The service was restarted, and counts anew.
+            self._samples.clear()  # The service was restarted, so its counters begin at 0 again.
         self._samples.append((now, total))
         while now - self._samples[0][0] > _RATE_WINDOW_SECONDS:
             self._samples.popleft()
@@ -78,34 +78,40 @@ class Observer:
 
 
 class _Terminal(Console):
-    """Raises when nobody reads on, instead of ending the process."""
+    """Raises if the reader of our output has closed it, instead of ending the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Screen:
-    """Shows the picture, the latest signals and messages."""
+    """Shows the picture, the latest signals and the messages."""
 
-    def __init__(self, deliveries: Deliveries, on_gone: Callable[[], None]) -> None:
-        """Prepare; nothing is shown. `on_gone` is called when the terminal, or who read our output, has gone."""
-        self.where: list[str] = []  # Lines that say where to look.
+    def __init__(self, subscriber: Subscriber, on_gone: Callable[[], None]) -> None:
+        """Prepare a screen that shows nothing yet.
+
+        Args:
+            subscriber: the source of the signals.
+            on_gone: called when the terminal, or the reader of our output, has gone.
+
+        """
+        self.where: list[str] = []  # Lines with the addresses of everything.
         self._console = _Terminal()
         self._on_gone = on_gone
-        self._deliveries = deliveries
+        self._subscriber = subscriber
         self._messages: deque[str] = deque(maxlen=_MESSAGES_SHOWN)
         self._live: Live | None = None
         self._began = time.monotonic()
         self._first_pause_said = False
 
     def say(self, text: str) -> None:
-        """Show a message: at once as a line, or within the picture."""
+        """Show a message, within the picture if there is one, otherwise as a line."""
         self._messages.append(f"{time.strftime('%H:%M:%S')} {text}")
         if self._live is None:
             self._print(self._messages[-1])
 
     async def show(self, observer: Observer) -> None:
-        """Show what goes on until cancelled."""
+        """Show the observer's figures until cancelled."""
         for line in self.where:
             self._print(line)
         if self._console.is_terminal:
@@ -136,12 +142,12 @@ class Screen:
         while True:
             self._say_first_pause()
             if time.monotonic() >= line_at:
-                self.say(_line(await observer.observe(), self._deliveries))
+                self.say(_line(await observer.observe(), self._subscriber))
                 line_at = time.monotonic() + _LINE_SECONDS
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def _say_first_pause(self) -> None:
-        first = self._deliveries.first_pause
+        first = self._subscriber.first_pause
         if first is not None and not self._first_pause_said:
             self._first_pause_said = True
             self.say(f"the first pause, {time.monotonic() - self._began:.0f} s after the start: {_told(first)}")
@@ -150,8 +156,8 @@ class Screen:
         head = Text()
         head.append(f"{picture.spends_per_second:,.0f} spends/s", style="bold green")
         head.append(f"   {_counts(picture)}   {_lag(picture)}\n")
-        head.append(f"{self._deliveries.paused} paused now, {self._deliveries.pauses} pauses, ")
-        head.append(f"{self._deliveries.resumes} resumes so far")
+        head.append(f"{self._subscriber.paused} paused now, {self._subscriber.pauses} pauses, ")
+        head.append(f"{self._subscriber.resumes} resumes so far")
         if picture.trouble is not None:
             head.append(f"\n{picture.trouble}", style="bold red")
         where, messages = (Text("\n".join(lines), style="dim") for lines in (self.where, self._messages))
@@ -159,7 +165,7 @@ class Screen:
 
     def _signals_table(self) -> Table:
         table = Table("when", "what", "who", "cause", title="latest pauses and resumes", title_justify="left", box=None)
-        for signal in list(self._deliveries.latest)[: -_SIGNALS_SHOWN - 1 : -1]:
+        for signal in list(self._subscriber.latest)[: -_SIGNALS_SHOWN - 1 : -1]:
             style = {"paused": "red", "resumed": "green"}.get(signal["change"], "yellow")
             table.add_row(_time(signal), Text(signal["change"], style=style), _who(signal), signal["cause"])
         return table
@@ -180,15 +186,15 @@ def _centers_table(picture: Picture) -> Table:
     return table
 
 
-def _line(picture: Picture, deliveries: Deliveries) -> str:
+def _line(picture: Picture, subscriber: Subscriber) -> str:
     balances = ", ".join(
         f"{name} {_money(center['balance']['available'])} {center['currency']}" for name, center in picture.centers
     )
-    latest = f"; last: {_told(deliveries.latest[-1])}" if deliveries.latest else ""
+    latest = f"; last: {_told(subscriber.latest[-1])}" if subscriber.latest else ""
     trouble = "" if picture.trouble is None else f"{picture.trouble}; "
     return (
         f"{trouble}{picture.spends_per_second:,.0f} spends/s, {_counts(picture)}, {_lag(picture)}, "
-        f"{deliveries.paused} paused{latest}; available: {balances or 'nothing yet'}"
+        f"{subscriber.paused} paused{latest}; available: {balances or 'nothing yet'}"
     )
 
 

@@ -1,7 +1,7 @@
 """Files of real ad spend: JSON lines, CSV, or iPinYou's impression log; plain, gz, bz2, xz or zst.
 
-JSON lines and CSV carry the field names of `spend.events`. iPinYou's log (its 2013 bidding contest) has one row for
-each impression won, with or without a header row; its prices are fen per 1,000 impressions, its times China's.
+JSON lines and CSV have the field names of `spend.events`. iPinYou's log (from its 2013 bidding contest) has one row for
+each impression won, with or without a header row. Its prices are fen per 1,000 impressions, and its times are China's.
 """
 
 import bz2
@@ -31,13 +31,13 @@ _IPINYOU_NAMESPACE = uuid.UUID("b3f0a7d4-4c0b-4a53-9c37-5b8f4d1d6a0e")
 _IPINYOU_TIME_ZONE = timezone(timedelta(hours=8))
 # Fen per 1,000 impressions to yuan per impression.
 _IPINYOU_PRICE_UNITS = Decimal(100_000)
-# The columns of the log as published, without a header row.
+# The columns of the published log, which has no header row.
 _IPINYOU_COLUMNS = (
     *("bid_id", "timestamp", "log_type", "ipinyou_id", "user_agent", "ip", "region", "city", "ad_exchange", "domain"),
     *("url", "anonymous_url", "slot", "slot_width", "slot_height", "slot_visibility", "slot_format", "floor_price"),
     *("creative_id", "bidding_price", "paying_price", "key_page", "advertiser_id", "user_tags"),
 )
-# What other publications of the same log call the columns that matter here.
+# The names of the columns that we need in other editions of the log.
 _IPINYOU_ALIASES = {
     "bidid": "bid_id",
     "creative": "creative_id",
@@ -58,14 +58,15 @@ _UNPACKERS: dict[str, Callable[[Any], Any]] = {
 
 
 class UnreadableFileError(Exception):
-    """The file is not one of those formats; the text is one line for whoever named it."""
+    """The file is in none of those formats. The text is one line for the person who named it."""
 
 
 @dataclass
 class Summary:
-    """What a first reading of a file found.
+    """The result of a first reading of a file.
 
-    `accounts`: the currency by Business Center and ad account. `totals`: the sum of the amounts that could be read.
+    `accounts` has the currency by Business Center and ad account, and `totals` the sum of the amounts that could be
+    read.
     """
 
     format: Format
@@ -78,20 +79,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """One event as it goes to Kafka: `event` is None for what is no JSON object, sent as it stands."""
+    """One event of a file. `raw` is the record to send; `event` is None if that is not a JSON object."""
 
     event: Event | None
     raw: bytes
 
     @property
     def key(self) -> bytes | None:
-        """The Business Center, if it names one."""
+        """The record's key: the Business Center, or None if the event names none."""
         center = self.event.get("business_center_id") if self.event else None
         return center.encode(errors="replace") if isinstance(center, str) else None
 
     @property
     def occurred_at(self) -> datetime | None:
-        """When it happened, if it says so as the contract does."""
+        """The time of the event; None if it has no time in the contract's form."""
         text: Any = self.event.get("occurred_at") if self.event else None
         try:
             return _EPOCH + timedelta(microseconds=parse_time(text)) if is_time(text) else None
@@ -100,10 +101,10 @@ class Row:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Read the events of a file, one by one, in its order.
+    """Read the events of a file one by one, in its order.
 
     Raises:
-        UnreadableFileError: it is empty, broken, or not one of the formats.
+        UnreadableFileError: the file is empty, broken, or in none of the formats.
 
     """
     with _opened(path) as lines:
@@ -113,7 +114,7 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def summarise(path: Path) -> Summary:
-    """Read a file once: how much there is, of whom, and from when to when."""
+    """Read a file once, and return its number of rows, its accounts with their totals, and its first and last time."""
     with _opened(path) as lines:
         summary = Summary(_recognised(path, lines)[0])
     for row in read(path):
@@ -128,13 +129,13 @@ def summarise(path: Path) -> Summary:
 
 
 def shifted(row: Row, shift: timedelta) -> bytes:
-    """The record of a row with its time moved; one that has no time stays as it is."""
+    """Return the record of a row with its time shifted. A row without a time is unchanged."""
     instant = row.occurred_at
     if row.event is None or instant is None or not shift:
         return row.raw
     try:
         moved = (instant + shift).isoformat().replace("+00:00", "Z")
-    except OverflowError:  # Beyond the calendar: another event of the file is thousands of years away.
+    except OverflowError:  # Outside the calendar, because another event of the file is thousands of years away.
         return row.raw
     return json.dumps({**row.event, "occurred_at": moved}, ensure_ascii=False).encode()
 
@@ -148,7 +149,7 @@ def _count(summary: Summary, event: Event) -> None:
         amount = Decimal(str(event.get("amount")))
     except InvalidOperation:
         return
-    # No spend has more than 18 digits: what does is sent, and refused, and needs no money.
+    # A spend has at most 18 digits. A longer amount is sent and refused, so it needs no cash.
     if event.get("type") == "spend" and amount.is_finite() and amount.adjusted() < MOST_DIGITS:
         total = summary.totals.get((center, account), Decimal(0))
         summary.totals[center, account] = total + amount
@@ -156,7 +157,7 @@ def _count(summary: Summary, event: Event) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Iterator[str]]:
-    """The lines of a file, unpacked."""
+    """Open a file, unpack it, and yield its lines."""
     try:
         with path.open("rb") as file:
             start = file.read(6)
@@ -170,7 +171,7 @@ def _opened(path: Path) -> Iterator[Iterator[str]]:
 
 
 def _recognised(path: Path, lines: Iterator[str]) -> tuple[Format, Iterator[str]]:
-    """The format, and all lines."""
+    """Return the format of a file, and all its lines."""
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith("{"):
         return "json", _chained(first, lines)
@@ -208,7 +209,7 @@ def _json_rows(lines: Iterator[str]) -> Iterator[Row]:
         try:
             event = json.loads(text)
         except (ValueError, RecursionError):
-            event = None  # It goes out byte for byte: what is wrong with it is the ledger's to say.
+            event = None  # It is sent unchanged, because the ledger decides what is wrong with it.
         yield Row(event if isinstance(event, dict) else None, text.encode(errors="surrogateescape"))
 
 
@@ -229,10 +230,10 @@ def _ipinyou_rows(lines: Iterator[str]) -> Iterator[Row]:
 
 
 def _ipinyou_event(cells: dict[str, str]) -> Event:
-    """A spend from one impression; a cell that is missing or broken is left out, and the ledger says `invalid`.
+    """Return the spend of one impression, without the fields of missing or broken cells, so that it becomes `invalid`.
 
-    The event id follows from the bid id: where a bid occurs twice, the second is the same event again, and with another
-    time it is a conflict.
+    The event id is derived from the bid id. So a second row of the same bid is a duplicate, or a conflict if its time
+    differs.
     """
     event: Event = {
         "type": "spend",

@@ -1,4 +1,4 @@
-"""What becomes of spend that was sent, as the API tells it: charged, a duplicate, quarantined, or not decided yet."""
+"""The outcome of spend that was sent, as the API reports it: charged, duplicate, quarantined, or undecided."""
 
 import asyncio
 import re
@@ -19,10 +19,10 @@ Say = Callable[[str], None]
 _EVENTS_A_REQUEST = 500
 _REQUESTS_AT_ONCE = 4
 _POLL_SECONDS = 0.1
-# Nothing has been decided for so long: what is missing is not waited for any longer.
+# Stop waiting if nothing has been decided for this long.
 _PATIENCE_SECONDS = 60.0
-# A record that was read, and is in neither ledger nor quarantine: another shard may have to take it first. Or the token
-# does not show it.
+# How long to wait for a record that was read, and is in neither ledger nor quarantine. Another shard may have to take
+# it first, or the token does not allow seeing it.
 _UNKNOWN_SECONDS = 5.0
 _EXAMPLES = 3
 _DECIDED = frozenset({"charged", "quarantined"})
@@ -30,7 +30,7 @@ _DECIDED = frozenset({"charged", "quarantined"})
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A row that the broker has: the how manieth it is of its file, its event id, and where it lies."""
+    """A row that the broker has acknowledged: its number in the file (from 1), event id, and place in the topic."""
 
     number: int
     event_id: str | None
@@ -40,7 +40,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What was there before some rows were sent: those of their event ids that are in the ledger, and a cursor."""
+    """The state before some rows were sent: those of their event ids that the ledger had, and a cursor."""
 
     charged: frozenset[str]
     cursor: str
@@ -48,7 +48,7 @@ class Before:
 
 @dataclass
 class Tally:
-    """What became of the rows of a file. `examples`: a few sentences for each reason of quarantine."""
+    """The outcomes of a file's rows. `examples` has a few sentences for each reason of quarantine."""
 
     sent: int = 0
     charged: int = 0
@@ -60,7 +60,7 @@ class Tally:
 
     @property
     def decided(self) -> int:
-        """How many rows are decided."""
+        """The number of decided rows."""
         return self.charged + self.duplicate + self.quarantined.total()
 
     @property
@@ -69,7 +69,14 @@ class Tally:
         return not (self.undecided or self.unsent)
 
     def take(self, rows: Sequence[Sent], answers: dict[int, dict[str, Any]], charged_before: frozenset[str]) -> None:
-        """Count rows. Of one id the first that is not quarantined is charged, unless the ledger had it before."""
+        """Count rows. The first row of an id that is not quarantined counts as charged, unless the ledger had the id.
+
+        Args:
+            rows: the rows, in the order of the file.
+            answers: the API's answers by row number.
+            charged_before: the event ids that the ledger had before these rows were sent.
+
+        """
         charged = set(charged_before)
         for row in rows:
             answer = answers.get(row.number, {})
@@ -90,7 +97,7 @@ class Tally:
             self.examples[reason].append(f"row {row.number:,}, record {answer['record_id']}: {answer['detail']}")
 
     def lines(self, name: str) -> Iterator[str]:
-        """The report, a line at a time."""
+        """Yield the lines of the report. `name` is the file's name."""
         undecided = f", {self.undecided:,} undecided" if self.undecided else ""
         yield (
             f"{name}: {self.sent:,} sent, {self.charged:,} charged, {self.duplicate:,} duplicate, "
@@ -104,17 +111,17 @@ class Tally:
 
 
 class Outcomes:
-    """Asks the API what became of rows, and waits until they are decided."""
+    """Asks the API for the outcomes of rows, and waits until they are decided."""
 
     def __init__(self, door: FrontDoor, say: Say) -> None:
         self._door = door
         self._say = say
         self._unknown_seconds = _UNKNOWN_SECONDS
-        # Once nobody answers, or nothing is decided, the rest is not waited for.
+        # True once the API does not answer or nothing is decided any longer. Then the rest is not waited for.
         self.is_blind = False
 
     async def before(self, event_ids: Sequence[str | None]) -> Before | None:
-        """Look before rows of these ids are sent; None when nobody answers."""
+        """Ask for the state before rows with these ids are sent. Returns None if the API does not answer."""
         asked = [{"event_id": each} for each in event_ids if each is not None] or [{}]
         answers = await self._ask(asked)
         if answers is None:
@@ -124,7 +131,7 @@ class Outcomes:
         return Before(charged, answers[1])
 
     async def of(self, rows: Sequence[Sent], before: Before | None) -> dict[int, dict[str, Any]]:
-        """What became of these rows, by their numbers; those that stay undecided are left out or say so."""
+        """Return the API's answers by row number. A row that stays undecided is left out, or its answer says so."""
         if before is None or not rows or not await self._are_read(rows, before):
             return {}
         found: dict[int, dict[str, Any]] = {}
@@ -144,7 +151,7 @@ class Outcomes:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _are_read(self, rows: Sequence[Sent], before: Before) -> bool:
-        """Wait until the last row of each partition has been read by the ledger; False when that takes too long."""
+        """Wait until allocation has read the last row of each partition. Returns False if that takes too long."""
         last = list({row.partition: _asked(row) for row in rows}.values())
         waiting, changed_at = len(last), time.monotonic()
         while waiting:
@@ -164,7 +171,7 @@ class Outcomes:
     async def _ask(
         self, events: Sequence[dict[str, Any]], after: str | None = None
     ) -> tuple[list[dict[str, Any]], str] | None:
-        """Answers in the order of the events, and a cursor; None when nobody answers."""
+        """Return the answers in the order of the events, and a cursor; None if the API does not answer."""
         if self.is_blind:
             return None
         parts = [events[start : start + _EVENTS_A_REQUEST] for start in range(0, len(events), _EVENTS_A_REQUEST)]
@@ -177,13 +184,13 @@ class Outcomes:
         try:
             answered = await asyncio.gather(*map(ask, parts))
         except (httpx.HTTPError, RequestRefusedError) as error:
-            self._lose(f"the API does not say what becomes of it: {str(error) or type(error).__name__}")
+            self._lose(f"the API does not tell the outcomes: {str(error) or type(error).__name__}")
             return None
         return [answer for part in answered for answer in part["events"]], answered[0]["next"]
 
     def _lose(self, why: str) -> None:
         if not self.is_blind:
-            self._say(f"{why}; the rest is sent, and not waited for")
+            self._say(f"{why}; sending the rest without waiting for outcomes")
         self.is_blind = True
 
 
@@ -193,7 +200,7 @@ def _asked(row: Sent) -> dict[str, Any]:
 
 
 def event_id_of(event: Event | None) -> str | None:
-    """The id under which the ledger knows an event, in lower case; None: it has none. CloudEvents call it `id`."""
+    """Return an event's id in lower case, as the ledger stores it; None if it has none. CloudEvents call it `id`."""
     if event is None:
         return None
     text = event.get("id") if "specversion" in event else event.get("event_id")

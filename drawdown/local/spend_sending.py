@@ -1,4 +1,4 @@
-"""Sends a file of ad spend, and reports what became of it."""
+"""Sends a file of ad spend, and reports the outcome."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings
 
-# Told how many rows were sent and decided so far.
+# Called with the number of rows sent so far, and the number of decided ones.
 Progress = Callable[[int, int], None]
 # A row's number, the row, and the record to send.
 Numbered = tuple[int, tuple[Row, bytes]]
@@ -32,16 +32,16 @@ _NAMESPACE = uuid.UUID("0d0a6b1e-52c1-4a0c-8f2e-2f4f3b7f9a55")
 _REMEMBERED = "sent-files.json"
 _PROGRESS_SECONDS = 2.0
 _WINDOW_ROWS = 10_000
-# For the read models, to show all that was decided.
+# How long to wait until the read models show all that was decided.
 _PATIENCE_SECONDS = 60.0
 _COMMANDS_AT_ONCE = 16
-# An account that a file names is opened with so many times the cash that the file spends.
+# An account is opened with this many times the cash that its file spends.
 _AMPLE = 10
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of spend, read once: what is in it, and how far its times are moved."""
+    """A file of spend: its path, its SHA-256, its summary, and the shift of its times."""
 
     path: Path
     digest: str
@@ -49,18 +49,18 @@ class File:
     shift: timedelta
 
     def records(self) -> Iterator[tuple[Row, bytes]]:
-        """Each row with the record to send."""
+        """Yield each row with the record to send."""
         for row in read(self.path):
             yield row, shifted(row, self.shift)
 
 
 def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> File:
-    """Read the file and choose the shift that makes its last event happen now.
+    """Read the file, and choose the shift that makes its last event happen now.
 
-    A file that was sent before is moved as then: so its events are the same again, and are recognised.
+    A file that was sent before gets the same shift, so that its events are recognised as duplicates.
 
     Raises:
-        UnreadableFileError: it holds no spend.
+        UnreadableFileError: the file contains no spend.
 
     """
     digest = _digest(path)
@@ -73,7 +73,7 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
     elif summary.last is not None:
         shift, before = _chosen_shift(settings, digest, summary.last, now)
         how = "as when it was sent before" if before else "so that its last event is now"
-        say(f"its times are shifted by {shift}, {how} (--keep-times does not shift)")
+        say(f"its times are shifted by {shift}, {how} (--keep-times keeps them)")
     window = timedelta(days=settings.deduplication_days)
     if summary.first is not None and summary.first - now + shift < -window:
         say(f"events older than DRAWDOWN_DEDUPLICATION_DAYS={settings.deduplication_days} will be quarantined: too_old")
@@ -81,10 +81,10 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
 
 
 async def send(settings: Settings, file: File, door: FrontDoor, say: Say, progress: Progress) -> Tally:
-    """Send every row, in the file's order, keyed by Business Center, and wait until each is decided.
+    """Send every row in the file's order, keyed by Business Center, and wait until each is decided.
 
-    A window of rows at a time, so that memory stays the same however large the file is, and so that a row which comes
-    again later is seen to be in the ledger already.
+    Sends a window of rows at a time, so that memory does not grow with the file, and so that a row that is repeated
+    later is found in the ledger.
     """
     outcomes, tally = Outcomes(door, say), Tally()
     producer = await create_producer(settings, linger_ms=5)
@@ -110,7 +110,7 @@ def _windows(records: Iterator[Numbered]) -> Iterator[list[Numbered]]:
 async def _publish(
     producer: AIOKafkaProducer, window: list[Numbered], ids: list[str | None], tally: Tally
 ) -> list[Sent]:
-    """Send rows; return those that the broker has, in their order."""
+    """Send rows; return those that the broker has acknowledged, in their order."""
     sending = []
     for (number, (row, record)), event_id in zip(window, ids, strict=True):
         try:
@@ -127,7 +127,7 @@ async def _publish(
 
 
 async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
-    """Open the Business Centers and ad accounts that the file names, each account with ample cash; once."""
+    """Open the file's Business Centers and ad accounts, each account with ample cash. Idempotent."""
     limit = asyncio.Semaphore(_COMMANDS_AT_ONCE)
     by_center: dict[str, list[str]] = {}
     for center, account in file.summary.accounts:
@@ -149,7 +149,7 @@ async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Sa
 async def send_and_report(
     settings: Settings, door: FrontDoor, file: File, say: Say, progress: Progress | None = None
 ) -> int:
-    """Send a file and say what became of it; return the exit code: 1 where something is not decided."""
+    """Send a file and report the outcome; return the exit code, which is 1 if a row is undecided or unsent."""
     tally = await send(settings, file, door, say, progress or _said_now_and_then(file, say))
     for line in tally.lines(file.path.name):
         say(line)
@@ -157,7 +157,7 @@ async def send_and_report(
 
 
 async def open_send_and_report(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
-    """Open what the file names, send it, and say what became of it and of the Business Centers."""
+    """Open the file's accounts, send it, and report the outcome and the spend of the Business Centers."""
     await open_accounts(settings, door, file, say)
     await send_and_report(settings, door, file, say)
     await door.wait_until_idle(_PATIENCE_SECONDS)
@@ -211,7 +211,7 @@ def _digest(path: Path) -> str:
 
 
 def _chosen_shift(settings: Settings, digest: str, last: datetime, now: datetime) -> tuple[timedelta, bool]:
-    """The shift, and whether it is that of an earlier time (as long as deduplication remembers that)."""
+    """Return the shift, and whether it is an earlier one, which is reused within the window of deduplication."""
     path = settings.data_dir / _REMEMBERED
     try:
         remembered: dict[str, int] = json.loads(path.read_text())

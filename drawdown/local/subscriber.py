@@ -1,4 +1,4 @@
-"""A subscriber of `delivery.signals`: what delivers now, and what changed last."""
+"""A subscriber of `delivery.signals`: knows the accounts and campaigns that deliver, and the latest changes."""
 
 import asyncio
 import itertools
@@ -18,11 +18,11 @@ from shared.runtime.settings import Settings
 
 _REMEMBERED = 200
 MOST_RECORDS = 1_000  # taken at once
-REST_SECONDS = 0.01  # where none had come
+REST_SECONDS = 0.01  # after a look that found none
 
 
 def signal_of(value: bytes | None) -> dict[str, Any] | None:
-    """The signal that a record holds; None: it holds none, whoever wrote it."""
+    """Return the signal in a record's value, or None if it is not a signal."""
     try:
         return DeliverySignal.model_validate_json(value or b"").model_dump()
     except ValidationError:
@@ -30,11 +30,11 @@ def signal_of(value: bytes | None) -> dict[str, Any] | None:
 
 
 @dataclass
-class Deliveries:
-    """Keeps the state of accounts and campaigns; drops what has a position it has seen.
+class Subscriber:
+    """Keeps the state of accounts and campaigns, and ignores signals whose position it has seen.
 
-    `first_pause`: the first since `spending_since`; before that, accounts pause only because they are opened empty.
-    `skipped`: how many records were no signals.
+    `first_pause` is the first since `spending_since`; before that, accounts pause only because they are opened empty.
+    `skipped` is the number of records that were not signals.
     """
 
     latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -47,17 +47,17 @@ class Deliveries:
     _paused: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
 
     def is_delivering(self, ad_account_id: str, campaign_id: str) -> bool:
-        """Whether neither the campaign nor its account is paused, as far as signals have come."""
+        """Return whether neither the campaign nor its account is paused, according to the signals so far."""
         keys = (f"ad_account/{ad_account_id}".encode(), f"campaign/{ad_account_id}/{campaign_id}".encode())
         return not any(key in self._paused for key in keys)
 
     @property
     def paused(self) -> int:
-        """How many accounts and campaigns have a cause of their own."""
+        """The number of accounts and campaigns that have a pause cause of their own."""
         return len(self._paused)
 
     def look_at(self, record: Any) -> None:
-        """Take the signal that a record holds. What is none is skipped and counted; the 1st, 2nd, 4th … is logged."""
+        """Take the signal in a record. Skips and counts other records, and logs the 1st, 2nd, 4th, 8th … of them."""
         signal = None if record.key is None else signal_of(record.value)
         if record.key is not None and signal is not None:
             self.take(record.key, signal)
@@ -65,7 +65,7 @@ class Deliveries:
             self.skipped += 1
             if self.skipped.bit_count() == 1:
                 structlog.get_logger().warning(
-                    "what is no signal is skipped",
+                    "skipped a record that is not a signal",
                     topic=record.topic,
                     partition=record.partition,
                     offset=record.offset,
@@ -73,7 +73,7 @@ class Deliveries:
                 )
 
     def take(self, key: bytes, signal: dict[str, Any]) -> None:
-        """Take one signal."""
+        """Apply one signal, unless a newer one of its key was applied."""
         if signal["position"] <= self._positions.get(key, 0):
             return
         self._positions[key] = signal["position"]
@@ -91,11 +91,11 @@ class Deliveries:
         since = self.spending_since
         try:
             return since is not None and datetime.fromisoformat(signal["recorded_at"]) >= since
-        except (ValueError, TypeError):  # No time, or one of no zone: not ours.
+        except (ValueError, TypeError):  # It has no time, or no offset, so it is not one of our signals.
             return False
 
     async def follow(self, settings: Settings) -> None:
-        """Take every signal from the topic's beginning on, until cancelled."""
+        """Take every signal from the beginning of the topic, until cancelled."""
         consumer = await start_client(
             settings,
             partial(AIOKafkaConsumer, DELIVERY_SIGNALS),
@@ -105,11 +105,11 @@ class Deliveries:
         )
         try:
             while True:
-                # Partition by partition: of one with a record that cannot be read it is known where it stands.
-                heaps = [await take_readable(consumer, each, MOST_RECORDS) for each in consumer.assignment()]
-                for record in itertools.chain(*heaps):
+                # One partition at a time, so that an unreadable record's partition and offset are known.
+                batches = [await take_readable(consumer, each, MOST_RECORDS) for each in consumer.assignment()]
+                for record in itertools.chain(*batches):
                     self.look_at(record)
-                if not any(heaps):
+                if not any(batches):
                     await asyncio.sleep(REST_SECONDS)
         finally:
             await asyncio.shield(stop_client(consumer))

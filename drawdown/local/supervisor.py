@@ -1,4 +1,4 @@
-"""`drawdown run`: the whole system on this machine, watched in the terminal, and gone without a trace at the end."""
+"""`drawdown run`: runs the whole system on this machine, shows it in the terminal, and stops all of it at the end."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from drawdown.local import spend_sending
 from drawdown.local.left_behind import left_behind
 from drawdown.local.processes import is_alive, start_guardian
 from drawdown.local.screen import Observer, Screen
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 from drawdown.local.system import System
 from drawdown.local.traffic import CAST, Traffic
 from drawdown.serving import switched_off
@@ -37,7 +37,7 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Options:
-    """What `drawdown run` was asked for."""
+    """The options of `drawdown run`. `rate` is in spends a second."""
 
     traffic: bool = True
     rate: int = 500
@@ -46,17 +46,17 @@ class Options:
 
 
 class AlreadyRunningError(OSError):
-    """Another run has this data directory."""
+    """Another run uses this data directory."""
 
 
 async def supervise(settings: Settings, options: Options) -> int:
-    """Run everything until a signal asks for the end; return the exit code (0: all has been stopped in order).
+    """Run everything until a signal asks it to stop; return the exit code, which is 0 after an orderly stop.
 
     Raises:
         EmbeddedServerError: a server or service does not start.
-        AlreadyRunningError: another run has the data directory.
-        UnreadableFileError: the file of spend holds none.
-        BadSettingError: the policy file holds no policy, or there are no keys for the tokens that are wanted.
+        AlreadyRunningError: another run uses the data directory.
+        UnreadableFileError: the file contains no spend.
+        BadSettingError: the policy file contains no policy, or tokens are required and there are no keys for them.
 
     """
     read_policy(settings.policy_file)
@@ -67,20 +67,20 @@ async def supervise(settings: Settings, options: Options) -> int:
 
 
 class _Run:
-    """One run, from start to end."""
+    """One run, from its start to its end."""
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self._options = options
-        self._deliveries = Deliveries()
-        self._screen = Screen(self._deliveries, on_gone=lambda: self._ask(signal.SIGHUP))
+        self._subscriber = Subscriber()
+        self._screen = Screen(self._subscriber, on_gone=lambda: self._ask(signal.SIGHUP))
         self._system = System(settings, say=self._screen.say)
         Access(self._system.settings)
-        self._asked = asyncio.Event()
-        self._hurried = asyncio.Event()
-        self._left: str | None = None
+        self._stop_asked = asyncio.Event()
+        self._kill_asked = asyncio.Event()
+        self._undecided: str | None = None
 
     async def run(self) -> int:
-        """Start, go on until asked to end, stop."""
+        """Start everything, wait until asked to stop, and stop it; return the exit code."""
         for number in _ENDING_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._ask, number)
         try:
@@ -88,29 +88,29 @@ class _Run:
                 await self._go_on()
         finally:
             await self._system.stop()
-        if self._left is not None:
-            self._screen.say(self._left)
+        if self._undecided is not None:
+            self._screen.say(self._undecided)
         self._screen.say(f"stopped; the ledger stays in {self._system.settings.data_dir}")
-        return 130 if self._hurried.is_set() else 0
+        return 130 if self._kill_asked.is_set() else 0
 
     def _ask(self, number: int) -> None:
-        """End in order at the first signal, at once at the second; a terminal's end may be noticed more than once."""
+        """Stop in order at the first signal, and at once at the second. A closed terminal counts only once."""
         if number == signal.SIGHUP:
-            if self._asked.is_set():
+            if self._stop_asked.is_set():
                 return
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.dup2(nowhere, sys.stderr.fileno())
-        if self._asked.is_set():
-            self._hurried.set()
+        if self._stop_asked.is_set():
+            self._kill_asked.set()
             self._system.kill()
-        self._asked.set()
+        self._stop_asked.set()
 
     async def _unless_asked(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do the work; False if a signal came first, and it was given up."""
+        """Do the work. Returns False if a signal came first, and cancels the work."""
         task = asyncio.create_task(work)
         try:
-            return await _first(task, self._asked)
+            return await _first(task, self._stop_asked)
         finally:
             await _cancelled(task)
 
@@ -128,7 +128,7 @@ class _Run:
     async def _go_on(self) -> None:
         urls = {name: service.url for name, service in self._system.services.items()}
         async with FrontDoor(urls, ApiToken(self._system.settings)) as door:
-            observer = Observer(door, self._deliveries)
+            observer = Observer(door, self._subscriber)
             watching = asyncio.create_task(self._system.watch())
             background = [
                 watching,
@@ -137,7 +137,7 @@ class _Run:
             ]
             spending = asyncio.create_task(self._spend(door, observer))
             try:
-                await _first(watching, self._asked)
+                await _first(watching, self._stop_asked)
             finally:
                 await _cancelled(spending)
                 if not watching.done():
@@ -145,13 +145,13 @@ class _Run:
                 await _cancelled(*background)
 
     async def _follow(self) -> None:
-        await self._deliveries.follow(self._system.settings)
+        await self._subscriber.follow(self._system.settings)
 
     async def _keep_on(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do again what failed: nothing that only shows things may end the run."""
+        """Repeat work that failed, because a failure of the display must not end the run."""
         task = asyncio.current_task()
         assert task is not None
-        while not task.cancelling():  # A failure on the way out may have taken the cancellation's place.
+        while not task.cancelling():  # A failure during cancellation may have replaced the CancelledError.
             try:
                 await work()
             except Exception as error:
@@ -165,11 +165,11 @@ class _Run:
             elif self._options.traffic:
                 observer.centers = [center.id for center in CAST]
                 rate = self._options.rate
-                await Traffic(self._system.settings, door, self._deliveries, rate=rate, say=self._screen.say).run()
+                await Traffic(self._system.settings, door, self._subscriber, rate=rate, say=self._screen.say).run()
             else:
                 self._screen.say("no traffic, as asked")
         except Exception as error:
-            self._screen.say(f"no more spend is sent: {type(error).__name__}: {error}")
+            self._screen.say(f"spend is no longer sent: {type(error).__name__}: {error}")
 
     async def _spend_file(self, path: Path, door: FrontDoor, observer: Observer) -> None:
         settings, say = self._system.settings, self._screen.say
@@ -179,19 +179,19 @@ class _Run:
         await spend_sending.open_send_and_report(settings, door, file, say)
 
     async def _drain(self, door: FrontDoor) -> None:
-        self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; the same again stops at once)")
+        self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; a second signal stops at once)")
         idle = asyncio.create_task(door.wait_until_idle(_DRAIN_SECONDS))
-        was_idle = await _first(idle, self._hurried) and idle.result()
+        was_idle = await _first(idle, self._kill_asked) and idle.result()
         await _cancelled(idle)
         if not was_idle:
-            self._screen.say("not all is drained")
-        # Said at the very end: a message of now would go with the picture.
-        seen = None if self._hurried.is_set() else await door.figures("allocation")
-        self._left = left_behind(seen, broker_keeps=self._system.kafka is None)
+            self._screen.say("some records are not drained")
+        # This is said at the very end, because the live picture would hide it now.
+        seen = None if self._kill_asked.is_set() else await door.figures("allocation")
+        self._undecided = left_behind(seen, broker_keeps=self._system.kafka is None)
 
 
 async def _first(task: "asyncio.Task[Any]", event: asyncio.Event) -> bool:
-    """Wait for a task, and raise what it raises; False when the event came first, and the task still runs."""
+    """Wait for a task, and raise its error. Returns False if the event came first and the task still runs."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
     await _cancelled(waiting)
@@ -208,7 +208,7 @@ async def _cancelled(*tasks: "asyncio.Task[Any]") -> None:
 
 
 def _where(system: System) -> list[str]:
-    """Where to look, as the screen shows it."""
+    """Return the lines with the addresses of everything, for the screen."""
     settings = system.settings
     metrics = "" if settings.api_wants_tokens else f"   metrics {system.url}/metrics"
     return [
@@ -231,10 +231,10 @@ def _log(data_dir: Path) -> Path:
 
 @contextlib.contextmanager
 def _only_run(data_dir: Path) -> Iterator[int]:
-    """Hold the data directory's lock. A killed run's guardian keeps it until its processes have ended.
+    """Hold the lock of the data directory. After a run was killed, its guardian holds the lock until all have ended.
 
     Raises:
-        AlreadyRunningError: another run holds it.
+        AlreadyRunningError: another run holds the lock.
 
     """
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,8 @@ def _only_run(data_dir: Path) -> Iterator[int]:
             holder = int(os.pread(lock, 32, 0).strip() or b"0")
             if time.monotonic() > give_up_at or is_alive(holder):
                 raise AlreadyRunningError(
-                    f"another run has {data_dir} (process {holder}): a second needs its own DRAWDOWN_DATA_DIR and ports"
+                    f"another run uses {data_dir} (process {holder}): a second run needs its own DRAWDOWN_DATA_DIR "
+                    "and ports"
                 )
             time.sleep(_POLL_SECONDS)
         os.ftruncate(lock, 0)

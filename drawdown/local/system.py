@@ -1,4 +1,4 @@
-"""The whole system on this machine: servers and services, each a process of its own."""
+"""The whole system on this machine: the servers and services, each in its own process."""
 
 import asyncio
 import os
@@ -23,34 +23,34 @@ _POLL_SECONDS = 0.1
 _STOP_SECONDS = 15.0
 _FIRST_BACKOFF_SECONDS = 0.5
 _LONGEST_BACKOFF_SECONDS = 10.0
-# A service that ran this long had started well: its next restart is quick again.
+# A service that ran this long had started well, so its next restart is quick again.
 _STEADY_SECONDS = 30.0
 
 Say = Callable[[str], None]
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The variables that give a child process exactly these settings."""
+    """Return the environment variables that give a child process exactly these settings."""
     values = settings.model_dump(mode="json", exclude_none=True)
     return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
 
 def _api_authentication(settings: Settings) -> str:
-    """What was asked for; else no tokens, but only where nobody outside this machine can ask."""
+    """Return the setting; without one, tokens are off only if the API is unreachable from other machines."""
     return settings.api_authentication or ("off" if is_loopback(settings.http_host) else "tokens")
 
 
 def port_of(settings: Settings, service: str) -> int:
-    """Where a service answers /readyz and /metrics: the API at the HTTP port, the others at those after it."""
+    """Return the port of a service's /readyz and /metrics: the HTTP port for the API, the ports after it for others."""
     return settings.http_port + ("api", *(name for name in SERVICES if name != "api")).index(service)
 
 
 async def prepare(settings: Settings) -> None:
-    """Bring the database to this version's schema and create the topics that are missing; wait for both servers.
+    """Migrate the database to this version's schema, and create missing topics. Waits for both servers.
 
     Raises:
-        TopicsDoNotFitError: a topic is not as the ledger needs it.
-        CannotGoOnError: the ledger has another number of shards, or somebody holds what a migration needs.
+        TopicsDoNotFitError: a topic is not configured as the ledger needs it.
+        CannotGoOnError: the ledger has a different number of shards, or a migration does not get a lock it needs.
 
     """
     await migrate(settings)
@@ -74,25 +74,25 @@ class Service:
             self._environment[PREFIX + "HEALTH_PORT"] = str(self.port)
 
     def start(self) -> None:
-        """Start its process."""
+        """Start the process."""
         self._started_at = time.monotonic()
         command = [sys.executable, "-m", "drawdown", self.name]
         self.child = spawn(command, log=self.log, environment=self._environment)
 
     async def stop(self) -> None:
-        """Ask its process to end; return when it has gone."""
+        """Ask the process to end; return when it has."""
         if self.child is not None:
             await self.child.stop(_STOP_SECONDS)
 
     async def is_ready(self, client: httpx.AsyncClient) -> bool:
-        """Whether it says that it is."""
+        """Return whether /readyz says that the service is ready."""
         try:
             return (await client.get(f"{self.url}/readyz")).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
     def next_backoff_seconds(self) -> float:
-        """How long to wait before the next restart: longer each time, unless it had run well."""
+        """Return the pause before the next restart: twice the last one, or short again after a run of 30 s."""
         if time.monotonic() - self._started_at > _STEADY_SECONDS:
             self._backoff_seconds = _FIRST_BACKOFF_SECONDS
         seconds = self._backoff_seconds
@@ -101,7 +101,7 @@ class Service:
 
 
 class System:
-    """Starts everything, keeps it running, stops it.
+    """Starts all servers and services, keeps them running, and stops them.
 
     Servers are embedded unless the settings name them.
     """
@@ -114,13 +114,13 @@ class System:
         services: tuple[str, ...] = SERVICES,
         say: Say = lambda _text: None,
     ) -> None:
-        """Prepare; nothing is started.
+        """Prepare a system that is not started yet.
 
         Args:
-            settings: of the system; every service gets them.
-            environment: further variables for every service.
-            services: those to run.
-            say: told what happens, a line at a time.
+            settings: the system's settings, which every service gets.
+            environment: further environment variables for every service.
+            services: the names of the services to run.
+            say: called with a line for each event.
 
         """
         data_dir = settings.data_dir.absolute()
@@ -137,14 +137,14 @@ class System:
 
     @property
     def url(self) -> str:
-        """Where the API answers."""
+        """The URL of the API."""
         return self.services["api"].url
 
     async def start(self) -> None:
         """Start the servers, prepare schema and topics, start the services; return when all are ready.
 
         Raises:
-            EmbeddedServerError: something does not start.
+            EmbeddedServerError: a server or service does not start.
 
         """
         self.settings = with_command_keys(self.settings)
@@ -166,7 +166,7 @@ class System:
             await self.postgres.stop()
 
     def kill(self) -> None:
-        """End everything at once. The ledger recovers at the next start."""
+        """Kill everything at once. The ledger recovers at the next start."""
         self._stopping = True
         self._kill_services()
         if self.kafka is not None and self.kafka.child is not None:
@@ -178,7 +178,7 @@ class System:
         """Wait until a service says that it is ready.
 
         Raises:
-            EmbeddedServerError: it has ended, or is not ready in time.
+            EmbeddedServerError: the service has ended, or is not ready in time.
 
         """
         service = self.services[name]
@@ -187,13 +187,13 @@ class System:
             while not await service.is_ready(client):
                 assert service.child is not None
                 if service.child.exit_code() is not None:
-                    raise EmbeddedServerError(f"{name} ended as it started: see {service.log}")
+                    raise EmbeddedServerError(f"{name} ended while it started: see {service.log}")
                 if time.monotonic() > give_up_at:
                     raise EmbeddedServerError(f"{name} is not ready after {seconds:.0f} s: see {service.log}")
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def watch(self) -> None:
-        """Restart what ends unasked, until cancelled."""
+        """Restart servers and services that end by themselves, until cancelled."""
         await asyncio.gather(
             *(self._watch_service(service) for service in self.services.values()), self._watch_servers()
         )
@@ -205,7 +205,9 @@ class System:
             if code is None or self._stopping:
                 continue
             seconds = service.next_backoff_seconds()
-            self._say(f"{service.name} ended ({_meaning(code)}); again in {seconds:.1f} s; see {_short(service.log)}")
+            self._say(
+                f"{service.name} ended ({_meaning(code)}); restarting in {seconds:.1f} s; see {_short(service.log)}"
+            )
             await asyncio.sleep(seconds)
             service.restarts += 1
             service.start()
@@ -219,12 +221,12 @@ class System:
                 self._say("PostgreSQL ended; starting it again")
                 await self._start_postgres()
             if self.kafka and self.kafka.child and self.kafka.child.exit_code() is not None:
-                self._say("the broker ended, and with it what it kept; starting an empty one")
+                self._say("the broker ended and lost its records; starting an empty one")
                 await self._replace_kafka()
 
     async def _replace_kafka(self) -> None:
         self._stopping = True
-        self._kill_services()  # What they hold is in the ledger, and asking them would wait for the broker.
+        self._kill_services()  # Their state is in the ledger, and an orderly stop would wait for the broker.
         self.kafka = EmbeddedKafka(self.settings.data_dir, self.settings.kafka_port)
         await self._start_kafka()
         await self._prepare()
@@ -256,7 +258,7 @@ class System:
 
     async def _prepare(self) -> None:
         await prepare(self.settings)
-        if self.kafka is not None:  # A new broker's offsets begin at 0; the ledger's inputs do not.
+        if self.kafka is not None:  # An empty broker's offsets start at 0, but the ledger has read further.
             from services.allocation.offsets import adopt
 
             await adopt(self.settings)

@@ -1,8 +1,8 @@
-"""A generator of realistic ad spend, for `make run`. It uses the front door only: HTTP commands and `spend.events`.
+"""A generator of realistic ad spend, for `make run`. It uses only the front door: HTTP commands and `spend.events`.
 
-A cast of Business Centers, with and without automatic allocation, is opened and funded so that something runs out
-within seconds; what ran out is topped up from time to time. As ad delivery does, it stops spending, a little late, on
-what has been paused. A few events are late, repeated, reversed, misdirected or broken.
+It opens a cast of Business Centers, with and without automatic allocation, and funds them so that some balances run out
+within seconds; it tops those up from time to time. Like ad delivery, it stops spending on paused entities a little
+late. A few events are late, repeated, reversed, sent to the wrong partition, or broken.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import Any, Literal
 from aiokafka import AIOKafkaProducer
 
 from drawdown.front_door import FrontDoor
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
 from shared.runtime.settings import Settings
@@ -33,20 +33,20 @@ Say = Callable[[str], None]
 SEED = 20_261_122
 _USUAL_RATE = 500
 _TICK_SECONDS = 0.05
-# The embedded broker looks through all batches of a partition at each fetch that finds something. Few and large ones
-# keep `make run` quick for hours: with 20 a second, the broker's core was full after some minutes.
+# Each fetch that finds a record makes the embedded broker scan all batches of the partition. Few and large batches keep
+# `make run` fast for hours; 20 batches a second filled the broker's core after some minutes.
 _LINGER_MS = 250
 _LARGEST_BATCH_BYTES = 256 * 1024
 _TOP_UP_SECONDS = 3
-# How often to look for a place that still delivers.
+# How many draws to make for a campaign that still delivers.
 _DRAWS = 20
-# Delivery hears of a pause and stops: auctions already won still come in for so long.
+# After a pause, spend from auctions already won still arrives for this long.
 _IN_FLIGHT_SECONDS = 2.0
 _MEAN_AMOUNT = 0.02
 _NAMESPACE = uuid.UUID("6f1f5a0e-6b0e-4a55-9d0a-3f0f6c1a7b11")
 _MICROS = 1_000_000
 
-# How many of a thousand events are so.
+# How many of a thousand events are of each kind.
 _DUPLICATES = 10
 _REVERSALS = 5
 _BAD = 2
@@ -71,8 +71,8 @@ class Account:
 class BusinessCenter:
     """A Business Center of the cast.
 
-    `share`: how many percent of the spend are its. `scale`: how much larger its amounts are. `automatic`: whether
-    automatic allocation is enabled before its accounts are opened, after, or not at all.
+    `share` is its percentage of all spend, and `scale` a factor for its amounts. `automatic` says whether automatic
+    allocation is enabled before its accounts are opened, after that, or never.
     """
 
     id: str
@@ -88,10 +88,10 @@ class BusinessCenter:
     campaign_budgets: tuple[tuple[str, str, str, str], ...] = ()
 
 
-# At 500 spends a second of 0.02 on average, 10 units a second are spent in all: a share of 30 is 3 units a second.
+# 500 spends a second of 0.02 on average make 10 units a second in total, so a share of 30 is 3 units a second.
 CAST = (
     BusinessCenter(
-        "northwind",  # Automatic allocation comes last: balances move, budgets are synced from them.
+        "northwind",  # Automatic allocation is enabled last, so balances move and set the budgets.
         "USD",
         "America/New_York",
         share=30,
@@ -150,7 +150,7 @@ CAST = (
 
 
 def set_up_commands(cast: tuple[BusinessCenter, ...], issued_at: str) -> Iterator[Command]:
-    """The commands that open and fund the cast. The same each time, under the same ids: repeating them does nothing."""
+    """Yield the commands that open and fund the cast. Idempotent, because they and their ids are always the same."""
     for center in cast:
         for index, command in enumerate(_opening(center)):
             yield _command(center.id, issued_at, f"set-up/{index}", **command)
@@ -198,10 +198,10 @@ def _command(business_center_id: str, issued_at: str, key: str, **fields: Any) -
 
 @dataclass
 class Spends:
-    """Makes events. What it makes follows from its seed; the ids do not, so that a second run is no repetition."""
+    """Generates events from a seed. Their ids are random, so that a second run does not repeat the first."""
 
     now: Callable[[], datetime]
-    deliveries: Deliveries = field(default_factory=Deliveries)
+    subscriber: Subscriber = field(default_factory=Subscriber)
     cast: tuple[BusinessCenter, ...] = CAST
     seed: int = SEED
 
@@ -221,9 +221,9 @@ class Spends:
         self._stopped_at: dict[tuple[str, str], float] = {}
 
     def next(self) -> tuple[bytes, bytes, bool] | None:
-        """The next record: key, value, and whether to send it to a partition of its own choice.
+        """Return the next record: its key, its value, and whether to send it to a random partition.
 
-        None: hardly anything delivers any more.
+        Returns None if hardly any campaign delivers any longer.
         """
         drawn = self._random.randrange(1000)
         if drawn < _DUPLICATES and self._recent:
@@ -264,7 +264,7 @@ class Spends:
 
     def _serves(self, account_id: str, campaign_id: str) -> bool:
         place = (account_id, campaign_id)
-        if self.deliveries.is_delivering(*place):
+        if self.subscriber.is_delivering(*place):
             self._stopped_at.pop(place, None)
             return True
         return time.monotonic() - self._stopped_at.setdefault(place, time.monotonic()) < _IN_FLIGHT_SECONDS
@@ -303,28 +303,28 @@ class Spends:
         return key, broken, False
 
     def _id(self) -> str:
-        """A time-ordered UUID (version 7): milliseconds, a counter, and chance."""
+        """Return a time-ordered UUID (version 7, RFC 9562): milliseconds, a counter, and random bits."""
         milliseconds = time.time_ns() // 1_000_000
         value = milliseconds << 80 | 0x7 << 76 | (next(self._numbers) & 0xFFF) << 64 | 0b10 << 62
         return str(uuid.UUID(int=value | uuid.uuid4().int >> 66))
 
 
 class Traffic:
-    """Opens the cast, publishes its spend, tops up what runs out."""
+    """Opens the cast, publishes its spend, and tops up balances and budgets that run out."""
 
-    def __init__(self, settings: Settings, door: FrontDoor, deliveries: Deliveries, *, rate: int, say: Say) -> None:
-        """Prepare; nothing is sent. `rate`: spends a second."""
+    def __init__(self, settings: Settings, door: FrontDoor, subscriber: Subscriber, *, rate: int, say: Say) -> None:
+        """Prepare a generator that sends nothing yet. `rate` is in spends a second."""
         self.sent = 0
         self._is_shut_out = False
         self._settings = settings
         self._door = door
-        self._deliveries = deliveries
+        self._subscriber = subscriber
         self._rate = rate
         self._say = say
         self._clock = Clock(settings)
 
     async def run(self) -> None:
-        """Send until cancelled; then what has been sent is acknowledged."""
+        """Send until cancelled, and then wait until the broker has acknowledged all records."""
         await self._set_up()
         producer = await create_producer(self._settings, linger_ms=_LINGER_MS, max_batch_size=_LARGEST_BATCH_BYTES)
         top_ups = asyncio.create_task(self._top_up_for_ever())
@@ -343,26 +343,26 @@ class Traffic:
         self._say(f"{len(CAST)} Business Centers, {self._rate} spends a second from the traffic generator")
 
     async def send_in_order(self, commands: list[Command]) -> None:
-        """Send commands one after the other, and say which of them were refused."""
+        """Send commands one after the other, and report those that were refused."""
         for command in commands:
             outcome = await self._door.command(command)
             if outcome.get("code") == "unauthenticated":
                 self._tell_that_shut_out(outcome["message"])
                 return
             self._is_shut_out = False
-            # A conflict: it was opened under a token of another role, by an earlier release.
+            # A conflict means that an earlier release sent this command with a token of another role.
             if outcome.get("status") != "accepted" and outcome.get("code") != "conflict":
                 self._say(f"{command['business_center_id']}: {command['type']}: {outcome.get('message', outcome)}")
 
     def _tell_that_shut_out(self, why: str) -> None:
-        """Once, not every few seconds: spend goes on, on what is left."""
+        """Report it once instead of every few seconds. Spend continues from the remaining balances."""
         if not self._is_shut_out:
             self._is_shut_out = True
-            self._say(f"{why}; nothing is opened or topped up until `make up` has made another token")
+            self._say(f"{why}; nothing is opened or topped up until `make up` issues a new token")
 
     async def _publish(self, producer: AIOKafkaProducer) -> None:
-        spends = Spends(self._clock.now, self._deliveries)
-        self._deliveries.spending_since = self._clock.now()
+        spends = Spends(self._clock.now, self._subscriber)
+        self._subscriber.spending_since = self._clock.now()
         chance = random.Random(SEED)
         began = time.monotonic()
         drawn = 0
@@ -387,7 +387,7 @@ class Traffic:
             await self.send_in_order([command])
 
     async def _top_up(self, number: int) -> tuple[str, Command]:
-        """What number so-and-so is: each kind in turn, in amounts that last some seconds."""
+        """Return the Business Center and the fields of a top-up. The kinds take turns; amounts last a few seconds."""
 
         def amount(units: int) -> str:
             return _decimal(units * _MICROS * self._rate // _USUAL_RATE)

@@ -1,4 +1,4 @@
-"""`drawdown traffic`: the generator as a service of its own, against a system that runs elsewhere, as in containers."""
+"""`drawdown traffic`: the generator as a separate service, for a system that runs elsewhere, as in containers."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ import time
 import structlog
 
 from drawdown.front_door import ApiToken, FrontDoor
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 from drawdown.local.traffic import Traffic
 from shared.runtime.health import answer, answering_health
 from shared.runtime.settings import Settings
@@ -16,37 +16,37 @@ _LOOK_SECONDS = 0.2
 
 
 async def generate(settings: Settings, *, rate: int) -> None:
-    """Send `rate` spends a second to the API and the broker that the settings name, until cancelled.
+    """Send `rate` spends a second to the system that the settings name, until cancelled.
 
-    It is ready once the first has been sent.
+    Its /readyz is ready once the first spend has been sent.
 
     Raises:
         OSError: the health port is taken.
         httpx.HTTPError: the API does not answer.
-        BadSettingError, CannotGoOnError: the broker does not let us in, or does not answer.
+        BadSettingError, CannotGoOnError: the broker refuses us, or does not answer.
 
     """
-    deliveries = Deliveries()
+    subscriber = Subscriber()
     say = structlog.get_logger().info
     url = f"http://{settings.http_client_host}:{settings.http_port}"
     async with FrontDoor({"api": url}, ApiToken(settings)) as door:
-        traffic = Traffic(settings, door, deliveries, rate=rate, say=say)
+        traffic = Traffic(settings, door, subscriber, rate=rate, say=say)
         async with answering_health(settings, lambda: answer(lambda: (traffic.sent > 0, f"{traffic.sent} sent"))):
-            await asyncio.gather(traffic.run(), deliveries.follow(settings), _report(traffic, deliveries))
+            await asyncio.gather(traffic.run(), subscriber.follow(settings), _report(traffic, subscriber))
 
 
-async def _report(traffic: Traffic, deliveries: Deliveries) -> None:
-    """Log the first pause when it comes, and how far things are now and then."""
+async def _report(traffic: Traffic, subscriber: Subscriber) -> None:
+    """Log the first pause when it comes, and progress every five seconds."""
     log = structlog.get_logger()
     line_at, first_pause_said = 0.0, False
     while True:
-        if deliveries.first_pause is not None and not first_pause_said:
+        if subscriber.first_pause is not None and not first_pause_said:
             first_pause_said = True
-            log.info("the first pause", **_told(deliveries.first_pause))
+            log.info("the first pause", **_told(subscriber.first_pause))
         if time.monotonic() >= line_at:
             line_at = time.monotonic() + _LINE_SECONDS
-            latest = _told(deliveries.latest[-1]) if deliveries.latest else {}
-            log.info("spend flows", sent=traffic.sent, pauses=deliveries.pauses, resumes=deliveries.resumes, **latest)
+            latest = _told(subscriber.latest[-1]) if subscriber.latest else {}
+            log.info("spend flows", sent=traffic.sent, pauses=subscriber.pauses, resumes=subscriber.resumes, **latest)
         await asyncio.sleep(_LOOK_SECONDS)
 
 

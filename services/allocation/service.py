@@ -60,15 +60,15 @@ from shared.ledger.lookup import plain_types
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.runtime.clock import Clock
-from shared.runtime.contact import keep_in_touch, keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import CONSUMED, create_producer, stop_client
 from shared.runtime.postgres import connect, create_pool, is_lost
+from shared.runtime.reachability import watch_broker_reachability, watch_reachability
 from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import BadSettingError, Settings
-from shared.runtime.stopping import beside, farewell, first_to_end
+from shared.runtime.stopping import close_within, first_to_end, in_background
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
@@ -175,8 +175,8 @@ class Allocation:
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
-        self._database = health.contact("the database")
-        self._broker = health.contact("the broker")
+        self._database = health.reachability("the database")
+        self._broker = health.reachability("the broker")
         health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
         self._keys = read_command_keys(settings.command_keys_file)
@@ -208,7 +208,7 @@ class Allocation:
             await ensure_topics(self._settings)
             self._incarnation = await incarnation(self._settings, *CONSUMED)
             producer = await create_producer(self._settings, linger_ms=0)
-            stack.push_async_callback(lambda: farewell(stop_client(producer)))
+            stack.push_async_callback(lambda: close_within(stop_client(producer)))
             database = await create_pool(
                 self._settings,
                 ROLE,
@@ -218,7 +218,7 @@ class Allocation:
                 lock_timeout_seconds=LOCK_SECONDS,
             )
             self._publishing = database
-            stack.push_async_callback(lambda: farewell(database.close()))
+            stack.push_async_callback(lambda: close_within(database.close()))
             watching = await self._connect(stack, "watch", plain=False)
             await keeper.add_listener("forwarded", self._on_forwarded)
             await keeper.add_listener(RELEASED_CHANNEL, self._on_released)
@@ -228,8 +228,8 @@ class Allocation:
                     again_and_again("reporting how the shards stand", self._report),
                     self._watch_kafka(),
                     # Not over the keeper's connection, which waits where a shard is released.
-                    keep_in_touch(self._database, lambda: self._guard.ask(watching)),
-                    keep_in_touch_with_broker(self._broker, producer),
+                    watch_reachability(self._database, lambda: self._guard.ask(watching)),
+                    watch_broker_reachability(self._broker, producer),
                     seconds=CUT_OFF_SECONDS,
                 )
             finally:
@@ -290,7 +290,7 @@ class Allocation:
 
     async def _close(self, connection: asyncpg.Connection) -> None:
         self._connections.discard(connection)
-        await farewell(connection.close())
+        await close_within(connection.close())
 
     async def _record_policy(self, connection: asyncpg.Connection) -> None:
         content = self._policy.content()
@@ -365,7 +365,7 @@ class Allocation:
     async def _hold(self, lease: Lease, standing: Standing, publish: Publish) -> Lease:
         """Write one shard and publish its outcomes until it is given up; answers and raises as `_keep_writing`."""
         written = asyncio.Event()
-        async with beside(publish(lease.shard, written)):
+        async with in_background(publish(lease.shard, written)):
             return await self._keep_writing(lease, standing, written)
 
     async def _keep_writing(self, lease: Lease, standing: Standing, written: asyncio.Event) -> Lease:
@@ -406,7 +406,7 @@ class Allocation:
             writing = await self._connect(stack, f"writes {lease.shard}")
             lease = self._leases[lease.shard] = await again(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
-            stack.push_async_callback(lambda: farewell(stop_client(consumer)))
+            stack.push_async_callback(lambda: close_within(stop_client(consumer)))
             rules = await state.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
@@ -433,7 +433,7 @@ class Allocation:
             self._workers[lease.shard] = worker
             self._has_written = True
             try:
-                async with beside(watch_lag(worker, self._lags)):
+                async with in_background(watch_lag(worker, self._lags)):
                     await worker.run()
             finally:
                 del self._workers[lease.shard]

@@ -29,7 +29,7 @@ from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.postgres import gave_up
+from shared.runtime.postgres import is_unavailable
 
 log = structlog.get_logger()
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -95,7 +95,7 @@ async def load(
         try:
             return await _load(connection, lease, rules, deduplication_days, most_campaigns, kept)
         except Exception as error:
-            if gave_up(error):
+            if is_unavailable(error):
                 raise
             log.error(
                 "a snapshot was no use: all entries of the shard are decided again, which may take long",

@@ -23,13 +23,13 @@ from services.api.operating.growth import watch_growth
 from services.api.operating.reading import Reader
 from services.api.operating.writers import Writers
 from shared.runtime.clock import Clock
-from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.health import Health, answering_health
 from shared.runtime.kafka import create_producer, stop_client
 from shared.runtime.postgres import create_pool
+from shared.runtime.reachability import watch_broker_reachability
 from shared.runtime.serving import Server
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell
+from shared.runtime.stopping import close_within
 from shared.runtime.topics import ensure_topics
 
 # Shutdown budget (10 s in total): requests have 7 s to finish. Commands that still wait for their outcomes after 6.25 s
@@ -84,14 +84,14 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
             statement_timeout_seconds=STATEMENT_TIMEOUT_SECONDS,
             lock_timeout_seconds=LOCK_TIMEOUT_SECONDS,
         )
-        stack.push_async_callback(lambda: farewell(pool.close()))
+        stack.push_async_callback(lambda: close_within(pool.close()))
         await ensure_topics(settings)
         producer = await create_producer(settings, **PRODUCER)
-        stack.push_async_callback(lambda: farewell(stop_client(producer)))
+        stack.push_async_callback(lambda: close_within(stop_client(producer)))
         health = Health()
-        keeping = asyncio.create_task(keep_in_touch_with_broker(health.contact("the broker"), producer))
+        keeping = asyncio.create_task(watch_broker_reachability(health.reachability("the broker"), producer))
         stack.callback(keeping.cancel)
-        watcher = Watcher(settings, pool, health.contact("the database"), Reader(pool))
+        watcher = Watcher(settings, pool, health.reachability("the database"), Reader(pool))
         health.work = lambda: _readiness(watcher)
         yield Context(
             access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards, signer

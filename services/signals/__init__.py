@@ -1,1 +1,1 @@
-"""Signals: a follower that tells ad delivery what pauses and what resumes."""
+"""Signals: a follower that publishes pauses and resumes to ad delivery."""

@@ -1,18 +1,18 @@
-"""The newest signal of every account and campaign has the last word in the topic, whatever arrives late.
+"""Ensures that the newest signal of every account and campaign is the last one in the topic, even if others are late.
 
-The checkpoint's lock keeps two processes from publishing at the same time. It cannot call back what has been sent: when
-the database ends a session while acknowledgements are awaited, the lock is free and the signals are still on their way,
-in a producer that sends them again, in a socket of a process that stands still or is dead, in whatever lies between us
-and the broker. They may arrive behind newer ones that the next process has published, and a compacted topic would keep
-the old ones. Nothing bounds how late they are, and not every broker knows producers' epochs.
+The lock of the checkpoint prevents two processes from publishing at the same time. But it cannot call back signals that
+were sent. If the database ends a session while acknowledgements are awaited, the lock is free and the signals are still
+on their way: in a producer that retries, in a socket of a process that hangs or has died, or in the network. They may
+arrive behind newer ones that the next process has published, and a compacted topic would keep the old ones. Nothing
+bounds how late they are, and not every broker supports producer epochs.
 
-So we read the topic back. A record whose entity has a newer signal, according to the table of the last signals, must be
-followed by that one. Where it is not, the newest is published again under the checkpoint's lock. What we publish here
-may itself be late one day: it is read back as well. The offset up to which every record was followed by its newest is
-kept, so that whoever starts next goes on from there, and what arrives while no process lives is not missed.
+So we read the topic back. If the table of last signals has a newer signal for a record's entity, that one must follow
+the record. If it does not, we publish it again under the lock of the checkpoint. Signals published here may be late as
+well, so they are also read back. We store the offset up to which every record was followed by its newest signal. The
+next process continues from there, so that it does not miss records that arrived while no process was running.
 
-The table is asked under the lock too: a signal that is in the topic is in the table then, or its range was undone and
-is published again. `docs/decisions/signals-are-read-back.md` says what else was thought of.
+The table is read under the lock too. Then a signal in the topic is also in the table, unless its range was rolled back
+and is published again. `docs/decisions/signals-are-read-back.md` describes the alternatives.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client, take_readable
 from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell
+from shared.runtime.stopping import close_within
 
-MOST_RECORDS = 1_000  # looked at under one lock
-SETTLE_SECONDS = 0.5  # An embedded broker may give away the newest batch a moment late.
-_REST_SECONDS = 0.2  # between two looks: reading back is in no hurry, and many signals are looked at like one
+MOST_RECORDS = 1_000  # Compared under one lock.
+SETTLE_SECONDS = 0.5  # An embedded broker may return the newest batch a moment late.
+_REST_SECONDS = 0.2  # Between two looks. Reading back is not urgent, and many signals cost hardly more than one.
 _FETCH_BYTES = 65_536
 
 _CHECKED = "SELECT shard, checked_offset FROM signals.incarnations"
@@ -56,64 +56,67 @@ _ENTRIES = """
 """
 
 _overtaken = Counter(
-    "drawdown_signals_overtaken", "Old signals that came behind newer ones, which were published again", ["shard"]
+    "drawdown_signals_overtaken", "Old signals that arrived behind newer ones, which were published again", ["shard"]
 )
 
 
 class Entity(NamedTuple):
-    """An ad account of a shard, or a campaign of it; of an account the last is empty."""
+    """An ad account or a campaign of a shard. An account's `campaign_id` is empty."""
 
     shard: int
     ad_account_id: str
     campaign_id: str
 
 
-class Told(BaseModel):
-    """What is read of a signal."""
+class SignalRead(BaseModel):
+    """The fields of a signal that are read back."""
 
-    shard: Annotated[int, Field(ge=0, lt=2**15)]  # as far as the database's numbers of shards go
+    shard: Annotated[int, Field(ge=0, lt=2**15)]  # The range of shard numbers in the database.
     ad_account_id: Identifier
     campaign_id: Identifier | None
     position: int
 
 
 class Awaited(NamedTuple):
-    """What is known of a newest signal that must still come: the end of the partition, and the time, when we knew."""
+    """A newest signal that must still come: the partition's end and the monotonic time (seconds) when it was noted."""
 
-    end: int
-    since: float
+    end_offset: int
+    since_seconds: float
 
 
 class Partition:
-    """One of the topic, which holds signals of every shard, and the entities whose newest signals must still come."""
+    """A partition of the topic, and the entities whose newest signals must still come. It has signals of all shards."""
 
     def __init__(self, number: int) -> None:
         self.topic = TopicPartition(DELIVERY_SIGNALS, number)
         self.awaited: dict[Entity, Awaited] = {}
 
-    def see(self, told: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
-        """Take note of the positions that were read; return the entities whose newest must come and was not awaited."""
-        old = {entity for entity, position in told.items() if position < newest.get(entity, 0)}
-        for entity in told.keys() - old:
+    def see(self, read: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
+        """Compare the positions read with the newest; return entities whose newest must come and is not awaited yet."""
+        old = {entity for entity, position in read.items() if position < newest.get(entity, 0)}
+        for entity in read.keys() - old:
             self.awaited.pop(entity, None)
         return [entity for entity in old if entity not in self.awaited]
 
-    def overtaken(self, offset: int, now: float) -> list[Entity]:
-        """The entities whose newest signal does not come any more: read up to this offset, it would have come."""
+    def overtaken(self, offset: int, now_seconds: float) -> list[Entity]:
+        """Return the entities whose newest signal will not come, because it would be below this offset.
+
+        `now_seconds` is a monotonic time.
+        """
         return [
             entity
             for entity, awaited in self.awaited.items()
-            if offset >= awaited.end and now - awaited.since >= SETTLE_SECONDS
+            if offset >= awaited.end_offset and now_seconds - awaited.since_seconds >= SETTLE_SECONDS
         ]
 
 
-async def keep_the_last_word(settings: Settings, producer: AIOKafkaProducer) -> None:
-    """Read the topic back until cancelled, and publish again what an old signal came behind.
+async def read_signals_back(settings: Settings, producer: AIOKafkaProducer) -> None:
+    """Read the topic back until cancelled, and publish each newest signal again that an old one came behind.
 
-    A lost database is waited for.
+    Waits for a lost database.
 
     Raises:
-        CannotGoOnError: this user may not read the topic.
+        CannotGoOnError: our Kafka user may not read the topic.
         aiokafka.errors.KafkaError: a signal was not acknowledged in time.
 
     """
@@ -141,19 +144,19 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
     try:
         partitions = await _begin(connection, consumer, settings)
         while True:
-            heaps = [await _look(connection, consumer, partition) for partition in partitions]
+            counts = [await _look(connection, consumer, partition) for partition in partitions]
             for partition in partitions:
                 await _follow_up(connection, consumer, producer, partition)
-            if max(heaps) < MOST_RECORDS:
+            if max(counts) < MOST_RECORDS:
                 await asyncio.sleep(_REST_SECONDS)
     except TopicAuthorizationFailedError as error:
         raise CannotGoOnError(f"topic {DELIVERY_SIGNALS}: the service signals needs the right to read it") from error
     finally:
-        await farewell(stop_client(consumer))
+        await close_within(stop_client(consumer))
 
 
 async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, settings: Settings) -> list[Partition]:
-    """Go on from the offsets that are kept; a broker that no longer has them is read from its beginning."""
+    """Seek to the stored offsets. If the broker no longer has one, its partition is read from the beginning."""
     partitions = [Partition(number) for number in range(settings.shards)]
     consumer.assign([partition.topic for partition in partitions])
     checked = dict(await connection.fetch(_CHECKED))
@@ -163,13 +166,13 @@ async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, set
 
 
 async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition) -> int:
-    """Look at the records of a partition that have come; return how many there were."""
+    """Compare the records that have arrived in a partition with the newest signals; return how many there were."""
     records = await take_readable(consumer, partition.topic, MOST_RECORDS)
     if not records:
         return 0
     try:
-        expected = await _compare(connection, partition, _told(records))
-    except asyncpg.LockNotAvailableError:  # Signals of a shard wait for the broker: look again when they do not.
+        expected = await _compare(connection, partition, _positions_read(records))
+    except asyncpg.LockNotAvailableError:  # A publisher waits for the broker under this lock; look again later.
         consumer.seek(partition.topic, records[0].offset)
         return 0
     if expected:
@@ -180,24 +183,24 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     return len(records)
 
 
-def _told(records: Sequence[Any]) -> dict[Entity, int]:
-    """Of each entity the position in the last of these records; a record that is no signal tells nothing."""
-    told: dict[Entity, int] = {}
+def _positions_read(records: Sequence[Any]) -> dict[Entity, int]:
+    """Return for each entity the position in its last record. Skips records that are not signals."""
+    read: dict[Entity, int] = {}
     for record in records:
         with suppress(ValidationError):
-            signal = Told.model_validate_json(record.value or b"")
-            told[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
-    return told
+            signal = SignalRead.model_validate_json(record.value or b"")
+            read[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
+    return read
 
 
-async def _compare(connection: asyncpg.Connection, partition: Partition, told: Mapping[Entity, int]) -> list[Entity]:
-    """Compare what was read with the newest signals; return the entities whose newest must come from now on."""
+async def _compare(connection: asyncpg.Connection, partition: Partition, read: Mapping[Entity, int]) -> list[Entity]:
+    """Compare the positions read with the newest signals; return the entities whose newest must come from now on."""
     expected: list[Entity] = []
-    for shard, entities in _by_shard(told).items():
+    for shard, entities in _by_shard(read).items():
         async with connection.transaction():
             await _lock(connection, shard)
             newest = await _newest(connection, shard, entities)
-        expected += partition.see({entity: told[entity] for entity in entities}, newest)
+        expected += partition.see({entity: read[entity] for entity in entities}, newest)
     return expected
 
 
@@ -214,7 +217,7 @@ async def _lock(connection: asyncpg.Connection, shard: int) -> None:
 
 
 async def _newest(connection: asyncpg.Connection, shard: int, entities: Sequence[Entity]) -> dict[Entity, int]:
-    """The positions of the newest signals of those of a shard's entities that have any."""
+    """Return the positions of the newest signals of these entities. Leaves out entities without signals."""
     accounts = [entity.ad_account_id for entity in entities]
     campaigns = [entity.campaign_id for entity in entities]
     rows = await connection.fetch(_NEWEST, shard, accounts, campaigns)
@@ -224,10 +227,10 @@ async def _newest(connection: asyncpg.Connection, shard: int, entities: Sequence
 async def _follow_up(
     connection: asyncpg.Connection, consumer: AIOKafkaConsumer, producer: AIOKafkaProducer, partition: Partition
 ) -> None:
-    """Publish the newest signals again of the entities that an old one has overtaken."""
+    """Publish the newest signal again for each entity that an old one has overtaken."""
     overtaken = partition.overtaken(await consumer.position(partition.topic), monotonic())
     for shard, entities in _by_shard(overtaken).items():
-        with suppress(asyncpg.LockNotAvailableError):  # Then in the next round.
+        with suppress(asyncpg.LockNotAvailableError):  # If the lock is taken, the next round tries again.
             await _publish_again(connection, producer, shard, entities)
             for entity in entities:
                 del partition.awaited[entity]
@@ -243,5 +246,5 @@ async def _publish_again(
         await (await send(producer, entries))
     _overtaken.labels(shard).inc(len(entities))
     structlog.get_logger().warning(
-        "old signals came behind newer ones: published the newest again", shard=shard, entities=len(entities)
+        "old signals arrived behind newer ones: published the newest again", shard=shard, entities=len(entities)
     )

@@ -1,4 +1,4 @@
-"""What a pause or resume of the ledger is as a message of `delivery.signals`. Pure."""
+"""Turns a pause or resume of the ledger into a message of `delivery.signals`. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def signal_key(entry: Mapping[str, Any]) -> bytes:
-    """The key of an entry's entity: `ad_account/{id}` or `campaign/{ad_account_id}/{id}`."""
+    """Return the key of an entry's entity: `ad_account/{id}` or `campaign/{ad_account_id}/{id}`."""
     if entry["campaign_id"] is None:
         return f"ad_account/{entry['ad_account_id']}".encode()
     return f"campaign/{entry['ad_account_id']}/{entry['campaign_id']}".encode()
 
 
 def signal(entry: Mapping[str, Any]) -> DeliverySignal:
-    """The message for a `pause` or `resume` entry, from that entry alone."""
+    """Return the message for a `pause` or `resume` entry, which depends on nothing but that entry."""
     causes = json.loads(entry["details"])["causes"]
     source = entry["source_event_id"]
     return DeliverySignal(
@@ -41,7 +41,7 @@ def signal(entry: Mapping[str, Any]) -> DeliverySignal:
 
 
 def _change(kind: str, causes: int) -> Literal["paused", "resumed", "causes_changed"]:
-    """An entry adds or removes one cause: the count after it tells whether the set was, or is now, empty."""
+    """Return the kind of change. An entry adds or removes one cause, so `causes`, the count after it, decides."""
     if kind == "pause" and causes == 1:
         return "paused"
     if kind == "resume" and causes == 0:

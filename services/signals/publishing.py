@@ -1,4 +1,4 @@
-"""Publishing signals: under which lock, and in which order."""
+"""Publishing signals: the lock that is held meanwhile, and the order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from services.signals.messages import signal, signal_key
 from shared.runtime.kafka import DELIVERY_SIGNALS
 
 NAME = "signals"
-# The lock of a shard's checkpoint: whoever publishes holds it until the broker has acknowledged.
+# Locks a shard's checkpoint. A publisher holds this lock until the broker has acknowledged.
 LOCK = "SELECT FROM ledger.checkpoints_signals WHERE follower = $1 AND shard = $2 FOR UPDATE"
 
 
 async def send(producer: AIOKafkaProducer, entries: Sequence[asyncpg.Record]) -> asyncio.Future[list[Any]]:
-    """Send the signals of these entries in their order; what is answered is done when all are acknowledged.
+    """Send the signals of these entries in their order.
 
-    It raises aiokafka.errors.KafkaError when one is not.
+    Returns a future that is done once the broker has acknowledged all of them. It raises aiokafka.errors.KafkaError if
+    one was not acknowledged.
     """
-    # All of them first: where one cannot be made, none is sent again at each try.
+    # All messages are made before the first is sent. Otherwise, if one cannot be made, each retry would send others.
     signals = [(signal_key(entry), signal(entry).model_dump_json().encode()) for entry in entries]
     acknowledgements = [await producer.send(DELIVERY_SIGNALS, value, key=key) for key, value in signals]
     return asyncio.gather(*acknowledgements)

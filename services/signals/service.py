@@ -1,8 +1,8 @@
-"""Signals: publishes each pause and resume of the ledger to `delivery.signals`, at least once and in order.
+"""Publishes each pause and resume of the ledger to `delivery.signals`, at least once and in order.
 
-The checkpoint's lock is held until the broker has acknowledged: otherwise a slow process could publish an old
-signal behind a newer one of another process, and a compacted topic would keep the old one. What is late all the same,
-because a session of the database ended meanwhile, `last_word` sees.
+The lock of the checkpoint is held until the broker has acknowledged. Otherwise a slow process could publish an old
+signal behind a newer one of another process, and a compacted topic would keep the old one. `last_word` corrects signals
+that are still late, because the session of the database ended meanwhile.
 """
 
 import asyncpg
@@ -10,21 +10,21 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from services.signals.last_word import keep_the_last_word
+from services.signals.last_word import read_signals_back
 from services.signals.publishing import LOCK, NAME, send
 from shared.ledger.channels import DELIVERY_CHANNEL
 from shared.ledger.follow import Follower, Range, follow, follower_connection
-from shared.runtime.contact import keep_in_touch_with_broker
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.health import Health, serving_health
 from shared.runtime.incarnation import incarnation, wait_for_another_incarnation
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer, stop_client
+from shared.runtime.reachability import watch_broker_reachability
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import farewell, first_to_end
+from shared.runtime.stopping import close_within, first_to_end
 from shared.runtime.topics import ensure_topics
 
-MOST_SIGNALS = 5_000  # in one batch: bounds memory and how long the checkpoint is locked
-STOP_SECONDS = 4.0  # for what is under way, at the end: longer than a follower needs
+MOST_SIGNALS = 5_000  # In one batch. Bounds memory, and how long the checkpoint is locked.
+STOP_SECONDS = 4.0  # At shutdown, for publishing in progress: longer than a follower needs.
 
 _CHANGES = """
     SELECT shard, position, kind, business_center_id, ad_account_id, campaign_id, cause, details, source_event_id,
@@ -39,7 +39,7 @@ _REMEMBER = """
     GROUP BY 1, 2, 3
     ON CONFLICT (shard, ad_account_id, campaign_id) DO UPDATE SET position = excluded.position
 """
-_TOLD = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
+_CLUSTER = "SELECT cluster_id FROM signals.incarnations WHERE shard = $1"
 _STATE = """
     SELECT shard, position, e.kind, e.business_center_id, e.ad_account_id, e.campaign_id, e.cause, e.details,
         e.source_event_id, e.occurred_at, e.recorded_at
@@ -48,27 +48,27 @@ _STATE = """
         AND e.ad_account_id = l.ad_account_id AND COALESCE(e.campaign_id, '') = l.campaign_id
     ORDER BY l.ad_account_id, l.campaign_id LIMIT $4
 """
-_TELL = """
+_SET_CLUSTER = """
     INSERT INTO signals.incarnations (shard, cluster_id) VALUES ($1, $2)
     ON CONFLICT (shard) DO UPDATE SET cluster_id = excluded.cluster_id, checked_offset = 0
 """
 
 
 class ClusterChangedError(CannotGoOnError):
-    """The topic is another than before: what it was told is gone. A new start tells it anew."""
+    """The topic was replaced, so the signals in it are lost. The next start publishes the present state again."""
 
 
 async def run(settings: Settings) -> None:
-    """Follow until cancelled; a broker that never saw the present state is told it first.
+    """Publish until cancelled. A broker that does not have the present state yet gets that first.
 
     Raises:
-        ClusterChangedError: the broker or the topic was replaced meanwhile.
+        ClusterChangedError: the broker or the topic was replaced while we ran.
         aiokafka.errors.KafkaError: a signal was not acknowledged in time.
 
     """
     async with serving_health(settings) as health:
-        broker = health.contact("the broker")
-        # A database that refuses us, or has another schema, ends the start before the broker is asked for anything.
+        broker = health.reachability("the broker")
+        # If the database refuses us or has a wrong schema, the start ends before it connects to the broker.
         async with follower_connection(settings, NAME):
             pass
         await ensure_topics(settings)
@@ -76,24 +76,24 @@ async def run(settings: Settings) -> None:
         producer = await create_producer(settings)
         try:
             await first_to_end(
-                keep_in_touch_with_broker(broker, producer),
+                watch_broker_reachability(broker, producer),
                 _watch(settings, cluster),
-                _tell_and_follow(settings, producer, cluster, health),
+                _publish_and_follow(settings, producer, cluster, health),
                 seconds=STOP_SECONDS,
             )
         finally:
-            await farewell(stop_client(producer))
+            await close_within(stop_client(producer))
 
 
-async def _tell_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
-    await tell_present_state(settings, producer, cluster)
+async def _publish_and_follow(settings: Settings, producer: AIOKafkaProducer, cluster: str, health: Health) -> None:
+    await publish_present_state(settings, producer, cluster)
     await first_to_end(
-        follow(settings, follower(producer), health), keep_the_last_word(settings, producer), seconds=STOP_SECONDS
+        follow(settings, follower(producer), health), read_signals_back(settings, producer), seconds=STOP_SECONDS
     )
 
 
 def follower(producer: AIOKafkaProducer) -> Follower:
-    """The follower that publishes through `producer`."""
+    """Return the follower that publishes through `producer`."""
 
     async def fold(connection: asyncpg.Connection, entries: Range) -> int:
         changes = await connection.fetch(_CHANGES, *entries, MOST_SIGNALS)
@@ -101,7 +101,7 @@ def follower(producer: AIOKafkaProducer) -> Follower:
             return entries.last
         reached: int = changes[-1]["position"] if len(changes) == MOST_SIGNALS else entries.last
         acknowledged = await send(producer, changes)
-        # Meanwhile: a pause is on its way before anything else is done.
+        # The table is written while the signals are on their way, so that it does not delay a pause.
         await connection.execute(_REMEMBER, entries.shard, entries.first, reached)
         await acknowledged
         return reached
@@ -109,31 +109,35 @@ def follower(producer: AIOKafkaProducer) -> Follower:
     return Follower(NAME, fold, wakes_on=DELIVERY_CHANNEL, connections=4, ends_by=(KafkaError,))
 
 
-async def tell_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
-    """Publish the last signal of every entity again, unless this cluster was told before.
+async def publish_present_state(settings: Settings, producer: AIOKafkaProducer, cluster: str) -> None:
+    """Publish the last signal of every entity again, unless this cluster already has them.
 
-    The embedded broker begins empty at each start, while the ledger goes on.
+    The embedded broker is empty after each start, but the ledger is not.
     """
     async with follower_connection(settings, NAME) as connection:
         for shard in range(settings.shards):
             async with connection.transaction():
                 await connection.execute(LOCK, NAME, shard)
-                if await connection.fetchval(_TOLD, shard) != cluster:
-                    told = await _tell_shard(connection, producer, shard)
-                    await connection.execute(_TELL, shard, cluster)
-                    structlog.get_logger().info("told a new broker the present state", shard=shard, entities=told)
+                if await connection.fetchval(_CLUSTER, shard) != cluster:
+                    published = await _publish_shard(connection, producer, shard)
+                    await connection.execute(_SET_CLUSTER, shard, cluster)
+                    structlog.get_logger().info(
+                        "published the present state to a new broker", shard=shard, entities=published
+                    )
 
 
-async def _tell_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
-    """Publish a shard's last signals, in batches; answer how many there were."""
-    told, after = 0, ("", "")
+async def _publish_shard(connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int) -> int:
+    """Publish the last signals of a shard in batches; return how many there were."""
+    published, after = 0, ("", "")
     while entries := await connection.fetch(_STATE, shard, *after, MOST_SIGNALS):
         await (await send(producer, entries))
-        told += len(entries)
+        published += len(entries)
         after = (entries[-1]["ad_account_id"], entries[-1]["campaign_id"] or "")
-    return told
+    return published
 
 
 async def _watch(settings: Settings, cluster: str) -> None:
     now = await wait_for_another_incarnation(settings, cluster, DELIVERY_SIGNALS)
-    raise ClusterChangedError(f"Kafka was {cluster!r} and is {now!r}: start again, and it is told the present state")
+    raise ClusterChangedError(
+        f"Kafka was {cluster!r} and is now {now!r}: the next start publishes the present state to it"
+    )

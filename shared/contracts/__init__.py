@@ -1,1 +1,1 @@
-"""Messages that cross a process boundary. The contracts page fixes their names."""
+"""The messages that cross a process boundary. The contracts page defines their names."""

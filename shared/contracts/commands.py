@@ -1,7 +1,7 @@
 """`finance.commands` and `finance.outcomes`.
 
-The models check form: a message that fails here is no command (HTTP 400, quarantine on the topic).
-What a command may do is decided by the rules, which answer with an outcome.
+The models check form. A message that fails here is not a command: the API answers 400, and a record is quarantined.
+The rules decide what a command may do, and answer with an outcome.
 """
 
 import json
@@ -17,9 +17,9 @@ from shared.contracts import strict_json
 from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
 from shared.rules.money import parse_amount
 
-# Of a refused command that is longer the ledger keeps a hash.
+# The ledger keeps only a hash of a longer refused command.
 MOST_REFUSED_BYTES: Final = 1024
-# The kind of the error whose text is all that there is to say.
+# The type of the pydantic error whose message is complete in itself.
 NO_PREVIEW: Final = "no_preview"
 
 TimeZone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+/-]{1,64}$")]
@@ -27,7 +27,7 @@ Role = Literal["admin", "finance_manager", "finance_analyst", "standard", "syste
 
 
 class Actor(BaseModel):
-    """Who asks: the id names a person or system, the role decides what they may do."""
+    """The sender of a command: `id` names a person or a system, and `role` decides what they may do."""
 
     model_config = ConfigDict(frozen=True)
     id: Identifier
@@ -40,9 +40,9 @@ def _no_preview(asked: Any) -> None:
 
 
 class Command(BaseModel):
-    """What every command carries. `issued_at` is kept and decides nothing.
+    """The fields of every command. `issued_at` is stored, but decides nothing.
 
-    A preview is refused, because a command that asks for one would be carried out.
+    A preview is refused, because a command that asks for one would be executed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,7 +74,7 @@ class OpenAdAccount(Command):
 
 
 class DepositCash(Command):
-    """Cash for the Business Center, or for the account named."""
+    """Cash for the Business Center, or for the given account."""
 
     type: Literal["deposit_cash"]
     amount: Amount
@@ -82,21 +82,21 @@ class DepositCash(Command):
 
 
 class SetCreditLine(Command):
-    """What the Business Center may spend before it pays."""
+    """The amount that the Business Center may spend before it pays."""
 
     type: Literal["set_credit_line"]
     limit: Amount
 
 
 class RepayCredit(Command):
-    """An invoice was paid."""
+    """The payment of an invoice."""
 
     type: Literal["repay_credit"]
     amount: Amount
 
 
 class GrantVoucher(Command):
-    """A voucher for the Business Center, or for the account named; tied to campaigns with an account only."""
+    """A voucher for the Business Center, or for the given account. Only with an account may it name campaigns."""
 
     type: Literal["grant_voucher"]
     voucher_id: Identifier
@@ -116,7 +116,7 @@ class GrantAdCredit(Command):
 
 
 class AllocateAdCredit(Command):
-    """Ad credit of the pool for one account."""
+    """A part of the pool's ad credit, for one account."""
 
     type: Literal["allocate_ad_credit"]
     ad_credit_id: Identifier
@@ -135,19 +135,19 @@ class TransferBalance(Command):
 
 
 class EnableAutomaticAllocation(Command):
-    """From now on accounts draw on the Business Center."""
+    """The switch to automatic allocation: from then on accounts draw on the Business Center."""
 
     type: Literal["enable_automatic_allocation"]
 
 
 class DisableAutomaticAllocation(Command):
-    """Always refused: there is no way back."""
+    """The switch back, which is always refused."""
 
     type: Literal["disable_automatic_allocation"]
 
 
 class SetBudget(Command):
-    """An account's budget; `amount` for all modes but `unlimited`."""
+    """An account's budget. Every mode except `unlimited` needs an amount."""
 
     type: Literal["set_budget"]
     ad_account_id: Identifier
@@ -156,14 +156,14 @@ class SetBudget(Command):
 
 
 class ResetBudget(Command):
-    """A custom budget starts again."""
+    """A new start of an account's custom budget."""
 
     type: Literal["reset_budget"]
     ad_account_id: Identifier
 
 
 class SetCampaignBudget(Command):
-    """A campaign's budget; `amount` for all modes but `unlimited`."""
+    """A campaign's budget. Every mode except `unlimited` needs an amount."""
 
     type: Literal["set_campaign_budget"]
     ad_account_id: Identifier
@@ -173,7 +173,7 @@ class SetCampaignBudget(Command):
 
 
 class SetLargestSpend(Command):
-    """From now on a spend of the Business Center above `amount` waits in quarantine; without: none does."""
+    """The largest spend of the Business Center. A larger one is quarantined; without an amount there is no limit."""
 
     type: Literal["set_largest_spend"]
     amount: Amount | None = None
@@ -201,9 +201,9 @@ FINANCE_COMMAND: TypeAdapter[Any] = TypeAdapter(AnyCommand)
 
 
 def command_content(command: Command) -> dict[str, Any]:
-    """The command as it is kept in the ledger: its fields as sent, without absent ones.
+    """Return the command as the ledger stores it: its fields as sent, without absent ones, with UUIDs in lower case.
 
-    UUIDs are lower case. Raises ValueError for a time that no calendar has.
+    Raises ValueError for a time that does not exist in the calendar.
     """
     content = command.model_dump(exclude_none=True)
     content["command_id"] = content["command_id"].lower()
@@ -221,9 +221,9 @@ def _check_time(name: str, text: str) -> None:
 
 
 def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
-    """What a command's content means: amounts in micros, times in µs, the actor's role; `issued_at` decides nothing.
+    """Return what the rules decide on: amounts in micros, times in µs, the actor's role; without `issued_at`.
 
-    This is what the rules decide on, and what two commands with one id must share to be the same.
+    Two commands with one id are the same command if their meanings are equal.
     """
     meaning = {key: value for key, value in content.items() if key != "issued_at"}
     for key in ("amount", "limit"):
@@ -238,16 +238,16 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_content(content: dict[str, Any]) -> str:
-    """A text that two commands share if they mean the same: a SHA-256, also of a content that is kept as its hash."""
+    """Return the SHA-256 of a command's meaning: equal for equal commands, also if the ledger keeps only the hash."""
     if is_hash(content):
         return str(content["sha256"])
     return sha256(_canonical(command_meaning(content))).hexdigest()
 
 
 def kept_content(text: str) -> dict[str, Any]:
-    """The content of a command, or its hash, as the ledger keeps it. Raises ValueError where it is neither.
+    """Parse a command's content, or its hash, as the ledger stores it. Raises ValueError if it is neither.
 
-    The database takes any JSON. What passes here has an id, a Business Center, a type and a meaning.
+    The database accepts any JSON. The result has an id, a Business Center, a type and a meaning.
     """
     content = strict_json.read(text.encode())
     try:
@@ -258,14 +258,14 @@ def kept_content(text: str) -> dict[str, Any]:
         UUID(content["command_id"])
         named = content["business_center_id"], content["type"]
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"it is no command: {type(error).__name__}: {error}") from error
+        raise ValueError(f"it is not a command: {type(error).__name__}: {error}") from error
     if not all(isinstance(name, str) for name in named):
-        raise ValueError("it is no command: its Business Center and its type are no texts")
+        raise ValueError("it is not a command: its Business Center and its type must be text")
     return cast("dict[str, Any]", content)
 
 
 def kept_meaning(text: str) -> str | None:
-    """`same_content` of what the ledger keeps; None for what cannot be read: no command has the same content."""
+    """Return `same_content` of what the ledger stores. None, which equals no command's, if that cannot be read."""
     try:
         return same_content(kept_content(text))
     except ValueError:
@@ -274,13 +274,13 @@ def kept_meaning(text: str) -> str | None:
 
 def _check_hash(content: dict[str, Any]) -> None:
     if not (isinstance(content["sha256"], str) and type(content["bytes"]) is int):
-        raise ValueError("it is no hash of a command: that is a text, with a number of bytes")
+        raise ValueError("it is not the hash of a command: that has a string, and a number of bytes")
 
 
 def refused_content(content: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger keeps of a command that has changed nothing: all of a short one, of a longer one its hash.
+    """Return what the ledger stores of a refused command: all of a short one, only the hash of a longer one.
 
-    The lowest roles may write as many refusals as they like, and the ledger keeps them for ever.
+    Even the lowest role may cause any number of refusals, and the ledger keeps them forever.
     """
     size = len(_canonical(content))
     if size <= MOST_REFUSED_BYTES or is_hash(content):
@@ -290,7 +290,7 @@ def refused_content(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_hash(content: dict[str, Any]) -> bool:
-    """Is this not a command's content, but its hash? No command has a field of that name."""
+    """Return whether this is the hash of a command instead of its content. No command has a field of that name."""
     return "sha256" in content
 
 

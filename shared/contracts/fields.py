@@ -1,6 +1,6 @@
-"""The field types that every message shares: ids, amounts, UUIDs, times, days.
+"""The field types that all messages share: ids, amounts, UUIDs, times, days.
 
-They check form only. What an amount or a time means is decided by the rules.
+They check form only. The rules decide what an amount or a time means.
 """
 
 import re
@@ -14,8 +14,8 @@ from shared.contracts.patterns import DAY
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}$"
 AMOUNT_PATTERN = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$"
 UUID_PATTERN = r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
-# RFC 3339 section 5.6; the offset is not optional. What the pattern takes and no calendar has (30 February, a moment
-# outside the years 1 to 9999 in UTC) is refused by `parse_time`.
+# RFC 3339 section 5.6; the offset is not optional. `parse_time` refuses texts that match and still name no time: the
+# 30th of February, or a moment outside the years 1 to 9999 in UTC.
 TIME_PATTERN = (
     r"^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
     r"[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
@@ -41,15 +41,15 @@ _IS_UUID = re.compile(UUID_PATTERN, re.ASCII).fullmatch
 
 
 def is_time(value: Any) -> bool:
-    """Is this a text of the form of `Time`?"""
+    """Return whether the value is a string in the form of `Time`."""
     return isinstance(value, str) and len(value) <= LONGEST_TIME and _IS_TIME(value) is not None
 
 
 def parse_time(text: str) -> int:
-    """Microseconds since the Unix epoch of an RFC 3339 time that matches `TIME_PATTERN`.
+    """Return the microseconds since the Unix epoch of an RFC 3339 time that matches `TIME_PATTERN`.
 
-    Digits beyond microseconds are cut off. A leap second (`:60`, whatever its fraction) is the first instant of the
-    next minute. Raises ValueError for a time that no calendar has: one outside the years 1 to 9999 in UTC too.
+    Digits beyond microseconds are cut off. A leap second (`:60`, with any fraction) is the first instant of the next
+    minute. Raises ValueError for a time that does not exist, or is outside the years 1 to 9999 in UTC.
     """
     if "z" in text:
         text = text.upper()
@@ -70,20 +70,20 @@ def _since_epoch_of_leap_second(text: str) -> timedelta:
             return datetime.fromisoformat(second_before) - _EPOCH + timedelta(seconds=1)
     except (ValueError, TypeError):
         pass
-    raise ValueError(f"{text} is a time that no calendar has")
+    raise ValueError(f"{text} is a time that does not exist")
 
 
 def format_time(microseconds: int) -> str:
-    """RFC 3339 in UTC with six decimal places: `2026-11-21T12:00:00.123000Z`."""
+    """Format microseconds since the Unix epoch as RFC 3339 in UTC, with six decimals: `2026-11-21T12:00:00.123000Z`."""
     moment = _EPOCH + timedelta(microseconds=microseconds)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if moment.year > 999 else moment.isoformat()
 
 
 def parse_uuid(text: str) -> bytes:
-    """The 16 bytes of a UUID that matches `UUID_PATTERN`; upper and lower case are the same value."""
+    """Return the 16 bytes of a UUID that matches `UUID_PATTERN`. Upper and lower case give the same bytes."""
     return bytes.fromhex(text.replace("-", ""))
 
 
 def is_uuid(value: Any) -> bool:
-    """Is this a text of the form of `Uuid`?"""
+    """Return whether the value is a string in the form of `Uuid`."""
     return isinstance(value, str) and _IS_UUID(value) is not None

@@ -1,4 +1,4 @@
-"""`delivery.signals`: pause and resume, one message for each cause added or removed."""
+"""`delivery.signals`: pauses and resumes, one message for each cause that is added or removed."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ Cause = Annotated[str, known(*CAUSES)]
 
 
 class DeliverySignal(BaseModel):
-    """One change of an entity's set of pause causes, in the ledger's order per key."""
+    """One change of an entity's set of pause causes. The signals of one key are in the ledger's order."""
 
     entity: Literal["ad_account", "campaign"]
     business_center_id: str

@@ -1,7 +1,7 @@
 """The signature of a command that the API publishes: Ed25519 (RFC 8032) over the record's value, in a header.
 
-It tells a command of somebody whose token the API has seen from one of whoever may write to the topic. What it covers
-names the command's id, so that a copy of the record is the same command, which is decided once.
+It proves that the API has checked the sender's token; anybody else with the right to write to the topic has no such
+signature. The signed bytes contain the command's id, so a copied record is the same command, which is decided once.
 """
 
 import re
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 SIGNATURE_HEADER: Final = "drawdown-signature"
-# So that a signature of something else, by the same key, is none of a command.
+# A prefix, so that no other signature made with the same key is valid for a command.
 _PURPOSE: Final = b"drawdown finance command 1\0"
 _PEM: Final = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
@@ -30,49 +30,50 @@ Headers = Iterable[tuple[str, bytes | None]]
 
 
 def new_command_key() -> tuple[bytes, bytes]:
-    """A new key as PEM: what the API signs with, and what a signature is checked with."""
+    """Return a new private key, with which the API signs, and its public key, as PEM."""
     secret = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return secret, public_half(secret)
 
 
 def public_half(pem: bytes) -> bytes:
-    """What the signatures of a key are checked with, as PEM. Raises ValueError: it is no private key."""
+    """Return the public key of a private key, both as PEM. Raises ValueError if `pem` is not a private key."""
     return load_pem_private_key(pem, None).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 class CommandSigner:
-    """Signs what the API publishes."""
+    """Signs the commands that the API publishes."""
 
     def __init__(self, pem: bytes) -> None:
-        """Read the key. Raises ValueError: it is no Ed25519 key."""
+        """Read a private key. Raises ValueError if it is not an Ed25519 key."""
         match load_pem_private_key(pem, None):
             case Ed25519PrivateKey() as key:
                 self._key = key
                 self._id = _id_of(key.public_key())
             case _:
-                raise ValueError("it should hold an Ed25519 private key, as PEM")
+                raise ValueError("it should contain an Ed25519 private key, as PEM")
 
     def header(self, value: bytes) -> tuple[str, bytes]:
-        """The header of a record with this value: the key's id and the signature, in base64."""
+        """Return the header for a record with this value: the key's id and the signature, in base64."""
         return SIGNATURE_HEADER, self._id + b" " + b64encode(self._key.sign(_PURPOSE + value))
 
 
 class CommandKeys:
-    """The keys that a signature may be of: several while one follows another. Without any, nothing is looked at."""
+    """The public keys that verify signatures: several while a key is replaced. Without any, signatures are ignored."""
 
     def __init__(self, pem: bytes | None = None) -> None:
-        """Read public keys, one after the other. Raises ValueError where there are none, or others among them."""
+        """Read concatenated public keys. Raises ValueError if there are none, or if one is not an Ed25519 key."""
         if pem is not None and b"PRIVATE KEY" in pem:
-            raise ValueError("it holds a private key: give the public ones only, and replace that one")
+            raise ValueError("it contains a private key: give only public keys, and replace that private key")
         keys = [load_pem_public_key(found) for found in _PEM.findall(pem or b"")]
         self._keys = {_id_of(key): key for key in keys if isinstance(key, Ed25519PublicKey)}
         if pem is not None and not (keys and all(isinstance(key, Ed25519PublicKey) for key in keys)):
-            raise ValueError("it should hold Ed25519 public keys, as PEM")
+            raise ValueError("it should contain Ed25519 public keys, as PEM")
 
     def have_signed(self, value: bytes, headers: Headers) -> bool:
-        """Is this the value of a record that was signed? One without a signature is not.
+        """Return whether the record is signed.
 
-        Raises ValueError for a signature that is none of it, or of an unknown key: whoever claims one must have it.
+        Raises ValueError for a signature that does not match the value, or whose key is unknown: a wrong signature is
+        worse than none.
         """
         if not self._keys:
             return False
@@ -85,14 +86,14 @@ class CommandKeys:
         id_, _, signature = claim.partition(b" ")
         key = self._keys.get(id_)
         if key is None:
-            raise ValueError("the signature is of a key that is not known here")
+            raise ValueError("the signature was made with an unknown key")
         try:
             raw = b64decode(signature, validate=True)
             key.verify(raw, _PURPOSE + value)
         except (ValueError, InvalidSignature):
             raw = b""
-        if b64encode(raw) != signature or not raw:  # Base64 can write the same bytes in several ways: one is ours.
-            raise ValueError("the signature does not fit the command")
+        if b64encode(raw) != signature or not raw:  # Base64 has several forms of the same bytes; only one is accepted.
+            raise ValueError("the signature does not match the command")
 
 
 NO_KEYS: Final = CommandKeys()

@@ -1,4 +1,4 @@
-"""`spend.events`: spends and reversals, as ad delivery publishes them."""
+"""`spend.events`: the spends and reversals that ad delivery publishes."""
 
 from typing import Annotated, Literal, NotRequired
 
@@ -22,7 +22,7 @@ class Spend(TypedDict):
 
 
 class Reversal(TypedDict):
-    """Takes back `amount` of the spend whose event id is `reverses`."""
+    """The reversal of `amount` of the spend whose event id is `reverses`."""
 
     type: Literal["reversal"]
     event_id: Uuid
@@ -37,5 +37,5 @@ class Reversal(TypedDict):
 
 
 SpendEvent = Annotated[Spend | Reversal, Field(discriminator="type")]
-# Values hardly ever come twice: remembering them costs a quarter of the validation.
+# Values hardly ever repeat: caching them would take a quarter of the time of validation.
 SPEND_EVENT: TypeAdapter[Spend | Reversal] = TypeAdapter(SpendEvent, config=ConfigDict(cache_strings="keys"))

@@ -1,7 +1,7 @@
-"""JSON as the contract takes it: RFC 8259, nested at most 128 levels deep, numbers of at most 4,300 digits.
+"""JSON as the contract accepts it: RFC 8259, nested at most 128 levels deep, numbers of at most 4,300 digits.
 
-pydantic's parser takes more: `NaN` and `Infinity`, deeper nesting, longer fractions; and a model says nothing of the
-fields that it ignores. So the bytes are looked at too. Most of them cannot hold anything of the kind: a glance tells.
+pydantic's parser accepts more: `NaN` and `Infinity`, deeper nesting, longer fractions; and a model does not check the
+fields that it ignores. So the bytes are checked as well. A quick test skips most of them.
 """
 
 import re
@@ -13,23 +13,23 @@ from pydantic_core import from_json
 MOST_LEVELS: Final = 128
 MOST_DIGITS: Final = 4300
 
-# The parser's words: a first half without a second one, a second half without a first one.
+# The parser's words for a first half without a second one, and for a second half without a first one.
 _LONE_SURROGATE = re.compile("unexpected end of hex escape|lone leading surrogate in hex escape")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NUMBER = re.compile(rb"[0-9][0-9.eE+-]*")
 _DIGIT = re.compile(rb"[0-9]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-# What may stand in a number stays, all else becomes a blank.
+# Keeps the characters of numbers, and turns all others into blanks.
 _NUMBERS = bytes(byte if byte in b"0123456789.eE+-" else ord(" ") for byte in range(256))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 class MalformedError(ValueError):
-    """The bytes are no JSON; the text is a sentence that says why."""
+    """The bytes are not JSON. The text is a sentence that says why."""
 
 
 def read(text: bytes) -> Any:
-    """What the JSON says. Raises MalformedError for bytes that are none."""
+    """Parse JSON. Raises MalformedError if the bytes are not JSON of the contract."""
     try:
         value = from_json(text)
     except ValueError as error:
@@ -41,17 +41,17 @@ def read(text: bytes) -> Any:
 
 
 def worded(error: str) -> str:
-    """What the parser says is wrong, with a sentence for the half of a pair of escapes that stands alone."""
-    return _LONE_SURROGATE.sub("a lone surrogate is no text,", error)
+    """Return the parser's message, with plainer words for a lone half of a surrogate pair."""
+    return _LONE_SURROGATE.sub("a lone surrogate is not a character,", error)
 
 
 def refusal(text: bytes) -> str | None:
-    """Why a text that pydantic's parser takes is still no JSON of the contract; None where it is JSON."""
+    """Return why the contract refuses a text that pydantic's parser accepts; None if it accepts it."""
     if not _needs_a_look(text):
         return None
     bare = _STRING.sub(b"", text)
     if b"N" in bare or b"I" in bare:
-        return "NaN and Infinity are no JSON"
+        return "NaN and Infinity are not JSON"
     if _levels(bare) > MOST_LEVELS:
         return f"it is nested deeper than {MOST_LEVELS} levels"
     if _most_digits(bare) > MOST_DIGITS:
@@ -72,6 +72,6 @@ def _levels(bare: bytes) -> int:
 
 def _most_digits(bare: bytes) -> int:
     if max(map(len, bare.translate(_NUMBERS).split()), default=0) <= MOST_DIGITS:
-        return 0  # No number is as long; to look at each of thousands takes four times as long.
+        return 0  # No number is that long. Checking thousands of them one by one would take four times as long.
     long = (number for number in _NUMBER.findall(bare) if len(number) > MOST_DIGITS)
     return max((len(_DIGIT.findall(number)) for number in long), default=0)

@@ -1,7 +1,7 @@
-"""The time zones of the pinned `tzdata` package: the only ones that count, on every host.
+"""The time zones of the pinned `tzdata` package, the only ones that every host uses.
 
-A machine's own zone files are never read. What one machine means by a name (`localtime`, `posixrules`, `Factory`,
-`posix/…`, `right/…`) is no name of a zone; links such as `Europe/Kiev` are.
+A machine's own zone files are never read. Names whose meaning depends on the machine (`localtime`, `posixrules`,
+`Factory`, `posix/…`, `right/…`) are not zones; links such as `Europe/Kiev` are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ import tzdata
 
 from shared.rules.calendar import Zone, Zones
 
-# The zone of machines that nobody has told where they are.
+# The zone of a machine that has not been configured.
 _NO_PLACE = "Factory"
 
 
 class _Package(Mapping[str, bytes]):
-    """The package's zones, each read when it is first asked for."""
+    """The package's zones, by name. Each file is read when it is first used."""
 
     def __init__(self) -> None:
         self._root = files(tzdata)
@@ -44,16 +44,16 @@ class _Package(Mapping[str, bytes]):
 
 @cache
 def installed_zones() -> Zones:
-    """The zones of the installed package, under the name of its release, such as `2026b`."""
+    """Return the zones of the installed package, with the name of its release, such as `2026b`."""
     return Zones(tzdata.IANA_VERSION, _Package())
 
 
 def is_zone(name: str) -> bool:
-    """Is this a name of the IANA time zone database, in the installed release?"""
+    """Return whether the installed release of the IANA time zone database has this name."""
     return name in installed_zones().table
 
 
 @lru_cache(maxsize=1024)
 def zone(name: str) -> Zone:
-    """The zone of that name in the installed release. Raises KeyError for a name that is none."""
+    """Return the zone with that name in the installed release. Raises KeyError for an unknown name."""
     return Zone(name, installed_zones().table[name])

@@ -20,9 +20,9 @@ from prometheus_client import Counter, Gauge
 
 from shared.ledger.channels import LEDGER_CHANNEL
 from shared.ledger.checkpoints import checkpoints_of
-from shared.runtime.contact import keep_in_touch
 from shared.runtime.health import Health
 from shared.runtime.postgres import connect, is_lost
+from shared.runtime.reachability import watch_reachability
 from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import first_to_end
@@ -227,7 +227,7 @@ class _Following:
         self._settings = settings
         self._follower = follower
         self._log = structlog.get_logger().bind(follower=follower.name)
-        self._database = health.contact("the database")
+        self._database = health.reachability("the database")
         self._bells: list[_Bell] = []
         self._fruitless = 0
         health.work = self._readiness
@@ -274,7 +274,7 @@ class _Following:
             self._bells = bells
             self._log.info("following", shards=len(numbers))
             await first_to_end(
-                keep_in_touch(self._database, lambda: listener.execute("SELECT 1")),
+                watch_reachability(self._database, lambda: listener.execute("SELECT 1")),
                 *(self._work(connection, bell) for connection, bell in zip(connections, bells, strict=True)),
                 seconds=STOP_SECONDS,
             )

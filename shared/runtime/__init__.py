@@ -1,1 +1,1 @@
-"""Settings, clock, logging, connections, health and the embedded servers."""
+"""Settings, clock, logging, connections and health: what every process needs."""

@@ -1,4 +1,4 @@
-"""The clock of a process: UTC, moved by `DRAWDOWN_CLOCK_OFFSET_SECONDS`."""
+"""The clock of a process: UTC, plus `DRAWDOWN_CLOCK_OFFSET_SECONDS`."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Tells the time. Every service asks this and nothing else, so that rehearsals can move it."""
+    """The only source of time for a service, so that a rehearsal can move it."""
 
     __slots__ = ("offset_us",)
 
@@ -19,15 +19,15 @@ class Clock:
         self.offset_us = round(settings.clock_offset_seconds * 1_000_000)
 
     def now_us(self) -> int:
-        """Microseconds since the Unix epoch."""
+        """Return the present time in microseconds since the Unix epoch."""
         return time.time_ns() // 1000 + self.offset_us
 
     def now(self) -> datetime:
-        """The same instant, in UTC."""
+        """Return the present time in UTC."""
         return _EPOCH + timedelta(microseconds=self.now_us())
 
     def announce(self) -> None:
-        """Say it loudly when the clock is not the true one. Each service's start does."""
+        """Log a warning if the clock is moved. Every service calls this at its start."""
         if self.offset_us:
             structlog.get_logger().warning(
                 "THE CLOCK IS MOVED: this is a rehearsal or a test",

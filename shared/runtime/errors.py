@@ -1,7 +1,7 @@
-"""What ends a process with one line instead of a stack trace."""
+"""The error that ends a process with one line instead of a stack trace."""
 
 __all__ = ["CannotGoOnError"]
 
 
 class CannotGoOnError(Exception):
-    """Going on would be wrong or in vain until a person has acted. The message says what to do; it is all they see."""
+    """The process cannot continue until a person has acted. They see only the message, so it says what to do."""

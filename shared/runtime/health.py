@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from shared.runtime.contact import Contact
+from shared.runtime.reachability import Reachability
 from shared.runtime.serving import Server
 from shared.runtime.settings import Settings, is_loopback
 
@@ -48,15 +48,15 @@ class Health:
 
     def __init__(self) -> None:
         self.work: Readiness = lambda: (False, "starting")
-        self._contacts: dict[str, Contact] = {}
+        self._servers: dict[str, Reachability] = {}
 
-    def contact(self, server: str) -> Contact:
-        """Say from now on when this server, named as a person would, is away."""
-        return self._contacts.setdefault(server, Contact(server))
+    def reachability(self, server: str) -> Reachability:
+        """Report from now on when this server is unavailable. `server` is its name in a sentence: "the database"."""
+        return self._servers.setdefault(server, Reachability(server))
 
     def readiness(self) -> tuple[bool, str]:
         """Whether it is ready, and a sentence about it."""
-        problems = [contact.problem for contact in self._contacts.values() if contact.problem]
+        problems = [server.problem for server in self._servers.values() if server.problem]
         return (False, "; ".join(problems)) if problems else self.work()
 
     def answer(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Which cluster it is, and which making of its topics: offsets mean nothing without it.
+"""The identity of a cluster and its topics, without which an offset means nothing.
 
-A topic that is deleted and created again begins at offset 0 under the same name, in the same cluster. Brokers since
-Kafka 2.8 give each making of a topic an id of its own (KIP-516), in answers that aiokafka does not know yet.
+A topic that is deleted and created again starts at offset 0, under the same name in the same cluster. Since Kafka 2.8
+brokers give each created topic a new id (KIP-516). aiokafka does not know that response yet, so it is described here.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v5
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
-from shared.runtime.kafka import AWAY, start_client, stop_client, until_kafka_answers
+from shared.runtime.kafka import UNAVAILABLE, start_client, stop_client, until_kafka_answers
 from shared.runtime.settings import Settings
 
 __all__ = ["incarnation", "is_same_incarnation", "wait_for_another_incarnation"]
@@ -26,9 +26,9 @@ _NO_ID = UUID(int=0)
 
 
 async def incarnation(settings: Settings, *topics: str) -> str:
-    """The cluster's id, and the ids of the topics where the broker gives them any.
+    """Return the cluster's id, followed by the topics' ids if the broker has any: `cluster topic=id topic=id`.
 
-    Waits for a broker or a topic that is away; raises like `start_client`.
+    Waits for a broker or a topic that is unavailable; raises like `start_client`.
     """
 
     async def attempt() -> str:
@@ -42,15 +42,15 @@ async def incarnation(settings: Settings, *topics: str) -> str:
 
 
 async def wait_for_another_incarnation(settings: Settings, known: str, *topics: str) -> str:
-    """Look every two seconds, at the cost of one request; return when it is not the known one any more.
+    """Send one request every two seconds; return the new incarnation once it differs from the known one.
 
-    Raises like `start_client` where a broker or a topic stays away.
+    Raises like `start_client` if a broker or a topic stays unavailable.
     """
     now = known
     while now == known:
         admin = await start_client(settings, AIOKafkaAdminClient)
         try:
-            with suppress(*AWAY):
+            with suppress(*UNAVAILABLE):
                 while now == known:
                     await asyncio.sleep(WATCH_SECONDS)
                     now = await _ask(admin, topics)
@@ -62,7 +62,10 @@ async def wait_for_another_incarnation(settings: Settings, known: str, *topics: 
 
 
 def is_same_incarnation(known: str, present: str) -> bool:
-    """Whether offsets of the one are good for the other. Before topics had ids, the cluster's alone was remembered."""
+    """Return whether offsets of the known incarnation are valid in the present one.
+
+    A known incarnation may be the cluster's id alone, written when its topics had no ids.
+    """
     return present == known or present.startswith(f"{known} ")
 
 

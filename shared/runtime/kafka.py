@@ -1,4 +1,4 @@
-"""Kafka: the topics, which partition a key belongs to, and clients that are let in and lose nothing."""
+"""Kafka: topic names, the partition of a key, and clients that authenticate and do not lose records."""
 
 import asyncio
 import ssl
@@ -29,19 +29,19 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.retries import with_retries
 from shared.runtime.settings import BadSettingError, Settings
-from shared.runtime.stopping import FAREWELL_SECONDS
+from shared.runtime.stopping import CLOSE_SECONDS
 
 __all__ = [
-    "AWAY",
     "CONSUMED",
     "DELIVERY_SIGNALS",
     "FINANCE_COMMANDS",
     "FINANCE_OUTCOMES",
     "SPEND_EVENTS",
     "TOPICS",
+    "UNAVAILABLE",
     "connection_arguments",
     "create_producer",
-    "is_broker_away",
+    "is_broker_unavailable",
     "murmur2_partition",
     "start_client",
     "stop_client",
@@ -55,32 +55,32 @@ FINANCE_COMMANDS = "finance.commands"
 FINANCE_OUTCOMES = "finance.outcomes"
 DELIVERY_SIGNALS = "delivery.signals"
 TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
-# What allocation reads. In this order an incarnation that the ledger keeps names the topics' ids.
+# The topics that allocation reads. The incarnation in the ledger lists the topics' ids in this order.
 CONSUMED = (SPEND_EVENTS, FINANCE_COMMANDS)
 
-AWAY = (KafkaError, OSError, TimeoutError)
+UNAVAILABLE = (KafkaError, OSError, TimeoutError)
 _PROBE_TIMEOUT_MS = 5_000
 
 Client = TypeVar("Client", AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer)
 T = TypeVar("T")
 
 
-def is_broker_away(error: BaseException) -> bool:
-    """Whether an error of a running client says that the broker is away for now, not that we asked wrongly."""
-    away = (KafkaTimeoutError, KafkaUnavailableError, BrokerNotAvailableError, ProducerClosed)
-    return isinstance(error, away) or (isinstance(error, KafkaError) and error.retriable)
+def is_broker_unavailable(error: BaseException) -> bool:
+    """Return whether a running client's error means that the broker is temporarily unavailable, not a wrong request."""
+    unavailable = (KafkaTimeoutError, KafkaUnavailableError, BrokerNotAvailableError, ProducerClosed)
+    return isinstance(error, unavailable) or (isinstance(error, KafkaError) and error.retriable)
 
 
 def murmur2_partition(key: bytes, partitions: int) -> int:
-    """The partition that Kafka's Java client gives a key: `toPositive(murmur2(key)) % partitions`."""
+    """Return the partition that Kafka's Java client chooses for a key: `toPositive(murmur2(key)) % partitions`."""
     positive: int = murmur2(key) & 0x7FFFFFFF
     return positive % partitions
 
 
 def connection_arguments(settings: Settings) -> dict[str, Any]:
-    """How every client finds the cluster, makes sure that it is the right one, and says who it is.
+    """Return the arguments with which every client finds the cluster, verifies it and authenticates.
 
-    Raises BadSettingError where a name, a password or a file with certificates is missing or cannot be used.
+    Raises BadSettingError if a name, a password or a file of certificates is missing or unusable.
     """
     arguments: dict[str, Any] = {
         "bootstrap_servers": settings.kafka_bootstrap_servers,
@@ -96,13 +96,14 @@ def connection_arguments(settings: Settings) -> dict[str, Any]:
 
 
 async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProducer:
-    """Start a producer that is acknowledged by all replicas in sync, and idempotent where the broker can be.
+    """Start a producer with `acks=all`, idempotent if the broker supports that.
 
-    The embedded broker cannot; `kafka_idempotence` says it of others. A broker that turns out not to is said so in the
-    log, and has a producer that is not: one that waited for it would hang. Raises like `start_client`.
+    The embedded broker does not; for others `kafka_idempotence` decides. If a broker turns out not to support it, this
+    logs a warning and starts a producer that is not idempotent, because an idempotent one would hang. Raises like
+    `start_client`.
 
     Args:
-        settings: where the broker is and how it is reached.
+        settings: the address of the broker, and the credentials.
         overrides: any argument of `AIOKafkaProducer`.
 
     """
@@ -117,15 +118,16 @@ async def create_producer(settings: Settings, **overrides: Any) -> AIOKafkaProdu
 
 
 async def _is_idempotent(settings: Settings) -> bool:
-    """Ask the first server that answers for a producer's id, which is what makes a producer idempotent."""
+    """Ask the first server that answers for a producer id, which is what an idempotent producer needs."""
     arguments = connection_arguments(settings)
     hosts = collect_hosts(arguments.pop("bootstrap_servers"))
     for number, (host, port, _) in enumerate(hosts, 1):
         try:
             connection = await create_conn(host, port, request_timeout_ms=_PROBE_TIMEOUT_MS, **arguments)
-        except AWAY as away:
+        except UNAVAILABLE as lost:
             if number == len(hosts):
-                raise KafkaConnectionError(str(away)) from away  # As the clients say it: the reason is looked for.
+                # The clients raise this class; `until_kafka_answers` then looks for the reason.
+                raise KafkaConnectionError(str(lost)) from lost
             continue
         try:
             answer = await connection.send(InitProducerIdRequest(None, _PROBE_TIMEOUT_MS))
@@ -137,8 +139,8 @@ async def _is_idempotent(settings: Settings) -> bool:
         if error is NoError or error.retriable:
             return True
         structlog.get_logger().warning(
-            "the broker has no idempotent producers: a record that is sent again may be kept twice; "
-            "DRAWDOWN_KAFKA_IDEMPOTENCE=false says that it is so",
+            "the broker does not support idempotent producers: a record that is sent again may be stored twice; "
+            "set DRAWDOWN_KAFKA_IDEMPOTENCE=false to accept that",
             broker=f"{host}:{port}",
             error=error.__name__,
         )
@@ -147,16 +149,16 @@ async def _is_idempotent(settings: Settings) -> bool:
 
 
 async def start_client(settings: Settings, make: Callable[..., Client], **arguments: Any) -> Client:
-    """Make a client that is connected as the settings say, and start it; one that is away is waited for (60 s).
+    """Create a client with the connection that the settings describe, and start it. Waits up to 60 s for a broker.
 
     Args:
-        settings: where the broker is and how it is reached.
+        settings: the address of the broker, and the credentials.
         make: `AIOKafkaProducer`, `AIOKafkaConsumer` or `AIOKafkaAdminClient`.
-        arguments: of `make`, beside those of the connection.
+        arguments: further arguments of `make`.
 
     Raises:
-        BadSettingError: the cluster does not let us in, or is not the one whose certificates we trust.
-        CannotGoOnError: no server has answered in that time.
+        BadSettingError: the cluster refuses the credentials, or its certificate is not trusted.
+        CannotGoOnError: no server answered within 60 s.
 
     """
     arguments = {**connection_arguments(settings), **arguments}
@@ -167,8 +169,8 @@ async def start_client(settings: Settings, make: Callable[..., Client], **argume
         try:
             await asyncio.shield(starting)
         except BaseException:
-            # Cancelled in the midst of it, aiokafka leaves a connection open that nobody knows of.
-            await asyncio.wait({starting}, timeout=FAREWELL_SECONDS)
+            # If `start` is cancelled midway, aiokafka leaves a connection open that nothing refers to.
+            await asyncio.wait({starting}, timeout=CLOSE_SECONDS)
             starting.cancel()
             await stop_client(client)
             raise
@@ -178,16 +180,16 @@ async def start_client(settings: Settings, make: Callable[..., Client], **argume
 
 
 async def stop_client(client: Client) -> None:
-    """Stop a client and close its connections, also those that still come.
+    """Stop a client and close its connections, including those that it opens afterwards.
 
-    aiokafka connects anew for whoever asks over a client that was stopped, and would leave that connection open.
+    aiokafka reconnects if a stopped client is used, and would leave that connection open.
     """
     stopping = asyncio.ensure_future(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
     try:
         await asyncio.wait({stopping})
     finally:
-        # Where it waits for a server that is away, what is not sent by now is not. And aiokafka gets no further where
-        # it waits for a task of its own that it has cancelled before that began.
+        # While a server is unavailable, records that have not been sent by now are dropped. And aiokafka hangs if it
+        # waits for a task of its own that it cancelled before the task began.
         stopping.cancel()
         _cut_off(client)
     if not stopping.cancelled():
@@ -195,18 +197,19 @@ async def stop_client(client: Client) -> None:
 
 
 async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, most: int) -> Sequence[Any]:
-    """Take what has come of a topic of signals, at most so many records; a record that cannot be read is passed over.
+    """Return up to `most` records that have arrived in a partition of signals. Skips a record that cannot be read.
 
-    It is a stranger's, and holds no signal of ours: ours stand in batches of their own. Raises KafkaError.
+    Such a record was written by another producer, so it holds no signal of ours: each batch has one producer.
+    Raises KafkaError.
     """
     try:
-        heaps = await consumer.getmany(partition, timeout_ms=0, max_records=most)
+        found = await consumer.getmany(partition, timeout_ms=0, max_records=most)
     except KafkaError:
         raise
     except Exception as error:
         offset = await consumer.position(partition)
         structlog.get_logger().warning(
-            "passed over a record that cannot be read and is not ours",
+            "skipped an unreadable record, which another producer wrote",
             topic=partition.topic,
             partition=partition.partition,
             offset=offset,
@@ -214,11 +217,11 @@ async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, m
         )
         consumer.seek(partition, offset + 1)
         return ()
-    return cast("Sequence[Any]", heaps.get(partition, ()))
+    return cast("Sequence[Any]", found.get(partition, ()))
 
 
 class _Closed(dict[Any, Any]):
-    """The connections of a client that was stopped."""
+    """The connections of a stopped client. Closes every connection that is added."""
 
     def __setitem__(self, name: Any, connection: Any) -> None:
         connection.close()
@@ -226,7 +229,7 @@ class _Closed(dict[Any, Any]):
 
 
 def _cut_off(client: Client) -> None:
-    """End what a client does by itself, and close its connections."""
+    """Cancel a client's background tasks, and close its connections."""
     inner = client.client if isinstance(client, AIOKafkaProducer) else client._client
     connections, inner._conns = inner._conns, _Closed()
     tasks = [inner._sync_task]
@@ -239,7 +242,7 @@ def _cut_off(client: Client) -> None:
             task.cancel()
     for connection in connections.values():
         connection.close()
-    # Nobody asks for metadata any more: what waits for some ends.
+    # Metadata is no longer requested, so release the tasks that wait for it.
     waiting, inner._md_update_fut = inner._md_update_fut, None
     inner.force_metadata_update = _no_metadata
     if waiting is not None and not waiting.done():
@@ -253,24 +256,24 @@ def _no_metadata() -> "asyncio.Future[bool]":
 
 
 async def until_kafka_answers(settings: Settings, action: Callable[[], Awaitable[T]]) -> T:
-    """Try until no server is away any more, for 60 s. Raises like `start_client`."""
+    """Retry the action for up to 60 s while Kafka is unavailable; return its result. Raises like `start_client`."""
 
     async def attempt() -> T:
         try:
             return await action()
-        except KafkaConnectionError:  # All that the clients say, whatever the reason was.
+        except KafkaConnectionError:  # The clients raise this for every reason.
             await _find_the_reason(settings)
             raise
 
     where = f"Kafka at {settings.kafka_bootstrap_servers}"
     try:
-        return await with_retries(attempt, what=where, errors=AWAY)
-    except AWAY as error:
+        return await with_retries(attempt, what=where, errors=UNAVAILABLE)
+    except UNAVAILABLE as error:
         raise CannotGoOnError(f"{where} does not answer: {str(error) or type(error).__name__}") from error
 
 
 async def _find_the_reason(settings: Settings) -> None:
-    """Raise what a server says to somebody who asks just once; return where one answers or none is there."""
+    """Connect once, without retries, and raise the server's reason. Returns if one answers, or none is reachable."""
     arguments = connection_arguments(settings)
     for host, port, _ in collect_hosts(arguments.pop("bootstrap_servers")):
         server = f"Kafka at {host}:{port}"
@@ -282,44 +285,44 @@ async def _find_the_reason(settings: Settings) -> None:
                 connection.close()
         except ssl.SSLCertVerificationError as error:
             raise BadSettingError(
-                f"DRAWDOWN_KAFKA_CA_FILE: the certificate of {server} is not to be trusted: {error.verify_message}"
+                f"DRAWDOWN_KAFKA_CA_FILE: the certificate of {server} is not trusted: {error.verify_message}"
             ) from error
         except SaslAuthenticationFailed as error:
             raise BadSettingError(
-                f"DRAWDOWN_KAFKA_USERNAME: {server} knows no {settings.kafka_username!r} with this password"
+                f"DRAWDOWN_KAFKA_USERNAME: {server} does not know {settings.kafka_username!r} with this password"
             ) from error
         except UnsupportedSaslMechanismError as error:
-            raise BadSettingError(f"DRAWDOWN_KAFKA_SASL_MECHANISM: {server} offers another: {error}") from error
+            raise BadSettingError(f"DRAWDOWN_KAFKA_SASL_MECHANISM: {server} offers a different one: {error}") from error
         except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, KafkaConnectionError) as error:
-            # Not conclusive, as a broker that is being stopped does the same: said while we wait, and at the end.
+            # Not conclusive, because a broker that is shutting down does the same. So it is only logged while we wait.
             raise KafkaConnectionError(
-                f"{host}:{port} accepts the connection and ends it: is DRAWDOWN_KAFKA_SECURITY, "
-                f"{settings.kafka_security}, what its listener wants?"
+                f"{host}:{port} accepts the connection and closes it: does its listener expect "
+                f"DRAWDOWN_KAFKA_SECURITY={settings.kafka_security}?"
             ) from error
-        except AWAY:
+        except UNAVAILABLE:
             continue
 
 
 def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    """Trusts the authorities of the file, or those of this machine, and no name but the one we asked for."""
+    """Return a context that trusts the file's authorities, or this machine's, and checks the server's name."""
     try:
         return ssl.create_default_context(cafile=settings.kafka_ca_file)
     except (OSError, ssl.SSLError) as error:
         raise BadSettingError(
-            f"DRAWDOWN_KAFKA_CA_FILE: {settings.kafka_ca_file} holds no certificates in PEM form: {error}"
+            f"DRAWDOWN_KAFKA_CA_FILE: {settings.kafka_ca_file} holds no PEM certificates: {error}"
         ) from error
 
 
 def _username(settings: Settings) -> str:
     if not settings.kafka_username:
         raise BadSettingError(
-            f"DRAWDOWN_KAFKA_USERNAME: needed, for DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
+            f"DRAWDOWN_KAFKA_USERNAME: needed, because DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
         )
     return settings.kafka_username
 
 
 def _password(settings: Settings) -> str:
-    """That of the file, read anew at each connection, or that of the setting."""
+    """Return the password in the file, read again for each connection, or the setting's."""
     if settings.kafka_password_file is not None:
         try:
             password = settings.kafka_password_file.read_text().strip()
@@ -330,6 +333,6 @@ def _password(settings: Settings) -> str:
     if not password:
         raise BadSettingError(
             "DRAWDOWN_KAFKA_PASSWORD_FILE: needed (or DRAWDOWN_KAFKA_PASSWORD), "
-            f"for DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
+            f"because DRAWDOWN_KAFKA_SECURITY is {settings.kafka_security}"
         )
     return password

@@ -1,4 +1,4 @@
-"""Logs: structlog, one JSON object a line, or readable lines on a terminal. On stderr."""
+"""Logging with structlog, on stderr: one JSON object a line, or readable lines on a terminal."""
 
 import logging
 import sys
@@ -12,20 +12,20 @@ from shared.runtime.settings import Settings
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-# Without local variables: a password may be among them.
+# Local variables are left out, because a password may be among them.
 _TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
 _REPEAT_SECONDS = 10.0
-# Libraries that talk a lot at "info".
-_TALKATIVE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn")
+# Libraries that log too much at "info".
+_VERBOSE = ("aiokafka", "asyncio", "faststream", "httpx", "httpcore", "uvicorn")
 
 
 def configure_logging(settings: Settings, service: str, stream: TextIO | None = None) -> None:
-    """Send structlog's events and the standard library's records to one place, each naming its service.
+    """Send structlog's events and the standard library's records to one stream, each with its service's name.
 
     Args:
-        settings: `log_format` (`auto` is readable lines on a terminal, JSON elsewhere) and `log_level`.
-        service: what the events carry as `service`.
-        stream: where to; none: stderr.
+        settings: `log_format` (`auto` means readable lines on a terminal, JSON elsewhere) and `log_level`.
+        service: the value of every event's `service` field.
+        stream: the stream to write to; None means stderr.
 
     """
     stream = stream or sys.stderr
@@ -59,12 +59,12 @@ def configure_logging(settings: Settings, service: str, stream: TextIO | None = 
     )
     logging.basicConfig(handlers=[handler], level=level, force=True)
     logging.captureWarnings(capture=True)
-    for name in _TALKATIVE:
+    for name in _VERBOSE:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 class _OnceInAWhile(logging.Filter):
-    """Lets through what a library says over and over (a broker is away) once in ten seconds for each kind of line."""
+    """Lets a line of a library pass once in ten seconds, because some repeat it without end while a broker is down."""
 
     def __init__(self) -> None:
         super().__init__()

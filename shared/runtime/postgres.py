@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL, each under the role that may do what its service has to, and no more."""
+"""Connections to PostgreSQL, each with a role that has only the rights its service needs."""
 
 import contextlib
 import errno
@@ -15,9 +15,9 @@ from shared.runtime.retries import with_retries
 from shared.runtime.schema import require_known_schema
 from shared.runtime.settings import BadSettingError, Settings
 
-# Away for now: refused, starting up, shutting down, or out of connections. Of what is raised while connecting every
-# OSError is the network's; the files that settings name are read before.
-AWAY = (
+# Temporarily unavailable: refused, starting up, shutting down, or out of connections. Every OSError raised while
+# connecting comes from the network, because the files that settings name have been read by then.
+UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.CannotConnectNowError,
@@ -40,24 +40,24 @@ _NO_WAY = frozenset(
 )
 CONNECT_TIMEOUT_SECONDS = 10.0
 
-# What a session relies on is said at its start: whoever had the role's password may have set other defaults for the
-# role, and those hold until `drawdown migrate` takes them back.
+# Each session sets what it relies on, because somebody with the role's password may have changed the role's defaults;
+# `drawdown migrate` resets those.
 _RELIED_ON: Final = {
     "bytea_output": "hex",
     "client_min_messages": "notice",
     "datestyle": "ISO, MDY",
-    "default_tablespace": "",  # Quarantine's next month is a new table.
+    "default_tablespace": "",  # Each month of quarantine is a new table.
     "default_transaction_deferrable": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     "exit_on_error": "off",
-    "geqo": "off",  # It takes as much memory as its settings say, or fails; no statement of ours has so many tables.
-    "idle_in_transaction_session_timeout": "120s",  # A broker that is away is waited for as long, within one.
+    "geqo": "off",  # Its settings could exhaust memory; no statement of ours joins enough tables to need it.
+    "idle_in_transaction_session_timeout": "120s",  # A transaction may wait this long for an unavailable broker.
     "idle_session_timeout": "0",
     "intervalstyle": "postgres",
     "local_preload_libraries": "",
     "lock_timeout": "0",
-    "max_parallel_workers_per_gather": "0",  # A worker begins by the role's defaults, and these may time it out.
+    "max_parallel_workers_per_gather": "0",  # A worker starts with the role's defaults, which may time it out.
     "quote_all_identifiers": "off",
     "restrict_nonsystem_relation_kind": "",
     "row_security": "on",
@@ -65,7 +65,7 @@ _RELIED_ON: Final = {
     "standard_conforming_strings": "on",
     "statement_timeout": "0",
     "synchronous_commit": "on",
-    "tcp_user_timeout": "0",  # Else a reader that rests a moment is cut off.
+    "tcp_user_timeout": "0",  # Otherwise a reader that pauses is disconnected.
     "timezone": "UTC",
     "transaction_timeout": "0",
     "transform_null_equals": "off",
@@ -74,10 +74,10 @@ _UNKNOWN_TO_OLDER_SERVERS: Final = frozenset({"restrict_nonsystem_relation_kind"
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether the error says that the database is away, or went away in between: whatever was open is undone.
+    """Return whether the error means that the connection is lost, so that an open transaction is rolled back.
 
-    Errors of a program are none of these, however the client classes them: asyncpg's `InterfaceError` covers a value
-    that fits no column, a wrong setting and a connection used twice at once as well as one that has been closed.
+    A programming error is not a lost connection, although asyncpg's `InterfaceError` covers both: it is also raised
+    for a value that fits no column, for a wrong setting, and for a connection that is used twice at once.
     """
     if isinstance(error, _GONE):
         return True
@@ -91,18 +91,21 @@ def is_lost(error: BaseException) -> bool:
     return False
 
 
-def gave_up(error: BaseException) -> bool:
-    """Whether the database is away, or ended a statement that took too long. For a caller that is the same."""
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether the connection is lost or a statement took too long. Callers treat both as unavailable."""
     return is_lost(error) or isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError))
 
 
 def _says_closed(error: asyncpg.InterfaceError) -> bool:
-    """asyncpg has no class of its own for it; a test fails if its words change."""
+    """Return whether the text says that the connection is closed.
+
+    asyncpg has no class for that; a test fails if its words change.
+    """
     return any(words in str(error) for words in ("is closed", "is closing", "was closed", "closed in the middle"))
 
 
 def _refused_everywhere(error: OSError) -> bool:
-    """asyncio's error if a name has several addresses and none of them could be reached; it has no number."""
+    """Return whether a name has several addresses and none was reachable; asyncio's error for that has no number."""
     return error.errno is None and str(error).startswith("Multiple exceptions:")
 
 
@@ -116,21 +119,21 @@ async def create_pool(
     statement_timeout_seconds: int = 0,
     lock_timeout_seconds: int = 0,
 ) -> asyncpg.Pool:
-    """Open a pool whose connections act as `role`, in UTC, on a database of the schema that this version knows.
+    """Open a pool whose connections act as `role`, in UTC, on a database whose schema this version knows.
 
-    A database that is away is waited for (60 s); after that its error is raised.
+    Waits up to 60 s for an unavailable database, then raises its error.
 
     Args:
-        settings: where the database is.
+        settings: the address of the database, and the credentials.
         role: one of `shared.runtime.roles`.
-        application_name: as `pg_stat_activity` shows it.
-        min_size: connections opened at once.
-        max_size: connections at most.
-        statement_timeout_seconds: after which the server gives a statement up; 0: it may take as long as it needs.
-        lock_timeout_seconds: the same for a statement that waits for somebody else's lock.
+        application_name: the name that `pg_stat_activity` shows.
+        min_size: the number of connections to open at once.
+        max_size: the largest number of connections.
+        statement_timeout_seconds: the server cancels a statement after this time; 0 means never.
+        lock_timeout_seconds: the server cancels a statement that waits this long for a lock; 0 means never.
 
     Raises:
-        BadSettingError: the server refuses us, or is not to be trusted; the schema is another.
+        BadSettingError: the server refuses us or is not trusted, or its schema is not the one this version needs.
 
     """
 
@@ -148,11 +151,11 @@ async def create_pool(
                 )
             )
 
-    return await with_retries(attempt, what=where(settings), errors=AWAY)
+    return await with_retries(attempt, what=where(settings), errors=UNAVAILABLE)
 
 
 async def connect(settings: Settings, role: str, application_name: str) -> asyncpg.Connection:
-    """Open one connection that acts as `role`; waits and raises like `create_pool`."""
+    """Open one connection that acts as `role`. Waits and raises like `create_pool`."""
 
     async def attempt() -> asyncpg.Connection:
         with refusals_explained(settings):
@@ -169,11 +172,11 @@ async def connect(settings: Settings, role: str, application_name: str) -> async
                 raise
             return connection
 
-    return await with_retries(attempt, what=where(settings), errors=AWAY)
+    return await with_retries(attempt, what=where(settings), errors=UNAVAILABLE)
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
-    """How asyncpg reaches the database: where, who we are, and how either side proves it."""
+    """Return asyncpg's arguments for the database: its address, the credentials, and TLS."""
     options: dict[str, Any] = {
         "dsn": settings.database_url,
         "ssl": _verifying_context(settings) if settings.database_tls == "verify-full" else False,
@@ -193,7 +196,7 @@ def _password(file: Path) -> str:
 
 @contextlib.contextmanager
 def refusals_explained(settings: Settings) -> Iterator[None]:
-    """Raise BadSettingError for what waiting does not mend: each names the setting to look at."""
+    """Turn an error that retrying cannot cure into BadSettingError, which names the setting to check."""
     try:
         yield
     except ssl.SSLCertVerificationError as error:
@@ -201,18 +204,18 @@ def refusals_explained(settings: Settings) -> Iterator[None]:
             f"DRAWDOWN_DATABASE_CA_FILE: the certificate of {where(settings)} is not trusted: {error.verify_message}"
         ) from error
     except ConnectionError as error:
-        # asyncpg's only sign that the server answered, and knows no TLS.
+        # asyncpg's only sign that the server answered without TLS.
         if "rejected SSL upgrade" not in str(error):
             raise
         raise BadSettingError(
-            f"DRAWDOWN_DATABASE_TLS: {where(settings)} does not speak TLS: set ssl = on there"
-            " (or DRAWDOWN_DATABASE_TLS=off, where nobody else is on the network between)"
+            f"DRAWDOWN_DATABASE_TLS: {where(settings)} does not offer TLS: set ssl = on there"
+            " (or DRAWDOWN_DATABASE_TLS=off, if nobody else can reach the network between)"
         ) from error
     except asyncpg.ClientConfigurationError as error:
         raise BadSettingError(f"DRAWDOWN_DATABASE_URL: {error}") from error
-    except asyncpg.InvalidParameterValueError as error:  # The role to act as, at the start of the session.
+    except asyncpg.InvalidParameterValueError as error:  # The session's role does not exist.
         raise BadSettingError(
-            f"DRAWDOWN_DATABASE_URL: {where(settings)}: {error}: run `drawdown migrate`, which makes the roles"
+            f"DRAWDOWN_DATABASE_URL: {where(settings)}: {error}: run `drawdown migrate`, which creates the roles"
         ) from error
     except (
         asyncpg.InvalidAuthorizationSpecificationError,
@@ -223,21 +226,21 @@ def refusals_explained(settings: Settings) -> Iterator[None]:
 
 
 def where(settings: Settings) -> str:
-    """The server, as a line for people names it."""
+    """Return the server's name for messages: `PostgreSQL at host:port`."""
     address = urlsplit(settings.database_url)
     return f"PostgreSQL at {address.hostname}:{address.port or 5432}"
 
 
 def _verifying_context(settings: Settings) -> ssl.SSLContext:
-    """The system's authorities, or just those of the file; the certificate must name the host of the URL."""
+    """Return a context that trusts the file's authorities, or the system's, and checks the host of the URL."""
     try:
         return ssl.create_default_context(cafile=settings.database_ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise BadSettingError(f"DRAWDOWN_DATABASE_CA_FILE: it holds no PEM certificates: {error}") from None
+        raise BadSettingError(f"DRAWDOWN_DATABASE_CA_FILE: the file holds no PEM certificates: {error}") from None
 
 
 async def _as_relied_on(opening: Callable[[dict[str, str]], Awaitable[Any]]) -> Any:
-    """What `opening` makes of the settings to rely on, without those that the server says it does not know."""
+    """Call `opening` with the settings to rely on; leave out those that an older server does not know."""
     relied_on = dict(_RELIED_ON)
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Trying again: a server that is away, bounded and with jitter; one part that failed, for as long as it takes."""
+"""Retries: bounded and with jitter for an unavailable server; without end for one part of the work that failed."""
 
 import asyncio
 import random
@@ -17,14 +17,14 @@ LONGEST_OF_ONE_PART_SECONDS = 15.0
 
 
 class GrowingPause:
-    """Pauses between tries: each is twice as long as the one before, and short again once something has moved."""
+    """Pauses between attempts. Each is twice as long as the one before; progress makes them short again."""
 
     def __init__(self) -> None:
         self._seconds = FIRST_PAUSE_SECONDS
         self._mark: object = None
 
     def next(self, mark: object) -> float:
-        """The next pause in seconds, 0.1 to 15. `mark` is how far the work had got."""
+        """Return the next pause in seconds, from 0.1 to 15. `mark` is the progress of the work: a change resets it."""
         if mark != self._mark:
             self._mark, self._seconds = mark, FIRST_PAUSE_SECONDS
         seconds, self._seconds = self._seconds, min(2 * self._seconds, LONGEST_OF_ONE_PART_SECONDS)
@@ -38,13 +38,13 @@ async def with_retries(
     errors: tuple[type[BaseException], ...],
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> T:
-    """Try until it succeeds, the pauses doubling from 0.1 s to 5 s, each cut by up to a half at random.
+    """Call the action until it succeeds. Pauses double from 0.1 s to 5 s, and each is cut by up to a half at random.
 
     Args:
-        action: what to try; called anew each time.
-        what: what is waited for, as the log lines name it.
-        errors: those that mean "away for now"; any other is raised at once.
-        patience_seconds: after which the last error is raised.
+        action: called again for each attempt; its result is returned.
+        what: the name of the server or thing that the log lines say is waited for.
+        errors: the classes that mean "temporarily unavailable"; any other error is raised at once.
+        patience_seconds: after this time the last error is raised.
 
     """
     log = structlog.get_logger()
@@ -56,18 +56,20 @@ async def with_retries(
         except errors as error:
             left = give_up_at - time.monotonic()
             if left <= 0:
-                log.error("gave up waiting", what=what, attempts=attempt, error=_said(error))
+                log.error("gave up waiting", what=what, attempts=attempt, error=_described(error))
                 raise
             seconds = min(pause * random.uniform(0.5, 1), left)
-            log.warning("waiting", what=what, attempt=attempt, again_in_seconds=round(seconds, 2), error=_said(error))
+            log.warning(
+                "waiting", what=what, attempt=attempt, again_in_seconds=round(seconds, 2), error=_described(error)
+            )
             await asyncio.sleep(seconds)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
         else:
             if attempt > 1:
-                log.info("there again", what=what, attempts=attempt)
+                log.info("available again", what=what, attempts=attempt)
             return result
     raise AssertionError("unreachable: patience ends first")
 
 
-def _said(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

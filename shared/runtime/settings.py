@@ -1,4 +1,4 @@
-"""Settings: environment variables that begin with `DRAWDOWN_`, checked once, at the start."""
+"""Settings: environment variables that begin with `DRAWDOWN_`, checked once at the start."""
 
 import os
 import sys
@@ -13,14 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "DRAWDOWN_"
 DATABASE_NAME = "drawdown"
 DATABASE_USER = "drawdown"
-# The name of the file within the data directory.
+# A file name within the data directory.
 POSTGRES_PASSWORD_FILE = "postgres-password"  # noqa: S105
 
 _SECRETS = frozenset({"database_url", "kafka_password", "api_token"})
 
 
 class BadSettingError(ValueError):
-    """A setting that has a good form and cannot be used. The message names it and is all that a person is shown."""
+    """A setting is well-formed and still unusable. People see only the message, so it names the setting."""
 
 
 KafkaSecurity = Literal["sasl_ssl", "ssl", "sasl_plaintext", "plaintext"]
@@ -28,7 +28,7 @@ DatabaseTls = Literal["verify-full", "off"]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether what is sent to that host never leaves this machine."""
+    """Return whether traffic to that host stays on this machine."""
     try:
         return host == "localhost" or ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -46,10 +46,10 @@ def _database_tls(data: dict[str, Any]) -> DatabaseTls:
 
 
 class Settings(BaseSettings):
-    """What a process can be told. Each field is the variable `DRAWDOWN_` + its name in capitals.
+    """The settings of a process. Each field is read from the variable `DRAWDOWN_` + its name in capitals.
 
-    Without `kafka_bootstrap_servers` and `database_url` the embedded servers are meant. Security is on unless a setting
-    says otherwise; a server at a loopback address needs none of it, for no network lies between.
+    Without `kafka_bootstrap_servers` and `database_url` the embedded servers are used. Security is on by default,
+    except for a server at a loopback address, because its traffic does not leave this machine.
     """
 
     model_config = SettingsConfigDict(
@@ -77,42 +77,43 @@ class Settings(BaseSettings):
     kafka_username: str | None = None
     kafka_password: str | None = Field(default=None, repr=False)
     kafka_password_file: FilePath | None = None
-    # What those outside may send to each broker, told to it by `drawdown kafka-access`.
+    # Kafka's quotas for producers outside, per broker; `drawdown kafka-access` sets them.
     kafka_ad_delivery_bytes_per_second: int = Field(default=50_000_000, ge=1)
     kafka_back_office_bytes_per_second: int = Field(default=1_000_000, ge=1)
 
     database_tls: DatabaseTls = Field(default_factory=_database_tls)
     database_ca_file: FilePath | None = None
     database_password_file: FilePath | None = None
-    # One file a role, its name the role's: `drawdown migrate` lets each service log in with that password.
+    # One file for each role, named like the role: `drawdown migrate` sets that role's password from it.
     role_passwords_dir: DirectoryPath | None = None
 
-    # None: tokens, but not for an API at a loopback address of a machine with an embedded database.
+    # None means tokens, except for an API at a loopback address with an embedded database.
     api_authentication: Literal["tokens", "off"] | None = None
     api_keys_file: FilePath | None = None
     api_jwks_url: str | None = None
     api_issuer: str | None = None
     api_audience: str = "drawdown"
-    # The ids (jti) of tokens that are good no more, one a line; read again when it changes.
+    # The ids (jti) of tokens that are no longer valid, one a line; read again when the file changes.
     api_withdrawn_file: FilePath | None = None
-    # The API signs the commands that it publishes with the one; allocation knows them by the others, several as PEM.
+    # The API signs the commands that it publishes with the first; allocation verifies them with the second, which may
+    # hold several public keys as PEM.
     command_signing_key_file: FilePath | None = None
     command_keys_file: FilePath | None = None
-    # Requests a second of one subject, or of one address where there are no tokens; twice as many at once.
+    # Requests a second of one subject, or of one address if there are no tokens. A burst may be twice as large.
     http_rate: int = Field(default=1000, ge=1, le=1_000_000)
-    # How many commands of one subject are under way at once, and how many answers to its reads; one read is worked on.
+    # Concurrent commands of one subject, and unsent answers to its reads; only one read at a time is worked on.
     http_in_flight: int = Field(default=2, ge=1, le=1_000)
     http_connections_of_one_address: int = Field(default=300, ge=1, le=1_000_000)
-    # From a connection to the head of its first request.
+    # The time from accepting a connection to the head of its first request.
     http_head_seconds: float = Field(default=2, gt=0, le=60)
-    # What the command line shows the API.
+    # The token that the command line sends to the API.
     api_token: str | None = Field(default=None, repr=False)
     api_token_file: FilePath | None = None
 
     shards: int = Field(default=4, ge=1, le=1024)
     deduplication_days: int = Field(default=7, ge=1, le=365)
     policy_file: FilePath | None = None
-    # Of an allocation process: 1.4 KB each. Idle ones beyond it rest in the database.
+    # Per allocation process, 1.4 KB each. Above this number idle campaigns rest in the database.
     campaigns_in_memory: int = Field(default=150_000, ge=1_000, le=100_000_000)
     clock_offset_seconds: float = Field(default=0, allow_inf_nan=False, ge=-3e9, le=3e9)
 
@@ -121,24 +122,24 @@ class Settings(BaseSettings):
 
     @property
     def database_is_embedded(self) -> bool:
-        """Whether nobody named a database."""
+        """Whether no database is configured, so that the embedded one is used."""
         return "database_url" not in self.model_fields_set
 
     @property
     def kafka_is_embedded(self) -> bool:
-        """Whether nobody named a broker."""
+        """Whether no broker is configured, so that the embedded one is used."""
         return "kafka_bootstrap_servers" not in self.model_fields_set
 
     @property
     def api_wants_tokens(self) -> bool:
-        """Whether the API answers only to bearer tokens."""
+        """Whether the API requires a bearer token."""
         if self.api_authentication is None:
             return not (self.database_is_embedded and is_loopback(self.http_host))
         return self.api_authentication == "tokens"
 
     @property
     def http_client_host(self) -> str:
-        """The host by which this machine reaches what listens at `http_host`."""
+        """The host name with which this machine reaches the server that listens at `http_host`."""
         return "127.0.0.1" if self.http_host in ("0.0.0.0", "::") else self.http_host  # noqa: S104
 
     @field_validator("database_url")
@@ -154,11 +155,11 @@ class Settings(BaseSettings):
         except ValueError:
             is_port = False
         if not is_port:
-            raise ValueError("should have a number from 1 to 65535 as its port")
+            raise ValueError("should have a port from 1 to 65535")
         if "\0" in unquote(value):
-            raise ValueError("should have no NUL in it")
+            raise ValueError("should not contain NUL")
         if parts.query:  # It could name another host, or turn off what the settings turn on.
-            raise ValueError("should end with the database's name: DRAWDOWN_DATABASE_TLS says how it is secured")
+            raise ValueError("should end with the database's name: DRAWDOWN_DATABASE_TLS decides about TLS")
         return value
 
     @field_validator("kafka_bootstrap_servers")
@@ -167,7 +168,7 @@ class Settings(BaseSettings):
         for server in value.split(","):
             host, colon, port = server.strip().rpartition(":")
             if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-                raise ValueError("should be host:port, or several with commas between")
+                raise ValueError("should be host:port, or several of them separated by commas")
         return value
 
     @field_validator("log_format", "log_level", mode="before")
@@ -177,20 +178,20 @@ class Settings(BaseSettings):
 
 
 def embedded_database_url(data_dir: Path, port: int) -> str:
-    """The URL of the embedded PostgreSQL, with the password that lies in the data directory."""
+    """Return the URL of the embedded PostgreSQL, with the password from the data directory."""
     try:
         password = ":" + quote((data_dir / POSTGRES_PASSWORD_FILE).read_text().strip(), safe="")
-    except OSError:  # Not started yet, or somebody else's: the server will say so.
+    except OSError:  # Not started yet, or owned by another user: the server's error will say so.
         password = ""
     return f"postgresql://{DATABASE_USER}{password}@127.0.0.1:{port}/{DATABASE_NAME}"
 
 
 def load_settings() -> Settings:
-    """Read the settings from the environment; a bad one ends the process (2) with one line on stderr."""
+    """Read the settings from the environment. Exits with 2 and one line on stderr if any is invalid."""
     try:
         return Settings()
     except ValidationError as error:
-        # What others are made of could not be read: it is not those that are wrong.
+        # A default that is derived from an invalid setting is not itself wrong.
         wrong = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
         problems = "; ".join(_problem(dict(each)) for each in wrong)
         print(f"drawdown: {problems}", file=sys.stderr)

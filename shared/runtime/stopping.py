@@ -1,4 +1,4 @@
-"""Ending in order and in time, whichever server is away at that moment."""
+"""Shutting down in order and in time, even while a server is unavailable."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine
@@ -7,13 +7,13 @@ from typing import Any
 
 import structlog
 
-FAREWELL_SECONDS = 1.0
+CLOSE_SECONDS = 1.0
 
 
 async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
-    """Run all until the first raises; cancel the others and wait for them, but no longer; then raise it.
+    """Run all until the first raises; then cancel the others, wait for them for up to `seconds`, and raise its error.
 
-    Who is late waits for a server that does not answer, and ends when its connection is closed.
+    A task still running after that is blocked on a server; it ends when its connection is closed.
     """
     tasks = [asyncio.ensure_future(each) for each in awaitables]
     try:
@@ -25,11 +25,11 @@ async def first_to_end(*awaitables: Awaitable[None], seconds: float) -> None:
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run a work without an end as long as the block runs; what it raises interrupts the block, and is raised there.
+async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run endless work for as long as the block runs. If it raises, the block is interrupted and raises that error.
 
-    It has ended when the block is left, and what it used may be closed; one that waits for a server is not waited for
-    beyond a second.
+    When the block is left, the work is cancelled, and its resources may be closed. It has one second to end, because it
+    may be blocked on a server.
     """
     block, task = asyncio.current_task(), asyncio.create_task(work)
     assert block is not None
@@ -52,13 +52,16 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         is_running = False
         task.cancel()
-        await asyncio.wait({task}, timeout=FAREWELL_SECONDS)
+        await asyncio.wait({task}, timeout=CLOSE_SECONDS)
 
 
-async def farewell(closing: Awaitable[object], seconds: float = FAREWELL_SECONDS) -> None:
-    """Close something in good order if that is soon done: who ends waits for no server that is away."""
+async def close_within(closing: Awaitable[object], seconds: float = CLOSE_SECONDS) -> None:
+    """Await `closing` for up to this many seconds, because a shutdown must not block on an unreachable server.
+
+    Logs an error instead of raising it.
+    """
     try:
         async with asyncio.timeout(seconds):
             await closing
     except Exception as error:
-        structlog.get_logger().warning("left without a farewell", error=f"{type(error).__name__}: {error}")
+        structlog.get_logger().warning("could not close in order", error=f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Our topics: made as the ledger needs them, and checked at every start, for a wrong one loses money in silence."""
+"""Our topics: created as the ledger needs them, and checked at every start, because a wrong one loses money."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ __all__ = ["TopicsDoNotFitError", "ensure_topics"]
 
 _REPLICAS = 3  # or as many as there are brokers
 _DAY_MS = 86_400_000
-# Records above 64 KiB are quarantined with their bytes, so the topic takes them; a producer's batch may hold many
-# records. This is Kafka's own default, and below what a fetch of ours asks for (2 MiB).
+# Records above 64 KiB are quarantined with their bytes, so the topic must accept them; a producer's batch may hold many
+# records. This is Kafka's own default, and less than what our consumers fetch (2 MiB).
 _LARGEST_BATCH_BYTES = 1_048_588
 
 
 class TopicsDoNotFitError(CannotGoOnError):
-    """A topic is not as the ledger needs it: going on would lose records or state."""
+    """A topic is not configured as the ledger needs it; continuing would lose records or state."""
 
 
 @dataclass(frozen=True)
 class _Topic:
-    """A topic as it is: what the broker says of it. `configs` is empty where it says nothing."""
+    """A topic as the broker describes it. `configs` is empty if the broker returns none."""
 
     name: str
     partitions: int
@@ -42,11 +42,11 @@ class _Topic:
 
 
 async def ensure_topics(settings: Settings) -> None:
-    """Create the topics that are missing, each with a partition for every shard, and check those that are there.
+    """Create missing topics, each with a partition for every shard, and check the existing ones.
 
     Raises:
-        TopicsDoNotFitError: one is not as it must be; the message says what it is, what it must be, and how to do that.
-        BadSettingError, CannotGoOnError: as `start_client`.
+        TopicsDoNotFitError: a topic is misconfigured; the message says how, and which command mends it.
+        BadSettingError, CannotGoOnError: like `start_client`.
 
     """
 
@@ -75,34 +75,36 @@ async def _create(admin: AIOKafkaAdminClient, topics: list[str], settings: Setti
     for name, code, *_ in response.topic_errors:
         error = for_code(code)
         if error is TopicAuthorizationFailedError:
-            raise TopicsDoNotFitError(f"topic {name} is missing, or hidden from this user: 'drawdown migrate' makes it")
-        if code and error is not TopicAlreadyExistsError:  # Another process may have been quicker.
+            raise TopicsDoNotFitError(
+                f"topic {name} is missing, or hidden from this user: 'drawdown migrate' creates it"
+            )
+        if code and error is not TopicAlreadyExistsError:  # Another process may have been faster.
             raise error(f"topic {name}")
 
 
 def _configs(name: str, replicas: int, settings: Settings) -> dict[str, str]:
-    """How a topic is made."""
+    """Return the configuration with which a topic is created."""
     configs = {
-        # One broker may be away and no acknowledged record is lost with another.
+        # One broker may be down; losing another one then loses no acknowledged record.
         "min.insync.replicas": str(max(1, replicas - 1)),
         "unclean.leader.election.enable": "false",
         "max.message.bytes": str(_LARGEST_BATCH_BYTES),
     }
     if name == DELIVERY_SIGNALS:
-        # A new subscriber reads a day of signals and the last one of every entity, not the signals of years.
+        # A new subscriber reads one day of signals and the last one of every entity, not those of years.
         return {**configs, "cleanup.policy": "compact", "max.compaction.lag.ms": str(_DAY_MS)}
     return {
         **configs,
         "cleanup.policy": "delete",
         "retention.ms": str(_retention_ms(settings)),
         "retention.bytes": "-1",
-        # Counted from when a record came, whatever its producer's clock says.
+        # Retention counts from a record's arrival, whatever its producer's clock says.
         "message.timestamp.type": "LogAppendTime",
     }
 
 
 def _retention_ms(settings: Settings) -> int:
-    """As long as events are young enough to be charged: after a longer outage what is gone would be refused anyway."""
+    """Return how long an event can still be charged. Losing an older one is harmless, because it would be refused."""
     return settings.deduplication_days * _DAY_MS
 
 
@@ -121,7 +123,7 @@ async def _describe(admin: AIOKafkaAdminClient) -> list[_Topic]:
 
 
 async def _describe_configs(admin: AIOKafkaAdminClient) -> dict[str, dict[str, str]]:
-    """The topics' configurations by name; the embedded broker gives some of them and refuses none."""
+    """Return the topics' configurations by name. The embedded broker returns only some."""
     asked = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in TOPICS]
     responses = await admin.describe_configs(asked)
     configs: dict[str, dict[str, str]] = {}
@@ -138,7 +140,7 @@ async def _describe_configs(admin: AIOKafkaAdminClient) -> dict[str, dict[str, s
 def _problems(topic: _Topic, settings: Settings) -> Iterator[str]:
     if topic.partitions != settings.shards:
         yield (
-            f"has {topic.partitions} partitions, and DRAWDOWN_SHARDS is {settings.shards}: they must be the same, "
+            f"has {topic.partitions} partitions, but DRAWDOWN_SHARDS is {settings.shards}: they must be equal, "
             "and a ledger keeps the number it began with"
         )
     for demand in _demands(topic, settings):
@@ -147,7 +149,7 @@ def _problems(topic: _Topic, settings: Settings) -> Iterator[str]:
             yield (
                 f"{demand.config} is {value}, so {demand.danger}; 'kafka-configs.sh --bootstrap-server "
                 f"{settings.kafka_bootstrap_servers} --alter --topic {topic.name} --add-config "
-                f"{demand.config}={demand.right}' sets it right"
+                f"{demand.config}={demand.right}' corrects it"
             )
 
 
@@ -169,12 +171,12 @@ def _demands(topic: _Topic, settings: Settings) -> Iterator[_Demand]:
     yield demand(
         "min.insync.replicas",
         lambda value: fewest <= int(value) <= topic.replicas,
-        f"with {topic.replicas} replicas records are lost with one broker, or none is taken",
+        f"with {topic.replicas} replicas, records are lost with one broker, or none is accepted",
     )
     yield demand(
         "unclean.leader.election.enable",
         lambda value: value == "false",
-        "a replica that lags may lead, and what was acknowledged is gone",
+        "a lagging replica may become leader, and acknowledged records are lost",
     )
     if topic.name == DELIVERY_SIGNALS:
         yield demand("cleanup.policy", lambda value: value == "compact", "new subscribers would miss older pauses")
@@ -184,6 +186,8 @@ def _demands(topic: _Topic, settings: Settings) -> Iterator[_Demand]:
         yield demand(
             "retention.ms",
             lambda value: int(value) == -1 or int(value) >= _retention_ms(settings),
-            f"records go before the {settings.deduplication_days} days in which they can be charged have passed",
+            f"records are deleted before the {settings.deduplication_days} days in which they can be charged are over",
         )
-        yield demand("retention.bytes", lambda value: value == "-1", "a busy day's records go before they are read")
+        yield demand(
+            "retention.bytes", lambda value: value == "-1", "a busy day's records are deleted before they are read"
+        )

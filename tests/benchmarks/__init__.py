@@ -1,1 +1,1 @@
-"""The benchmarks: `make bench`. One run of a whole system on this machine gives one table and `bench.json`."""
+"""The benchmarks: `make bench` runs a whole system on this machine, prints one table, and writes `bench.json`."""

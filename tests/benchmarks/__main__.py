@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks`: runs everything, prints the table, writes `bench.json`.
+"""`python -m tests.benchmarks`: runs all benchmarks, prints the table, and writes `bench.json`.
 
-BENCH_QUICK=1: a small run, to see that all of it works. BENCH_MEMORY=1: only the memory of the allocation process
-over ten million spends. BENCH_SPENDS=…, BENCH_PROBES=…: other counts. BENCH_ONLY=many,latency,…: only these parts.
+BENCH_QUICK=1 makes a small run, to see that everything works. BENCH_MEMORY=1 measures only the memory of the allocation
+process over ten million spends. BENCH_SPENDS=… and BENCH_PROBES=… change the counts, and BENCH_ONLY=many,latency,…
+selects the parts.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ PARTS = ("many", "hot", "followers", "replay", "latency", "stall")
 
 
 async def measure(bench: Bench, parts: tuple[str, ...]) -> Figures:
-    """All parts one after the other, in one system."""
+    """Measure all parts one after the other, in one system."""
     figures: Figures = {"spends_per_second": {}}
     centers = await set_up_many(bench)
     if "many" in parts:
@@ -104,7 +105,7 @@ async def _stall(bench: Bench, figures: Figures) -> None:
 
 
 async def run() -> None:
-    """One run; ended by Ctrl-C or SIGTERM it stops all that it started."""
+    """Run the benchmarks once. Ctrl-C or SIGTERM stops everything that was started."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -122,7 +123,7 @@ async def run() -> None:
 
 
 def main() -> None:
-    """Run; 130 when it was interrupted."""
+    """Run, and exit with 130 after an interruption."""
     try:
         asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError):

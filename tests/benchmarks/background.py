@@ -1,7 +1,7 @@
-"""Steady traffic, from a process of its own.
+"""Steady traffic, from a separate process.
 
 `python -m tests.benchmarks.background CENTERS CAMPAIGNS RATE SECONDS` publishes RATE spends a second on the many
-Business Centers, evenly, and prints how many it published and in which time.
+Business Centers, evenly, and prints how many it published, and in how many seconds.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import load_settings
 from tests.benchmarks.load import Center, Publisher, create_publisher, many_centers, random_spends
 
-# Each tick is a batch in every partition, and the embedded broker looks through all of a partition's batches at each
-# fetch: with ticks of 10 ms it is the broker that is measured (p99 at 1,000 spends a second 53 ms instead of 32).
+# Each tick makes a batch in every partition, and each fetch makes the embedded broker scan all batches of a partition.
+# Ticks of 10 ms would measure the broker (p99 at 1,000 spends a second: 53 ms instead of 32).
 _TICK_SECONDS = 0.02
 
 
 async def flow(publisher: Publisher, centers: Sequence[Center], rate: int, seconds: float) -> dict[str, float]:
-    """Publish by the clock: what a late tick missed, the next one brings."""
+    """Publish by the clock: the next tick makes up for a late one."""
     started = time.perf_counter()
     sent = 0
     while (passed := time.perf_counter() - started) < seconds:

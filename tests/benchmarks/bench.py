@@ -1,4 +1,4 @@
-"""What every benchmark of a run has at hand: the system, the ledger, a publisher, and how much was published."""
+"""The objects that all benchmarks of a run use: the system, the ledger, a publisher, and the published counts."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Bench:
-    """One run. `published_spends` and `published_commands` are what the ledger must come to have consumed."""
+    """One run. The ledger must come to consume `published_spends` spends and `published_commands` commands."""
 
     plan: Plan
     system: RunningSystem
@@ -41,7 +41,7 @@ class Bench:
         return self.system.settings
 
     async def command(self, records: Iterable[Record]) -> None:
-        """Publish finance commands and wait until they are decided, all of them accepted."""
+        """Publish finance commands, and wait until all of them are accepted."""
         self.published_commands += await self.publisher.commands(records)
         await self.ledger.wait_for(commands=self.published_commands)
         refused = await self.ledger.refused()
@@ -56,18 +56,18 @@ class Bench:
         return await self.ledger.wait_for(spends=self.published_spends)
 
     async def followers_settle(self) -> None:
-        """Wait until every follower that runs has folded all there is."""
+        """Wait until every running follower has folded the whole ledger."""
         for follower in FOLLOWERS:
             await self.ledger.wait_for_follower(follower)
 
     async def tidy(self) -> None:
-        """Do in the database what a load of half a million spends leaves to do: the next part is not about it."""
+        """Let the database do the maintenance that a large load leaves, so that it does not disturb the next part."""
         await self.followers_settle()
         await self.ledger.connection.execute("VACUUM (ANALYZE)")
         await self.ledger.connection.execute("CHECKPOINT")
 
     async def stop(self, *services: str) -> None:
-        """Ask services to end, and wait for them."""
+        """Ask services to end, and wait until they have."""
         for service in services:
             await self.system.kill_service(service, signal.SIGTERM)
 
@@ -78,7 +78,7 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def prepared_bench(plan: Plan) -> AsyncIterator[Bench]:
-    """A whole system with nothing in it, all services running."""
+    """Start a whole and empty system with all services."""
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -99,7 +99,7 @@ async def prepared_bench(plan: Plan) -> AsyncIterator[Bench]:
 
 
 def _show_logs(system: RunningSystem) -> None:
-    """Print what the services said last: their logs go with the system."""
+    """Print the end of the services' logs, because they are deleted with the system."""
     for name in system.services:
         if lines := system.log_of(name).splitlines()[-_SHOWN_LINES:]:
             print(f"--- {name}", *(line[:_SHOWN_CHARACTERS] for line in lines), sep="\n")

@@ -1,4 +1,4 @@
-"""Parts of the benchmarks that run in a process of their own, so that they do not delay what measures."""
+"""Runs parts of the benchmarks in separate processes, so that they do not delay the measurement."""
 
 import contextlib
 import json
@@ -18,21 +18,21 @@ LONGEST_SECONDS = 300.0
 
 
 class ChildFailedError(Exception):
-    """A child did not end well; the message is what it printed."""
+    """A child failed. The message is its output."""
 
 
 @dataclass
 class Running:
-    """A child and what it prints to."""
+    """A child process and the file of its output."""
 
     child: Child
     log: Path
 
     async def answer(self) -> dict[str, Any]:
-        """Wait for its end; answer the JSON of its last line.
+        """Wait for the child to end; return the JSON in its last line.
 
         Raises:
-            ChildFailedError: it ended with an error, or not in time.
+            ChildFailedError: the child ended with an error, or not in time.
 
         """
         ended = await self.child.wait(LONGEST_SECONDS)
@@ -44,7 +44,7 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def child(bench: Bench, module: str, *arguments: str) -> AsyncIterator[Running]:
-    """Run a module of this package beside us, with the settings of the system; at the end it is gone."""
+    """Run a module of this package as a child, with the settings of the system, and end it at the end."""
     log = bench.settings.data_dir / "logs" / f"bench-{module}.log"
     log.unlink(missing_ok=True)
     running = Running(
@@ -63,6 +63,6 @@ async def child(bench: Bench, module: str, *arguments: str) -> AsyncIterator[Run
 
 
 async def run_child(bench: Bench, module: str, *arguments: str) -> dict[str, Any]:
-    """Run a module of this package to its end and answer what it says."""
+    """Run a module of this package to its end; return its answer."""
     async with child(bench, module, *arguments) as running:
         return await running.answer()

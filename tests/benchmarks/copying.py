@@ -1,8 +1,8 @@
-"""The raw COPY rate: what PostgreSQL takes when nothing is decided.
+"""The raw COPY rate: the speed of PostgreSQL when nothing is decided.
 
-The very entries that a run has just written are read back and copied, as asyncpg records, 10,000 a call, into a table
-with the same columns and no index, in the same database. Only the calls are timed, each with its commit. That takes a
-second, in which a busy neighbour is soon seen: it is done three times, and the median is taken.
+The entries that a run has just written are read back and copied, as asyncpg records, 10,000 a call, into a table with
+the same columns and no index, in the same database. Only the calls are timed, each with its commit. That takes
+only a second, which a busy neighbour would distort, so the median of three measurements is taken.
 """
 
 import statistics
@@ -21,7 +21,7 @@ _COLUMNS = """
 
 
 async def copy_rows_per_second(bench: Bench, first: dict[int, int], last: dict[int, int]) -> float:
-    """Copy the entries behind the positions `first` up to `last`, by shard; answer rows a second."""
+    """Copy the entries after the positions `first` up to `last`, by shard; return rows a second."""
     return statistics.median([await _copy(bench, first, last) for _ in range(_TIMES)])
 
 

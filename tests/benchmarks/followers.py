@@ -1,8 +1,8 @@
-"""How fast each follower folds the ledger from its beginning, alone.
+"""The speed at which each follower alone folds the ledger from its beginning.
 
-All followers are stopped. Each by itself then loses its read model and its checkpoint, is started, and is held at the
-checkpoint by a row lock of ours; the clock starts when the lock is let go, and ends when it has folded everything.
-`signals` publishes again meanwhile what has paused and resumed.
+All followers are stopped. Then, one at a time, each loses its read model and its checkpoint, is started, and is held at
+the checkpoint by a row lock of ours. The clock starts when the lock is released, and ends when the follower has folded
+everything. Meanwhile `signals` publishes all pauses and resumes again.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _FORGOTTEN = """
 
 
 async def measure_followers(bench: Bench) -> dict[str, float]:
-    """Entries a second of each follower."""
+    """Measure the entries a second of each follower."""
     await bench.followers_settle()
     await bench.stop(*FOLLOWERS)
     rates = {}
@@ -49,7 +49,7 @@ async def _from_the_beginning(bench: Bench, follower: str) -> float:
 
 
 async def _forget(connection: asyncpg.Connection, follower: str) -> None:
-    """Empty what a follower writes (its schema has its name) and set its checkpoint back."""
+    """Empty a follower's tables, which are in the schema of its name, and reset its checkpoint."""
     async with connection.transaction():
         await connection.execute(f"TRUNCATE {await connection.fetchval(_FORGOTTEN, follower)}")
         await connection.execute("UPDATE ledger.checkpoints SET position = 0 WHERE follower = $1", follower)

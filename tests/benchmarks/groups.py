@@ -1,7 +1,7 @@
-"""What a consumer group would cost: how long each partition stands still while members come, go and die.
+"""The cost of a consumer group: how long each partition is not read while members join, leave and die.
 
-`python -m tests.benchmarks.groups` starts Apache Kafka in a container. A member only takes the time at which records
-come; it has no state to load, so these are the least pauses a group could have. Compare docs/decisions/leases.md.
+`python -m tests.benchmarks.groups` starts Apache Kafka in a container. A member only notes the times at which records
+arrive. It has no state to load, so a real group's pauses would be longer. Compare docs/decisions/leases.md.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from tests.containers import KafkaContainer
 
 PARTITIONS = 16
 PERIOD_SECONDS = 0.05
-SESSION_MS, HEARTBEAT_MS = 6_000, 250  # The least session that a broker allows by default.
+SESSION_MS, HEARTBEAT_MS = 6_000, 250  # The shortest session that a broker allows by default.
 PHASE_SECONDS = 12.0
 KINDS = {
     "eager": (RoundRobinPartitionAssignor, False),
@@ -34,7 +34,7 @@ KINDS = {
 
 
 async def member(servers: str, kind: str, name: str) -> None:
-    """Print the partition and the time of each record until asked to end, and leave the group then."""
+    """Print the partition and the time of each record until asked to end; then leave the group."""
     assignor, is_static = KINDS[kind]
     consumer = AIOKafkaConsumer(
         kind.replace(", ", "-").replace(" ", "-"),
@@ -57,32 +57,32 @@ async def member(servers: str, kind: str, name: str) -> None:
 
 
 class Group:
-    """The members' processes, and what they have seen."""
+    """The processes of the members, and the records that they have seen."""
 
     def __init__(self, servers: str, kind: str, directory: Path) -> None:
         self._servers, self._kind, self._directory = servers, kind, directory
         self._members: dict[str, asyncio.subprocess.Process] = {}
 
     async def start(self, name: str) -> None:
-        """One more member, or one that comes back under its name."""
+        """Start one more member, or restart one under its name."""
         with (self._directory / name).open("a") as output:
             command = (sys.executable, "-m", "tests.benchmarks.groups", self._servers, self._kind, name)
             self._members[name] = await asyncio.create_subprocess_exec(*command, stdout=output)
 
     async def end(self, name: str, number: signal.Signals) -> None:
-        """Send it a signal; return when it has gone."""
+        """Send a signal to a member; return when it has ended."""
         self._members[name].send_signal(number)
         await self._members[name].wait()
 
     async def end_all(self) -> None:
-        """End those that still run."""
+        """End the members that still run."""
         for each in self._members.values():
             with suppress(ProcessLookupError):
                 each.kill()
             await each.wait()
 
     def longest_pause(self, since: float, until: float) -> float:
-        """The longest that any partition stood still between the two moments, in seconds."""
+        """Return the longest time without a record of a partition between the two moments, in seconds."""
         seen: dict[str, list[float]] = defaultdict(list)
         for file in self._directory.iterdir():
             for line in file.read_text().splitlines():
@@ -96,7 +96,7 @@ class Group:
 
 
 async def measure(servers: str, kind: str) -> dict[str, float]:
-    """The longest pause of any partition, by what happened to the group."""
+    """Return the longest pause of any partition for each event in the group."""
     topic = kind.replace(", ", "-").replace(" ", "-")
     admin = AIOKafkaAdminClient(bootstrap_servers=servers)
     await admin.start()
@@ -137,7 +137,7 @@ async def measure(servers: str, kind: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure each kind and print the longest pauses; with arguments: be a member."""
+    """Measure each kind of group, and print the longest pauses. With arguments, run as a member."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # It reports every step of a rebalance.
     if len(sys.argv) > 1:
         with suppress(asyncio.CancelledError):

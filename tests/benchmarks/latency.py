@@ -1,9 +1,9 @@
-"""From a spend's publication to its pause signal, under steady traffic.
+"""The latency from a spend's publication to its pause signal, under steady traffic.
 
-Another process publishes the traffic. Every 20 ms this one publishes a probe: a spend that takes exactly the last of
-an ad account's cash, and so pauses it. The clock starts just before the producer is called, and ends when a consumer
-of `delivery.signals` has the `paused` signal that names the probe. Probes are sent by the clock, whether or not those
-before them have been answered. Each takes an account of its own, opened and funded beforehand.
+Another process publishes the traffic. Every 20 ms this one publishes a probe: a spend of exactly the remaining cash of
+an ad account, which pauses it. The clock starts just before the call of the producer, and ends when a consumer of
+`delivery.signals` has the `paused` signal that names the probe. Probes are sent by the clock, even if earlier ones have
+no answer yet. Each uses another account, which was opened and funded beforehand.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ Account = tuple[Center, str]
 
 @dataclass
 class Probe:
-    """A spend that pauses, when it was published (`sent_at`, and `wall` since the epoch), and what it took."""
+    """A spend that pauses, the time of its publication (`sent_at`, and `wall` since the epoch), and its latency."""
 
     sent_at: float
     wall: float
@@ -58,20 +58,20 @@ class Probe:
 
     @property
     def answered(self) -> bool:
-        """Whether its signal has come."""
+        """Whether the signal has arrived."""
         return self.milliseconds < math.inf
 
     def answer(self, now: float, recorded_at: datetime) -> None:
-        """Its signal has come."""
+        """Record that the signal has arrived."""
         self.milliseconds = (now - self.sent_at) * 1000
         self.to_decision_ms = (recorded_at.timestamp() - self.wall) * 1000
 
 
 @dataclass
 class Latencies:
-    """What the probes of a level took, in ms, sorted; those without an answer count as infinite.
+    """The sorted latencies of a level's probes, in ms. A probe without an answer counts as infinite.
 
-    `to_decision_ms`: the median of the part until the ledger time of the batch that decided a probe.
+    `to_decision_ms` is the median of the part until the ledger time of the batch that decided a probe.
     """
 
     milliseconds: list[float]
@@ -79,13 +79,13 @@ class Latencies:
     offered_per_second: float
 
     def percentile(self, share: float) -> float:
-        """The smallest latency that at least this share of the probes did not exceed (nearest rank)."""
+        """Return the smallest latency that at least this share of the probes did not exceed (nearest rank)."""
         ranked = self.milliseconds
         return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
     @property
     def unanswered(self) -> int:
-        """Probes without an answer."""
+        """The number of probes without an answer."""
         return sum(each == math.inf for each in self.milliseconds)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks publish: commands that open and fund Business Centers, and spends on them."""
+"""The records that the benchmarks publish: commands that open and fund Business Centers, and spends on them."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ Record = tuple[int, bytes, bytes]  # partition, key, value
 
 @dataclass(frozen=True, slots=True)
 class Center:
-    """A Business Center of the load with the one ad account that spends."""
+    """A Business Center of the load, with the one ad account that spends."""
 
     id: str
     account: str
@@ -37,7 +37,7 @@ class Center:
 
     @property
     def key(self) -> bytes:
-        """Its key in Kafka."""
+        """The key of its records."""
         return self.id.encode()
 
 
@@ -45,13 +45,13 @@ _ZONES = ("UTC", "America/New_York", "Asia/Tokyo", "Europe/Berlin")
 
 
 def center(name: str, shards: int, *, automatic: bool, campaigns: int, time_zone: str = "UTC") -> Center:
-    """A Business Center of that name, in the shard that the name gives it."""
+    """Return a Business Center with that name, in the name's shard."""
     names = tuple(f"{name}-cmp-{number}" for number in range(campaigns))
     return Center(name, f"{name}-acct", automatic, names, murmur2_partition(name.encode(), shards), time_zone)
 
 
 def many_centers(count: int, campaigns: int, shards: int) -> list[Center]:
-    """Business Centers in several time zones; every second one has automatic allocation."""
+    """Return Business Centers in several time zones. Every second one has automatic allocation."""
     return [
         center(
             f"many-{n:05}", shards, automatic=n % 2 == 0, campaigns=campaigns, time_zone=_ZONES[n // 2 % len(_ZONES)]
@@ -61,7 +61,7 @@ def many_centers(count: int, campaigns: int, shards: int) -> list[Center]:
 
 
 def center_in_shard(prefix: str, shard: int, shards: int) -> Center:
-    """A Business Center whose name puts it into that shard."""
+    """Return a Business Center whose name belongs to that shard."""
     number = 0
     while murmur2_partition(f"{prefix}-{number}".encode(), shards) != shard:
         number += 1
@@ -72,7 +72,7 @@ def center_in_shard(prefix: str, shard: int, shards: int) -> Center:
 
 
 def command(where: Center, kind: str, **fields: Any) -> Record:
-    """A finance command, keyed by its Business Center."""
+    """Return the record of a finance command, keyed by its Business Center."""
     content = {
         "command_id": str(uuid.uuid4()),
         "type": kind,
@@ -85,20 +85,20 @@ def command(where: Center, kind: str, **fields: Any) -> Record:
 
 
 def opened_center(where: Center) -> Record:
-    """Opens the Business Center."""
+    """Return the command that opens the Business Center."""
     return command(where, "open_business_center", currency="USD", time_zone=where.time_zone)
 
 
 def opened_account(where: Center, account: str) -> Record:
-    """Opens an ad account of a kind that automatic allocation accepts."""
+    """Return the command that opens an ad account of a kind that automatic allocation accepts."""
     kind = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": where.time_zone}
     return command(where, "open_ad_account", ad_account_id=account, **kind)
 
 
 def funded(where: Center) -> Iterator[Record]:
-    """Opens a Business Center with its account and gives it ample cash, where that is drawn from.
+    """Return the commands that open a Business Center with its account, and deposit ample cash where it is drawn from.
 
-    The account opens last: one that is there when automatic allocation is enabled gets its balance for a budget.
+    The account opens last, because an account that exists when automatic allocation is enabled gets a budget.
     """
     yield opened_center(where)
     if where.automatic:
@@ -113,13 +113,13 @@ def funded(where: Center) -> Iterator[Record]:
 
 
 def event_id() -> str:
-    """A UUIDv7: random, ordered by time."""
+    """Return a UUIDv7, which is random and ordered by time."""
     head, tail = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
     return f"{head[:8]}-{head[8:]}-7{tail[:3]}-a{tail[3:6]}-{tail[6:18]}"
 
 
 def spend(where: Center, account: str, campaign: str, amount: str, now: str, id_: str) -> Record:
-    """A spend as ad delivery publishes it."""
+    """Return the record of a spend, as ad delivery publishes it."""
     return (
         where.partition,
         where.key,
@@ -129,12 +129,12 @@ def spend(where: Center, account: str, campaign: str, amount: str, now: str, id_
 
 
 def now_text() -> str:
-    """This instant as a spend carries it."""
+    """Return the present time in the form of a spend's."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def random_spends(centers: Sequence[Center], count: int) -> list[Record]:
-    """Spends of up to 0.05 on random campaigns of random Business Centers, just now."""
+    """Yield spends of up to 0.05 on random campaigns of random Business Centers, at the present time."""
     now, records = now_text(), []
     for _ in range(count):
         where = centers[int(random.random() * len(centers))]
@@ -145,7 +145,7 @@ def random_spends(centers: Sequence[Center], count: int) -> list[Record]:
 
 
 def one_spend_each(centers: Sequence[Center]) -> list[Record]:
-    """One spend on every campaign, so that all of them are known."""
+    """Yield one spend on every campaign, so that all of them are known."""
     now = now_text()
     return [spend(each, each.account, name, "0.010000", now, event_id()) for each in centers for name in each.campaigns]
 
@@ -154,20 +154,20 @@ def one_spend_each(centers: Sequence[Center]) -> list[Record]:
 
 
 class Publisher:
-    """Publishes records in batches made here: far cheaper than a call to the client for each."""
+    """Publishes records in batches made here, which is far cheaper than a call to the client for each."""
 
     def __init__(self, producer: AIOKafkaProducer) -> None:
         self._producer = producer
 
     async def publish(self, topic: str, records: Iterable[Record], *, last_alone: bool = True) -> int:
-        """Publish and wait until all are acknowledged; answer how many there were.
+        """Publish records, and wait until all are acknowledged; return how many there were.
 
-        One call at a time: the client takes one batch a partition, and lets others wait without an order.
+        Make only one call at a time, because the client takes one batch a partition, and others wait in no fixed order.
 
         Args:
-            topic: where to.
-            records: what; those of a partition keep their order.
-            last_alone: each partition's last record travels alone. The embedded broker takes the offset after the
+            topic: the topic to publish to.
+            records: the records to publish; those of a partition keep their order.
+            last_alone: send each partition's last record alone. The embedded broker takes the offset after the
                 first record of the last batch for the end of the partition, and allocation asks for that end when
                 it starts.
 
@@ -207,20 +207,20 @@ class Publisher:
         return await self.publish(FINANCE_COMMANDS, records)
 
     async def spends(self, centers: Sequence[Center], count: int) -> int:
-        """Publish so many random spends, some at a time so that memory stays small."""
+        """Publish `count` random spends, some at a time, so that memory stays small."""
         for start in range(0, count, _CHUNK):
             await self.publish(SPEND_EVENTS, random_spends(centers, min(_CHUNK, count - start)))
         return count
 
     async def send_alone(self, record: Record) -> tuple[int, int]:
-        """Publish one spend at once; answer its partition and offset."""
+        """Publish one spend at once; return its partition and offset."""
         partition, key, value = record
         sent = await self._producer.send_and_wait(SPEND_EVENTS, value, key=key, partition=partition)
         return partition, int(sent.offset)
 
 
 async def create_publisher(settings: Settings) -> tuple[Publisher, AIOKafkaProducer]:
-    """A publisher, and the producer to stop at its end."""
+    """Return a publisher, and its producer, which the caller must stop."""
     producer = await create_producer(settings, max_batch_size=BATCH_BYTES, linger_ms=0)
     for topic in (SPEND_EVENTS, FINANCE_COMMANDS):
         await producer.partitions_for(topic)
@@ -228,5 +228,5 @@ async def create_publisher(settings: Settings) -> tuple[Publisher, AIOKafkaProdu
 
 
 def partitions(topic: str, shards: int) -> list[TopicPartition]:
-    """All partitions of a topic."""
+    """Return all partitions of a topic."""
     return [TopicPartition(topic, number) for number in range(shards)]

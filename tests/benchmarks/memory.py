@@ -1,7 +1,7 @@
-"""The allocation process's memory over ten million spends of 100,000 campaigns: `make bench-memory`.
+"""The memory of the allocation process over ten million spends of 100,000 campaigns: `make bench-memory`.
 
-Spends are published some at a time, the next when those before are in the ledger; so what grows is the ledger and the
-broker, which keeps everything (about 3 GB at the end), and not the backlog.
+Spends are published some at a time, once the ones before are in the ledger. So the ledger grows, and so does the
+broker, which keeps everything (about 3 GB at the end), but not the backlog.
 """
 
 from tests.benchmarks.bench import Bench
@@ -12,7 +12,7 @@ _CHUNK = 100_000
 
 
 async def measure_memory(bench: Bench) -> list[dict[str, float]]:
-    """RSS in MiB at the start and after each million (or tenth) of the spends."""
+    """Measure the RSS in MiB at the start, and after each million (or tenth) of the spends."""
     centers = await set_up_many(bench)
     total = bench.plan.memory_spends
     step = min(1_000_000, max(_CHUNK, total // 10))

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks.neighbours`: what one subject waits while another does its worst, on a quiet machine."""
+"""`python -m tests.benchmarks.neighbours`: how long a subject waits while another does its worst."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""How much of everything a run does. Every size is an environment variable too, for experiments."""
+"""The sizes of a run. Some can be changed with environment variables, for experiments."""
 
 import os
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ SHARDS = 4
 class Plan:
     """The sizes of a run.
 
-    `hot_spends` go to one Business Center. A level of the latency measurement lasts `probes * probe_interval_ms`.
+    `hot_spends` go to one Business Center. Each level of the latency measurement takes `probes * probe_interval_ms`.
     """
 
     centers: int = 10_000
@@ -41,10 +41,10 @@ QUICK = Plan(
 
 
 def plan_from_environment() -> Plan:
-    """The plan: BENCH_QUICK=1 takes the small one, BENCH_SPENDS and BENCH_PROBES change the counts.
+    """Return the plan: BENCH_QUICK=1 selects the small one, and BENCH_SPENDS and BENCH_PROBES change the counts.
 
     Raises:
-        ValueError: a count is no number.
+        ValueError: a count is not a number.
 
     """
     plan = QUICK if asked("QUICK") else Plan()
@@ -57,5 +57,5 @@ def plan_from_environment() -> Plan:
 
 
 def asked(name: str) -> bool:
-    """Whether the environment asks for a mode: BENCH_QUICK, BENCH_MEMORY."""
+    """Return whether the environment asks for a mode, BENCH_QUICK or BENCH_MEMORY."""
     return os.environ.get(f"BENCH_{name}", "") not in ("", "0")

@@ -1,7 +1,7 @@
-"""How fast the ledger is decided again from its own entries, in a process of its own.
+"""The speed at which the ledger is replayed from its own entries, in a separate process.
 
-`python -m tests.benchmarks.replaying SHARD ENTRIES` re-decides one shard from position 1 for at least so many
-entries, checks the Merkle root of every batch, and prints entries and seconds as JSON.
+`python -m tests.benchmarks.replaying SHARD ENTRIES` replays one shard from position 1 for at least ENTRIES entries,
+checks the Merkle root of every batch, and prints entries and seconds as JSON.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.benchmarks.children import run_child
 
 
 async def replay_entries_per_second(bench: Bench) -> float:
-    """Re-decide the largest shard in a child process."""
+    """Replay the largest shard in a child process."""
     positions = await bench.ledger.positions()
     shard = max(positions, key=lambda each: positions[each])
     answer = await run_child(bench, "replaying", str(shard), str(bench.plan.replay_entries))

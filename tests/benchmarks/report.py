@@ -1,4 +1,4 @@
-"""The table and `bench.json`: the same figures under the same names, and what they were measured on."""
+"""The table and `bench.json`: the same figures under the same names, and the machine they were measured on."""
 
 import json
 import math
@@ -20,23 +20,23 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A first mark to reach, from below."""
+    """A goal that a figure must at least reach."""
 
     value: float
 
     def verdict(self, figure: float) -> str:
-        """Whether a figure reaches it."""
+        """Return whether a figure meets the goal."""
         return f"{'reached' if figure >= self.value else 'MISSED'}: at least {_shown(self.value)}"
 
 
 @dataclass(frozen=True)
 class AtMost:
-    """A first mark to reach, from above."""
+    """A goal that a figure must not exceed."""
 
     value: float
 
     def verdict(self, figure: float) -> str:
-        """Whether a figure reaches it."""
+        """Return whether a figure meets the goal."""
         return f"{'reached' if figure <= self.value else 'MISSED'}: at most {_shown(self.value)}"
 
 
@@ -50,7 +50,7 @@ MARKS: Mapping[str, AtLeast | AtMost] = {
 
 
 def machine(plan: Plan) -> Figures:
-    """What the figures were measured on, and with which sizes."""
+    """Return the machine that the figures were measured on, and the sizes of the run."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
@@ -63,13 +63,13 @@ def machine(plan: Plan) -> Figures:
 
 
 def write(figures: Figures, about: Figures) -> None:
-    """Write `bench.json` into the working directory."""
+    """Write `bench.json` to the working directory."""
     text = json.dumps(_without_infinity({**figures, "machine": about}), indent=2, allow_nan=False)
     FILE.write_text(text + "\n")
 
 
 def _without_infinity(value: Any) -> Any:
-    """JSON has no infinity: what never came is null."""
+    """Replace infinity, which JSON does not have, with null."""
     if isinstance(value, dict):
         return {name: _without_infinity(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -78,7 +78,7 @@ def _without_infinity(value: Any) -> Any:
 
 
 def table(figures: Figures, about: Figures) -> str:
-    """The figures, aligned, each with its mark where it has one."""
+    """Return the aligned figures, each with its goal if it has one."""
     rows = [(name, _shown(value), _verdict(name, value)) for name, value in _flat(figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{name:<{widths[0]}}  {value:>{widths[1]}}  {mark}".rstrip() for name, value, mark in rows]
@@ -113,7 +113,7 @@ def _verdict(name: str, value: float) -> str:
 
 
 def _git_commit() -> str:
-    """The commit; with a plus where the tree holds something else than it."""
+    """Return the commit, with a plus if the working tree differs from it."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

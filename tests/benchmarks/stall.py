@@ -1,8 +1,8 @@
-"""Whom a Business Center with very many accounts holds up when all of them pause, or resume, at once.
+"""How long a Business Center with very many accounts delays others when all its accounts pause, or resume, at once.
 
-Its balance is used up by one spend, and topped up by one deposit, some times over. Meanwhile a probe spend is
-published every 10 ms on a Business Center of the same shard and on one of another. The stall is the longest time from
-a probe's publication to its commit, as seen by a look at the ledger every 2 ms.
+One spend uses up its balance, and one deposit tops it up, several times. Meanwhile a probe spend is published every
+10 ms on a Business Center of the same shard, and on one of another. The stall is the longest time from a probe's
+publication to its commit, with a look at the ledger every 2 ms.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _QUIET_SECONDS = 0.5
 
 @dataclass
 class Stall:
-    """The longest times in ms. `signals`: from the spend that uses the balance up to the last pause signal sent."""
+    """The longest times in ms. `signals` is from the spend that uses up the balance to the last pause signal."""
 
     same_shard: float = 0.0
     other_shard: float = 0.0
@@ -43,13 +43,13 @@ class Stall:
 
     @property
     def longest(self) -> float:
-        """The longest that anybody waited."""
+        """The longest wait of any probe, in ms."""
         return max(self.same_shard, self.other_shard)
 
 
 @dataclass
 class _Probes:
-    """Probes under way: by shard, the offset and the moment of publication."""
+    """The probes without a commit: for each shard, offset and time of publication."""
 
     waiting: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     longest: dict[int, float] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class _Probes:
 
 
 async def measure_stall(bench: Bench) -> Stall:
-    """Pause and resume everything of one Business Center, and see who waits."""
+    """Pause and resume all accounts of one Business Center, and measure who waits."""
     mass = center_in_shard("mass", 0, SHARDS)
     same, other = center_in_shard("beside", 0, SHARDS), center_in_shard("beside", 1, SHARDS)
     await _set_up(bench, mass, same, other)
@@ -108,7 +108,7 @@ async def _set_up(bench: Bench, mass: Center, *beside: Center) -> None:
 
 
 async def _pause_and_resume(bench: Bench, mass: Center) -> float:
-    """One cycle; answers how long it took until every pause was signalled, in ms."""
+    """Run one cycle; return the time until every pause was signalled, in ms."""
     started = time.perf_counter()
     before = (await bench.ledger.positions())[mass.partition]
     bench.published_spends += 1
@@ -125,7 +125,7 @@ async def _pause_and_resume(bench: Bench, mass: Center) -> float:
 
 
 async def _wait_for_changes(bench: Bench, mass: Center, kind: str, after: int) -> None:
-    """Wait until every account has an entry of that kind behind that position."""
+    """Wait until every account has an entry of that kind after that position."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             changed = await bench.ledger.connection.fetchval(
@@ -138,7 +138,7 @@ async def _wait_for_changes(bench: Bench, mass: Center, kind: str, after: int) -
             )
             if changed >= bench.plan.mass_accounts:
                 return
-            await asyncio.sleep(0.1)  # Rarely: counting takes time from those whose stall is measured.
+            await asyncio.sleep(0.1)  # Rarely, because counting slows down the probes.
 
 
 async def _send_probes(bench: Bench, probes: _Probes, where: Center) -> None:

@@ -1,9 +1,9 @@
 """Spends a second from Kafka to the ledger.
 
-Everything runs on this machine: broker, database and all services, followers included. The allocation process is
-stopped, the spends are published, and it is started again: it then takes as fast as it can what waits for it, and
-nothing else of the benchmark takes processor time meanwhile but a look at the ledger every 20 ms. The rate is that of
-the spends committed between a tenth and nine tenths of them. Afterwards the ledger must hold every one, fully paid.
+Everything runs on this machine: broker, database and all services, including the followers. The allocation process is
+stopped, the spends are published, and it is started again. Then it reads the backlog as fast as it can. Meanwhile the
+benchmark only looks at the ledger every 20 ms. The rate is that of the spends committed between a tenth and nine tenths
+of the total. Afterwards the ledger must contain every spend, fully paid.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.benchmarks.watch import (
 
 @dataclass
 class Drained:
-    """How a backlog was decided. `first` and `last`: positions by shard before it and after it."""
+    """The result of a backlog. `first` and `last` are the positions by shard before and after it."""
 
     rate: float
     rate_from_start: float
@@ -41,7 +41,7 @@ class Drained:
 
 
 async def set_up_many(bench: Bench) -> list[Center]:
-    """Open and fund the many Business Centers, and spend once on every campaign."""
+    """Open and fund many Business Centers, and spend once on every campaign."""
     centers = many_centers(bench.plan.centers, bench.plan.campaigns_each, SHARDS)
     bench.say(f"opening {len(centers):,} Business Centers")
     await bench.command(record for each in centers for record in funded(each))
@@ -62,7 +62,7 @@ async def set_up_hot(bench: Bench) -> Center:
 
 
 class _Watch:
-    """Notes what the processes use, over the same part of a backlog as the rate."""
+    """Notes the processor time of the processes over the same part of a backlog as the rate."""
 
     def __init__(self, bench: Bench, count: int) -> None:
         self._system = bench.system
@@ -84,7 +84,7 @@ class _Watch:
 
 
 async def drain(bench: Bench, centers: list[Center], count: int) -> Drained:
-    """Publish spends while allocation is stopped, then time how it takes them."""
+    """Publish spends while allocation is stopped, then measure how fast it decides them."""
     await bench.followers_settle()
     await bench.stop("allocation")
     await bench.spend(centers, count)

@@ -1,4 +1,4 @@
-"""Watching a running system: how far the ledger has got, and what its processes use."""
+"""Watches a running system: the progress of the ledger, and the resources of its processes."""
 
 import asyncio
 import time
@@ -12,24 +12,23 @@ import psutil  # type: ignore[import-untyped]
 from tests.servers import RunningSystem
 
 SAMPLE_SECONDS = 0.02
-# Nothing has moved for so long: something is broken.
+# If nothing has moved for this long, something is broken.
 PATIENCE_SECONDS = 60.0
-# The rate is the slope between these shares of what is committed.
+# The rate is the slope between these shares of the committed records.
 FROM_SHARE, TO_SHARE = 0.1, 0.9
 MEBIBYTE = 1024 * 1024
 
 
 class NothingMovesError(Exception):
-    """What was waited for did not come."""
+    """An awaited change did not happen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What had been committed at a moment, summed over the shards.
+    """The committed records at a moment, summed over the shards.
 
-    `at`: seconds of the database's clock, so that it does not matter when this process gets to hear of it. `spends`
-    and `commands` are consumed offsets: a record is counted when what came of it is committed. `owned`: whether
-    allocation has all shards.
+    `at` is in seconds of the database's clock, so that a delay of this process does not matter. `spends` and `commands`
+    are consumed offsets: a record counts once its result is committed. `owned` says whether allocation has all shards.
     """
 
     at: float
@@ -41,12 +40,12 @@ class Sample:
 
 @dataclass
 class Ledger:
-    """The ledger as a superuser sees it, through a connection of its own."""
+    """The ledger as a superuser sees it, through a separate connection."""
 
     connection: asyncpg.Connection
 
     async def sample(self) -> Sample:
-        """What is committed now."""
+        """Return what is committed now."""
         row = await self.connection.fetchrow(
             "SELECT extract(epoch FROM clock_timestamp())::double precision, sum(spend_offset)::bigint,"
             " sum(command_offset)::bigint, sum(position)::bigint, bool_and(owner IS NOT NULL) FROM ledger.shards"
@@ -56,10 +55,10 @@ class Ledger:
     async def wait_for(
         self, *, spends: int = 0, commands: int = 0, seen: Callable[[Sample], None] = lambda _sample: None
     ) -> list[Sample]:
-        """Sample until so many records in all have been committed; answer all samples. `seen` is told each.
+        """Sample until this many records are committed; return all samples. `seen` is called with each.
 
         Raises:
-            NothingMovesError: nothing more was committed for a minute.
+            NothingMovesError: nothing was committed for a minute.
 
         """
         samples = [await self.sample()]
@@ -75,17 +74,17 @@ class Ledger:
         return samples
 
     async def positions(self) -> dict[int, int]:
-        """The last position of each shard."""
+        """Return the last position of each shard."""
         return dict(await self.connection.fetch("SELECT shard, position FROM ledger.shards"))
 
     async def checkpoints(self, follower: str) -> dict[int, int]:
-        """How far a follower has folded each shard."""
+        """Return the position up to which a follower has folded each shard."""
         return dict(
             await self.connection.fetch("SELECT shard, position FROM ledger.checkpoints WHERE follower = $1", follower)
         )
 
     async def count_spends(self, after: dict[int, int]) -> tuple[int, int]:
-        """How many spends stand behind these positions, and how many entries of overdelivery."""
+        """Return the numbers of spends, and of entries of overdelivery, after these positions."""
         found = await self.connection.fetchrow(
             "SELECT count(*) FILTER (WHERE part = 0), count(*) FILTER (WHERE kind = 'overdelivery')"
             " FROM ledger.entries e JOIN unnest($1::smallint[], $2::bigint[]) a(shard, position)"
@@ -96,10 +95,10 @@ class Ledger:
         return tuple(found)
 
     async def wait_for_follower(self, follower: str) -> float:
-        """Wait until a follower has folded all that is in the ledger now; answer the moment.
+        """Wait until a follower has folded all entries that are in the ledger now; return the time.
 
         Raises:
-            NothingMovesError: it folded nothing more for a minute.
+            NothingMovesError: it folded nothing for a minute.
 
         """
         goal = await self.positions()
@@ -116,7 +115,7 @@ class Ledger:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def refused(self) -> list[Any]:
-        """Commands and events that were not accepted: a benchmark has none."""
+        """Return the number of commands and events that were not accepted, which must be 0."""
         return [
             *await self.connection.fetch(
                 "SELECT type, code, message FROM ledger.outcomes WHERE code IS NOT NULL LIMIT 5"
@@ -126,10 +125,10 @@ class Ledger:
 
 
 def spends_per_second(samples: list[Sample]) -> float:
-    """The slope between a tenth and nine tenths of what was committed.
+    """Return the slope between a tenth and nine tenths of the committed spends.
 
-    At both moments batches are under way, as many at one as at the other. With the ends, where the first batches of
-    all shards are decided before anything is committed, a run would seem faster than it is.
+    At both moments equally many batches are in progress. With the ends included, a run would seem faster than it is,
+    because the first batches of all shards are decided before anything is committed.
     """
     first, last = (share_committed(samples, share) for share in (FROM_SHARE, TO_SHARE))
     if last.at == first.at:
@@ -138,20 +137,20 @@ def spends_per_second(samples: list[Sample]) -> float:
 
 
 def spends_per_second_from_start(samples: list[Sample]) -> float:
-    """Everything, from the moment allocation has all shards, whose state it then loads, to the last commit."""
+    """Return the rate from the moment allocation has all shards, and begins to load their state, to the last commit."""
     first = next(sample for sample in samples if sample.owned)
     last = share_committed(samples, 1.0)
     return (last.spends - samples[0].spends) / (last.at - first.at)
 
 
 def share_committed(samples: list[Sample], share: float) -> Sample:
-    """The first sample with at least this share of all that was committed."""
+    """Return the first sample with at least this share of all committed spends."""
     start, end = samples[0].spends, samples[-1].spends
     return next(sample for sample in samples if sample.spends >= start + (end - start) * share)
 
 
 def entries_per_spend(samples: list[Sample]) -> float:
-    """How many entries a spend came to."""
+    """Return the number of entries of a spend, on average."""
     return (samples[-1].entries - samples[0].entries) / (samples[-1].spends - samples[0].spends)
 
 
@@ -168,7 +167,7 @@ def _roots(system: RunningSystem) -> Iterator[tuple[str, int]]:
 
 
 def cpu_seconds(system: RunningSystem) -> dict[str, float]:
-    """The processor time that each part has used so far. PostgreSQL is all its processes."""
+    """Return the processor time in seconds that each part has used so far. PostgreSQL means all its processes."""
     return {name: _cpu_of(pid) for name, pid in _roots(system)}
 
 
@@ -179,7 +178,7 @@ def _cpu_of(pid: int) -> float:
         try:
             times = each.cpu_times()
             total += times.user + times.system
-            if each.pid == pid:  # And of the children that have ended.
+            if each.pid == pid:  # Including the children that have ended.
                 total += times.children_user + times.children_system
         except psutil.NoSuchProcess:
             continue
@@ -187,19 +186,19 @@ def _cpu_of(pid: int) -> float:
 
 
 def cpu_per_spend_us(before: Mapping[str, float], after: Mapping[str, float], spends: int) -> dict[str, float]:
-    """Microseconds of processor time that each part used for a spend."""
+    """Return the microseconds of processor time that each part used for a spend."""
     return {name: max(0.0, after[name] - before.get(name, 0.0)) / spends * 1e6 for name in after}
 
 
 def rss_mib(system: RunningSystem, service: str = "allocation") -> float:
-    """The resident memory of a service's process."""
+    """Return the resident memory of a service's process, in MiB."""
     child = system.services[service].child
     assert child is not None
     return float(psutil.Process(child.pid).memory_info().rss) / MEBIBYTE
 
 
 def broker_rss_mib(system: RunningSystem) -> float:
-    """The resident memory of the broker, which keeps every record."""
+    """Return the resident memory of the broker, which keeps every record, in MiB."""
     if system.kafka is None or system.kafka.child is None:
         return 0.0
     return float(psutil.Process(system.kafka.child.pid).memory_info().rss) / MEBIBYTE

@@ -1,1 +1,1 @@
-"""Faults on purpose: services killed at every step, servers taken away, and an outside checker of what is left."""
+"""Fault injection: kills services at every step, takes servers away, and checks the result from outside."""

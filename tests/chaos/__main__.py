@@ -1,4 +1,4 @@
-"""`make chaos`. Nothing is imported here that the killed processes would import with it."""
+"""`make chaos`. This module imports nothing, because the killed processes would import it as well."""
 
 if __name__ == "__main__":
     from tests.chaos.suite import main

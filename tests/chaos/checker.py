@@ -1,7 +1,7 @@
-"""The outside checker: what was published, against the ledger, the read models and the signals.
+"""The outside checker: compares what was published with the ledger, the read models and the signals.
 
-It shares no code with the product and decides nothing itself: which pocket pays is the business of `drawdown audit
-replay`. It counts. Every finding is lost, doubled, reordered or wrong, with a sentence that says what and where.
+It shares no code with the product and decides nothing; `drawdown audit replay` checks which pocket pays. It counts.
+Every finding is lost, doubled, reordered or wrong, with a sentence that says what and where.
 """
 
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ POCKETS = {
 
 @dataclass
 class Findings:
-    """What is not as it ought to be, a sentence each."""
+    """The defects that were found, a sentence each."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -37,12 +37,12 @@ class Findings:
         return ", ".join(f"{name} {len(found)}" for name, found in vars(self).items())
 
     def examples(self, most: int = 5) -> str:
-        """The first of each kind, a line each."""
+        """Return the first findings of each kind, a line each."""
         return "\n".join(f"{name}: {each}" for name, found in vars(self).items() for each in found[:most])
 
 
 def judge(journal: Journal, seen: Observed) -> Findings:
-    """Compare what was sent with what can be seen."""
+    """Compare what was sent with what is observed."""
     findings = Findings()
     by_source: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in seen.entries:
@@ -63,7 +63,7 @@ def judge(journal: Journal, seen: Observed) -> Findings:
 
 
 def _positions(seen: Observed, findings: Findings) -> None:
-    """1, 2, 3 … in each shard, and ledger time never goes back."""
+    """Check that positions are 1, 2, 3 … in each shard, and that ledger time never goes back."""
     for shard, group in groupby(seen.entries, key=lambda entry: entry.shard):
         before, time = 0, -(2**62)
         for entry in group:
@@ -77,7 +77,7 @@ def _positions(seen: Observed, findings: Findings) -> None:
 
 
 def _batches(seen: Observed, findings: Findings) -> None:
-    """Batches follow each other without a gap, epochs never fall, and the roots are those of the entries."""
+    """Check that batches have no gaps, that epochs never fall, and that the roots are those of the entries."""
     leaves: defaultdict[int, list[bytes]] = defaultdict(list)
     for entry in seen.entries:
         leaves[entry.shard].append(entry.leaf)
@@ -100,7 +100,7 @@ def _batches(seen: Observed, findings: Findings) -> None:
 
 
 def _grow(peaks: list[tuple[int, bytes]], leaves: Iterable[bytes]) -> None:
-    """RFC 6962, section 2.1: perfect subtrees as (height, hash), the highest first; two of a height become one."""
+    """Add a leaf to perfect subtrees (height, hash), highest first; merge those of one height (RFC 6962, 2.1)."""
     for leaf in leaves:
         peaks.append((0, leaf))
         while len(peaks) > 1 and peaks[-1][0] == peaks[-2][0]:
@@ -116,7 +116,7 @@ def _root(peaks: list[tuple[int, bytes]]) -> bytes:
 
 
 def _events(journal: Journal, by_source: dict[str, list[Entry]], findings: Findings) -> None:
-    """Every valid event is charged, once, to the micro."""
+    """Check that every valid event is charged exactly once, to the micro."""
     for event_id, published in journal.events.items():
         entries = by_source.get(event_id)
         if not entries:
@@ -131,7 +131,7 @@ def _events(journal: Journal, by_source: dict[str, list[Entry]], findings: Findi
 
 
 def _worth(entry: Entry) -> int:
-    """What an entry says of the amount of its spend or reversal."""
+    """Return the part of its event's amount that an entry accounts for, in micros."""
     if entry.amount is None:
         return 0
     if entry.kind in PAID or (entry.kind == "reversal" and entry.pocket is None):
@@ -140,7 +140,7 @@ def _worth(entry: Entry) -> int:
 
 
 def _stand_together(source: str, entries: list[Entry], findings: Findings) -> None:
-    """All entries of a source: neighbours, in one shard, numbered from 0."""
+    """Check that all entries of an event are consecutive, in one shard, and numbered from 0."""
     if sum(entry.part == 0 for entry in entries) > 1:
         findings.doubled.append(f"{source} is in the ledger {sum(entry.part == 0 for entry in entries)} times")
     elif [entry.part for entry in entries] != list(range(len(entries))):
@@ -150,7 +150,7 @@ def _stand_together(source: str, entries: list[Entry], findings: Findings) -> No
 
 
 def _order(journal: Journal, by_source: dict[str, list[Entry]], findings: Findings) -> None:
-    """On its home partition, an event that was published before another is charged before it."""
+    """Check that the events of a home partition are charged in the order in which they were published."""
     published: defaultdict[int, list[tuple[tuple[int, int], int, str]]] = defaultdict(list)
     for event_id, each in journal.events.items():
         if each.is_ordered and each.places and event_id in by_source:
@@ -164,13 +164,13 @@ def _order(journal: Journal, by_source: dict[str, list[Entry]], findings: Findin
 
 
 def _strangers(journal: Journal, by_source: dict[str, list[Entry]], findings: Findings) -> None:
-    """Nothing is in the ledger that nobody sent."""
+    """Check that the ledger contains nothing that was not sent."""
     for source in by_source.keys() - journal.events.keys() - journal.commands.keys():
         findings.wrong.append(f"{source} is in the ledger, and nobody sent it")
 
 
 def _commands(journal: Journal, by_source: dict[str, list[Entry]], seen: Observed, findings: Findings) -> None:
-    """Every command is decided once, as it was answered and published, and does what it says once."""
+    """Check that every command is decided once, as it was answered and published, and takes effect once."""
     decided: defaultdict[str, list[Record]] = defaultdict(list)
     for row in seen.outcomes:
         if row["first"]:
@@ -209,7 +209,7 @@ def _effect(command_id: str, sent: Commanded, row: Record, entries: list[Entry],
 
 
 def _quarantine(journal: Journal, seen: Observed, findings: Findings) -> None:
-    """What cannot be charged is set aside with its bytes, as often as it was published."""
+    """Check that invalid records are quarantined with their bytes, as often as they were published."""
     found = Counter(seen.quarantine)
     for key, times in journal.bad.items():
         reason, raw = key
@@ -223,7 +223,7 @@ def _quarantine(journal: Journal, seen: Observed, findings: Findings) -> None:
 
 
 def _signals(seen: Observed, findings: Findings) -> None:
-    """Each pause and resume of the ledger is published, per key in its order; repetitions aside, once."""
+    """Check that each pause and resume is published once, repetitions aside, and in the ledger's order per key."""
     expected: defaultdict[str, dict[int, Entry]] = defaultdict(dict)
     for entry in seen.entries:
         if entry.kind in ("pause", "resume"):
@@ -256,7 +256,7 @@ def _key(entry: Entry) -> str:
 
 
 def _spend(journal: Journal, seen: Observed, findings: Findings) -> None:
-    """Gross spend is what was published; billed and overdelivered are what the ledger says."""
+    """Check that gross spend is what was published, and that billed and overdelivered agree with the ledger."""
     gross: Counter[tuple[str, ...]] = Counter()
     for published in journal.events.values():
         event = published.event
@@ -286,7 +286,7 @@ def _levels(center: str, account: str, campaign: str) -> tuple[tuple[str, ...], 
 
 
 def _balances(seen: Observed, findings: Findings) -> None:
-    """A pocket's balance is the sum of what the ledger did to it."""
+    """Check that a pocket's balance is the sum of its entries."""
     sums: Counter[tuple[str, str, str]] = Counter()
     for entry in seen.entries:
         if entry.holder and entry.pocket and entry.amount is not None:
@@ -304,7 +304,7 @@ def _balances(seen: Observed, findings: Findings) -> None:
 
 
 def _deliveries(seen: Observed, findings: Findings) -> None:
-    """What the API says of delivery is the ledger's last word, and the signals' last word."""
+    """Check that the API's answer about delivery agrees with the last entry and the last signal."""
     last: dict[str, list[str]] = {}
     for entry in seen.entries:
         if entry.kind in ("pause", "resume"):

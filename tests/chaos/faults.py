@@ -1,7 +1,7 @@
-"""Servers that die, fill up, slow down, are cut off or replaced; clocks that jump; processes that stand still.
+"""Servers that die, fill up, slow down, are cut off or replaced; clocks that jump; processes that hang.
 
-Each fault comes under load. Afterwards all services are ready again by themselves within a stated time, and the
-outside checker finds nothing.
+Each fault happens under load. Afterwards all services must recover by themselves within a stated time, and the outside
+checker must find nothing.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass
 class Rig:
-    """A system under load, and what can be done to it."""
+    """A system under load, with the means to hurt it."""
 
     servers: Servers
     machine: Machine
@@ -46,11 +46,11 @@ class Rig:
     random: random.Random
     disk: "Disk | None" = None
     notes: list[str] = field(default_factory=list)
-    lies: list[str] = field(default_factory=list)  # ready, said who was not
+    lies: list[str] = field(default_factory=list)  # Services that said they were ready and were not.
 
     @contextlib.asynccontextmanager
     async def unready(self, *names: str) -> AsyncIterator[None]:
-        """After what is done within, these services say in time that they are not ready."""
+        """Require that these services soon report that they are not ready, after the fault in the block."""
         yield
         began = time.monotonic()
         while ready := [name for name in names if await self.machine.is_ready(name)]:
@@ -60,7 +60,7 @@ class Rig:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def check(self) -> Findings:
-        """What is not as it ought to be."""
+        """Return the defects that the outside checker finds."""
         servers = self.servers
         broker = servers.settings.kafka_bootstrap_servers
         return await check(self.load, servers.database_url, broker, self.api)
@@ -68,7 +68,7 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(seed: int, *, disk_size: str | None = None) -> AsyncIterator[Rig]:
-    """Servers behind proxies, all services kept running, and load. With a size, PostgreSQL has a disk of its own."""
+    """Start servers behind proxies, supervised services, and load. `disk_size` gives PostgreSQL a disk of that size."""
     async with contextlib.AsyncExitStack() as stack:
         disk = None if disk_size is None else stack.enter_context(contextlib.closing(Disk(disk_size)))
         its_servers = await stack.enter_async_context(servers(volume=disk.name if disk else None))
@@ -86,7 +86,7 @@ async def rig(seed: int, *, disk_size: str | None = None) -> AsyncIterator[Rig]:
 
 
 async def postgres_killed(rig: Rig) -> None:
-    """`kill -9` of all of PostgreSQL's processes; started again two seconds later."""
+    """Kill all of PostgreSQL's processes with `kill -9`; start it again two seconds later."""
     async with rig.unready("allocation", "balance", "api"):
         await rig.servers.kill(rig.servers.postgres)
     await asyncio.sleep(2)
@@ -94,7 +94,7 @@ async def postgres_killed(rig: Rig) -> None:
 
 
 async def connections_terminated(rig: Rig) -> None:
-    """`pg_terminate_backend` of every session, ten times."""
+    """Terminate every session with `pg_terminate_backend`, ten times."""
     database = await asyncpg.connect(rig.servers.database_url)
     for _ in range(10):
         await database.execute(
@@ -106,7 +106,7 @@ async def connections_terminated(rig: Rig) -> None:
 
 
 async def connections_reset(rig: Rig) -> None:
-    """Every connection to both servers reset on the way, ten times."""
+    """Reset every connection to both servers in the proxy, ten times."""
     for _ in range(10):
         rig.servers.postgres_proxy.reset()
         rig.servers.kafka_proxy.reset()
@@ -114,7 +114,7 @@ async def connections_reset(rig: Rig) -> None:
 
 
 async def postgres_partitioned(rig: Rig) -> None:
-    """PostgreSQL cut off without a word for 15 s."""
+    """Cut PostgreSQL off for 15 s, without closing connections."""
     async with rig.unready("allocation", "api"):
         rig.servers.postgres_proxy.partition()
         await asyncio.sleep(15)
@@ -122,7 +122,7 @@ async def postgres_partitioned(rig: Rig) -> None:
 
 
 async def broker_killed(rig: Rig) -> None:
-    """`kill -9` of the broker; started again two seconds later."""
+    """Kill the broker with `kill -9`; start it again two seconds later."""
     async with rig.unready("allocation", "api"):
         await rig.servers.kill(rig.servers.kafka)
     await asyncio.sleep(2)
@@ -130,7 +130,7 @@ async def broker_killed(rig: Rig) -> None:
 
 
 async def broker_partitioned(rig: Rig) -> None:
-    """The broker cut off without a word for 45 s: longer than a client waits for an answer."""
+    """Cut the broker off for 45 s, which is longer than a client waits for an answer, without closing connections."""
     async with rig.unready("allocation", "api"):
         rig.servers.kafka_proxy.partition()
         await asyncio.sleep(45)
@@ -138,7 +138,7 @@ async def broker_partitioned(rig: Rig) -> None:
 
 
 async def slow_broker(rig: Rig) -> None:
-    """For 20 s, 150 ms on every way and 100 kB a second on every connection."""
+    """Slow every connection to the broker down for 20 s: 150 ms each way, and 100 kB a second."""
     proxy = rig.servers.kafka_proxy
     proxy.delay_seconds, proxy.bytes_per_second = 0.15, 100_000
     await asyncio.sleep(20)
@@ -146,8 +146,9 @@ async def slow_broker(rig: Rig) -> None:
 
 
 async def topic_made_again(rig: Rig) -> None:
-    """The topic of spends deleted and made again under running writers: refused until the offsets are adopted."""
-    findings = await rig.check()  # What nobody has consumed yet is gone with a topic; that is not what is tested.
+    """Delete and recreate the topic of spends while writers run. They must refuse it until its offsets are adopted."""
+    # Settle first: records that nobody has consumed are lost with a topic, and that is not what is tested.
+    findings = await rig.check()
     assert not findings, findings.examples()
     admin = AIOKafkaAdminClient(bootstrap_servers=rig.servers.settings.kafka_bootstrap_servers)
     await admin.start()
@@ -175,7 +176,7 @@ def _refusals(machine: Machine) -> int:
 
 
 async def clock_steps(rig: Rig) -> None:
-    """The clock of the allocation host steps forwards and backwards by minutes and hours, twenty times."""
+    """Step the clock of the allocation host forwards and backwards by minutes and hours, twenty times."""
     assert rig.machine.clock_file is not None
     for number in range(20):
         step = rig.random.choice((90, 600, HOUR_SECONDS, 5 * HOUR_SECONDS, 26 * HOUR_SECONDS))
@@ -185,14 +186,14 @@ async def clock_steps(rig: Rig) -> None:
 
 
 def set_clock(file: Path, seconds: int) -> None:
-    """Move the clock of the machine's allocation processes, at once."""
+    """Move the clock of all allocation processes at once."""
     new = file.with_suffix(".new")
     new.write_text(str(seconds * 1_000_000))
     new.replace(file)
 
 
 async def standing_still(rig: Rig) -> None:
-    """A writer stands still until another has overtaken it, and goes on: ten times."""
+    """Stop a writer until another has overtaken it, and let it continue, ten times."""
     database = await asyncpg.connect(rig.servers.database_url)
     for number in range(10):
         pid = rig.machine.running[("allocation", "allocation-2")[number % 2]].process.pid
@@ -212,7 +213,7 @@ async def standing_still(rig: Rig) -> None:
 
 
 async def disk_full(rig: Rig) -> None:
-    """PostgreSQL's disk fills up under load, stays full for ten seconds, and is freed again."""
+    """Fill PostgreSQL's disk under load, keep it full for ten seconds, and free it again."""
     assert rig.disk is not None
     async with rig.unready("allocation"):
         await asyncio.to_thread(rig.disk.fill)
@@ -221,12 +222,14 @@ async def disk_full(rig: Rig) -> None:
     container = rig.servers.postgres.get_wrapped_container()
     await asyncio.to_thread(container.reload)
     rig.notes.append(f"PostgreSQL's container then: {container.status}")
-    if container.status != "running":  # Without room for its log PostgreSQL stops; whoever runs it starts it again.
+    if (
+        container.status != "running"
+    ):  # PostgreSQL stops when it has no room for its WAL; an operator would start it again.
         await rig.servers.start(rig.servers.postgres)
 
 
 Fault = Callable[[Rig], Awaitable[None]]
-# Each with how often it comes.
+# Each fault, and how often it happens.
 FAULTS: dict[Fault, int] = {
     postgres_killed: 3,
     connections_terminated: 1,
@@ -244,7 +247,7 @@ DISK_FAULTS: dict[Fault, int] = {disk_full: 2}
 
 @dataclass
 class Result:
-    """How a fault went. `ready_seconds`: from its end until every service was ready."""
+    """The result of a fault. `ready_seconds` is the time from its end until every service was ready."""
 
     name: str
     ready_seconds: float
@@ -255,7 +258,7 @@ class Result:
 
 
 async def hurt(rig: Rig, fault: Fault) -> Result:
-    """One fault under load, the recovery, and the check."""
+    """Cause one fault under load, wait for the recovery, and check."""
     rig.notes, rig.lies = [], []
     before = rig.machine.others()
     rig.load.resume()
@@ -274,7 +277,7 @@ async def hurt(rig: Rig, fault: Fault) -> Result:
 
 
 class Disk:
-    """A small file system for PostgreSQL's data, which a container beside it keeps and can fill."""
+    """A small file system for PostgreSQL's data, which a second container mounts and can fill."""
 
     def __init__(self, size: str) -> None:
         self.name = f"drawdown-chaos-{uuid4().hex[:8]}"
@@ -291,17 +294,17 @@ class Disk:
         )
 
     def fill(self) -> None:
-        """Until there is no room for another block."""
+        """Fill the disk until there is no room for another block."""
         done = self._aside.exec_run(["dd", "if=/dev/zero", "of=/volume/filling", "bs=4k"])
         assert b"No space left" in done.output, done.output
 
     def free(self) -> None:
-        """As it was."""
+        """Free the disk again."""
         done = self._aside.exec_run(["rm", "/volume/filling"])
         assert done.exit_code == 0, done.output
 
     def close(self) -> None:
-        """Remove both."""
+        """Remove the container and the volume."""
         self._aside.remove(force=True)
         self._volume.remove(force=True)
         self._client.close()

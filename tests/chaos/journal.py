@@ -1,4 +1,4 @@
-"""What was sent to the platform, as those who sent it know it: the checker's one source of what ought to be."""
+"""A journal of what was sent to the platform, kept by the senders: the checker's only source of what must be true."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ class Published:
     """A valid spend or reversal. `amount` is in micros.
 
     `places` are the acknowledged copies on the home partition, as (generation of the topic, offset). `is_ordered` is
-    False once a copy may lie where nobody knows: on another partition, or sent without an answer.
+    False once a copy may be at an unknown place: on another partition, or sent without an answer.
     """
 
     event: Record
@@ -23,7 +23,7 @@ class Published:
 
 @dataclass(slots=True)
 class Commanded:
-    """A finance command and every answer that came to it."""
+    """A finance command, and every answer to it."""
 
     command: Record
     answers: list[Record] = field(default_factory=list)
@@ -31,11 +31,11 @@ class Commanded:
 
 @dataclass(slots=True)
 class Journal:
-    """Everything that was sent. What was never acknowledged is sent again until it is."""
+    """Everything that was sent. A record that was not acknowledged is sent again until it is."""
 
     events: dict[str, Published] = field(default_factory=dict)
     commands: dict[str, Commanded] = field(default_factory=dict)
-    # What must be set aside: the reason, how often each value was acknowledged, and sent without an answer.
+    # Records that must be quarantined: the reason, how often each value was acknowledged, and sent without an answer.
     bad: dict[tuple[str, bytes], int] = field(default_factory=dict)
     doubtful: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    accounts: dict[str, str] = field(default_factory=dict)  # each account's Business Center
+    accounts: dict[str, str] = field(default_factory=dict)  # Each account's Business Center.

@@ -1,7 +1,7 @@
-"""`kill -9` at every step of every service's write path, under load.
+"""Kills services with `kill -9` at every step of their write paths, under load.
 
-Each service's process is started to die at a step of its own, and started again when it has: several services are
-being killed at any time. A step that is not reached in time is given up for a kill at that moment.
+Each process is started so that it dies at a chosen step, and is restarted when it has. So several services die at the
+same time. If a step is not reached in time, the process is killed at that moment instead.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 15.0
 READY_SECONDS = 30.0
 MOST_TRIES = 4
 MOST_OTHER_ENDS = 20
-_EVERY_SO_MANY = 12  # one kill of so many comes at any moment
+_EVERY_SO_MANY = 12  # One of this many kills comes at a random moment.
 _POLL_SECONDS = 0.1
 
 Planned = tuple[Step | None, int]
@@ -30,7 +30,7 @@ Planned = tuple[Step | None, int]
 
 @dataclass
 class Tally:
-    """How often each step has killed its process, and which other ends there were."""
+    """How often processes died at each step, and their other ends."""
 
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
     missed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -38,12 +38,12 @@ class Tally:
 
     @property
     def count(self) -> int:
-        """Kills so far."""
+        """The number of kills so far."""
         return self.kills.total()
 
 
 class Killer:
-    """Kills the services of a machine until so many kills are done."""
+    """Kills the services of a machine until a number of kills is reached."""
 
     def __init__(self, machine: Machine, seed: int, tally: Tally, say: Callable[[str], None]) -> None:
         self._machine = machine
@@ -53,7 +53,7 @@ class Killer:
         self._plans = {name: self._plan(service_of(name)) for name in machine.names}
 
     def _plan(self, service: str) -> Iterator[Planned]:
-        """Every step of a service as often as every other, in an order and at passages that the seed decides."""
+        """Yield a service's steps equally often. The seed decides their order, and the passage at which to die."""
         steps = [step for step in STEPS if step.service == service]
         while True:
             self._random.shuffle(steps)
@@ -63,13 +63,13 @@ class Killer:
                     yield None, 1
 
     async def kill_until(self, count: int) -> None:
-        """Go on until the tally has reached `count`; all services run then, none of them to die."""
+        """Kill until the tally has reached `count`; then start all services without a step to die at."""
         async with asyncio.TaskGroup() as tasks:
             for name in self._machine.names:
                 tasks.create_task(self._torment(name, count))
 
     async def kill_at_every_step(self) -> None:
-        """One kill at every step of every service, in a few tries each; all services run then."""
+        """Kill once at every step of every service, in a few tries each; then start all services normally."""
         left = {service: deque(step for step in STEPS if step.service == service) for service in SERVICES}
 
         async def one_by_one(name: str) -> None:
@@ -112,19 +112,19 @@ class Killer:
             running.process.kill()
 
     async def _ask_to_end(self, name: str, ending: "asyncio.Future[int]") -> None:
-        """Let it write for a while, then ask it to end: it dies on the way."""
+        """Let a process write for a while, then ask it to end; it dies at a step of the shutdown."""
         give_up_at = time.monotonic() + READY_SECONDS
         while not ending.done() and time.monotonic() < give_up_at:
             if await self._machine.is_ready(name):
                 break
             await asyncio.sleep(_POLL_SECONDS)
         await asyncio.wait({ending}, timeout=self._random.uniform(0, 1))
-        self._machine.running[name].process.terminate()  # Which is nothing where it has just died.
+        self._machine.running[name].process.terminate()  # Does nothing if it has just died.
         await asyncio.wait({ending}, timeout=PATIENCE_SECONDS)
 
     def _count(self, name: str, step: Step | None, code: int, reached: bool) -> None:
         service = service_of(name)
-        if code in (0, 1) and step is not None and step.at_stop:  # It ended as asked, or when its time to end was up.
+        if code in (0, 1) and step is not None and step.at_stop:  # It ended as asked, or its time for that was over.
             self._tally.missed[service, step.name] += 1
             return
         if code != KILLED:
@@ -142,12 +142,12 @@ class Killer:
 
 
 def never_reached(tally: Tally) -> list[str]:
-    """The steps at which no process has died."""
+    """Return the steps at which no process has died."""
     return [f"{step.service}: {step.name}" for step in STEPS if not tally.kills[step.service, step.name]]
 
 
 def table(tally: Tally) -> Iterator[tuple[str, str, int]]:
-    """Service, step and kills, in the order of the write paths."""
+    """Return rows of service, step and number of kills, in the order of the write paths."""
     for service, steps in itertools.groupby(STEPS, key=lambda step: step.service):
         names = dict.fromkeys([*(step.name for step in steps), ANY_MOMENT])
         yield from ((service, name, tally.kills[service, name]) for name in names)

@@ -1,6 +1,6 @@
-"""Constant load: spends with their repetitions, reversals and nonsense, and finance commands; all of it written down.
+"""Constant load: spends, repetitions, reversals, invalid records and finance commands, all of them in the journal.
 
-What is sent is valid or not by construction, so that the journal alone says what has to come of it.
+Each record is valid or invalid by construction, so that the journal alone determines the right result.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ _DEADLINE_SECONDS = 300.0
 
 
 class Load:
-    """Sends until it is paused; what was not acknowledged is sent again, and the journal says so."""
+    """Sends until it is paused. Sends unacknowledged records again, and notes that in the journal."""
 
     def __init__(
         self, seed: int, *, shards: int, bootstrap_servers: str, idempotent: bool, api: httpx.AsyncClient
     ) -> None:
         self.journal = Journal()
-        self.generation = 0  # of the topics: offsets of one that was made again say nothing about those before
+        self.generation = 0  # Of the topics. Offsets in a recreated topic cannot be compared with earlier ones.
         self.ends: dict[int, int] = {}
         self._random = random.Random(seed)
         self._shards = shards
@@ -51,7 +51,7 @@ class Load:
         self._commanding: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Open Business Centers and accounts: of both kinds, with budgets and without."""
+        """Open Business Centers and accounts, with and without automatic allocation and budgets."""
         self._producer = await self._new_producer()
         await asyncio.gather(*(self._open_center(number, center) for number, center in enumerate(self._centers)))
 
@@ -84,24 +84,24 @@ class Load:
             await self._producer.stop()
 
     def resume(self) -> None:
-        """Send."""
+        """Start or continue sending."""
         self._running.set()
 
     async def pause(self) -> None:
-        """Send nothing new; return when all that was sent is acknowledged and answered."""
+        """Send nothing new; return when everything sent is acknowledged and answered."""
         self._running.clear()
         while under_way := [*self._sending, *self._commanding]:
             await asyncio.wait(under_way)
 
     async def topics_are_new(self) -> None:
-        """The topics were made again: whoever sends asks anew where they are."""
+        """Note that the topics were recreated, so that the producer looks for them again."""
         await self._producer.stop()
         self._producer = await self._new_producer()
         self.generation += 1
         self.ends = {}
 
     def sent(self) -> dict[str, int]:
-        """How much of what."""
+        """Return the number of sent records of each kind."""
         journal = self.journal
         types = Counter(published.event["type"] for published in journal.events.values())
         return {
@@ -153,7 +153,7 @@ class Load:
         await self._send(published, elsewhere=event["type"] == "spend" and self._random.random() < 0.03)
 
     async def _send_reversal(self) -> None:
-        """Of a whole spend, once, published behind it."""
+        """Send a reversal of a whole spend, once, after the spend."""
         spend = self._charged.pop(self._random.randrange(len(self._charged)))
         event = {**spend.event, "type": "reversal", "reverses": spend.event["event_id"], "reason": "invalid_traffic"}
         event["event_id"] = str(UUID(int=self._random.getrandbits(128), version=4))
@@ -196,7 +196,7 @@ class Load:
         )
 
     async def _send_conflict(self, published: Published) -> None:
-        """A charged spend's id with another amount; no repetition, so that each value is sent once."""
+        """Send a charged spend's id with another amount. It is not repeated, so that each value is sent once."""
         changed = {**published.event, "amount": money(published.amount + self._random.randrange(1, 10**9))}
         await self._send_bad("content_conflict", json.dumps(changed).encode(), published.shard)
 
@@ -213,7 +213,7 @@ class Load:
         self._look_after(until_acknowledged())
 
     async def _hand_over(self, partition: int, value: bytes) -> Awaitable[int | None]:
-        """Give a record to the producer; awaiting the result tells its offset, or None when nobody knows."""
+        """Give a record to the producer; the result, when awaited, is its offset, or None if that is unknown."""
         generation = self.generation
         try:
             sent = await self._producer.send(SPENDS, value, key=b"chaos", partition=partition)
@@ -226,7 +226,7 @@ class Load:
                 found: int = (await sent).offset
             except KafkaError:
                 return None
-            if found < 0:  # a repetition that the broker dropped: it is there, but where?
+            if found < 0:  # The broker dropped a repetition, so the record is there, but its offset is unknown.
                 return None
             if generation == self.generation:
                 self.ends[partition] = max(self.ends.get(partition, 0), found + 1)
@@ -285,7 +285,7 @@ class Load:
         await self._until_answered(commanded)
 
     async def _until_answered(self, commanded: Commanded) -> None:
-        """As a careful client: ask again with the same id until there is an outcome."""
+        """Send a command again with the same id until there is an outcome, like a careful client."""
         give_up_at = time.monotonic() + _DEADLINE_SECONDS
         while time.monotonic() < give_up_at:
             with contextlib.suppress(httpx.TransportError):

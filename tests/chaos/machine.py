@@ -1,4 +1,4 @@
-"""The machine under test: real servers, and services as processes that are started again whenever they end."""
+"""The machine under test: real servers, and services as processes that are restarted whenever they end."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ _processes = multiprocessing.get_context("forkserver")
 
 
 def service_of(name: str) -> str:
-    """`allocation-2` is a second process of allocation."""
+    """Return the service of a process name; `allocation-2` is a second process of allocation."""
     return name.partition("-")[0]
 
 
@@ -43,7 +43,7 @@ class Running:
     process: "multiprocessing.process.BaseProcess"
 
     async def ended(self) -> int:
-        """Wait for its end; its exit code, or minus the signal that ended it."""
+        """Wait for the process to end; return its exit code, or minus the signal that ended it."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
         sentinel = self.process.sentinel
         loop.add_reader(sentinel, done.set)
@@ -57,25 +57,25 @@ class Running:
 
 
 class Machine:
-    """The services of one system. Each name's process is started by whoever looks after it."""
+    """The services of one system. Each process is started by the task that supervises it."""
 
     def __init__(self, settings: Settings, directory: Path, names: tuple[str, ...] = NAMES) -> None:
         self.settings = settings
         self.names = names
         self.logs = directory
         self.running: dict[str, Running] = {}
-        self.ends: Counter[tuple[str, int]] = Counter()  # how often each process ended, and how
+        self.ends: Counter[tuple[str, int]] = Counter()  # How often each process ended with which exit code.
         self.clock_file: Path | None = None
         self._ports = {name: free_ports(1) for name in names if name != "api"}
         _processes.set_forkserver_preload(PRELOAD)
 
     @property
     def url(self) -> str:
-        """Where the API answers."""
+        """The URL of the API."""
         return f"http://127.0.0.1:{self.settings.http_port}"
 
     def start(self, name: str, *, step: int | None = None, passage: int = 1) -> Running:
-        """Start a process, to die at a step or not."""
+        """Start a process, optionally with a step at which it dies."""
         environment = environment_of(self.settings)
         if name != "api":
             environment["DRAWDOWN_HEALTH_PORT"] = str(self._ports[name])
@@ -88,7 +88,7 @@ class Machine:
         return self.running[name]
 
     async def keep(self, name: str) -> None:
-        """Start a process and start it again whenever it ends, as a supervisor does, until cancelled."""
+        """Start a process, and restart it whenever it ends, like a supervisor, until cancelled."""
         while True:
             running = self.start(name)
             try:
@@ -101,7 +101,7 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """All services, kept running; gone at the end."""
+        """Keep all services running, and kill them at the end."""
         tasks = [asyncio.create_task(self.keep(name)) for name in self.names]
         try:
             yield
@@ -109,15 +109,15 @@ class Machine:
             await cancel(tasks)
 
     def kill(self) -> None:
-        """End every process at once."""
+        """Kill every process at once."""
         for running in self.running.values():
             running.process.kill()
             running.process.join()
 
     async def is_ready(self, name: str) -> bool:
-        """Whether it says that it is."""
+        """Return whether /readyz says that the service is ready."""
         port = self._ports.get(name, self.settings.http_port)
-        # Plain HTTP: without a list of authorities, which takes longer to load than the answer.
+        # Plain HTTP without a list of authorities, because that takes longer to load than the answer.
         async with httpx.AsyncClient(trust_env=False, limits=LIMITS, verify=False, timeout=2) as client:
             try:
                 return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
@@ -125,7 +125,7 @@ class Machine:
                 return False
 
     async def all_ready(self, seconds: float = 60.0) -> float:
-        """Wait until every service is ready; how long it took."""
+        """Wait until every service is ready; return how many seconds it took."""
         began = time.monotonic()
         while waiting := [name for name in self.names if not await self.is_ready(name)]:
             assert time.monotonic() - began < seconds, f"not ready after {seconds:.0f} s: {waiting}; see {self.logs}"
@@ -133,13 +133,13 @@ class Machine:
         return time.monotonic() - began
 
     def others(self) -> dict[tuple[str, int], int]:
-        """Ends that nobody ordered: neither killed nor asked."""
+        """Return the ends of processes that were neither killed nor asked to end."""
         return {end: times for end, times in self.ends.items() if end[1] not in (KILLED, 0)}
 
 
 @contextlib.asynccontextmanager
 async def under_load(machine: Machine, seed: int) -> AsyncIterator[tuple[Load, httpx.AsyncClient]]:
-    """Business Centers opened at a machine that is ready, and load once it is resumed; also a client of the API."""
+    """Open Business Centers on a ready machine; yield the load, which is paused, and a client of the API."""
     settings = machine.settings
     async with httpx.AsyncClient(base_url=machine.url, trust_env=False, limits=LIMITS, timeout=15) as api:
         load = Load(
@@ -155,14 +155,14 @@ async def under_load(machine: Machine, seed: int) -> AsyncIterator[tuple[Load, h
             yield load, api
         finally:
             if running.done():
-                running.result()  # The load has failed: whatever was found, this is why.
+                running.result()  # The load has failed, which explains any other finding.
             await cancel([running])
 
 
 async def check(
     load: Load, database_url: str, bootstrap_servers: str, api: httpx.AsyncClient, seconds: float = SETTLE_SECONDS
 ) -> Findings:
-    """Let the load pause, wait until nothing is under way, and compare. The load stays paused."""
+    """Pause the load, wait until nothing is in progress, and compare. The load stays paused."""
     await load.pause()
     database = await asyncpg.connect(database_url)
     try:
@@ -177,21 +177,21 @@ async def check(
 
 
 async def cancel(tasks: "list[asyncio.Task[None]]") -> None:
-    """Cancel tasks and wait for their ends."""
+    """Cancel tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def with_servers(settings: Settings, bootstrap_servers: str, database_url: str) -> Settings:
-    """The same settings with other servers."""
+    """Return the same settings with other servers."""
     return settings.model_copy(
         update={"kafka_bootstrap_servers": bootstrap_servers, "database_url": database_url, "api_authentication": "off"}
     )
 
 
 async def drawdown(settings: Settings, *command: str) -> int:
-    """Run the command line beside the services; its exit code."""
+    """Run the command line while the services run; return its exit code."""
     environment = {**os.environ, **environment_of(settings)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "drawdown", *command), env=environment, stdout=asyncio.subprocess.DEVNULL
@@ -200,6 +200,6 @@ async def drawdown(settings: Settings, *command: str) -> int:
 
 
 async def audit(settings: Settings) -> list[str]:
-    """Decide the ledger again; a sentence where it is not what comes out."""
+    """Replay the ledger with `drawdown audit replay`; return a sentence if it fails."""
     code = await drawdown(settings, "audit", "replay")
     return [f"drawdown audit replay ends with {code}"] if code else []

@@ -1,4 +1,4 @@
-"""What can be seen from outside, read with the checker's own means: SQL, HTTP and a consumer of its own."""
+"""The state that is visible from outside, read by the checker itself with SQL, HTTP and a Kafka consumer."""
 
 import io
 import json
@@ -29,7 +29,7 @@ _READS_AT_ONCE = 200
 
 @dataclass(slots=True)
 class Entry:
-    """An entry; times in µs since 2000."""
+    """An entry. Its times are in µs since 2000."""
 
     shard: int
     position: int
@@ -62,7 +62,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Signal:
-    """A message of `delivery.signals`, in the order of its partition."""
+    """A message of `delivery.signals`. They are in the order of their partition."""
 
     key: str
     message: Record
@@ -70,7 +70,7 @@ class Signal:
 
 @dataclass(slots=True)
 class Observed:
-    """All of it, at a moment when nothing is under way."""
+    """The whole state at a moment when nothing is in progress."""
 
     entries: list[Entry] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Observed:
 async def observe(
     database: asyncpg.Connection, bootstrap_servers: str, api: httpx.AsyncClient, journal: Journal
 ) -> Observed:
-    """Read everything. Nothing may be under way."""
+    """Read the whole state. Nothing may be in progress."""
     seen = Observed(entries=await _entries(database))
     seen.batches = [
         Batch(*row)
@@ -109,7 +109,7 @@ async def observe(
 
 
 async def _entries(database: asyncpg.Connection) -> list[Entry]:
-    """The canonical bytes are the rows of a binary COPY: one read serves the fields and the hashes."""
+    """Read the entries with a binary COPY. Its rows are the canonical bytes, so one read gives fields and hashes."""
     rows = io.BytesIO()
     query = f"SELECT {_FIELDS} FROM ledger.entries ORDER BY shard, position"
     await database.copy_from_query(query, output=rows, format="binary")
@@ -171,7 +171,7 @@ def _uuid(value: bytes | None) -> str | None:
 
 
 async def _topic(bootstrap_servers: str, topic: str) -> list[tuple[str, bytes]]:
-    """Key and value of every record, partition by partition."""
+    """Return the key and value of every record, partition by partition."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
     await consumer.start()
     found: list[tuple[str, bytes]] = []
@@ -207,7 +207,7 @@ async def _get(api: httpx.AsyncClient, path: str) -> Record:
 
 
 async def backlog(database: asyncpg.Connection, ends: dict[int, int]) -> list[str]:
-    """What is still under way. `ends`: of each partition, the offset behind the last acknowledged spend."""
+    """Return what is still in progress. `ends` has each partition's offset after its last acknowledged spend."""
     shards = await database.fetch("SELECT * FROM ledger.shards ORDER BY shard")
     waiting = [
         f"shard {row['shard']} is at offset {row['spend_offset']} of {ends.get(row['shard'], 0)}"
@@ -225,7 +225,7 @@ async def backlog(database: asyncpg.Connection, ends: dict[int, int]) -> list[st
 
 
 def causes_of(entry: Entry) -> list[str]:
-    """An entity's pause causes after a pause or resume."""
+    """Return an entity's pause causes after a pause or resume."""
     details: dict[str, Any] = json.loads(entry.details or "{}")
     causes: list[str] = details["causes"]
     return causes

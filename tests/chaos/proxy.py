@@ -1,4 +1,4 @@
-"""A TCP proxy between the services and a server, with which the network can fail."""
+"""A TCP proxy between the services and a server, which simulates failures of the network."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ _CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Passes bytes on, both ways, until it is told to hurt.
+    """Forwards bytes both ways until it is told to fail.
 
-    `delay_seconds` holds each chunk back, `bytes_per_second` (0: no limit) makes the line narrow, and a closed gate
-    (`partition`) lets nothing through in either direction while the connections stay open.
+    `delay_seconds` delays each chunk, and `bytes_per_second` limits the bandwidth (0 means no limit). After
+    `partition` nothing passes in either direction, while the connections stay open.
     """
 
     def __init__(self, port: int, upstream_port: int) -> None:
@@ -38,11 +38,11 @@ class Proxy:
         await self._server.wait_closed()
 
     def partition(self) -> None:
-        """From now on nothing arrives, and nobody is told."""
+        """Hold back all bytes from now on, without closing connections."""
         self._gate.clear()
 
     def heal(self) -> None:
-        """What was held back arrives, and all that follows."""
+        """Forward the bytes that were held back, and all that follow."""
         self.delay_seconds, self.bytes_per_second = 0.0, 0
         for writer, held in self._held.items():
             writer.write(held)
@@ -50,11 +50,11 @@ class Proxy:
         self._gate.set()
 
     def holds(self, part: bytes) -> bool:
-        """Whether these bytes have come and wait for the gate to be opened."""
+        """Return whether these bytes have arrived and are held back."""
         return any(part in held for held in self._held.values())
 
     def reset(self) -> None:
-        """Cut every connection off, as a router does that forgot them: RST, both ways."""
+        """Reset every connection in both directions, like a router that lost its state."""
         for writer in self._writers:
             writer.transport.abort()
 
@@ -89,13 +89,13 @@ class Proxy:
             if self._gate.is_set():
                 writer.write(chunk)
                 await writer.drain()
-            else:  # A sender gets rid of what it has to say.
+            else:  # A sender must not block, so its bytes are read.
                 self._held[writer] = self._held.get(writer, b"") + chunk
         await self._gate.wait()
 
 
 async def _first_to_end(*directions: Coroutine[Any, Any, None]) -> None:
-    """Until one side closes; its last bytes have been passed on then."""
+    """Wait until one side has closed and its last bytes are forwarded."""
     tasks = [asyncio.create_task(each) for each in directions]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Apache Kafka and PostgreSQL in containers, each behind a proxy or not, and what can be done to them."""
+"""Apache Kafka and PostgreSQL in containers, with or without a proxy in front."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ SHARDS = 4
 
 @dataclass
 class Servers:
-    """Both servers. The services reach them through proxies; who checks reaches PostgreSQL without."""
+    """Both servers. The services reach them through proxies; the checker reaches PostgreSQL directly."""
 
     kafka: DockerContainer
     postgres: DockerContainer
@@ -32,26 +32,26 @@ class Servers:
 
     @contextlib.asynccontextmanager
     async def fresh_settings(self) -> AsyncIterator[Settings]:
-        """Settings with a new and empty database of the same server."""
+        """Yield settings with a new and empty database on the same server."""
         async with fresh_database(self.database_url) as url:
             yield self.settings.model_copy(update={"database_url": url})
 
     async def kill(self, server: DockerContainer) -> None:
-        """`kill -9` of all its processes."""
+        """Kill all processes of a server with `kill -9`."""
         await asyncio.to_thread(server.get_wrapped_container().kill, "SIGKILL")
 
     async def start(self, server: DockerContainer) -> None:
-        """Start it again, with the data it has left."""
+        """Start a server again with its remaining data."""
         await asyncio.to_thread(server.get_wrapped_container().start)
 
 
 @contextlib.asynccontextmanager
 async def servers(*, proxied: bool = True, volume: str | None = None) -> AsyncIterator[Servers]:
-    """Both servers, with schema and topics, removed at the end.
+    """Start both servers with schema and topics, and remove them at the end.
 
     Args:
         proxied: whether the services go through proxies.
-        volume: the Docker volume that holds PostgreSQL's data; none: one of its own.
+        volume: the Docker volume for PostgreSQL's data; None means a new one.
 
     """
     async with contextlib.AsyncExitStack() as stack:

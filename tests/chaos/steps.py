@@ -1,7 +1,7 @@
-"""The steps of every write path, by the names they have in the code, and how a process is made to die at one.
+"""The steps of every write path, by their names in the code, and how a process is made to die at one.
 
-The product has no fail points. A step is wrapped in the process that is to die there, before its service starts; a name
-that no longer exists ends that process at once.
+The product has no fail points. The process that must die wraps the step before its service starts. If the code no
+longer has the name of a step, that process ends at once.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ Arguments = Callable[..., bool]
 class Step:
     """A place in the code where a process can die.
 
-    `target` is `module:name`. `only` says, of the call's arguments, which calls are this step. `most`: the process dies
-    at one of so many first passages. `at_stop`: it is passed only by a process that was asked to end.
+    `target` is `module:name`. `only` decides from a call's arguments whether it is this step. The process dies at one
+    of the first `most` passages. With `at_stop`, only a process that was asked to end passes the step.
     """
 
     service: str
@@ -37,12 +37,12 @@ class Step:
 
 
 def _says(text: str) -> Arguments:
-    """Calls whose statement contains the text; the connection is the first argument."""
+    """Select the calls whose statement contains the text. The connection is their first argument."""
     return lambda _connection, statement, *_arguments, **_options: text in statement
 
 
 def _of(name: str) -> Arguments:
-    """Calls that name this table or topic first."""
+    """Select the calls whose first argument is this table or topic."""
     return lambda _self, called, *_arguments, **_options: called == name
 
 
@@ -125,9 +125,9 @@ STEPS: Final = (
 
 
 def find(target: str) -> tuple[Any, str]:
-    """The object that holds a target, and the target's name in it.
+    """Return the object that has a target as its attribute, and the attribute's name.
 
-    Raises ImportError or AttributeError where the code has no such name.
+    Raises ImportError or AttributeError if the code has no such name.
     """
     module, _, path = target.partition(":")
     *holders, name = path.split(".")
@@ -139,7 +139,7 @@ def find(target: str) -> tuple[Any, str]:
 
 
 def arm(step: Step, passage: int) -> None:
-    """Let this process die at the so-manieth passage of a step (1: the first)."""
+    """Make this process die at the given passage of a step; 1 is the first."""
     holder, name = find(step.target)
     original = getattr(holder, name)
     passages = count(1)
@@ -172,12 +172,12 @@ def arm(step: Step, passage: int) -> None:
 
 
 async def _half(rows: memoryview) -> AsyncIterator[bytes]:
-    """The first half of what is copied, on its way to the server; then the end."""
+    """Send the first half of a COPY to the server, then die."""
     yield bytes(rows[: len(rows) // 2])
     await asyncio.sleep(0.005)
     die()
 
 
 def die() -> None:
-    """As if the machine had lost its power."""
+    """End this process as if the machine had lost its power."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The whole suite: kills, overtaken writers, faults of servers; a line now and then, a table at the end, chaos.json."""
+"""The whole suite: kills, overtaken writers, faults of servers. Prints progress and a table, and writes chaos.json."""
 
 import asyncio
 import json
@@ -26,20 +26,20 @@ from tests.containers import problem_of_docker
 
 KILLS, ZOMBIES = 1_000, 1_000
 KILLS_BETWEEN_CHECKS = 100
-# Fewer kills than this may leave a step of the list out.
+# With fewer kills than this, a step of the list may not be reached.
 KILLS_FOR_EVERY_STEP = 500
 DISK_SIZE = "320m"
 REPORT = Path("chaos.json")
 
 
 def say(text: str) -> None:
-    """A line on the screen, at once."""
+    """Print a line at once."""
     print(text, flush=True)
 
 
 @dataclass
 class Report:
-    """What was done and what was found."""
+    """What was done, and what was found."""
 
     seed: int
     kills: dict[str, int] = field(default_factory=dict)
@@ -60,12 +60,12 @@ class Report:
 
 
 def main() -> None:
-    """Run it; exit with 0 where nothing was found."""
+    """Run the suite; exit with 0 if nothing was found."""
     if problem := problem_of_docker():
         sys.exit(f"make chaos needs a Docker daemon: {problem}")
     start_guardian()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Asked to end: containers are removed, as after Ctrl-C.
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # What happens to the load's own producer is meant to.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # So that SIGTERM removes the containers, like Ctrl-C.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # The errors of the load's producer are intended.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     seed = int(os.environ.get("CHAOS_SEED") or random.randrange(10**6))
     kills = int(os.environ.get("CHAOS_KILLS") or KILLS)
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 async def kill_services(report: Report, seed: int, count: int) -> None:
-    """So many kills, with a check after every hundred and at the end."""
+    """Kill services `count` times, with a check after every hundred kills and at the end."""
     async with servers(proxied=False) as its_servers:
         machine = Machine(its_servers.settings, its_servers.directory)
         for name in machine.names:
@@ -117,14 +117,14 @@ async def kill_services(report: Report, seed: int, count: int) -> None:
 
 
 async def overtake(report: Report, count: int) -> None:
-    """So many writers overtaken."""
+    """Overtake `count` writers."""
     async with servers(proxied=False) as its_servers, its_servers.fresh_settings() as settings:
         report.problems += await overtake_writers(settings, count, say)
     report.overtaken = count
 
 
 async def hurt_servers(report: Report, seed: int, only: str) -> None:
-    """Every fault, or only that of a name, as often as it is to come; those that fill a small disk on servers anew."""
+    """Cause every fault, or only the named one, as often as the table says. Those that fill a disk get new servers."""
     for every, disk_size in ((FAULTS, None), (DISK_FAULTS, DISK_SIZE)):
         faults = {fault: times for fault, times in every.items() if only in ("", fault.__name__)}
         if not faults:

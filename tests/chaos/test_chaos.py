@@ -1,4 +1,4 @@
-"""The machinery of `make chaos`, in short: one kill at every step, some overtaken writers, a cut connection.
+"""The machinery of `make chaos` in short: one kill at every step, some overtaken writers, a cut connection.
 
 The whole suite is `make chaos` (docs/faults.md).
 """
@@ -17,13 +17,13 @@ from tests.chaos.machine import Machine, audit, check, under_load
 from tests.chaos.steps import STEPS, find
 from tests.chaos.zombies import overtake_writers
 
-# Faults are about the servers of production.
+# The faults are those of production's servers.
 pytestmark = pytest.mark.containers
 
 SEED = 7
 
 
-@pytest.mark.timeout(600)  # seconds on a machine of its own, minutes on one that has other work
+@pytest.mark.timeout(600)  # Seconds on an idle machine, minutes on a busy one.
 async def test_every_step_kills_and_nothing_is_lost_or_doubled(settings: Settings, reachable_path: Path) -> None:
     await prepare(settings)
     machine, tally = Machine(settings, reachable_path), Tally()
@@ -49,7 +49,7 @@ async def test_every_step_kills_and_nothing_is_lost_or_doubled(settings: Setting
 
 
 async def lose_the_last_spend(database_url: str) -> None:
-    """As only a superuser who means it can: the checker has to see it."""
+    """Delete the last spend, as only a superuser can, so that the checker must find it."""
     database = await asyncpg.connect(database_url)
     shard, spend = await database.fetchrow(
         "SELECT shard, source_event_id FROM ledger.entries"
@@ -87,7 +87,7 @@ async def test_a_ledger_without_its_fence_is_found_out(empty_database_url: str) 
 
 
 async def take_the_fence_away(database_url: str) -> None:
-    """The epoch, and what goes with it, is compared no more."""
+    """Remove the comparison of the epoch, and what depends on it."""
     database = await asyncpg.connect(database_url)
     function = await database.fetchval("SELECT pg_get_functiondef('ledger.move_lease'::regproc)")
     compared = function[function.index("AND epoch") : function.index("IF NOT FOUND")]

@@ -1,4 +1,4 @@
-"""The outside checker sees what it is there to see: a sound ledger is passed, each kind of damage is found."""
+"""The outside checker accepts a sound ledger, and finds each kind of damage."""
 
 import copy
 import json
@@ -46,7 +46,7 @@ def node(left: bytes, right: bytes) -> bytes:
 
 
 def sound() -> tuple[Journal, Observed]:
-    """A deposit of 10, a spend of 4, one of 8 that pauses the account, a reversal of the first; a bad record."""
+    """Return a sound state: a deposit of 10, spends of 4 and 8 (which pauses), a reversal of the 4, a bad record."""
     paid = {"holder": "ad_account", "pocket": "cash"}
     money = {**paid, "campaign": ""}
     entries = [
@@ -119,7 +119,7 @@ def drop(position: int) -> Damage:
 
 
 def drop_spend_whole(_journal: Journal, seen: Observed) -> None:
-    """As if it had never been consumed: positions close up."""
+    """Remove a spend as if it had never been consumed, so that positions have no gap."""
     seen.entries = [each for each in seen.entries if each.source != FIRST]
     for position, each in enumerate(seen.entries, 1):
         each.position = position
@@ -206,7 +206,7 @@ def swap_signals(_journal: Journal, seen: Observed) -> None:
 
 
 def end_with_a_repetition(_journal: Journal, seen: Observed) -> None:
-    """A compacted topic keeps the last record of a key: an old one behind a new one is a wrong state."""
+    """Repeat an old signal at the end. A compacted topic would keep it, so that is a wrong state."""
     seen.signals.append(seen.signals[0])
 
 

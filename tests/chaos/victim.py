@@ -1,7 +1,7 @@
 """A service in a process that can be made to die at a step, and whose clock can be moved while it runs.
 
-Processes are forked from a server that has imported the services: a start then costs what the service itself does
-(connecting, taking shards, loading their state), not a second of imports. Nothing else is shared.
+Processes are forked from a server that has imported the services. So a start takes only the service's own work
+(connecting, taking shards, loading their state), and not a second of imports. Nothing else is shared.
 """
 
 import ctypes
@@ -16,25 +16,25 @@ from pathlib import Path
 from drawdown.serving import SERVICES
 from tests.chaos.steps import STEPS, Step, arm, find
 
-# Snapshots of a shard's state are written each so many entries instead of 20,000, so that runs of minutes have some.
+# Snapshots of a shard's state are written more often than every 20,000 entries, so that a run of minutes has some.
 ENTRIES_BETWEEN_SNAPSHOTS = 3_000
 PRELOAD = ["drawdown.serving", *(f"services.{name}.service" for name in SERVICES)]
 
 
 @dataclass(frozen=True)
 class Victim:
-    """One process to be: which service, with which environment, and where it is to die."""
+    """The description of a process: its service, its environment, and the step at which it dies."""
 
     service: str
     environment: dict[str, str]
     log: Path
-    step: int | None = None  # an index of STEPS: a Step holds functions, which do not travel
+    step: int | None = None  # An index of STEPS, because a Step contains functions, which cannot be pickled.
     passage: int = 1
     clock_file: Path | None = None
 
 
 def run(victim: Victim) -> None:
-    """The process's whole life."""
+    """Run the service in this process until it ends or dies."""
     _end_with_parent()
     output = os.open(victim.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(output, 1)
@@ -56,18 +56,18 @@ def run(victim: Victim) -> None:
 
 
 def index_of(step: Step) -> int:
-    """How a Victim names a step."""
+    """Return the index with which a Victim names a step."""
     return STEPS.index(step)
 
 
 def _end_with_parent() -> None:
-    """The kernel kills this process when the server that forked it ends: none outlives the harness."""
+    """Have the kernel kill this process when the server that forked it ends, so that none outlives the tests."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _move_clock(file: Path) -> None:
-    """Add what the file says, in µs, to every reading of the clock."""
+    """Add the offset in the file, in µs, to every reading of the clock."""
     from shared.runtime.clock import Clock
 
     true_us: Callable[[Clock], int] = Clock.now_us

@@ -1,7 +1,7 @@
-"""A writer whose lease another has taken tries to append the batch it had decided: refused, the ledger unchanged.
+"""A writer that has lost its lease tries to append a batch it has decided; it is refused, and the ledger is unchanged.
 
-The product's own code on a real PostgreSQL. Half of the writers have a connection that lives on; the other half stand
-within their transaction, just before COMMIT, when they are overtaken.
+This runs the product's own code on a real PostgreSQL. Half of the writers have a working connection; the other half
+are within their transaction, just before COMMIT, when they are overtaken.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _START_US = instant("2027-01-01T00:00:00Z")
 
 
 class Held:
-    """A connection that stops just before COMMIT until it is let go."""
+    """A connection that waits just before COMMIT until it is released."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -58,7 +58,7 @@ class Held:
 
 @dataclass
 class Writer:
-    """One owner of the shard, with connections of its own."""
+    """One owner of the shard, with its own connections."""
 
     stack: AsyncExitStack
     writing: asyncpg.Connection
@@ -66,12 +66,12 @@ class Writer:
     rules: Shard
 
     async def decided(self) -> BatchWrite:
-        """A batch of spends, decided in memory."""
+        """Return a batch of spends that is decided in memory."""
         return await _decide(self.writing, self.lease, self.rules, [], [_spend() for _ in range(SPENDS_OF_BATCH)])
 
 
 async def overtake_writers(settings: Settings, times: int, say: Callable[[str], None]) -> list[str]:
-    """Overtake so many writers of a new ledger; answer what was not as it ought to be, a sentence each."""
+    """Overtake `count` writers of a new ledger; return a sentence for each defect."""
     settings = settings.model_copy(update={"shards": 1})
     await migrate(settings)
     admin = await asyncpg.connect(settings.database_url)
@@ -94,14 +94,14 @@ async def overtake_writers(settings: Settings, times: int, say: Callable[[str], 
 async def _overtake(
     settings: Settings, admin: asyncpg.Connection, zombie: Writer, in_transaction: bool, problems: list[str]
 ) -> Writer:
-    """Let another take the shard and write; then let the zombie try. Answers the other."""
+    """Let another writer take the shard and write, then let the zombie try; return the other writer."""
     write = await zombie.decided()
     held = Held(zombie.writing)
     attempt: Awaitable[None] = append(held, zombie.lease, write)
     if in_transaction:
         attempt = asyncio.ensure_future(attempt)
         await held.is_held.wait()
-    # The owner counts as dead at once: nobody waits three seconds a thousand times.
+    # The owner counts as dead at once, because waiting three seconds a thousand times would take too long.
     writer = await _take_over(settings, await admin.fetch("SELECT owner FROM ledger.shards WHERE owner IS NOT NULL"))
     await append(writer.writing, writer.lease, await writer.decided())
     before = await _ledger(admin)
@@ -121,7 +121,7 @@ async def _overtake(
 
 
 async def _take_over(settings: Settings, stale: Sequence[Any] = ()) -> Writer:
-    """As a starting process does: end what is left of an owner that does not beat, and take the shard."""
+    """End the sessions of an owner without a heartbeat, and take the shard, like a starting process."""
     owner = f"chaos:{uuid.uuid4().hex[:8]}"
     stack = AsyncExitStack()
     keeper, writing = [
@@ -180,7 +180,7 @@ def _raw(topic: str, message: dict[str, Any]) -> Raw:
 
 
 async def _ledger(admin: asyncpg.Connection) -> tuple[Any, ...]:
-    """What a writer can change: the ends of its tables, and the lease but for its renewal."""
+    """Return what a writer can change: the ends of its tables, and the lease without its renewal."""
     row = await admin.fetchrow(
         """
         SELECT (SELECT count(*) FROM ledger.entries), (SELECT count(*) FROM ledger.batches),

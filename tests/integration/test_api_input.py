@@ -86,7 +86,7 @@ def body_with(**changes: Any) -> bytes:
         (body_with(issued_at=0), "issued_at"),
         (body_with(actor=[]), "actor"),
         (body_with(actor={"id": "a", "role": "root"}), "actor.role"),
-        (json.dumps(DEPOSIT).replace("bc-1", r"\ud800").encode(), "JSON: a lone surrogate is no text"),
+        (json.dumps(DEPOSIT).replace("bc-1", r"\ud800").encode(), "JSON: a lone surrogate is not a character"),
         (body_with(x="?").replace(b'"?"', b"9" * 5000), "JSON"),
         (json.dumps({**DEPOSIT, "actor": None}).encode(), "actor"),
         (

@@ -231,6 +231,6 @@ async def test_the_command_line_says_which_reasons_there_are_where_nothing_has_t
         await quarantine.list_records(api.settings, "cosmic_rays")
         assert json.loads(capsys.readouterr().out.splitlines()[-1])["reason"] == "cosmic_rays"
         await quarantine.list_records(api.settings, "malfromed")
-        assert "for the reason malfromed: this version knows too_large, malformed," in capsys.readouterr().err
+        assert "with the reason malfromed: this version knows too_large, malformed," in capsys.readouterr().err
         await quarantine.list_records(api.settings, "too_old")
-        assert capsys.readouterr().err.endswith("nothing is in quarantine for the reason too_old\n")
+        assert capsys.readouterr().err.endswith("nothing is in quarantine with the reason too_old\n")

@@ -456,7 +456,7 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
     ),
     "a file that is no authority": (
         lambda server: {"database_ca_file": server.passwords / "drawdown_api"},
-        r"DRAWDOWN_DATABASE_CA_FILE: it holds no PEM certificates",
+        r"DRAWDOWN_DATABASE_CA_FILE: the file holds no PEM certificates",
     ),
     "another service's role": (
         lambda server: {
@@ -484,7 +484,7 @@ async def test_what_waiting_does_not_mend_is_said_at_once(what: str, server: Sec
 
 async def test_a_server_without_tls_is_not_spoken_to(postgres: Postgres) -> None:
     settings = Settings(database_url=postgres.url, database_tls="verify-full")
-    with pytest.raises(BadSettingError, match=r"DRAWDOWN_DATABASE_TLS: PostgreSQL at .* does not speak TLS"):
+    with pytest.raises(BadSettingError, match=r"DRAWDOWN_DATABASE_TLS: PostgreSQL at .* does not offer TLS"):
         await connect(settings, "drawdown_api", "a test")
 
 

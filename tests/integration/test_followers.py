@@ -342,8 +342,8 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
     producer = await create_producer(settings)
     try:
         cluster = await incarnation(settings, DELIVERY_SIGNALS)
-        await signals.tell_present_state(settings, producer, cluster)
-        await signals.tell_present_state(settings, producer, cluster)
+        await signals.publish_present_state(settings, producer, cluster)
+        await signals.publish_present_state(settings, producer, cluster)
     finally:
         await producer.stop()
 

@@ -87,18 +87,18 @@ NEXT_RECORD = THE_HEAD.format("quarantine_sequence + 1")
 NEXT = THE_HEAD.format("position + 1")
 # A content of an outcome, and what is said of it.
 UNREADABLE_CONTENTS = {
-    "'{}'": " cannot be read: it is no command: KeyError: 'actor'",
-    "'[]'": " cannot be read: it is no command",
-    "'\"sha256\"'": " cannot be read: it is no command",
+    "'{}'": " cannot be read: it is not a command: KeyError: 'actor'",
+    "'[]'": " cannot be read: it is not a command",
+    "'\"sha256\"'": " cannot be read: it is not a command",
     "(repeat('[', 4000) || repeat(']', 4000))::json": " cannot be read: Invalid JSON: recursion limit exceeded",
     "(repeat('[', 150) || repeat(']', 150))::json": " cannot be read: Invalid JSON: it is nested deeper",
     '\'{"command_id": "zz", "actor": {"role": "admin"}}\'': " cannot be read: badly formed hexadecimal UUID string",
-    '\'{"command_id": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is no command: AttributeError",
+    '\'{"command_id": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is not a command: AttributeError",
     '\'{"command_id": "zz", "sha256": 7, "bytes": 7}\'': " cannot be read: it is no hash of a command",
-    '\'{"command_id": "zz", "amount": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is no command",
+    '\'{"command_id": "zz", "amount": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is not a command",
     '\'{"type": "\\ud800"}\'': " cannot be read: Invalid JSON",
     """'{"command_id": "00000000-0000-0000-0000-00000000dead", "business_center_id": 1, "type": 2, "actor":
-        {"role": "admin"}}'""": " cannot be read: it is no command: its Business Center and its type are no texts",
+        {"role": "admin"}}'""": " cannot be read: it is not a command: its Business Center and its type must be text",
     "content": ": the row names .*, its content ",
 }
 MOVE = "UPDATE ledger.shards SET {} WHERE shard = 0"

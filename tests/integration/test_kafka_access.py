@@ -73,7 +73,7 @@ async def test_the_cluster_has_what_the_table_says_and_of_ours_nothing_else(
     for _ in range(2):
         await allow(settings, passwords)
         await held(admin, *wanted)
-    assert "not from here" not in capsys.readouterr().out
+    assert "left alone" not in capsys.readouterr().out
 
     await set_passwords(admin, {"drawdown-former": "x", "analysts": "x"})
     await set_quotas(
@@ -88,7 +88,7 @@ async def test_the_cluster_has_what_the_table_says_and_of_ours_nothing_else(
 
     await allow(settings, passwords)
     await held(admin, {*wanted[0], "analysts"}, wanted[1] | {of_analysts}, wanted[2])
-    assert capsys.readouterr().out.splitlines()[-1] == "not from here, and left alone: analysts"
+    assert capsys.readouterr().out.splitlines()[-1] == "other users, left alone: analysts"
 
 
 async def test_a_user_may_send_as_much_as_the_settings_say(

@@ -13,17 +13,17 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest_v5
 
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 from services.allocation import service
 from services.allocation.worker import Worker
 from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
-from shared.runtime.stopping import FAREWELL_SECONDS, farewell
+from shared.runtime.stopping import CLOSE_SECONDS, close_within
 from shared.runtime.topics import ensure_topics
 from tests.acceptance.front_door import until
 from tests.integration.writing import writing
 from tests.raw_batches import batch, record
-from tests.unit.test_deliveries import SIGNAL
+from tests.unit.test_subscriber import SIGNAL
 
 
 def left_open() -> list[AIOKafkaConnection]:
@@ -90,8 +90,8 @@ async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
 
     monkeypatch.setattr(AIOKafkaConnection, "_handle_frame", hear_nothing_of_what_was_sent)
     pending = await producer.send(SPEND_EVENTS, b"{}", partition=0)
-    await farewell(stop_client(producer), seconds=0.5)
-    await asyncio.wait({sending}, timeout=FAREWELL_SECONDS)
+    await close_within(stop_client(producer), seconds=0.5)
+    await asyncio.wait({sending}, timeout=CLOSE_SECONDS)
     assert sending.done()
     assert not left_open()
     assert not pending.done() or pending.exception() is not None
@@ -115,8 +115,8 @@ async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) 
     odd.close()
     odd._buffer = bytearray(batch(record(b"{}", key=b"odd", headers=[(b"n\xffme", b"x")]), 1))
     await (await producer.send_batch(odd, DELIVERY_SIGNALS, partition=1))
-    deliveries = Deliveries()
-    following = asyncio.create_task(deliveries.follow(settings))
+    subscriber = Subscriber()
+    following = asyncio.create_task(subscriber.follow(settings))
     try:
         for shard in (0, 1):
             value = json.dumps({**SIGNAL, "ad_account_id": f"acct-{shard}", "shard": shard}).encode()
@@ -124,7 +124,7 @@ async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) 
 
         async def both_are_known() -> bool:
             assert not following.done(), following.exception()
-            return deliveries.pauses == 2
+            return subscriber.pauses == 2
 
         await until("both signals are taken", both_are_known)
     finally:

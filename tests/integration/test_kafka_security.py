@@ -187,9 +187,11 @@ async def test_who_has_the_password_gets_in(security: dict[str, Any], tmp_path: 
 
 async def test_who_has_not_is_told_so_at_once(security: dict[str, Any], tmp_path: Path) -> None:
     for wrong in ({"kafka_password_file": None, "kafka_password": "battery staple"}, {"kafka_username": "somebody"}):
-        with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_USERNAME: Kafka at .* knows no .* this password$"):
+        with pytest.raises(
+            BadSettingError, match=r"^DRAWDOWN_KAFKA_USERNAME: Kafka at .* does not know .* this password$"
+        ):
             await ask(tmp_path, security, **wrong)
-    with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_SASL_MECHANISM: Kafka at .* offers another"):
+    with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_SASL_MECHANISM: Kafka at .* offers a different one"):
         await ask(tmp_path, security, kafka_sasl_mechanism="SCRAM-SHA-256")
 
 
@@ -199,13 +201,13 @@ async def test_a_server_with_another_authoritys_certificate_gets_no_password(
     other = tmp_path / "other.pem"
     other.write_text(Authority("another").pem)
     for ca_file in (other, None):  # None: the authorities that this machine trusts
-        with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_CA_FILE: .* is not to be trusted: .*issuer"):
+        with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_CA_FILE: .* is not trusted: .*issuer"):
             await ask(tmp_path, security, kafka_ca_file=ca_file)
 
 
 async def test_a_server_under_another_name_gets_no_password(security: dict[str, Any], tmp_path: Path) -> None:
     servers = security["kafka_bootstrap_servers"].replace("127.0.0.1", "localhost")
-    with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_CA_FILE: .* not to be trusted: Hostname mismatch"):
+    with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_CA_FILE: .* is not trusted: Hostname mismatch"):
         await ask(tmp_path, security, kafka_bootstrap_servers=servers)
 
 
@@ -214,7 +216,7 @@ async def test_a_server_under_another_name_gets_no_password(security: dict[str, 
 async def test_who_speaks_otherwise_is_told_after_a_while(
     security: dict[str, Any], tmp_path: Path, kafka_security: str
 ) -> None:
-    with pytest.raises(CannotGoOnError, match=f"is DRAWDOWN_KAFKA_SECURITY, {kafka_security}, what its listener wants"):
+    with pytest.raises(CannotGoOnError, match=f"expect DRAWDOWN_KAFKA_SECURITY={kafka_security}\\?"):
         await ask(tmp_path, security, kafka_security=kafka_security)
 
 
@@ -222,7 +224,7 @@ async def test_who_speaks_otherwise_is_told_after_a_while(
 async def test_a_server_without_tls_gets_no_password(
     security: dict[str, Any], tmp_path: Path, kafka: ContainerBroker
 ) -> None:
-    with pytest.raises(CannotGoOnError, match="is DRAWDOWN_KAFKA_SECURITY, sasl_ssl, what its listener wants"):
+    with pytest.raises(CannotGoOnError, match="does its listener expect DRAWDOWN_KAFKA_SECURITY=sasl_ssl"):
         await ask(tmp_path, security, kafka_bootstrap_servers=kafka.url)
 
 

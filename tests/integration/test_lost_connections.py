@@ -17,7 +17,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 
-from shared.runtime.kafka import is_broker_away
+from shared.runtime.kafka import is_broker_unavailable
 from shared.runtime.postgres import connect, connection_options, is_lost
 from shared.runtime.settings import BadSettingError, Settings
 
@@ -135,4 +135,4 @@ def test_other_errors(error: BaseException, lost: bool) -> None:
     ],
 )
 def test_the_broker_is_away_or_we_asked_wrongly(error: BaseException, away: bool) -> None:
-    assert is_broker_away(error) == away
+    assert is_broker_unavailable(error) == away

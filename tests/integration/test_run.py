@@ -200,8 +200,8 @@ def test_two_runs_do_not_share_a_data_directory(run: Run) -> None:
     run.output = first.with_name("second")
     assert run.start().wait(END_SECONDS) == 1
     assert run.said() == (
-        f"drawdown: another run has {run.settings.data_dir} (process {process.pid}): "
-        "a second needs its own DRAWDOWN_DATA_DIR and ports\n"
+        f"drawdown: another run uses {run.settings.data_dir} (process {process.pid}): "
+        "a second run needs its own DRAWDOWN_DATA_DIR and ports\n"
     )
     process.send_signal(signal.SIGINT)
     assert process.wait(END_SECONDS) == 0
@@ -211,7 +211,7 @@ async def test_a_taken_port_ends_the_start_with_the_setting_to_change(run: Run) 
     async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", run.settings.postgres_port):
         process = run.start()
         assert await asyncio.to_thread(process.wait, END_SECONDS) == 1
-    expected = f"drawdown: port {run.settings.postgres_port} is taken: set DRAWDOWN_POSTGRES_PORT to another"
+    expected = f"drawdown: port {run.settings.postgres_port} is taken: set DRAWDOWN_POSTGRES_PORT to a free one"
     assert run.said().splitlines()[-1] == expected
 
 
@@ -231,7 +231,7 @@ def test_a_service_that_is_killed_is_started_again(run: Run) -> None:
         if int(line.split()[1]) == run.processes[-1].pid and line.endswith("drawdown balance")
     )
     os.kill(pid, signal.SIGKILL)
-    run.wait_for(r"balance ended \(SIGKILL\); again in")
+    run.wait_for(r"balance ended \(SIGKILL\); restarting in")
     url = f"http://127.0.0.1:{run.settings.http_port + 2}/readyz"
     give_up_at = time.monotonic() + 30
     while True:

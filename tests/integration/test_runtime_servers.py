@@ -32,7 +32,7 @@ async def test_topics_are_made_with_a_partition_for_each_shard_and_only_once(set
 
 async def test_topics_with_another_number_of_partitions_are_refused(settings: Settings) -> None:
     await ensure_topics(settings)
-    with pytest.raises(TopicsDoNotFitError, match="has 4 partitions, and DRAWDOWN_SHARDS is 5"):
+    with pytest.raises(TopicsDoNotFitError, match="has 4 partitions, but DRAWDOWN_SHARDS is 5"):
         await ensure_topics(settings.model_copy(update={"shards": 5}))
 
 
@@ -146,5 +146,5 @@ async def test_a_server_that_a_dead_supervisor_left_is_ended_first(reachable_pat
 
 @pytest.mark.embedded
 async def test_a_taken_port_is_named_with_its_setting(kafka: EmbeddedKafka, tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to another"):
+    with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to a free one"):
         await EmbeddedKafka(tmp_path, kafka.port).start()

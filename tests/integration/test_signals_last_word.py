@@ -176,7 +176,7 @@ def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() 
     assert partition.see({entity: 2}, {entity: 2}) == []
     assert partition.see({entity: 3}, {}) == []  # published, and its range was undone
     assert partition.see({entity: 1}, {entity: 2}) == [entity]
-    partition.awaited[entity] = Awaited(end=10, since=0.0)
+    partition.awaited[entity] = Awaited(end_offset=10, since_seconds=0.0)
     assert partition.see({entity: 1}, {entity: 2}) == []  # is awaited already
     assert partition.overtaken(9, SETTLE_SECONDS) == []
     assert partition.overtaken(10, SETTLE_SECONDS / 2) == []

@@ -100,7 +100,7 @@ async def test_topics_that_keep_more_than_is_needed_are_fine(settings: Settings,
 
 async def test_another_number_of_partitions_is_refused(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await make(admin, SPEND_EVENTS, partitions=3)
-    with pytest.raises(TopicsDoNotFitError, match=r"topic spend\.events: has 3 partitions, and DRAWDOWN_SHARDS is 4"):
+    with pytest.raises(TopicsDoNotFitError, match=r"topic spend\.events: has 3 partitions, but DRAWDOWN_SHARDS is 4"):
         await prepare(settings)
 
 

@@ -145,7 +145,7 @@ async def test_who_claims_to_be_the_api_is_quarantined(door: FrontDoor, center: 
         return [each for each in listed if center.encode() in b64decode(each["raw"])] or None
 
     (row,) = await until("the forged command", quarantined)
-    assert row["detail"] == "the signature does not fit the command"
+    assert row["detail"] == "the signature does not match the command"
     assert not await door.entries(forged["command_id"])
 
 

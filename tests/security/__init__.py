@@ -1,1 +1,1 @@
-"""`make security-check`: attacks on a system that `make up` has started, and what it must answer to them."""
+"""`make security-check`: attacks a system that `make up` has started, and checks that it resists."""

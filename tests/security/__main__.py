@@ -1,4 +1,4 @@
-"""Attacks the system that `make up` has started in this folder, and says what held."""
+"""Attacks the system that `make up` has started in this folder, and reports the result."""
 
 import argparse
 import asyncio
@@ -19,12 +19,12 @@ system for all, so rehearse it before it matters. {checks} checks{minutes}."""
 
 
 def say(text: str) -> None:
-    """A line on the screen, at once."""
+    """Print a line at once."""
     print(text, flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what was asked for; 0 where all of it held, 1 where not, 2 where there is nothing to attack."""
+    """Run the selected checks; return 0 if all held, 1 if one did not, and 2 if there is no system to attack."""
     asked = _parser().parse_args(arguments)
     checks = [check for check in CHECKS if _is_wanted(check, asked.only) and (check.is_quick or not asked.quick)]
     if asked.list:
@@ -65,11 +65,11 @@ async def _attack(checks: Sequence[Check], *, quick: bool) -> int:
 
 
 async def _require_a_target(target: Target) -> None:
-    """Raises NoTargetError where nothing runs, or security is off."""
+    """Raise NoTargetError if nothing runs, or if security is off."""
     await target.inspect("allocation")
     answer = await target.ask("GET", "/v1/business-centers")
     if answer.status_code != httpx.codes.UNAUTHORIZED:
-        raise NoTargetError(f"the API answers {answer.status_code} to nobody: `make up` without SECURITY=off is wanted")
+        raise NoTargetError(f"the API answers {answer.status_code} without a token: run `make up` without SECURITY=off")
     (counted,) = await target.rows("SELECT count(*) FROM ledger.shards")
     target.shards = int(counted[0])
 
@@ -80,9 +80,11 @@ def _is_wanted(check: Check, only: Sequence[str]) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make security-check", description=__doc__)
-    parser.add_argument("--list", action="store_true", help="say which checks there are, and run none")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a check or a door; again for more")
-    parser.add_argument("--quick", action="store_true", help="leave out what takes long or leaves much behind")
+    parser.add_argument("--list", action="store_true", help="list the checks, and run none")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="a check or a door; may be repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out checks that take long or leave much behind")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The door of records: few bytes on the wire that are many in memory, and what no producer would send."""
+"""The door of records: few bytes on the wire that become many in memory, and records that no producer would send."""
 
 import asyncio
 import gzip
@@ -41,12 +41,12 @@ from tests.security.tenants import (
 from tests.security.wire import wire
 
 _MIB = 2**20
-# How many records of a mebibyte fit into a megabyte, packed.
+# How many records of a mebibyte fit into a megabyte, compressed.
 _COUNTS = {"gzip": 900, "snappy": 19, "lz4": 220, "zstd": 900}
 _USERS = {SPEND_EVENTS: "ad-delivery", FINANCE_COMMANDS: "back-office"}
 _NAMED_RECORDS = 3_000
 _NAMES = 900
-# For a command of another shard meanwhile.
+# The limit for a command of another shard meanwhile.
 _WAITS_SECONDS = 2.0
 _LONG_RECORDS = 5_000
 _LONG_BYTES = 60_000
@@ -68,7 +68,7 @@ def _bomb(codec: str) -> bytes:
 
 def _thrown(topic: str, codec: str) -> Check:
     async def throw(target: Target) -> str:
-        """Send it, and see what becomes of it and of a spend behind it."""
+        """Send it, and report its outcome and that of a spend behind it."""
         tenant = await open_tenant(target)
         written = await asyncio.to_thread(_bomb, codec)
         async with Watched(target, "allocation"):
@@ -89,7 +89,7 @@ def _thrown(topic: str, codec: str) -> Check:
 
 
 async def odd_batches(target: Target) -> str:
-    """Send batches whose checksum is good and whose content is not what they say."""
+    """Send batches with a valid checksum whose content is not what they claim."""
     tenant = await open_tenant(target)
     one = record(0, tenant.key, b"{}")
     odd = {
@@ -125,7 +125,7 @@ async def _is_taken(target: Target, tenant: Tenant, written: bytes) -> bool:
 
 
 def _one_record_of_zeros(mib: int) -> bytes:
-    """A batch of one record, whose value is so many mebibytes."""
+    """Return a batch of one record whose value has this many mebibytes."""
     size = mib * _MIB
     head = b"\0" + varint(0) + varint(0) + varint(-1) + varint(size)
     blocks = [zstd_raw(varint(len(head) + size + 1) + head), *[zstd_zeros(131_072)] * (8 * mib)]
@@ -133,7 +133,7 @@ def _one_record_of_zeros(mib: int) -> bytes:
 
 
 def _framed(one: bytes) -> dict[str, bytes]:
-    """One record in frames that are allowed, and that nobody makes."""
+    """Return one record in frames that are valid, and that no library makes."""
     empty_gzip, plain_gzip = gzip.compress(b""), gzip.compress(one)
     empty, plain = zstd_frame([zstd_raw(b"", is_last=True)]), zstd_frame([zstd_raw(one, is_last=True)])
     return {
@@ -151,7 +151,7 @@ def _framed(one: bytes) -> dict[str, bytes]:
 
 
 async def odd_frames(target: Target) -> str:
-    """Send a good spend in each of them, and one record of 900 MiB; each is charged, aside, or refused by Kafka."""
+    """Send a valid spend in each frame, and a record of 900 MiB: each is charged, quarantined, or refused by Kafka."""
     tenant = await open_tenant(target)
     came: dict[str, str] = {}
     async with Watched(target, "allocation"):
@@ -178,7 +178,7 @@ async def _became_of(target: Target, tenant: Tenant, written: bytes, event_id: s
 
 
 async def odd_headers(target: Target) -> str:
-    """Send good spends with headers that nobody should have to read."""
+    """Send valid spends with odd headers."""
     tenant = await open_tenant(target)
     odd: dict[str, list[tuple[bytes, bytes | None]]] = {
         "a name that is not UTF-8": [(b"\xff\xfe", b"x")],
@@ -206,7 +206,7 @@ async def odd_headers(target: Target) -> str:
 
 
 async def many_names(target: Target) -> str:
-    """Send records of headers by the million, whose names are no text, and see how long another shard waits."""
+    """Send records with millions of headers whose names are not text, and measure how long another shard waits."""
     tenant = await open_tenant(target)
     other = await open_tenant(target, (tenant.shard + 1) % target.shards)
     one = record(0, tenant.key, b"{}", [(b"\xfc", b"")] * _NAMES)
@@ -240,7 +240,7 @@ def _small(tenant: Tenant, padding: str, campaign: str) -> Record:
 
 
 async def _pour(target: Target, tenant: Tenant, count: int, each: int, make: Callable[[int], Record]) -> None:
-    """Publish so many records, in batches packed by zstd."""
+    """Publish records in batches compressed with zstd."""
     async with wire(target, "ad-delivery") as kafka:
         for begin in range(0, count, each):
             written = await asyncio.to_thread(batch, [make(n) for n in range(begin, min(count, begin + each))], "zstd")
@@ -249,7 +249,7 @@ async def _pour(target: Target, tenant: Tenant, count: int, each: int, make: Cal
 
 
 async def long_records(target: Target) -> str:
-    """Send as many records as fit into one batch of the writer, each as long as it may be."""
+    """Send as many records of the largest size as fit into one batch of the writer."""
     tenant, padding = await open_tenant(target), "x" * (_LONG_BYTES - 400)
     async with Watched(target, "allocation"):
         await _pour(target, tenant, _LONG_RECORDS, _LONG_BATCH, lambda _: _small(tenant, padding, "brand"))
@@ -261,7 +261,7 @@ async def long_records(target: Target) -> str:
 
 
 async def many_campaigns(target: Target) -> str:
-    """Spend a millionth on each of very many campaigns that nobody has made."""
+    """Spend a millionth on each of very many new campaigns."""
     tenant = await open_tenant(target)
     limit = (await target.inspect("allocation"))["HostConfig"]["Memory"] / _MIB
     before, _ = await target.memory_mib("allocation")
@@ -280,7 +280,7 @@ async def many_campaigns(target: Target) -> str:
 
 
 async def loaded_again(target: Target) -> str:
-    """Start the writer again, with all that was named before in the ledger."""
+    """Restart the writer, which must load all that the ledger names by now."""
     tenant = await open_tenant(target)
     before = (await target.inspect("allocation"))["State"]["StartedAt"]
     await target.compose("restart", "allocation")
@@ -292,7 +292,7 @@ async def loaded_again(target: Target) -> str:
 
 
 async def _name_campaigns(target: Target, tenant: Tenant) -> None:
-    """As back-office, grant vouchers that name as many campaigns as a Business Center may tie."""
+    """As back-office, grant vouchers that tie as many campaigns as a Business Center may."""
     vouchers = [
         a_command(
             tenant.id,
@@ -315,14 +315,14 @@ async def _name_campaigns(target: Target, tenant: Tenant) -> None:
 
 
 async def many_tied(target: Target) -> str:
-    """Name as many campaigns as a Business Center may, in many Business Centers."""
+    """Tie as many campaigns as a Business Center may, in many Business Centers."""
     tenants: list[Tenant] = []
     async with Watched(target, "allocation"):
         for _ in range(_CENTERS):
             try:
                 tenants.append(await open_tenant(target))
             except UnfitError as error:
-                require("limit_reached" in str(error), str(error))  # A shard that is full opens no Business Center.
+                require("limit_reached" in str(error), str(error))  # A full shard opens no further Business Center.
                 continue
             await _name_campaigns(target, tenants[-1])
         charged = await still_charges(target, tenants[-1])
@@ -332,7 +332,7 @@ async def many_tied(target: Target) -> str:
 
 
 async def _accepted_until_the_limit(target: Target, centers: list[str]) -> int:
-    """How many vouchers of these were accepted; the others must have met the bound, and some must."""
+    """Return how many of these vouchers were accepted; others must have been refused by the bound."""
     rows = await target.rows(
         "SELECT coalesce(code, status), count(*) FROM ledger.outcomes WHERE type = 'grant_voucher'"
         f" AND business_center_id IN ({', '.join(repr(center) for center in centers)}) GROUP BY 1"

@@ -1,4 +1,4 @@
-"""What a check is, and how checks are run: one after the other, a line each."""
+"""Checks, and how they are run: one after the other, with a line for each."""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,19 +8,19 @@ from tests.security.target import Target
 
 
 class BreachError(Exception):
-    """An attack has come through, or has done harm: the text says what came instead of a refusal."""
+    """An attack succeeded or did harm. The text says what happened instead of a refusal."""
 
 
 class UnfitError(Exception):
-    """The system does not go on after an attack. Further ones would prove nothing."""
+    """The system has stopped working after an attack, so that further attacks would prove nothing."""
 
 
 @dataclass(frozen=True)
 class Check:
     """One attack.
 
-    `tries` says what is tried. `run` returns what came of it, and raises BreachError where the system did not hold.
-    `is_quick`: it takes a few seconds at most and leaves little behind.
+    `tries` describes the attack. `run` returns its result, and raises BreachError if the system did not resist.
+    `is_quick` means that it takes a few seconds at most and leaves little behind.
     """
 
     door: str
@@ -31,13 +31,13 @@ class Check:
 
     @property
     def name(self) -> str:
-        """The door and its title, as `--only` takes them."""
+        """The door and the title, as `--only` takes them."""
         return f"{self.door}.{self.title}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a check."""
+    """The result of a check."""
 
     check: Check
     held: bool
@@ -46,18 +46,18 @@ class Result:
 
 
 def require(held: bool, came: object) -> None:
-    """Raise BreachError with what came instead, unless it held."""
+    """Raise BreachError with this text unless the condition holds."""
     if not held:
         raise BreachError(str(came))
 
 
 async def run_all(checks: Sequence[Check], target: Target, say: Callable[[str], None]) -> list[Result]:
-    """Run them in order and say of each what came. One that leaves the system unfit is the last."""
+    """Run the checks in order, and report each result. Stops after a check that leaves the system unfit."""
     results: list[Result] = []
     for number, check in enumerate(checks, 1):
         say(f"[{number}/{len(checks)}] {check.name}: {check.tries}")
         if results and results[-1].check.door != check.door:
-            await target.close()  # What stays within a container takes of its memory.
+            await target.close()  # Processes left in a container would use its memory.
         result, goes_on = await _run(check, target)
         results.append(result)
         say(f"    {'held' if result.held else 'FAILED'}, {result.milliseconds} ms: {result.came}")
@@ -83,7 +83,7 @@ async def _run(check: Check, target: Target) -> tuple[Result, bool]:
 
 
 def summary(results: Sequence[Result], of: int) -> str:
-    """What came of all of them."""
+    """Return the summary of all results."""
     failed = [result.check.name for result in results if not result.held]
     seconds = sum(result.milliseconds for result in results) / 1000
     lines = [f"{len(results) - len(failed)} of {of} checks held, in {seconds:.0f} s"]

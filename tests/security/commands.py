@@ -1,4 +1,4 @@
-"""The door of commands: who is said to have given one, by which way it came, and two who want the same."""
+"""The door of commands: their claimed actors, the way they came, and two that compete."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ _PAIRS = 16
 
 
 async def _publish(target: Target, tenant: Tenant, command: Fields, headers: list[Header]) -> int:
-    """As back-office, by the topic; the offset."""
+    """Publish a command to the topic as back-office; return its offset."""
     written = batch([(tenant.key, json.dumps(command).encode(), headers)])
     async with wire(target, "back-office") as kafka:
         code, offset = await kafka.send(FINANCE_COMMANDS, tenant.shard, written)
@@ -44,7 +44,7 @@ async def _publish(target: Target, tenant: Tenant, command: Fields, headers: lis
 
 
 async def _outcome(target: Target, command: Fields) -> list[Any]:
-    """Status and way of a command that the ledger has decided; empty where it has not."""
+    """Return the status and the way of a decided command; empty if it is undecided."""
     rows = await target.rows(f"SELECT status, via FROM ledger.outcomes WHERE command_id = '{command['command_id']}'")
     return rows[0] if rows else []
 
@@ -58,7 +58,7 @@ async def _decided(target: Target, command: Fields) -> list[Any]:
 
 
 async def ways(target: Target) -> str:
-    """Deposit the same by the API and by the topic, in the name of the same person."""
+    """Make the same deposit through the API and on the topic, in the name of the same person."""
     tenant = await open_tenant(target)
     by_api = a_command(tenant.id, "deposit_cash", amount="1")
     answer = await give(target, target.token(centers=[tenant.id], subject="ann"), by_api)
@@ -75,13 +75,13 @@ def _id_of(key: Ed25519PublicKey) -> str:
 
 
 def _signature(key_id: str, value: bytes) -> bytes:
-    """A stranger's, under this key's id."""
+    """Return a stranger's signature with this key's id."""
     signed = Ed25519PrivateKey.generate().sign(_SIGNED + value)
     return f"{key_id} ".encode() + base64.b64encode(signed)
 
 
 async def forged_signatures(target: Target) -> str:
-    """As back-office, say that the API has signed it."""
+    """As back-office, claim that the API has signed a command."""
     tenant = await open_tenant(target)
     keys = target.secrets / "commands" / "command-keys.pem"
     require(keys.exists(), "the API signs nothing: there are no keys of commands")
@@ -113,7 +113,7 @@ async def forged_signatures(target: Target) -> str:
 
 
 async def unusual_amounts(target: Target) -> str:
-    """As ad delivery, charge more at once than the Business Center has said that it spends."""
+    """As ad delivery, charge more at once than the Business Center allows."""
     tenant = await open_tenant(target)
     answer = await give(target, target.token(), a_command(tenant.id, "set_largest_spend", amount="10"))
     require(answer.status_code == 200, f"no bound can be set: {answer.status_code} {answer.text[:150]}")
@@ -129,7 +129,7 @@ async def unusual_amounts(target: Target) -> str:
 
 
 async def the_same_account(target: Target) -> str:
-    """As one tenant with two Business Centers, open the same ad account in both at once."""
+    """As a tenant with two Business Centers, open the same ad account in both at once."""
     both = await open_tenant(target, 0), await open_tenant(target, target.shards - 1)
     token = target.token(centers=[each.id for each in both])
     async with Watched(target, "allocation"):
@@ -144,7 +144,7 @@ async def the_same_account(target: Target) -> str:
 
 
 async def the_same_command(target: Target) -> str:
-    """Repeat another tenant's command id, and one's own with other content."""
+    """Repeat another tenant's command id, and one's own id with other content."""
     mine, other = await open_tenant(target), await open_tenant(target)
     theirs = a_command(other.id, "deposit_cash", amount="1")
     require((await give(target, target.token(), theirs)).status_code == 200, "a deposit is refused")
@@ -161,7 +161,7 @@ async def the_same_command(target: Target) -> str:
 
 
 async def odd_actors(target: Target) -> str:
-    """By the API, name somebody else as the actor."""
+    """Through the API, name somebody else as the actor."""
     tenant = await open_tenant(target)
     command = a_command(tenant.id, "deposit_cash", amount="1", actor={"id": "root", "role": "admin"})
     answer = await give(target, target.token("finance_manager", [tenant.id], subject="eve"), command)

@@ -1,4 +1,4 @@
-"""The door of who is inside a container already: what it is denied."""
+"""The door of an intruder in a container: the rights that containers lack."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ async def _each(target: Target) -> dict[str, dict[str, Any]]:
 
 
 async def confined(target: Target) -> str:
-    """Look at what Docker was told about each."""
+    """Inspect the restrictions of every container."""
     for service, found in (await _each(target)).items():
         host = found["HostConfig"]
         require(found["Config"]["User"] not in ("", "0", "root"), f"{service} runs as root")
@@ -29,7 +29,7 @@ async def confined(target: Target) -> str:
 
 
 async def as_the_kernel_sees_it(target: Target) -> str:
-    """Ask the kernel, from within, and try to write."""
+    """Ask the kernel from within each container, and try to write."""
     script = "grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\\t\\n'; touch /opt/x 2>&1; id -u"
     for service in SERVICES:
         said = await target.compose("exec", "--no-TTY", service, "sh", "-c", script)
@@ -40,7 +40,7 @@ async def as_the_kernel_sees_it(target: Target) -> str:
 
 
 async def no_secrets_in_sight(target: Target) -> str:
-    """Look for each secret's own bytes in what every container and its image tell."""
+    """Look for the bytes of each secret in the descriptions of every container and its image."""
     secrets = {
         str(path.relative_to(target.secrets)): path.read_text().strip()
         for folder in ("kafka", "database", "api")
@@ -55,14 +55,14 @@ async def no_secrets_in_sight(target: Target) -> str:
 
 
 async def nothing_to_climb_with(target: Target) -> str:
-    """Look for programs that run as somebody else, or install packages."""
+    """Look for programs that run as another user, or install packages."""
     found = await target.compose("exec", "--no-TTY", "api", "sh", "-c", _FIND)
     require(not found.strip(), f"the image has {found.split()}")
     return "none"
 
 
 async def published(target: Target) -> str:
-    """Which ports are published, and where."""
+    """Check which ports are published, and at which address."""
     places = {
         (service, binding["HostIp"])
         for service, found in (await _each(target)).items()

@@ -1,6 +1,6 @@
-"""A client at its worst, until it is killed: a process of its own, told by stdin what to do.
+"""An abusive client in a separate process, which gets its orders from stdin and runs until it is killed.
 
-By many connections at once it asks for paths and gives commands, or (`idle`) begins requests and leaves it at that.
+Over many connections at once it reads paths and sends commands, or (`idle`) begins requests and never ends them.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ async def crowded(
     sent: Sequence[str] = (),
     idle: int = 0,
 ) -> AsyncIterator[None]:
-    """Let it be so, meanwhile.
+    """Run an abusive client while the block runs.
 
     Args:
-        target: whose API is asked.
-        connections: how many at once.
-        tokens: whose tokens are shown; an empty one is none.
-        paths: what is asked for.
-        commands: what is given, each time under another `command_id`.
-        sent: what else is sent, as it stands.
-        idle: instead of asking, open so many connections a second, to do nothing with.
+        target: the deployment to attack.
+        connections: the number of connections at once.
+        tokens: the tokens to send; an empty one means none.
+        paths: the paths to read.
+        commands: the commands to send, each time with another `command_id`.
+        sent: other requests to send, byte for byte.
+        idle: instead of sending requests, open this many idle connections a second.
 
     """
     asked = {
@@ -64,7 +64,7 @@ async def crowded(
 
 
 async def _ask(port: int, requests: Sequence[Callable[[], bytes]], begin: int) -> None:
-    """One connection after the other, a request each as soon as the answer before has been read."""
+    """Send requests, each over a new connection, as soon as the previous answer has been read."""
     for request in itertools.islice(itertools.cycle(requests), begin, None):
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -93,7 +93,7 @@ def _headers(token: str) -> str:
 
 
 async def _begin(port: int, turns: asyncio.Semaphore) -> None:
-    """One connection after the other, each with one byte for as long as it is let; so many opened in a second."""
+    """Open a connection whenever there is a turn, send one byte, and hold it for as long as the API allows."""
     while True:
         await turns.acquire()
         try:

@@ -1,4 +1,4 @@
-"""The door of PostgreSQL: each service's own login in hostile hands. Whatever is not refused is undone."""
+"""The door of PostgreSQL: each service's login in hostile hands. Statements that are not refused are rolled back."""
 
 import asyncio
 
@@ -115,7 +115,7 @@ _FORGERIES = (
 
 
 def _below(table: str, **fields: str) -> str:
-    """A copy of some row of the table, at a place where no reader begins."""
+    """Return a statement that copies a row of the table to a position that no reader looks at."""
     changes = ", ".join(f"'{name}', {value}" for name, value in fields.items())
     return (
         f"INSERT INTO ledger.{table} SELECT (jsonb_populate_record(t, jsonb_build_object({changes}))).* "
@@ -140,7 +140,7 @@ _BACKWARDS = (
     "UPDATE ledger.shards SET epoch = epoch + 2",
     "UPDATE ledger.shards SET epoch = 9223372036854775807",
 )
-# What PostgreSQL could keep and nobody can read, by login.
+# Values that PostgreSQL could store and nobody could read, by login.
 _UNREADABLE = {
     "balance": (
         "INSERT INTO ledger.checkpoints_balance VALUES ('balance', 0, 0, 'infinity')",
@@ -181,7 +181,7 @@ _UNREADABLE = {
 async def _not_refused(
     target: Target, login: str, statements: tuple[str, ...], states: tuple[str, ...] = (_NO_RIGHT,), mode: Mode = "try"
 ) -> list[str]:
-    """What came of the statements that were not refused as they should be."""
+    """Return the results of the statements that were not refused as they should be."""
     answers = await target.sql(login, statements, mode)
     return [
         f"{login}: {statement}: {answer.state} {answer.text}"
@@ -191,7 +191,7 @@ async def _not_refused(
 
 
 async def everybody(target: Target) -> str:
-    """Let every login say what nobody may."""
+    """Try statements that nobody may execute, with every login."""
     found = await asyncio.gather(*(_not_refused(target, login, _EVERYBODY) for login in _LOGINS))
     came = [each for of_login in found for each in of_login]
     require(not came, f"{len(came)} of {len(_EVERYBODY) * len(_LOGINS)} were not refused: {came[:12]}")
@@ -199,7 +199,7 @@ async def everybody(target: Target) -> str:
 
 
 async def others_tables(target: Target) -> str:
-    """Let every login write, or lock, what is another's."""
+    """Write and lock other services' tables, with every login."""
     came = []
     for login in _LOGINS:
         locks = [
@@ -230,7 +230,7 @@ _MODELS = (
 
 
 async def out_of_bounds(target: Target) -> str:
-    """As the writer, put rows where no audit begins to read, and move the lease back."""
+    """As the writer, insert rows where no audit looks, and move the lease back."""
     tenant = await open_tenant(target, 0)
     await still_charges(target, tenant)
     came = await _not_refused(target, "allocation", (*_OUT_OF_THE_LEDGER, *_BACKWARDS), (_NO_RIGHT, _OUT_OF_BOUNDS))
@@ -240,7 +240,7 @@ async def out_of_bounds(target: Target) -> str:
 
 
 async def unreadable(target: Target) -> str:
-    """As each service, write times that no clock shows, and what no reader could take apart."""
+    """As each service, write impossible times and unreadable values."""
     came = []
     for login, statements in _UNREADABLE.items():
         came += await _not_refused(target, login, statements, (_OUT_OF_BOUNDS,))
@@ -249,7 +249,7 @@ async def unreadable(target: Target) -> str:
 
 
 async def _forged_quarantine(target: Target) -> str:
-    """The writer may not read quarantine, so its row is written out."""
+    """Return a statement that inserts a forged row into quarantine, in full because the writer may not read it."""
     columns = await target.rows(
         "SELECT column_name FROM information_schema.columns WHERE table_schema = 'ledger' AND table_name = 'quarantine'"
         " AND is_nullable = 'NO' ORDER BY ordinal_position"
@@ -261,7 +261,7 @@ async def _forged_quarantine(target: Target) -> str:
 
 
 async def other_databases(target: Target) -> str:
-    """Let every login connect to the databases that are not ours."""
+    """Connect to the databases that are not ours, with every login."""
     came = []
     for login in _LOGINS:
         for answer in await target.sql(login, ("postgres", "template1"), "connect"):
@@ -271,7 +271,7 @@ async def other_databases(target: Target) -> str:
 
 
 async def other_logins(target: Target) -> str:
-    """From a service's container, log in as others: with its own password, with none, with a usual one."""
+    """From a service's container, log in as others: with its own password, without one, with a common one."""
     others = ("postgres", "drawdown", *(f"drawdown_{name}" for name in ("balance", "api", "auditor")))
     came = [
         answer.text for answer in await target.sql("allocation", others, "log in") if answer.state not in _NO_PASSWORD
@@ -281,7 +281,7 @@ async def other_logins(target: Target) -> str:
 
 
 async def too_many_connections(target: Target) -> str:
-    """Let the least of the logins take all connections that it can get, and ask as another meanwhile."""
+    """Take all connections that the least login can get, and connect as another login meanwhile."""
     came: list[str] = []
     for login in ("audit", "incentives"):
         (answer,) = await target.sql(login, (str(_CONNECTIONS),), "flood")
@@ -297,7 +297,7 @@ def _opened(answer: Answer) -> int:
 
 
 async def settings_of_its_own(target: Target) -> str:
-    """As a follower, leave a setting that outlives the session, and see whether the audit finds it."""
+    """As a follower, leave a setting that outlives the session; the audit must find it."""
     await target.sql("incentives", ("ALTER ROLE CURRENT_USER SET work_mem = '64kB'",), "keep")
     try:
         said = await target.compose("run", "--rm", "audit", "verify", expected=(0, 1))
@@ -308,7 +308,7 @@ async def settings_of_its_own(target: Target) -> str:
 
 
 async def verify(target: Target) -> str:
-    """Let the audit look at everything that was done."""
+    """Run the audit after all attacks."""
     try:
         said = await target.compose("run", "--rm", "audit", "verify")
     except NoTargetError as error:

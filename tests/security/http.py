@@ -24,7 +24,7 @@ async def _open(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 async def exchange(target: Target, sent: bytes) -> tuple[bytes, bool]:
-    """Send these bytes as they are; all that was answered, and whether the connection was ended by the API."""
+    """Send these bytes; return the whole answer, and whether the API closed the connection."""
     reader, writer = await _open(target)
     answered = b""
     try:
@@ -51,7 +51,7 @@ def _post(*lines: str, body: bytes = b"") -> bytes:
 
 
 _CHUNKED = "Transfer-Encoding: chunked"
-# Each could be read in two ways. What follows is a request of its own to whoever takes the other one.
+# Each could be read in two ways. A server that reads it the other way takes the rest for a second request.
 FRAMINGS = {
     "Content-Length with Transfer-Encoding": _post("Content-Length: 5", _CHUNKED, body=b"0\r\n\r\n"),
     "the same, the other way round": _post(_CHUNKED, "Content-Length: 5", body=b"0\r\n\r\n"),
@@ -83,7 +83,7 @@ FRAMINGS = {
 
 
 async def framings(target: Target) -> str:
-    """Send each with a second request behind it, which nobody may answer."""
+    """Send each framing with a second request behind it, which must not be answered."""
     answers = await asyncio.gather(*(exchange(target, sent + _PROBE) for sent in FRAMINGS.values()))
     wrong = []
     for what, (answered, ended) in zip(FRAMINGS, answers, strict=True):
@@ -95,7 +95,7 @@ async def framings(target: Target) -> str:
 
 
 async def bodies(target: Target) -> str:
-    """Send bodies that no reader should have to hold or to follow."""
+    """Send bodies that are too long or too deep to be read."""
     odd = {
         "1 MB": (b'{"x":"' + b"a" * 1_000_000 + b'"}', 413),
         "30,000 levels": (b"[" * 30_000 + b"]" * 30_000, 400),
@@ -118,7 +118,7 @@ async def bodies(target: Target) -> str:
 
 
 async def paths(target: Target) -> str:
-    """Ask for routes by other spellings of their paths, and for metrics where everybody may ask."""
+    """Read routes under other spellings of their paths, and metrics at the published port."""
     token = target.token()
     tenant = await open_tenant(target)
     spellings = (
@@ -139,7 +139,7 @@ async def paths(target: Target) -> str:
 
 
 async def headers(target: Target) -> str:
-    """Look at what each kind of answer lets a browser do with it."""
+    """Check what each kind of answer allows a browser to do with it."""
     tenant = await open_tenant(target)
     answers = {
         "money": await target.ask("GET", f"/v1/business-centers/{tenant.id}", target.token()),
@@ -166,7 +166,7 @@ async def headers(target: Target) -> str:
 
 
 async def constant_pages(target: Target) -> str:
-    """Ask for the constant pages, and again with what they were tagged with."""
+    """Read the constant pages, and read them again with their ETags."""
     came = []
     for path in ("/docs", "/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json"):
         first = await target.ask("GET", path)
@@ -199,7 +199,7 @@ async def slow_head(target: Target) -> str:
 
 
 async def idle_connections(target: Target) -> str:
-    """Hold them, and meanwhile ask as somebody else, each time by a connection of its own."""
+    """Hold idle connections, and meanwhile send requests as somebody else, each over a new connection."""
     tenant = await open_tenant(target)
     token, asked, refused = target.token(), 0, []
     async with crowded(target, _IDLE_CONNECTIONS, idle=_OPENED_A_SECOND):
@@ -221,7 +221,7 @@ async def idle_connections(target: Target) -> str:
 
 
 async def nowhere(target: Target) -> str:
-    """Ask for what is not there, many times at once."""
+    """Read paths that do not exist, many times at once."""
     async with target.client() as client:
         answers = await asyncio.gather(*(client.get(f"/nothing/{n}") for n in range(300)))
     codes = [answer.status_code for answer in answers]

@@ -1,6 +1,6 @@
-"""Runs within a container, as its service: says to PostgreSQL what a line of stdin has, and prints what it answered.
+"""Runs in a service's container: executes the SQL statements in each line of stdin, and prints PostgreSQL's answers.
 
-Its source is handed over, so that the image needs to hold nothing of the tests.
+Its source is sent to the container, so that the image does not need to contain the tests.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ async def _log_in(options: dict[str, Any], user: str, password: str | None) -> t
 
 
 async def _flood(options: dict[str, Any], most: int) -> tuple[str, str, list[list[Any]]]:
-    """Open connections until one is refused; answer how many were not."""
+    """Open connections until one is refused; return how many were opened."""
     opened: list[Any] = []
     try:
         for _ in range(most):

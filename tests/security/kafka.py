@@ -1,4 +1,4 @@
-"""The door of Kafka: who gets in, and what those may do who are in."""
+"""The door of Kafka: logins, and the rights of each user."""
 
 import asyncio
 import contextlib
@@ -50,14 +50,14 @@ _FLOOD_BATCHES = 20
 _TOPIC_REFUSED = 29  # TOPIC_AUTHORIZATION_FAILED
 _API_VERSIONS = bytes.fromhex("0000000f0012000000000001000568656c6c6f")
 _TOPICS = (SPEND_EVENTS, FINANCE_COMMANDS, FINANCE_OUTCOMES, DELIVERY_SIGNALS)
-# The second is librdkafka's own word: it is not shown the topic at all.
+# The second is librdkafka's own error, because Kafka does not show it the topic.
 _REFUSALS = ("AUTHORIZATION_FAILED", "_NOENT")
 _WRITES = {"ad-delivery": {SPEND_EVENTS}, "back-office": {FINANCE_COMMANDS}}
 _READS = {"ad-delivery": {DELIVERY_SIGNALS}, "back-office": {FINANCE_OUTCOMES}}
 
 
 async def _gets_in(target: Target, user: str = "ad-delivery", **changes: Any) -> str | None:
-    """Whether somebody who connects so is answered; if not, None."""
+    """Return Kafka's answer to a client that connects this way; None if it refuses or does not answer."""
     arguments = connection_arguments(target.kafka(user))
     host, _, port = arguments.pop("bootstrap_servers").rpartition(":")
     try:
@@ -81,7 +81,7 @@ def _old_tls(target: Target) -> ssl.SSLContext:
 
 
 async def strangers(target: Target) -> str:
-    """Connect in every way but the right one; and in that, to see that it is one."""
+    """Connect in every wrong way, and in the right way, to prove that the check works."""
     attempts: dict[str, dict[str, Any]] = {
         "without TLS": {"security_protocol": "SASL_PLAINTEXT", "ssl_context": None},
         "without TLS and name": {"security_protocol": "PLAINTEXT", "ssl_context": None},
@@ -105,13 +105,13 @@ async def strangers(target: Target) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Old versions of TLS are wanted here; Python warns of them."""
+    """Ignore Python's warnings about old versions of TLS, which are intended here."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         yield
 
 
 async def writing(target: Target) -> str:
-    """Write as each client to every topic; what is not its own has to be refused."""
+    """Write to every topic as each client; only writing to its own may succeed."""
     came, empty = [], batch([(b"nobody", b"{}", [])])
     for user, own in _WRITES.items():
         for topic in (*_TOPICS, "__consumer_offsets", f"{target.prefix}-nothing"):
@@ -125,7 +125,7 @@ async def writing(target: Target) -> str:
 
 
 async def reading(target: Target) -> str:
-    """Read as each client from every topic."""
+    """Read every topic as each client; only reading its own may succeed."""
     came = []
     for user, own in _READS.items():
         for topic in (*_TOPICS, "__consumer_offsets"):
@@ -139,7 +139,7 @@ async def reading(target: Target) -> str:
 
 @dataclass(frozen=True)
 class _Wish:
-    """What somebody asks of the cluster: harmless even if it were granted."""
+    """An administrative request, which is harmless even if it is granted."""
 
     what: str
     ask: Callable[[AdminClient, str], Mapping[Any, Any]]
@@ -188,7 +188,7 @@ _WISHES = (
 
 
 async def administration(target: Target) -> str:
-    """Ask for each as each client; what is granted is validated only, or is about what is not there."""
+    """Send each administrative request as each client. They only validate, or concern things that do not exist."""
     granted = []
     for user in _WRITES:
         admin = AdminClient({**configuration(target.kafka(user))})
@@ -209,7 +209,7 @@ def _answer(wish: _Wish, admin: AdminClient, prefix: str) -> str:
 
 
 async def quotas(target: Target) -> str:
-    """As back-office, write as much as the line gives."""
+    """As back-office, write as fast as possible."""
     written = batch([(b"nobody", secrets.token_bytes(900_000), ())])
     began = time.monotonic()
     async with wire(target, "back-office") as kafka:
@@ -222,7 +222,7 @@ async def quotas(target: Target) -> str:
 
 
 async def plain_words(target: Target) -> str:
-    """Speak Kafka's protocol without TLS to its port."""
+    """Speak Kafka's protocol without TLS to its TLS port."""
     reader, writer = await asyncio.open_connection("localhost", target.kafka_port)
     try:
         writer.write(_API_VERSIONS)

@@ -1,4 +1,4 @@
-"""One subject at its worst, and how long another waits meanwhile."""
+"""How long one subject waits while another does its worst."""
 
 import asyncio
 import statistics
@@ -13,14 +13,14 @@ from tests.security.target import Target
 from tests.security.tenants import Fields, Tenant, a_command, give, open_tenant
 
 _CONNECTIONS = 40
-# More than one address may have: whoever measures comes from the same.
+# More than one address may have, because the measuring client has the same address.
 _CROWD = 330
 _TRIES = 3
 _ROUNDS = 5
 _SAMPLES = 120
 _PAUSE_SECONDS = 0.01
 _FACTOR = 3.0
-# What is quicker than this is as good: below it lies what the machine does besides.
+# Latencies below this are treated as equal, because they depend on what else the machine does.
 _FLOOR_MS = 15.0
 _DEAR = (
     "/v1/ledger?limit=1000",
@@ -34,7 +34,7 @@ _DEAR = (
 
 
 async def _reads_ms(target: Target, tenant: Tenant, token: str) -> list[float]:
-    """How long one subject's reads take, one after the other, in milliseconds."""
+    """Return the latencies in milliseconds of one subject's reads, one after the other."""
     took = []
     headers = {"Authorization": f"Bearer {token}"}
     async with target.client() as client:
@@ -55,7 +55,7 @@ async def _compared(
     given: Sequence[Fields] = (),
     sent: Sequence[str] = (),
 ) -> str:
-    """Compare until it holds, three times at most: on a machine that has other things to do, one try says little."""
+    """Compare until it holds, three times at most, because one try proves little on a busy machine."""
     came = []
     for _ in range(_TRIES):
         crowd = partial(crowded, target, _CONNECTIONS, tokens=tokens, paths=paths, commands=given, sent=sent)
@@ -69,7 +69,7 @@ async def _compared(
 async def _with_and_without(
     target: Target, crowd: Callable[[], AbstractAsyncContextManager[None]], tenant: Tenant
 ) -> tuple[float, str]:
-    """The ratio of the 99th percentiles, and the figures; measured by turns, so that both meet the same machine."""
+    """Return the ratio of the 99th percentiles, and the figures. Measures by turns, so that conditions are equal."""
     token = target.token(centers=[tenant.id])
     await _reads_ms(target, tenant, token)
     quiet, loud = [], []
@@ -87,24 +87,24 @@ async def _with_and_without(
 
 
 def _usual(rounds: Sequence[Sequence[float]], share: float) -> float:
-    """The median of the rounds' percentiles: one in which the machine was busy otherwise does not decide."""
+    """Return the median of the rounds' percentiles, so that one round on a busy machine does not decide."""
     return statistics.median(sorted(took)[int(share * len(took))] for took in rounds)
 
 
 async def dear_reads(target: Target) -> str:
-    """As one subject who may see everything, ask for all that is dear, by many connections at once."""
+    """As a subject with all rights, send expensive reads over many connections at once."""
     tenant = await open_tenant(target)
     return await _compared(target, [target.token()], [path.format(id=tenant.id) for path in _DEAR], tenant)
 
 
 async def long_pages(target: Target) -> str:
-    """The same with nothing but the longest pages that there are."""
+    """As a subject with all rights, read only the longest pages over many connections at once."""
     tenant = await open_tenant(target)
     return await _compared(target, [target.token()], ["/v1/ledger?limit=1000"], tenant)
 
 
 async def open_pages(target: Target) -> str:
-    """Without a token, ask for the open pages."""
+    """Without a token, read the open pages."""
     tenant = await open_tenant(target)
     return await _compared(
         target, [""], ["/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json", "/nothing"], tenant
@@ -112,19 +112,19 @@ async def open_pages(target: Target) -> str:
 
 
 async def answered_at_once(target: Target) -> str:
-    """As one subject, ask for what is not there, and in ways that are not known."""
+    """As one subject, read paths that do not exist, and use unknown methods."""
     tenant = await open_tenant(target)
     return await _compared(target, [target.token()], ["/v1/nothing", "/v1/commands"], tenant)
 
 
 async def refused(target: Target) -> str:
-    """With a token that is no good."""
+    """Send requests with an invalid token."""
     tenant = await open_tenant(target)
     return await _compared(target, [target.token() + "x"], ["/v1/ledger"], tenant)
 
 
 async def bodies(target: Target) -> str:
-    """As one subject, send bodies that take long to read: in small chunks, as long as may be, and longer."""
+    """As one subject, send bodies that take long to read: in small chunks, of the largest size, and larger."""
     tenant = await open_tenant(target)
     head = f"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {target.token()}\r\n"
     head += "Content-Type: application/json\r\n"
@@ -139,7 +139,7 @@ async def bodies(target: Target) -> str:
 
 
 async def no_requests(target: Target) -> str:
-    """As nobody, send what is no HTTP, heads that are too long, a body that nobody wants, and many probes at once."""
+    """Without a token, send bytes that are not HTTP, too long heads, an unwanted body, and many probes at once."""
     tenant = await open_tenant(target)
     sent = [
         "\0" * 300_000,
@@ -151,7 +151,7 @@ async def no_requests(target: Target) -> str:
 
 
 async def crowd(target: Target) -> str:
-    """As one subject, by more connections than an address may have: others come from the same one."""
+    """As one subject, use more connections than an address may have, from the address of others."""
     tenant = await open_tenant(target)
     token = target.token(centers=[tenant.id])
     quiet = await _reads_ms(target, tenant, token)
@@ -162,7 +162,7 @@ async def crowd(target: Target) -> str:
 
 
 async def many_commands(target: Target) -> str:
-    """As one subject, give commands: good ones, and those that are refused after a long look."""
+    """As one subject, send valid commands, and commands that are expensive to refuse."""
     tenant, other = await open_tenant(target), await open_tenant(target)
     long = [f"{'x' * 20}-{number}" for number in range(900)]
     given = [
@@ -176,7 +176,7 @@ async def many_commands(target: Target) -> str:
 
 
 async def commands(target: Target) -> str:
-    """As one subject, ask as dearly as one can, and see how long another's commands take."""
+    """As one subject, send the most expensive requests, and measure how long another's commands take."""
     tenant, other = await open_tenant(target), await open_tenant(target)
     token = target.token(centers=[tenant.id])
 

@@ -1,4 +1,4 @@
-"""The door of quarantine: what cannot be read is kept, shown, and sent back, and must stay small in all of it."""
+"""The door of quarantine: unreadable records are stored, shown and sent back, and must stay small throughout."""
 
 import asyncio
 import base64
@@ -18,19 +18,19 @@ from tests.security.wire import wire
 
 _RECORDS = 20
 _ROUNDS = 6
-_PAGE_BYTES = 1_600_000  # A mebibyte, and what it takes to write it down.
+_PAGE_BYTES = 1_600_000  # A mebibyte in base64, with its field names.
 _UNREAD = 150
 _MIB = 2**20
 
 
 def _stray(tenant: Tenant, padding: int) -> Record:
-    """A spend of an account that there is none of, so long."""
+    """Return a spend of an account that does not exist, padded to this length."""
     event = {**tenant.spend(), "ad_account_id": "nobody", "padding": "x" * padding}
     return tenant.key, json.dumps(event).encode(), ()
 
 
 async def _aside(target: Target, tenant: Tenant, records: Sequence[Record], each: int = 10) -> list[str]:
-    """Send these as ad delivery, and wait until all are in quarantine; their ids."""
+    """Send these records as ad delivery, and wait until all are in quarantine; return their ids."""
     offsets: list[int] = []
     sent: set[int] = set()
     async with wire(target, "ad-delivery") as kafka:
@@ -56,7 +56,7 @@ def _sequences(tenant: Tenant, offsets: set[int]) -> str:
 
 
 async def _count(target: Target, tenant: Tenant) -> tuple[int, int]:
-    """How many rows of quarantine are the tenant's, and how many bytes these keep."""
+    """Return the number of the tenant's rows in quarantine, and their bytes."""
     (row,) = await target.rows(
         "SELECT count(*), coalesce(sum(octet_length(raw)), 0) FROM ledger.quarantine"
         f" WHERE business_center_id = '{tenant.id}'"
@@ -65,7 +65,7 @@ async def _count(target: Target, tenant: Tenant) -> tuple[int, int]:
 
 
 async def _ids(target: Target, token: str) -> list[str]:
-    """All ids that the token's holder sees, page by page."""
+    """Return all ids that the token's holder sees, page by page."""
     ids, after = [], None
     while True:
         params: dict[str, Any] = {"limit": 1000, **({"after": after} if after else {})}
@@ -77,7 +77,7 @@ async def _ids(target: Target, token: str) -> list[str]:
 
 
 async def replays(target: Target) -> str:
-    """As a finance manager, send back what cannot be charged, all that there is, again and again."""
+    """As a finance manager, send back all records that cannot be charged, repeatedly."""
     tenant = await open_tenant(target)
     token = target.token("finance_manager", [tenant.id])
     await _aside(target, tenant, [_stray(tenant, 10_000) for _ in range(_RECORDS)])
@@ -114,7 +114,7 @@ async def twice(target: Target) -> str:
     codes = sorted(answer.status_code for answer in answers)
     await _until_none_waits(target)
     rows, _ = await _count(target, tenant)
-    # One that has failed again in between may be sent back again.
+    # A record that has failed again meanwhile may be sent back again.
     done = [answer for answer in answers if answer.is_success]
     require(set(codes) <= {200, 202, 409} and codes.count(409) > 0, codes)
     require(rows <= 1 + len(done), f"{rows} rows after {len(done)} replays")
@@ -122,7 +122,7 @@ async def twice(target: Target) -> str:
 
 
 async def unchanging(target: Target) -> str:
-    """As a finance manager, and as an admin without force, send back what can never be otherwise."""
+    """As a finance manager, and as an admin without force, send back records that always fail."""
     tenant = await open_tenant(target)
     manager, admin = target.token("finance_manager", [tenant.id]), target.token("admin", [tenant.id])
     wrong = {**tenant.spend(), "amount": "-1"}
@@ -143,7 +143,7 @@ async def unchanging(target: Target) -> str:
 
 
 async def kept_short(target: Target) -> str:
-    """Send what is too large, in its value, its key and its headers, and look at how much is kept."""
+    """Send records with a too large value, key or headers, and check how much is stored."""
     tenant = await open_tenant(target)
     odd: dict[str, Record] = {
         "a value of 900 KB": _stray(tenant, 900_000),
@@ -164,7 +164,7 @@ async def kept_short(target: Target) -> str:
 
 
 async def pages(target: Target) -> str:
-    """Ask for pages as long as they come, of records that are as long as they may be."""
+    """Read the longest pages of the longest records."""
     _, token = await _tenant_with_long_records(target)
     answer = await target.ask("GET", "/v1/quarantine?limit=1000", token)
     size = len(answer.content)
@@ -186,7 +186,7 @@ async def _tenant_with_long_records(target: Target) -> tuple[Tenant, str]:
 
 
 async def unread_pages(target: Target) -> str:
-    """Ask for long pages by many connections, and read none of the answers."""
+    """Request long pages over many connections, and read none of the answers."""
     tenant, _ = await _tenant_with_long_records(target)
     before, _ = await target.memory_mib("api")
     writers = []

@@ -1,4 +1,4 @@
-"""Kafka's record batches, written as no client would: any codec over any bytes, sizes that no producer sends.
+"""Kafka's record batches as no client writes them: any codec over any bytes, and sizes that no producer sends.
 
 The format is that of version 2: https://kafka.apache.org/documentation/#recordbatch.
 """
@@ -24,7 +24,7 @@ CONTROL: Final = 0x20
 _GZIP_HEAD: Final = b"\x1f\x8b\x08" + bytes(7)
 _DEFLATE_END: Final = b"\x03\0"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
-# A frame of blocks of 4 MiB, independent, without checksums; the last byte is the head's own.
+# A frame of independent blocks of 4 MiB without checksums; the last byte is the head's checksum.
 _LZ4_HEAD: Final = bytes.fromhex("04224d18607073")
 _LZ4_BLOCK_BYTES: Final = 4 * 1024 * 1024
 _XERIAL_BLOCK_BYTES: Final = 32 * 1024
@@ -36,7 +36,7 @@ class _Compressor(Protocol):
 
 
 def varint(value: int) -> bytes:
-    """A number, zigzag and in groups of seven bits."""
+    """Return a number in zigzag encoding, in groups of seven bits."""
     left = (value << 1) ^ (value >> 63)
     encoded = bytearray()
     while left & ~0x7F:
@@ -51,7 +51,7 @@ def _field(value: bytes | None) -> bytes:
 
 
 def record(delta: int, key: bytes | None, value: bytes | None, headers: Sequence[Header] = ()) -> bytes:
-    """One record, `delta` offsets behind its batch's first."""
+    """Return one record, whose offset is `delta` after its batch's first."""
     parts = [b"\0", varint(0), varint(delta), _field(key), _field(value), varint(len(headers))]
     for name, content in headers:
         parts += [_field(name), _field(content)]
@@ -60,12 +60,12 @@ def record(delta: int, key: bytes | None, value: bytes | None, headers: Sequence
 
 
 def batch(records: Sequence[Record], codec: str = "none") -> bytes:
-    """A batch of these records."""
+    """Return a batch of these records."""
     return sealed(packed((record(n, *each) for n, each in enumerate(records)), codec), len(records), codec)
 
 
 def bomb(key: bytes, codec: str, count: int, size: int) -> bytes:
-    """A batch of so many records of so many zeros each, never unpacked here."""
+    """Return a batch of records of zeros, which is never decompressed here."""
     return sealed(packed(_records_of_zeros(key, count, size), codec), count, codec)
 
 
@@ -79,13 +79,13 @@ def _records_of_zeros(key: bytes, count: int, size: int) -> Iterator[bytes]:
 
 
 def sealed(body: bytes, count: int, codec: str, flags: int = 0) -> bytes:
-    """A batch around the bytes of its records, with the checksum that they have.
+    """Return a batch around the bytes of its records, with a valid checksum.
 
     Args:
-        body: its records, packed.
-        count: how many it claims to have.
-        codec: by what it claims to be packed.
-        flags: further ones of its attributes.
+        body: the compressed records.
+        count: the number of records that it claims.
+        codec: the codec that it claims.
+        flags: further bits of its attributes.
 
     """
     tail = struct.pack(_AFTER_THE_CRC, CODECS[codec] | flags, count - 1, 0, 0, -1, -1, -1, count) + body
@@ -95,7 +95,7 @@ def sealed(body: bytes, count: int, codec: str, flags: int = 0) -> bytes:
 
 
 def packed(pieces: Iterable[bytes], codec: str) -> bytes:
-    """The pieces one after the other, packed while they come: what they are together need not fit into memory."""
+    """Compress the pieces one after the other, so that all of them together need not fit into memory."""
     if codec == "none":
         return b"".join(pieces)
     if codec == "snappy":
@@ -105,27 +105,27 @@ def packed(pieces: Iterable[bytes], codec: str) -> bytes:
 
 
 def zstd_frame(blocks: Iterable[bytes], window_log: int = 17) -> bytes:
-    """A frame of these blocks (RFC 8878, 3.1.1), whose window is as large as it says and whose content is not said."""
+    """Return a frame of these blocks (RFC 8878, 3.1.1) with the given window, and without its content size."""
     return _ZSTD_MAGIC + b"\0" + bytes([(window_log - 10) << 3]) + b"".join(blocks)
 
 
 def zstd_raw(data: bytes, *, is_last: bool = False) -> bytes:
-    """A block that holds the bytes themselves."""
+    """Return a block that contains the bytes uncompressed."""
     return (len(data) << 3 | is_last).to_bytes(3, "little") + data
 
 
 def zstd_zeros(count: int, *, is_last: bool = False) -> bytes:
-    """A block of four bytes that stands for so many zeros, 131,072 at most."""
+    """Return a block of four bytes that stands for up to 131,072 zeros."""
     return (count << 3 | 1 << 1 | is_last).to_bytes(3, "little") + b"\0"
 
 
 def zstd_skipped(size: int) -> bytes:
-    """A frame that whoever unpacks it leaves out."""
+    """Return a frame that decompressors skip."""
     return b"\x50\x2a\x4d\x18" + struct.pack("<I", size) + bytes(size)
 
 
 class _Gzip:
-    """A member (RFC 1952) whose pieces are packed each on its own: what comes again is packed once."""
+    """A member (RFC 1952) whose pieces are compressed separately, so that a repeated piece is compressed only once."""
 
     def __init__(self) -> None:
         self._head = _GZIP_HEAD
@@ -149,7 +149,7 @@ def _deflated(data: bytes) -> bytes:
 
 
 class _Lz4:
-    """A frame of blocks that do not look back at each other: Kafka takes no others."""
+    """A frame of independent blocks, because Kafka accepts no others."""
 
     def __init__(self) -> None:
         self._head = _LZ4_HEAD
@@ -163,7 +163,7 @@ class _Lz4:
 
 
 class _Zstd:
-    """cramjam's compressor, called as zlib's is."""
+    """cramjam's compressor with the interface of zlib's."""
 
     def __init__(self) -> None:
         self._inner = cramjam.zstd.Compressor(3)

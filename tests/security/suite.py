@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are tried: what could stop the system comes last."""
+"""All checks, in the order in which they run. Attacks that could stop the system come last."""
 
 from tests.security import bombs, commands, containers, database, http, kafka, latency, quarantine, tokens
 

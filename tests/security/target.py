@@ -1,4 +1,4 @@
-"""The system under attack: where it is, its secrets, its containers, and what their logins may do from within."""
+"""The system under attack: its addresses, its secrets, its containers, and SQL from within those."""
 
 import asyncio
 import json
@@ -30,12 +30,12 @@ _LINE_BYTES = 2**24
 
 
 class NoTargetError(Exception):
-    """There is no system here that could be attacked: the text says what to do."""
+    """There is no system to attack. The text says what to do."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What PostgreSQL answered to a statement: its SQLSTATE (empty where it did it) and its words or rows."""
+    """PostgreSQL's answer to a statement: its SQLSTATE, which is empty after success, and its message or rows."""
 
     state: str
     text: str
@@ -57,7 +57,7 @@ class Target:
 
     @classmethod
     def of_environment(cls) -> "Target":
-        """The one that `make up` starts in this environment."""
+        """Return the deployment that `make up` starts with this environment."""
         return cls(
             os.environ.get("COMPOSE_PROJECT_NAME") or "drawdown",
             int(os.environ.get("DRAWDOWN_HTTP_PORT") or 8080),
@@ -67,25 +67,25 @@ class Target:
 
     @property
     def issuer(self) -> Issuer:
-        """Signs tokens with this deployment's key. Raises NoTargetError where there is none."""
+        """Return an issuer that signs with this deployment's key. Raises NoTargetError if there is no key."""
         if self._issuer is None:
             self._issuer = _read_issuer(self.secrets / "api")
         return self._issuer
 
     def token(self, role: str = "admin", centers: Sequence[str] | str = "*", subject: str | None = None) -> str:
-        """A good token; without a subject, of somebody new, whom no rate limit knows yet."""
+        """Return a valid token. Without a subject it is for a new one, whom no rate limit has counted yet."""
         scope = centers if isinstance(centers, str) else list(centers)
         return self.issuer.token(sub=subject or f"sec-{secrets.token_hex(4)}", role=role, business_centers=scope)
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """A client of its API."""
+        """Return a client of the API."""
         url = f"http://127.0.0.1:{self.http_port}"
         return httpx.AsyncClient(
             base_url=url, trust_env=False, limits=LIMITS, **{"timeout": 30, "verify": False, **options}
         )
 
     async def ask(self, method: str, path: str, token: str | None = None, **options: Any) -> httpx.Response:
-        """Ask the API once; again where it says that it was asked too often."""
+        """Send a request to the API, and repeat it only after 429."""
         headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **options.pop("headers", {})}
         async with self.client() as client:
             for _ in range(_ASKED_AGAIN):
@@ -96,7 +96,7 @@ class Target:
         return answer
 
     def kafka(self, username: str, **overrides: Any) -> Settings:
-        """How a user reaches Kafka from this machine."""
+        """Return the arguments with which a user connects to Kafka from this machine."""
         values: dict[str, Any] = {
             "kafka_bootstrap_servers": f"localhost:{self.kafka_port}",
             "kafka_security": "sasl_ssl",
@@ -107,11 +107,11 @@ class Target:
         return Settings(**{**values, **overrides})
 
     async def compose(self, *arguments: str, given: str = "", expected: tuple[int, ...] = (0,)) -> str:
-        """What `docker compose` prints. Raises NoTargetError where it fails."""
+        """Run `docker compose`; return its output. Raises NoTargetError if it fails."""
         return await self._run(*self._compose(*arguments), given=given, expected=expected)
 
     async def inspect(self, service: str) -> dict[str, Any]:
-        """What Docker knows of a service's container."""
+        """Return Docker's description of a service's container."""
         labels = {"project": self.project, "service": service, "oneoff": "False"}
         filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
         container = (await self._run("docker", "ps", "--all", "--quiet", *filters)).strip()
@@ -120,22 +120,23 @@ class Target:
         return dict(json.loads(await self._run("docker", "inspect", container))[0])
 
     async def memory_mib(self, service: str) -> tuple[float, float]:
-        """What the service's process has in memory now, and the most that it ever had."""
+        """Return the present and the peak memory of the service's process, in MiB."""
         look = "cat /proc/1/task/1/children /proc/1/status; cat /proc/$(cut -d' ' -f1 /proc/1/task/1/children)/status"
         said = await self.compose("exec", "--no-TTY", service, "sh", "-c", look)
-        status = said.rpartition("Name:")[2]  # The last is the child of init, the service itself.
+        status = said.rpartition("Name:")[2]  # The last process is the child of init, which is the service itself.
         kib = {name: int(re.findall(rf"{name}:\s+(\d+)", status)[0]) for name in ("VmRSS", "VmHWM")}
         return kib["VmRSS"] / 1024, kib["VmHWM"] / 1024
 
     async def sql(self, service: str, statements: Sequence[str], mode: Mode = "read") -> list[Answer]:
-        """Let a service's own login say these to PostgreSQL, from its own container; all but `keep` is undone.
+        """Execute SQL with a service's own login, from its own container. All modes but `keep` roll back.
 
-        One process for each login stays there until `close`, because it is asked often.
+        One process for each login runs there until `close`, because there are many calls.
 
         Args:
-            service: whose login; `audit` is the auditor's.
-            statements: each on its own. `connect` takes databases, `log in` users, `flood` how many connections.
-            mode: `read` returns rows, `try` does not, `keep` commits.
+            service: the service whose login to use; `audit` is the auditor's.
+            statements: executed one by one. For `connect` they are databases, for `log in` users, and for `flood` the
+                number of connections.
+            mode: `read` returns rows, `try` does not, and `keep` commits.
 
         Raises:
             NoTargetError: the container has ended.
@@ -154,9 +155,9 @@ class Target:
         return [Answer(*each) for each in json.loads(line)]
 
     async def rows(self, statement: str) -> list[list[Any]]:
-        """The rows of one statement, as the API's login reads them, its values as text.
+        """Return the rows of one statement with the API's login, with values as text.
 
-        Raises NoTargetError where it is refused.
+        Raises NoTargetError if the statement is refused.
         """
         (answer,) = await self.sql("api", [statement])
         if answer.state:
@@ -164,7 +165,7 @@ class Target:
         return answer.rows
 
     async def close(self) -> None:
-        """End what was started within containers."""
+        """End the processes that were started in containers."""
         for process in self._inside.values():
             if process.stdin is not None:
                 process.stdin.close()
@@ -198,7 +199,7 @@ class Target:
 
 
 def _enter(service: str) -> tuple[str, ...]:
-    """How `docker compose` starts Python beside a service; the auditor is given a container of its own."""
+    """Return `docker compose`'s arguments for Python in a service's container, or in a new one for the auditor."""
     if service == "audit":
         return ("run", "--rm", "--no-TTY", "--no-deps", "--quiet-pull", "--entrypoint", "python", "audit")
     return ("exec", "--no-TTY", service, "python")

@@ -1,4 +1,4 @@
-"""Business Centers of our own, their commands and spends, and how one sees that the system still works for them."""
+"""Tenants of the checks: their Business Centers, commands and spends, and whether the system still serves them."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ from tests.security.target import Target
 from tests.security.wire import wire
 
 Fields = dict[str, Any]
-# A spend behind an attack is charged within so long; the system is given up after so long.
+# A spend behind an attack must be charged within the first time. After the second, the system counts as stopped.
 CHARGED_SECONDS = 15.0
 GIVEN_UP_SECONDS = 90.0
 _POLL_SECONDS = 0.2
@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Tenant:
-    """A Business Center with one ad account and cash."""
+    """A Business Center with one ad account, and cash."""
 
     id: str
     account: str
@@ -36,11 +36,11 @@ class Tenant:
 
     @property
     def key(self) -> bytes:
-        """The key of its records."""
+        """The key of the tenant's records."""
         return self.id.encode()
 
     def spend(self, amount: str = "0.000001", campaign: str = "brand", **fields: Any) -> Fields:
-        """A good spend of now."""
+        """Return a valid spend at the present time."""
         return {
             "type": "spend",
             "event_id": str(uuid.uuid4()),
@@ -55,7 +55,7 @@ class Tenant:
 
 
 def a_command(center: str, type: str, **fields: Any) -> Fields:
-    """A finance command of now."""
+    """Return a finance command at the present time."""
     return {
         "command_id": str(uuid.uuid4()),
         "type": type,
@@ -66,7 +66,7 @@ def a_command(center: str, type: str, **fields: Any) -> Fields:
 
 
 def an_account(id: str) -> Fields:
-    """What opens an ordinary ad account."""
+    """Return the fields that open an ordinary ad account."""
     return {
         "ad_account_id": id,
         "billing": "monthly_invoicing",
@@ -76,12 +76,12 @@ def an_account(id: str) -> Fields:
 
 
 async def give(target: Target, token: str, command: Fields) -> httpx.Response:
-    """Send a command by the API."""
+    """Send a command through the API."""
     return await target.ask("POST", "/v1/commands", token, json=command)
 
 
 async def open_tenant(target: Target, shard: int | None = None) -> Tenant:
-    """Open one, in that shard where one is wanted. Raises UnfitError where the system does not let us."""
+    """Open a tenant, in the given shard if there is one. Raises UnfitError if the system refuses."""
     id = _new_id(target, shard)
     tenant = Tenant(id, f"{id}-acct", murmur2_partition(id.encode(), target.shards))
     token = target.token()
@@ -105,7 +105,7 @@ def _new_id(target: Target, shard: int | None) -> str:
 
 
 async def publish(target: Target, tenant: Tenant, events: Sequence[Fields], headers: Sequence[Header] = ()) -> int:
-    """Publish events to the Business Center's partition, as ad delivery; the offset of the first."""
+    """Publish events to the Business Center's partition as ad delivery; return the offset of the first."""
     written = batch([(tenant.key, json.dumps(event).encode(), headers) for event in events])
     async with wire(target, "ad-delivery") as kafka:
         code, offset = await kafka.send(SPEND_EVENTS, tenant.shard, written)
@@ -114,7 +114,9 @@ async def publish(target: Target, tenant: Tenant, events: Sequence[Fields], head
 
 
 async def still_charges(target: Target, tenant: Tenant) -> str:
-    """Publish a spend and wait until it is charged. BreachError: it took long; UnfitError: it never is."""
+    """Publish a spend, and wait until it is charged.
+
+    Raises BreachError if that takes too long, and UnfitError if it does not happen."""
     spend = tenant.spend()
     began = time.monotonic()
     await publish(target, tenant, [spend])
@@ -129,7 +131,7 @@ async def still_charges(target: Target, tenant: Tenant) -> str:
 
 
 async def is_charged(target: Target, event_id: str, seconds: float = CHARGED_SECONDS) -> bool:
-    """Whether a spend's entries are in the ledger, within that time."""
+    """Return whether a spend's entries are in the ledger within that time."""
     token = target.token()
     return await comes(lambda: _has_entries(target, token, event_id), seconds)
 
@@ -143,7 +145,7 @@ async def _has_entries(target: Target, token: str, event_id: str) -> bool:
 
 
 async def comes(condition: Any, seconds: float = CHARGED_SECONDS) -> bool:
-    """Whether a condition comes true within that time."""
+    """Return whether a condition becomes true within that time."""
     give_up_at = time.monotonic() + seconds
     while not await condition():
         if time.monotonic() > give_up_at:
@@ -153,7 +155,7 @@ async def comes(condition: Any, seconds: float = CHARGED_SECONDS) -> bool:
 
 
 async def quarantined(target: Target, topic: str, partition: int, first: int, last: int | None = None) -> list[Fields]:
-    """What quarantine has of these offsets: reason, offset, how many bytes are kept, Business Center."""
+    """Return quarantine's rows for these offsets: reason, offset, number of stored bytes, Business Center."""
     rows = await target.rows(
         'SELECT reason, "offset", coalesce(octet_length(raw), 0) + coalesce(octet_length(key), 0)'
         " + coalesce(octet_length(headers::text), 0), business_center_id FROM ledger.quarantine "
@@ -167,7 +169,7 @@ async def quarantined(target: Target, topic: str, partition: int, first: int, la
 
 
 class Watched:
-    """A service's container, and whether it was started again meanwhile."""
+    """A service's container, and whether it was restarted meanwhile."""
 
     def __init__(self, target: Target, service: str) -> None:
         self._target = target

@@ -1,4 +1,4 @@
-"""The door of tokens: forged ones, others' ids, and roles."""
+"""The door of tokens: forged tokens, other tenants' ids, and roles."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ def _base64url(data: bytes) -> str:
 
 
 def _by_hand(header: object, claims: object, sign: Callable[[bytes], bytes]) -> str:
-    """A token as no library would make it."""
+    """Return a token as no library would make it."""
     parts = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in (header, claims)]
     text = ".".join(map(_base64url, parts))
     return f"{text}.{_base64url(sign(text.encode()))}"
@@ -47,7 +47,7 @@ def _as_jose(r: int, s: int) -> bytes:
 
 
 def _headers(issuer: Issuer) -> dict[str, str]:
-    """Heads that lead elsewhere; the signature is good unless the key must be another."""
+    """Return tokens whose heads name another key. The signature is valid unless the attack needs another key."""
     stranger = ec.generate_private_key(ec.SECP256R1())
     own = {
         name: str(value)
@@ -80,7 +80,7 @@ def _headers(issuer: Issuer) -> dict[str, str]:
 
 
 def _algorithms(issuer: Issuer) -> dict[str, str]:
-    """Without a signature, or with one that a public thing was the key of."""
+    """Return tokens without a signature, or signed with a public value as the key."""
     public = issuer.key.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -116,7 +116,7 @@ def _algorithms(issuer: Issuer) -> dict[str, str]:
 
 
 def _claims(issuer: Issuer) -> dict[str, str]:
-    """Well signed, and not good."""
+    """Return tokens with a valid signature and wrong claims."""
     now = int(time.time())
     odd: dict[str, dict[str, Any]] = {
         "aud is a number": {"aud": 1},
@@ -165,7 +165,7 @@ def _shapes(issuer: Issuer) -> dict[str, str]:
 
 
 async def forged(target: Target) -> str:
-    """Show the API every one of them."""
+    """Send every forged token to the API."""
     issuer = target.issuer
     every = {
         **issuer.bad_tokens(),
@@ -184,7 +184,7 @@ async def forged(target: Target) -> str:
 
 
 async def huge(target: Target) -> str:
-    """Send one of 70 KB, and none."""
+    """Send a token of 70 KB, and send none."""
     answer = await target.ask("GET", "/v1/business-centers", "x" * 70_000)
     require(400 <= answer.status_code < 500, answer.status_code)
     nobody = await target.ask("GET", "/v1/business-centers")
@@ -193,7 +193,7 @@ async def huge(target: Target) -> str:
 
 
 async def traffic_token(target: Target) -> str:
-    """Read what the traffic's token is good for."""
+    """Check the rights of the traffic generator's token."""
     path = target.secrets / "api" / "traffic-token"
     if not path.exists():
         return "there is none"
@@ -229,7 +229,7 @@ _WRITES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 async def others_ids(target: Target) -> str:
-    """As one tenant, ask for another's ids and for ids that nobody has."""
+    """As one tenant, read another tenant's ids, and ids that do not exist."""
     mine, other = await open_tenant(target), await open_tenant(target)
     spend = other.spend("1")
     await _spend_and_wait(target, other, spend)
@@ -258,7 +258,7 @@ async def _spend_and_wait(target: Target, tenant: Tenant, spend: dict[str, Any])
 async def _said(
     target: Target, token: str, method: str, path: str, body: dict[str, Any] | None, ids: dict[str, str]
 ) -> tuple[int, str]:
-    """Status and words, with placeholders where ids are repeated."""
+    """Return status and body, with placeholders instead of ids."""
     options: dict[str, Any] = {}
     if body is not None:
         text = json.dumps({"command_id": str(uuid.uuid4()), "issued_at": ids["at"], **body})
@@ -273,7 +273,7 @@ async def _said(
 
 
 async def roles(target: Target) -> str:
-    """Give commands that the role alone forbids, and look whether anything is kept of them."""
+    """Send commands that the role forbids, and check that nothing of them is stored."""
     tenant = await open_tenant(target)
     forbidden = [
         a_command(tenant.id, "deposit_cash", amount="1"),
@@ -299,7 +299,7 @@ async def roles(target: Target) -> str:
 
 
 async def long_refusals(target: Target) -> str:
-    """As an admin, give long commands that the ledger has to refuse."""
+    """As an admin, send long commands that the ledger must refuse."""
     tenant = await open_tenant(target)
     command = a_command(tenant.id, "grant_voucher", voucher_id="v", amount="1", ad_account_id="nobody",
                         campaign_ids=[f"c{n}" * 10 for n in range(900)])  # fmt: skip

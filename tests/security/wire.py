@@ -1,4 +1,4 @@
-"""Writes to Kafka what no client library would: whole batches, byte for byte, as one of its users."""
+"""Writes batches to Kafka that no client library would write, byte for byte, as one of its users."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -15,14 +15,14 @@ _TIMEOUT_MS = 60_000
 
 
 class Wire:
-    """A connection that a user has opened; `held_back_ms` is for how long Kafka's quotas made it wait."""
+    """A user's connection. `held_back_ms` is how long Kafka's quotas delayed it."""
 
     def __init__(self, connection: AIOKafkaConnection) -> None:
         self._connection = connection
         self.held_back_ms = 0
 
     async def send(self, topic: str, partition: int, batch: bytes) -> tuple[int, int]:
-        """Write one batch; Kafka's error code, and the offset that its first record was given."""
+        """Write one batch; return Kafka's error code, and the offset of its first record."""
         request = ProduceRequest(None, -1, _TIMEOUT_MS, [(topic, [(partition, batch)])])
         answer = await self._connection.send(request)
         self.held_back_ms += answer.throttle_time_ms
@@ -30,7 +30,7 @@ class Wire:
         return int(code), int(offset)
 
     async def fetch(self, topic: str, partition: int) -> int:
-        """Ask for the partition's first records; Kafka's error code."""
+        """Fetch the partition's first records; return Kafka's error code."""
         request = FetchRequest(100, 0, 4_096, 0, [(topic, [(partition, 0, 4_096)])])
         answer = await self._connection.send(request)
         ((_, ((_, code, *_rest),)),) = answer.topics
@@ -39,7 +39,7 @@ class Wire:
 
 @contextlib.asynccontextmanager
 async def wire(target: Target, user: str) -> AsyncIterator[Wire]:
-    """A connection of this user, closed at the end."""
+    """Open a connection as this user, and close it at the end."""
     arguments: dict[str, Any] = connection_arguments(target.kafka(user))
     host, _, port = arguments.pop("bootstrap_servers").rpartition(":")
     connection = await create_conn(host, int(port), request_timeout_ms=_TIMEOUT_MS, **arguments)

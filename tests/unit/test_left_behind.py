@@ -20,20 +20,20 @@ def figures(lag: dict[str, int], stopped: tuple[str, ...] = ()) -> Figures:
     ("seen", "said"),
     [
         (figures({}), None),
-        (figures({"0": 1299}), "not decided: 1,300 records of shard 0; they are gone with the embedded broker"),
+        (figures({"0": 1299}), "not decided: 1,300 records of shard 0; they are lost with the embedded broker"),
         (
             figures({"0": 4, "2": 7}),
-            "not decided: 5 records of shard 0, 8 records of shard 2; they are gone with the embedded broker",
+            "not decided: 5 records of shard 0, 8 records of shard 2; they are lost with the embedded broker",
         ),
         (
             figures({"1": 4}, stopped=("1",)),
-            "not decided: 5 records of shard 1, and all since shard 1 stopped; they are gone with the embedded broker",
+            "not decided: 5 records of shard 1, and all since shard 1 stopped; they are lost with the embedded broker",
         ),
         (
             figures({}, stopped=("1",)),
-            "not decided: all since shard 1 stopped; they are gone with the embedded broker",
+            "not decided: all since shard 1 stopped; they are lost with the embedded broker",
         ),
-        (None, "not decided: nobody knows how many records; they are gone with the embedded broker"),
+        (None, "not decided: an unknown number of records; they are lost with the embedded broker"),
     ],
     ids=["nothing", "one shard", "two shards", "a stopped shard", "a stopped shard that seemed idle", "no answer"],
 )

@@ -59,10 +59,10 @@ def test_a_password_may_lie_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({}, "DRAWDOWN_KAFKA_USERNAME: needed, for DRAWDOWN_KAFKA_SECURITY is sasl_ssl"),
+        ({}, "DRAWDOWN_KAFKA_USERNAME: needed, because DRAWDOWN_KAFKA_SECURITY is sasl_ssl"),
         ({"kafka_username": "ann"}, r"DRAWDOWN_KAFKA_PASSWORD_FILE: needed \(or DRAWDOWN_KAFKA_PASSWORD\)"),
         ({"kafka_username": "ann", "kafka_password_file": "empty"}, "DRAWDOWN_KAFKA_PASSWORD_FILE: needed"),
-        ({"kafka_ca_file": "empty"}, "DRAWDOWN_KAFKA_CA_FILE: .* holds no certificates in PEM form"),
+        ({"kafka_ca_file": "empty"}, "DRAWDOWN_KAFKA_CA_FILE: .* holds no PEM certificates"),
     ],
 )
 def test_what_is_missing_is_named(fields: dict[str, str], sentence: str, tmp_path: Path) -> None:

@@ -89,10 +89,10 @@ def test_a_bad_database_url_is_not_shown(monkeypatch: pytest.MonkeyPatch, capsys
         ("postgresql://localhost/ledger?host=db.example", "should end with the database's name: DRAWDOWN_DATABASE_TLS"),
         ("postgresql:///ledger", "should name one host"),
         ("postgresql://localhost:5432,db.example:5432/ledger", "should name one host"),
-        ("postgresql://localhost:99999/ledger", "should have a number from 1 to 65535 as its port"),
-        ("postgresql://localhost:0/ledger", "should have a number from 1 to 65535 as its port"),
-        ("postgresql://localhost:abc/ledger", "should have a number from 1 to 65535 as its port"),
-        ("postgresql://localhost/led%00ger", "should have no NUL in it"),
+        ("postgresql://localhost:99999/ledger", "should have a port from 1 to 65535"),
+        ("postgresql://localhost:0/ledger", "should have a port from 1 to 65535"),
+        ("postgresql://localhost:abc/ledger", "should have a port from 1 to 65535"),
+        ("postgresql://localhost/led%00ger", "should not contain NUL"),
     ],
 )
 def test_a_database_url_says_where_and_nothing_that_weakens_how(

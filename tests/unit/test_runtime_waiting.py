@@ -34,7 +34,7 @@ async def test_a_server_that_comes_back_is_waited_for() -> None:
 
     with structlog.testing.capture_logs() as logs:
         assert await with_retries(ask, what="the database", errors=(OSError,)) == "here"
-    assert [entry["event"] for entry in logs] == ["waiting", "waiting", "there again"]
+    assert [entry["event"] for entry in logs] == ["waiting", "waiting", "available again"]
     assert all(entry["what"] == "the database" for entry in logs)
 
 

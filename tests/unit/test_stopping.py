@@ -6,7 +6,7 @@ from typing import NoReturn
 import pytest
 
 from shared.runtime.settings import BadSettingError
-from shared.runtime.stopping import beside
+from shared.runtime.stopping import in_background
 
 WRONG = BadSettingError("the database is another")
 
@@ -21,7 +21,7 @@ async def test_the_work_has_ended_when_the_block_is_left() -> None:
             await asyncio.sleep(0)
             ended.set()
 
-    async with beside(work()):
+    async with in_background(work()):
         await asyncio.sleep(0)
     assert ended.is_set()
 
@@ -34,7 +34,7 @@ async def test_what_the_work_raises_interrupts_the_block_and_is_raised_there() -
         raise WRONG
 
     async def block() -> None:
-        async with beside(work()):
+        async with in_background(work()):
             begun.set()
             await asyncio.get_running_loop().create_future()
 
@@ -53,7 +53,7 @@ async def test_what_it_raises_as_it_is_ended_interrupts_nothing() -> None:
         finally:
             raise WRONG
 
-    async with beside(work()):
+    async with in_background(work()):
         await asyncio.sleep(0)
     await asyncio.sleep(0)  # Nothing is cancelled that comes later.
 
@@ -62,7 +62,7 @@ async def test_a_block_that_is_cancelled_ends_as_cancelled() -> None:
     begun = asyncio.Event()
 
     async def block() -> None:
-        async with beside(forever()):
+        async with in_background(forever()):
             begun.set()
             await asyncio.get_running_loop().create_future()
 

@@ -51,7 +51,7 @@ def test_a_signing_key_is_never_overwritten(tmp_path: Path) -> None:
 def test_what_the_api_would_refuse_is_not_issued(tmp_path: Path) -> None:
     new_key(tmp_path)
     for subject, business_center in (("a b", "acme"), ("ann", "a/b"), ("", "acme")):
-        with pytest.raises(BadSettingError, match="is no id"):
+        with pytest.raises(BadSettingError, match="is not an id"):
             issue(Settings(), tmp_path / SIGNING_KEY_FILE, subject, "admin", [business_center], minutes=1)
     with pytest.raises(BadSettingError, match="new-key"):
         issue(Settings(), tmp_path / KEY_SET_FILE, "ann", "admin", ["*"], minutes=1)

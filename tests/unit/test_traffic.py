@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from drawdown.front_door import FrontDoor
-from drawdown.local.subscriber import Deliveries
+from drawdown.local.subscriber import Subscriber
 from drawdown.local.traffic import CAST, Spends, Traffic, set_up_commands
 from shared.contracts.commands import FINANCE_COMMAND
 from shared.contracts.spend import SPEND_EVENT
@@ -94,31 +94,31 @@ KEY = b"ad_account/northwind-us"
 
 
 def test_a_subscriber_keeps_the_state_and_drops_what_it_has_seen() -> None:
-    deliveries = Deliveries()
-    deliveries.take(KEY, signal(5, "paused", ["business_center_balance"]))
-    assert not deliveries.is_delivering("northwind-us", "brand")
-    assert deliveries.is_delivering("northwind-ca", "brand")
-    deliveries.take(KEY, signal(7, "resumed", []))
-    deliveries.take(KEY, signal(5, "paused", ["business_center_balance"]))
-    assert deliveries.is_delivering("northwind-us", "brand")
-    assert (deliveries.pauses, deliveries.resumes, deliveries.paused) == (1, 1, 0)
+    subscriber = Subscriber()
+    subscriber.take(KEY, signal(5, "paused", ["business_center_balance"]))
+    assert not subscriber.is_delivering("northwind-us", "brand")
+    assert subscriber.is_delivering("northwind-ca", "brand")
+    subscriber.take(KEY, signal(7, "resumed", []))
+    subscriber.take(KEY, signal(5, "paused", ["business_center_balance"]))
+    assert subscriber.is_delivering("northwind-us", "brand")
+    assert (subscriber.pauses, subscriber.resumes, subscriber.paused) == (1, 1, 0)
 
 
 def test_only_a_pause_after_spending_began_is_the_first() -> None:
-    deliveries = Deliveries()
-    deliveries.take(KEY, signal(1, "paused", ["ad_account_balance"]))
-    assert deliveries.first_pause is None
-    deliveries.spending_since = NOW
-    deliveries.take(KEY, signal(2, "paused", ["ad_account_balance"]))
-    assert deliveries.first_pause is not None
+    subscriber = Subscriber()
+    subscriber.take(KEY, signal(1, "paused", ["ad_account_balance"]))
+    assert subscriber.first_pause is None
+    subscriber.spending_since = NOW
+    subscriber.take(KEY, signal(2, "paused", ["ad_account_balance"]))
+    assert subscriber.first_pause is not None
 
 
 def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(10_000_000))
     monkeypatch.setattr("drawdown.local.traffic.time.monotonic", lambda: float(next(seconds)))
-    deliveries = Deliveries()
-    spends = Spends(lambda: NOW, deliveries)
-    deliveries.take(KEY, signal(1, "paused", ["business_center_balance"]))
+    subscriber = Subscriber()
+    spends = Spends(lambda: NOW, subscriber)
+    subscriber.take(KEY, signal(1, "paused", ["business_center_balance"]))
     drawn = [spends.next() for _ in range(2_000)]
     values = [json.loads(record[1]) for record in drawn[500:] if record and record[1].endswith(b"}")]
     fresh = [event for event in values if event["type"] == "spend" and event["ad_account_id"] == "northwind-us"]
@@ -141,9 +141,9 @@ async def test_a_token_that_has_ended_is_said_once_until_there_is_another() -> N
     codes = ("unauthenticated", "unauthenticated", None, "unauthenticated", "conflict", "insufficient_funds")
     said: list[str] = []
     door = ClosedDoor(*codes)
-    traffic = Traffic(Settings(), door, Deliveries(), rate=1, say=said.append)
+    traffic = Traffic(Settings(), door, Subscriber(), rate=1, say=said.append)
     command = next(set_up_commands(CAST, "2026-11-22T12:00:00Z"))
     while door.codes:
         await traffic.send_in_order([command])
-    ended = "it is unauthenticated; nothing is opened or topped up until `make up` has made another token"
+    ended = "it is unauthenticated; nothing is opened or topped up until `make up` issues a new token"
     assert said == [ended, ended, "northwind: open_business_center: it is insufficient_funds"]

@@ -72,12 +72,12 @@ def flipped(text: bytes, at: int, bit: int) -> bytes:
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
-        (CommandSigner(new_command_key()[0]).header(VALUE)[1], "of a key that is not known here"),
-        (SIGNER.header(VALUE + b" ")[1], "does not fit"),
-        (SIGNED[1].split()[0] + b" ", "does not fit"),
-        (SIGNED[1] + b"AAAA", "does not fit"),
-        (b"", "of a key that is not known here"),
-        (None, "of a key that is not known here"),
+        (CommandSigner(new_command_key()[0]).header(VALUE)[1], "made with an unknown key"),
+        (SIGNER.header(VALUE + b" ")[1], "does not match"),
+        (SIGNED[1].split()[0] + b" ", "does not match"),
+        (SIGNED[1] + b"AAAA", "does not match"),
+        (b"", "made with an unknown key"),
+        (None, "made with an unknown key"),
     ],
     ids=["another key", "another value", "no signature", "a longer one", "empty", "null"],
 )

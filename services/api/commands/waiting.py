@@ -17,8 +17,8 @@ import structlog
 
 from services.api.operating.reading import Reader
 from shared.contracts.commands import kept_meaning
-from shared.runtime.contact import Contact, keep_in_touch
-from shared.runtime.postgres import connect, gave_up
+from shared.runtime.postgres import connect, is_unavailable
+from shared.runtime.reachability import Reachability, watch_reachability
 from shared.runtime.settings import Settings
 
 ROLE = "drawdown_api"
@@ -51,7 +51,7 @@ class Watcher:
 
     settings: Settings
     pool: asyncpg.Pool
-    database: Contact
+    database: Reachability
     reader: Reader
     _outcomes: set[_OutcomeWait] = field(default_factory=set)
     _positions: set[_PositionWait] = field(default_factory=set)
@@ -124,7 +124,7 @@ class Watcher:
             try:
                 await self._listen_until_closed()
             except Exception as error:
-                if not gave_up(error):
+                if not is_unavailable(error):
                     raise
                 structlog.get_logger().warning(
                     "listening for notifications failed: trying again", error=f"{type(error).__name__}: {error}"
@@ -138,7 +138,7 @@ class Watcher:
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._notified)
             self._wake.set()
-            await keep_in_touch(self.database, lambda: connection.execute("SELECT 1"))
+            await watch_reachability(self.database, lambda: connection.execute("SELECT 1"))
         finally:
             connection.terminate()
 
@@ -151,7 +151,7 @@ class Watcher:
             try:
                 await self._look()
             except Exception as error:
-                if not gave_up(error):
+                if not is_unavailable(error):
                     raise
                 structlog.get_logger().warning(
                     "reading outcomes and checkpoints failed: trying again", error=f"{type(error).__name__}: {error}"

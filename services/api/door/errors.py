@@ -24,8 +24,8 @@ from shared.contracts.fields import (
 )
 from shared.contracts.patterns import DAY, RATE
 from shared.contracts.strict_json import worded
-from shared.runtime.kafka import is_broker_away
-from shared.runtime.postgres import gave_up
+from shared.runtime.kafka import is_broker_unavailable
+from shared.runtime.postgres import is_unavailable
 
 RETRY_AFTER_SECONDS = 2
 
@@ -158,14 +158,14 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
-    if not gave_up(error):
+    if not is_unavailable(error):
         return await _internal(request, error)
     structlog.get_logger().warning("the database is unavailable", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the database is unavailable: try again")
 
 
 async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
-    if not is_broker_away(error):
+    if not is_broker_unavailable(error):
         return await _internal(request, error)
     structlog.get_logger().warning("the broker is unavailable", error=f"{type(error).__name__}: {error}")
     return _answer(503, "unavailable", "the broker is unavailable: try again with the same command_id")

@@ -8,7 +8,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.api.commands.waiting import ROLE
-from shared.runtime.postgres import connect, gave_up
+from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS: Final = 15.0
@@ -33,7 +33,7 @@ async def watch_growth(settings: Settings) -> None:
             finally:
                 connection.terminate()
         except Exception as error:
-            if not gave_up(error):
+            if not is_unavailable(error):
                 raise
             structlog.get_logger().warning(
                 "quarantine could not be measured: trying again", error=f"{type(error).__name__}: {error}"

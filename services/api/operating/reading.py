@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 from prometheus_client import Gauge
 
-from shared.runtime.postgres import gave_up
+from shared.runtime.postgres import is_unavailable
 
 LOOK_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
@@ -69,7 +69,7 @@ class Reader:
         except asyncpg.LockNotAvailableError:
             return "requests cannot read: another session of the database holds a lock on what they read"
         except Exception as error:
-            if not gave_up(error):
+            if not is_unavailable(error):
                 raise
             return f"requests cannot read: {type(error).__name__}: {error}"
         return None

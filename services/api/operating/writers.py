@@ -19,7 +19,7 @@ from services.api.commands.waiting import ROLE
 from services.api.models import Instant, time
 from shared.contracts.known import known
 from shared.runtime.health import NOT_READY
-from shared.runtime.postgres import connect, gave_up
+from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -95,7 +95,7 @@ class Writers:
             try:
                 await self._look_until_lost()
             except Exception as error:
-                if not gave_up(error):  # Health reports an unavailable database.
+                if not is_unavailable(error):  # Health reports an unavailable database.
                     raise
             await asyncio.sleep(LOOK_SECONDS)
 

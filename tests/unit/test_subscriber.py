@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from drawdown.local.subscriber import Deliveries, signal_of
+from drawdown.local.subscriber import Subscriber, signal_of
 
 SIGNAL: dict[str, Any] = {
     "entity": "campaign",
@@ -31,12 +31,12 @@ SIGNAL: dict[str, Any] = {
 
 def test_a_signal_is_taken_with_causes_of_a_newer_version_too() -> None:
     newer = {**SIGNAL, "cause": "weather", "causes": ["weather"]}
-    deliveries = Deliveries()
+    subscriber = Subscriber()
     for signal in (SIGNAL, {**newer, "position": 4712}):
         read = signal_of(json.dumps(signal).encode())
         assert read == signal
-        deliveries.take(b"campaign/a/c", read)
-    assert not deliveries.is_delivering("a", "c")
+        subscriber.take(b"campaign/a/c", read)
+    assert not subscriber.is_delivering("a", "c")
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ class Record:
 
 
 def test_what_is_no_signal_is_skipped_and_counted_and_fills_no_log() -> None:
-    deliveries = Deliveries()
+    subscriber = Subscriber()
     with capture_logs() as logs:
         for _ in range(1000):
-            deliveries.look_at(Record(b"campaign/a/c", b'{"pen": "test"}'))
-            deliveries.look_at(Record(None, json.dumps(SIGNAL).encode()))
-        deliveries.look_at(Record(b"campaign/a/c", None))
-        deliveries.look_at(Record(b"campaign/a/c", json.dumps(SIGNAL).encode()))
-    assert (deliveries.skipped, deliveries.pauses) == (2000, 1)
+            subscriber.look_at(Record(b"campaign/a/c", b'{"pen": "test"}'))
+            subscriber.look_at(Record(None, json.dumps(SIGNAL).encode()))
+        subscriber.look_at(Record(b"campaign/a/c", None))
+        subscriber.look_at(Record(b"campaign/a/c", json.dumps(SIGNAL).encode()))
+    assert (subscriber.skipped, subscriber.pauses) == (2000, 1)
     assert len(logs) == 11
 
 
@@ -85,8 +85,8 @@ def test_what_is_no_signal_is_skipped_and_counted_and_fills_no_log() -> None:
 @example({**SIGNAL, "recorded_at": "2026-11-21T12:00:00"}, "")
 @example({**SIGNAL, "position": 10**40}, "")
 def test_whatever_a_signal_claims_it_ends_no_subscriber(signal: dict[str, Any], key: str) -> None:
-    deliveries = Deliveries(spending_since=datetime(2026, 1, 1, tzinfo=UTC))
-    deliveries.look_at(Record(key.encode(errors="replace"), json.dumps(signal).encode()))
+    subscriber = Subscriber(spending_since=datetime(2026, 1, 1, tzinfo=UTC))
+    subscriber.look_at(Record(key.encode(errors="replace"), json.dumps(signal).encode()))
 
 
 @given(st.binary())
