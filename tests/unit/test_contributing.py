@@ -15,6 +15,7 @@ import pytest
 
 from services.api.app import OPEN, PROTECTED
 from shared.rules import vocabulary
+from shared.runtime.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("services", "shared", "drawdown", "deploy")
@@ -92,6 +93,26 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_a_wrong_path_would_be_found() -> None:
     assert list(named_in("in `services/nowhere.py`, `deploy/secrets/x` and `make up`")) == ["services/nowhere.py"]
     assert files("services/nowhere.py") == []
+
+
+# ---- Settings and targets -------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_explained_and_every_setting_of_the_table_exists() -> None:
+    settings = {f"DRAWDOWN_{name.upper()}" for name in Settings.model_fields}
+    everything = " ".join(page.read_text("utf-8") for page in PAGES)
+    assert settings <= set(re.findall(r"DRAWDOWN_[A-Z_]+", everything))
+    table = (ROOT / "README.md").read_text("utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"DRAWDOWN_[A-Z_]+", table)) <= settings
+
+
+def test_every_target_of_make_exists() -> None:
+    rules = re.findall(r"^([a-z -]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    said = {
+        name for page in PAGES for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE)
+    }
+    assert "test-quick" in said
+    assert said <= {name for rule in rules for name in rule.split()}
 
 
 # ---- Pictures -------------------------------------------------------------------------------------------------------
