@@ -14,7 +14,6 @@ BOUNDED = (
     "snapshots",
     "shards",
 )
-# Of the sizes of what a service writes the rows from before there were bounds were not looked at.
 SIZED = (
     "entries",
     "batches",
@@ -29,7 +28,7 @@ SIZED = (
     "shard_states",
     "allocators",
 )
-# What may wait for a shard. Of sizes the rows from before there was a bound were not looked at.
+# What may wait for a shard.
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
 # Table, trigger, a part of its definition, and what it does.
 _TRIGGERS = (
@@ -58,10 +57,10 @@ async def check_times(connection: asyncpg.Connection) -> None:
 
 async def check_bounds(connection: asyncpg.Connection) -> int:
     """Every bound is there and was checked for every row. Answers how many; raises DifferenceError."""
-    found = await _tables_with(connection, "bounds", are_validated=True)
+    found = await _tables_with(connection, "bounds")
     for table in BOUNDED:
         expect(table in found, f"ledger.{table}: the constraint that keeps its rows within bounds is missing")
-    sized = await _tables_with(connection, "sizes", are_validated=False)
+    sized = await _tables_with(connection, "sizes")
     for table in SIZED:
         expect(table in sized, f"ledger.{table}: the constraint on the sizes of what it holds is missing")
     await _check_forwarded(connection)
@@ -69,14 +68,13 @@ async def check_bounds(connection: asyncpg.Connection) -> int:
     return len(found)
 
 
-async def _tables_with(connection: asyncpg.Connection, name: str, *, are_validated: bool) -> set[str]:
-    """The ledger's tables that have the constraint `<table>_<name>`, where wanted checked for every row."""
+async def _tables_with(connection: asyncpg.Connection, name: str) -> set[str]:
+    """Return the ledger's tables that have the constraint `<table>_<name>`, checked for every row."""
     rows = await connection.fetch(
         "SELECT relname::text FROM pg_constraint JOIN pg_class c ON c.oid = conrelid"
-        " WHERE contype = 'c' AND relnamespace = 'ledger'::regnamespace AND conname = relname || '_' || $1"
-        " AND (convalidated OR NOT $2)",
+        " WHERE contype = 'c' AND convalidated AND relnamespace = 'ledger'::regnamespace"
+        " AND conname = relname || '_' || $1",
         name,
-        are_validated,
     )
     return {row[0] for row in rows}
 
@@ -84,6 +82,7 @@ async def _tables_with(connection: asyncpg.Connection, name: str, *, are_validat
 async def _check_forwarded(connection: asyncpg.Connection) -> None:
     rows = await connection.fetch(
         "SELECT conname FROM pg_constraint WHERE conrelid = 'ledger.forwarded'::regclass AND contype = 'c'"
+        " AND convalidated"
     )
     missing = set(OF_FORWARDED) - {row[0] for row in rows}
     expect(not missing, f"ledger.forwarded: the constraints {sorted(missing)} on what may wait are missing")
