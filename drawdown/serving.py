@@ -16,9 +16,10 @@ import uvloop
 from shared.runtime.clock import Clock
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
+from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import BadSettingError, Settings, load_settings
 
-SERVICES = ("allocation", "balance", "incentives", "signals", "api")
+SERVICES = ("allocation", *(model.name for model in READ_MODELS), "api")
 
 # Who stops containers kills what has not ended after ten seconds. Half a second before, a process that hangs says where
 # and ends with 1; what was under way is undone by the database.

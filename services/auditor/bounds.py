@@ -3,6 +3,7 @@
 import asyncpg
 
 from services.auditor.difference import DifferenceError, expect
+from shared.runtime.read_models import READ_MODELS
 
 BOUNDED = (
     "entries",
@@ -39,7 +40,7 @@ _TRIGGERS = (
 # The times of a table that no validated constraint of theirs bounds. The parts of a table have what it has.
 _UNBOUNDED = r"""
     SELECT c.oid::regclass::text AS name, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace::regnamespace::text IN ('ledger', 'balance', 'incentives', 'signals')
+    WHERE c.relnamespace::regnamespace::text = ANY($1)
         AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
         AND a.atttypid IN ('timestamptz'::regtype, 'date'::regtype)
         AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c' AND o.convalidated
@@ -50,7 +51,7 @@ _UNBOUNDED = r"""
 
 async def check_times(connection: asyncpg.Connection) -> None:
     """Every time has bounds. An audit asks this first: what it reads next can then be read. Raises DifferenceError."""
-    row = await connection.fetchrow(_UNBOUNDED)
+    row = await connection.fetchrow(_UNBOUNDED, ["ledger", *(model.name for model in READ_MODELS)])
     if row is not None:
         raise DifferenceError(f"{row['name']}: the constraint that bounds the times of {row['attname']} is missing")
 
