@@ -88,8 +88,8 @@ def refuse_others(applied: Mapping[str, str | None]) -> None:
     if BEFORE_THE_FIRST_RELEASE in applied:
         raise BadSettingError(
             "DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads"
-            " from there to this one: begin with an empty database (`make clean`, or `docker compose down --volumes`),"
-            " or run the version that made it"
+            " from there to this one: begin with an empty database (`make clean`, or"
+            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that made it"
         )
     known = {migration.name: migration.sha256 for migration in known_migrations()}
     for name, sha256 in sorted(applied.items()):

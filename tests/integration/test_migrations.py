@@ -26,7 +26,7 @@ NAMES = [migration.name for migration in known_migrations()]
 OLDER = "the database is older than this version: stop the services, run `drawdown migrate`"
 OF_BEFORE = (
     r"DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads from"
-    r" there to this one: begin with an empty database \(`make clean`, or `docker compose down --volumes`\),"
+    r" there to this one: begin with an empty database \(`make clean`, or `docker compose .*down --volumes`\), or run"
 )
 QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
 COMMANDS = (*SERVICES, "audit replay", "audit verify", "audit export --out none")
