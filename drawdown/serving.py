@@ -16,9 +16,10 @@ import uvloop
 from shared.runtime.clock import Clock
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
+from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import BadSettingError, Settings, load_settings
 
-SERVICES = ("allocation", "balance", "incentives", "signals", "api")
+SERVICES = ("allocation", *(model.name for model in READ_MODELS), "api")
 
 # Container runtimes kill a process 10 s after they asked it to stop. Half a second earlier a hung process dumps its
 # stacks and exits with 1; the database rolls back its open transactions.

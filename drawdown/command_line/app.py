@@ -21,6 +21,7 @@ from drawdown.serving import run_until_signalled, serve
 from shared.contracts.commands import Role
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.logging import configure_logging
+from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import Settings, load_settings
 
 # These errors end a command with one line instead of a stack trace.
@@ -68,22 +69,14 @@ def allocation() -> None:
     serve("allocation")
 
 
-@app.command()
-def balance() -> None:
-    """Keep the read model of money, budgets and delivery."""
-    serve("balance")
+def _add_follower(name: str, summary: str) -> None:
+    @app.command(name, help=summary)
+    def follower() -> None:
+        serve(name)
 
 
-@app.command()
-def incentives() -> None:
-    """Keep the read model of pacing per deal."""
-    serve("incentives")
-
-
-@app.command()
-def signals() -> None:
-    """Publish pauses and resumes."""
-    serve("signals")
+for read_model in READ_MODELS:
+    _add_follower(read_model.name, read_model.summary)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Brings a database to the schema that this version of the code knows.
 
-Numbered SQL files, each applied once and in order, by one process under a lock, all in one transaction.
+Numbered SQL files, each applied once and in order, by one process under a lock, all in one transaction. They lie with
+their owners: `shared.runtime.schema` knows where.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import UNAVAILABLE, connection_options, refusals_explained, where
 from shared.runtime.retries import with_retries
 from shared.runtime.roles import allow_logins, keep_others_out, keep_roles_plain, make_roles
-from shared.runtime.schema import known_migrations, refuse_others
+from shared.runtime.schema import applied_migrations, known_migrations, refuse_others
 from shared.runtime.settings import Settings
 
 APPLICATION_NAME = "drawdown migrate"
@@ -24,6 +25,10 @@ LOCK_TIMEOUT_SECONDS = 15.0
 LOOK_SECONDS = 1.0
 _LOCK = 0x44524157  # any constant that all migrating processes share
 
+_MIGRATIONS = """
+    CREATE TABLE IF NOT EXISTS public.migrations (
+        name text PRIMARY KEY, applied_at timestamptz DEFAULT now(), sha256 text NOT NULL)
+"""
 _BLOCKING = """
     SELECT pid, usename AS login, application_name AS application, state,
         date_trunc('second', clock_timestamp() - coalesce(xact_start, backend_start))::text AS since,
@@ -76,7 +81,8 @@ async def _migrate(connection: asyncpg.Connection, settings: Settings) -> list[s
     await keep_roles_plain(connection, settings.shards)
     await keep_others_out(connection)
     await close_functions(connection)
-    done = await _recorded(connection)
+    await connection.execute(_MIGRATIONS)
+    done = await applied_migrations(connection)
     refuse_others(done)
     applied = []
     for migration in known_migrations():
@@ -90,24 +96,6 @@ async def _migrate(connection: asyncpg.Connection, settings: Settings) -> list[s
     if settings.role_passwords_dir is not None:
         await allow_logins(connection, settings.role_passwords_dir)
     return applied
-
-
-async def _recorded(connection: asyncpg.Connection) -> dict[str, str | None]:
-    """The migrations that the database has had, with the hashes of their texts.
-
-    Those from before hashes were kept are taken to be the ones of this version.
-    """
-    await connection.execute(
-        "CREATE TABLE IF NOT EXISTS public.migrations (name text PRIMARY KEY, applied_at timestamptz DEFAULT now())"
-    )
-    known_column = "SELECT true FROM pg_attribute WHERE attrelid = 'public.migrations'::regclass AND attname = 'sha256'"
-    if not await connection.fetchval(known_column):
-        await connection.execute("ALTER TABLE public.migrations ADD COLUMN sha256 text")
-        for migration in known_migrations():
-            await connection.execute(
-                "UPDATE public.migrations SET sha256 = $2 WHERE name = $1", migration.name, migration.sha256
-            )
-    return {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM public.migrations")}
 
 
 async def _make_shards(connection: asyncpg.Connection, shards: int) -> None:

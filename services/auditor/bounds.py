@@ -3,6 +3,7 @@
 import asyncpg
 
 from services.auditor.difference import DifferenceError, expect
+from shared.runtime.read_models import READ_MODELS
 
 BOUNDED = (
     "entries",
@@ -14,7 +15,6 @@ BOUNDED = (
     "snapshots",
     "shards",
 )
-# Of the sizes of what a service writes the rows from before there were bounds were not looked at.
 SIZED = (
     "entries",
     "batches",
@@ -29,7 +29,7 @@ SIZED = (
     "shard_states",
     "allocators",
 )
-# What may wait for a shard. Of sizes the rows from before there was a bound were not looked at.
+# What may wait for a shard.
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
 # Table, trigger, a part of its definition, and what it does.
 _TRIGGERS = (
@@ -40,7 +40,7 @@ _TRIGGERS = (
 # The times of a table that no validated constraint of theirs bounds. The parts of a table have what it has.
 _UNBOUNDED = r"""
     SELECT c.oid::regclass::text AS name, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace::regnamespace::text IN ('ledger', 'balance', 'incentives', 'signals')
+    WHERE c.relnamespace::regnamespace::text = ANY($1)
         AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped
         AND a.atttypid IN ('timestamptz'::regtype, 'date'::regtype)
         AND NOT EXISTS (SELECT FROM pg_constraint o WHERE o.conrelid = c.oid AND o.contype = 'c' AND o.convalidated
@@ -51,17 +51,17 @@ _UNBOUNDED = r"""
 
 async def check_times(connection: asyncpg.Connection) -> None:
     """Every time has bounds. An audit asks this first: what it reads next can then be read. Raises DifferenceError."""
-    row = await connection.fetchrow(_UNBOUNDED)
+    row = await connection.fetchrow(_UNBOUNDED, ["ledger", *(model.name for model in READ_MODELS)])
     if row is not None:
         raise DifferenceError(f"{row['name']}: the constraint that bounds the times of {row['attname']} is missing")
 
 
 async def check_bounds(connection: asyncpg.Connection) -> int:
     """Every bound is there and was checked for every row. Answers how many; raises DifferenceError."""
-    found = await _tables_with(connection, "bounds", are_validated=True)
+    found = await _tables_with(connection, "bounds")
     for table in BOUNDED:
         expect(table in found, f"ledger.{table}: the constraint that keeps its rows within bounds is missing")
-    sized = await _tables_with(connection, "sizes", are_validated=False)
+    sized = await _tables_with(connection, "sizes")
     for table in SIZED:
         expect(table in sized, f"ledger.{table}: the constraint on the sizes of what it holds is missing")
     await _check_forwarded(connection)
@@ -69,14 +69,13 @@ async def check_bounds(connection: asyncpg.Connection) -> int:
     return len(found)
 
 
-async def _tables_with(connection: asyncpg.Connection, name: str, *, are_validated: bool) -> set[str]:
-    """The ledger's tables that have the constraint `<table>_<name>`, where wanted checked for every row."""
+async def _tables_with(connection: asyncpg.Connection, name: str) -> set[str]:
+    """Return the ledger's tables that have the constraint `<table>_<name>`, checked for every row."""
     rows = await connection.fetch(
         "SELECT relname::text FROM pg_constraint JOIN pg_class c ON c.oid = conrelid"
-        " WHERE contype = 'c' AND relnamespace = 'ledger'::regnamespace AND conname = relname || '_' || $1"
-        " AND (convalidated OR NOT $2)",
+        " WHERE contype = 'c' AND convalidated AND relnamespace = 'ledger'::regnamespace"
+        " AND conname = relname || '_' || $1",
         name,
-        are_validated,
     )
     return {row[0] for row in rows}
 
@@ -84,6 +83,7 @@ async def _tables_with(connection: asyncpg.Connection, name: str, *, are_validat
 async def _check_forwarded(connection: asyncpg.Connection) -> None:
     rows = await connection.fetch(
         "SELECT conname FROM pg_constraint WHERE conrelid = 'ledger.forwarded'::regclass AND contype = 'c'"
+        " AND convalidated"
     )
     missing = set(OF_FORWARDED) - {row[0] for row in rows}
     expect(not missing, f"ledger.forwarded: the constraints {sorted(missing)} on what may wait are missing")

@@ -248,6 +248,7 @@ class Fold:
             return {"incentives.cash_spend": {key: (amount,) for key, amount in self._cash.items()}}
         if follower == "signals":
             return {"signals.latest": {(self.shard, *key): (at,) for key, at in self._signals.items()}}
+        assert follower == "balance", f"the audit does not fold what {follower} makes of the ledger"
         return {
             **self._facts,
             "balance.custom_budgets": {(account,): tuple(kept) for account, kept in self._custom.items()},

@@ -73,7 +73,7 @@ async def _partitions_of(connection: asyncpg.Connection, table: str) -> set[str]
 async def _check_function(connection: asyncpg.Connection) -> None:
     """The function that refuses changes still has the body that the migration gave it."""
     body = await connection.fetchval("SELECT prosrc FROM pg_proc WHERE oid = 'ledger.refuse_change()'::regprocedure")
-    written = (files("shared.runtime") / "migrations" / "0001_ledger.sql").read_text("utf-8")
+    written = (files("shared.ledger") / "schema" / "0001_guards.sql").read_text("utf-8")
     expect(
         f"FUNCTION ledger.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $${body}$$" in written,
         "the function ledger.refuse_change was changed: it no longer has the body of the migration",

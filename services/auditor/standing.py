@@ -12,9 +12,10 @@ from services.auditor.difference import DifferenceError, expect
 from services.auditor.tables import TABLES, Rows, read_table
 from shared.ledger.checkpoints import checkpoints_of
 from shared.ledger.times import from_datetime
+from shared.runtime.read_models import READ_MODELS
 
 LARGEST_LEAD_US = 60_000_000  # No batch takes a time that is further ahead: services/allocation/clock_guard.py.
-FOLLOWERS = ("balance", "incentives", "signals")
+FOLLOWERS = tuple(model.name for model in READ_MODELS)
 # No shard is claimed as often: a claim each millisecond would take three hundred centuries.
 LARGEST_EPOCH = 10**15
 # As the constraints have it: what lies beyond, Python cannot read.

@@ -13,19 +13,13 @@ from pathlib import Path
 import asyncpg
 import structlog
 
+from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import BadSettingError
 
-SERVICE_ROLES = (
-    "drawdown_allocation",
-    "drawdown_balance",
-    "drawdown_incentives",
-    "drawdown_signals",
-    "drawdown_api",
-    "drawdown_auditor",
-)
 # What all followers may. Nobody logs in as it.
 FOLLOWERS = "drawdown_follower"
-FOLLOWER_ROLES = ("drawdown_balance", "drawdown_incentives", "drawdown_signals")
+FOLLOWER_ROLES = tuple(model.role for model in READ_MODELS)
+SERVICE_ROLES = ("drawdown_allocation", *FOLLOWER_ROLES, "drawdown_api", "drawdown_auditor")
 
 # Connections that are left to the owner, who migrates, and to the superuser.
 OF_THE_OWNER = 6
@@ -41,14 +35,12 @@ _SETTINGS_BY_DATABASE = """
 def connection_limits(shards: int) -> dict[str, int]:
     """Return how many connections each role may have: some processes of its service, and never all that there are.
 
-    A process of `allocation` has five and two for each shard that it writes, of `signals` seven, of `api` twelve, of
-    the other followers two. Together they leave some of the hundred that PostgreSQL allows by itself to the owner.
+    A process of `allocation` has five and two for each shard that it writes, of `api` twelve; followers declare theirs.
+    Together they leave some of the hundred that PostgreSQL allows by itself to the owner.
     """
     return {
         "drawdown_allocation": 32 + 2 * shards,
-        "drawdown_balance": 6,
-        "drawdown_incentives": 6,
-        "drawdown_signals": 14,
+        **{model.role: model.connections for model in READ_MODELS},
         "drawdown_api": 24,
         "drawdown_auditor": 4,
     }

@@ -1,13 +1,23 @@
-"""Which migrations there are, and whether a database has had exactly those."""
+"""Which migrations there are, and whether a database has had exactly those.
+
+The SQL of a schema lies with its owner: the ledger's in `shared/ledger/schema`, a read model's in the folder of its
+follower, `services/<name>/schema`. All files are numbered in one row and applied in that order:
+docs/decisions/schema.md.
+"""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 import asyncpg
 
 from shared.runtime.settings import BadSettingError
+
+# Migrations were begun again for the first release. The first one of before:
+BEFORE_THE_FIRST_RELEASE = "0001_ledger.sql"
 
 
 @dataclass(frozen=True)
@@ -25,10 +35,29 @@ class Migration:
 
 @cache
 def known_migrations() -> tuple[Migration, ...]:
-    """Those of this version, in their order."""
-    folder = files("shared.runtime") / "migrations"
-    names = sorted(file.name for file in folder.iterdir() if file.name.endswith(".sql"))
-    return tuple(Migration(name, (folder / name).read_text("utf-8")) for name in names)
+    """Return the migrations of this version, in the order of their numbers."""
+    found = [Migration(file.name, file.read_text("utf-8")) for folder in _folders() for file in folder.iterdir()]
+    return tuple(sorted(found, key=lambda migration: migration.name))
+
+
+def _folders() -> Iterator[Traversable]:
+    """Find the folders of all owners by their place, because what is shared imports no service."""
+    yield files("shared.ledger") / "schema"
+    for service in files("services").iterdir():
+        if (service / "schema").is_dir():
+            yield service / "schema"
+
+
+async def applied_migrations(connection: asyncpg.Connection) -> dict[str, str | None]:
+    """Return the migrations that a database has had: by name, the SHA-256 of the text of each.
+
+    Raises:
+        asyncpg.UndefinedTableError: it has had none.
+
+    """
+    # The oldest databases from before the first release have no such column.
+    rows = await connection.fetch("SELECT name, to_json(m) ->> 'sha256' AS sha256 FROM public.migrations AS m")
+    return {row["name"]: row["sha256"] for row in rows}
 
 
 async def require_known_schema(connection: asyncpg.Connection) -> None:
@@ -39,10 +68,9 @@ async def require_known_schema(connection: asyncpg.Connection) -> None:
 
     """
     try:
-        rows = await connection.fetch("SELECT name, sha256 FROM public.migrations")
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InsufficientPrivilegeError):
-        rows = []  # Empty, or from before hashes were kept, or from before there was this role.
-    applied = {row["name"]: row["sha256"] for row in rows}
+        applied = await applied_migrations(connection)
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+        applied = {}  # Empty, or made before there was this role.
     refuse_others(applied)
     if any(migration.name not in applied for migration in known_migrations()):
         raise BadSettingError(
@@ -50,13 +78,19 @@ async def require_known_schema(connection: asyncpg.Connection) -> None:
         )
 
 
-def refuse_others(applied: dict[str, str | None]) -> None:
+def refuse_others(applied: Mapping[str, str | None]) -> None:
     """Refuse migrations that this version does not know, or knows with another text. By name, the SHA-256 of each.
 
     Raises:
         BadSettingError: there is one.
 
     """
+    if BEFORE_THE_FIRST_RELEASE in applied:
+        raise BadSettingError(
+            "DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads"
+            " from there to this one: begin with an empty database (`make clean`, or"
+            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that made it"
+        )
     known = {migration.name: migration.sha256 for migration in known_migrations()}
     for name, sha256 in sorted(applied.items()):
         if name not in known:
@@ -64,7 +98,7 @@ def refuse_others(applied: dict[str, str | None]) -> None:
                 f"DRAWDOWN_DATABASE_URL: this version is older than the database (which has had {name}):"
                 " run the version that the database was migrated with, or a later one"
             )
-        if sha256 not in (known[name], None):
+        if sha256 != known[name]:
             raise BadSettingError(
                 f"DRAWDOWN_DATABASE_URL: the database has had another {name} than this version's:"
                 " run the version that it was migrated with; an applied migration never changes"

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import Settings
 from tests.benchmarks.load import Center, Publisher, Record, create_publisher
 from tests.benchmarks.plan import SHARDS, Plan
 from tests.benchmarks.watch import Ledger, Sample
 from tests.servers import RunningSystem, running_system
 
-FOLLOWERS = ("balance", "incentives", "signals")
+FOLLOWERS = tuple(model.name for model in READ_MODELS)
 
 _SHOWN_LINES = 25
 _SHOWN_CHARACTERS = 400

@@ -10,14 +10,11 @@ import time
 
 import asyncpg
 
+from shared.runtime.read_models import READ_MODELS
 from tests.benchmarks.bench import FOLLOWERS, Bench
 from tests.benchmarks.watch import PATIENCE_SECONDS, SAMPLE_SECONDS
 
 _HELD = "SELECT true FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock' LIMIT 1"
-_FORGOTTEN = """
-    SELECT string_agg(table_schema || '.' || table_name, ', ') FROM information_schema.tables
-    WHERE table_schema = $1 AND table_schema || '.' || table_name NOT IN ('incentives.deals', 'signals.incarnations')
-"""
 
 
 async def measure_followers(bench: Bench) -> dict[str, float]:
@@ -49,10 +46,9 @@ async def _from_the_beginning(bench: Bench, follower: str) -> float:
 
 
 async def _forget(connection: asyncpg.Connection, follower: str) -> None:
-    """Empty a follower's tables, which are in the schema of its name, and reset its checkpoint."""
+    """Empty what a follower makes of the ledger, and reset its checkpoints."""
     async with connection.transaction():
-        await connection.execute(f"TRUNCATE {await connection.fetchval(_FORGOTTEN, follower)}")
-        await connection.execute("UPDATE ledger.checkpoints SET position = 0 WHERE follower = $1", follower)
+        await connection.execute(next(model.forgetting for model in READ_MODELS if model.name == follower))
 
 
 async def _until_held(bench: Bench, follower: str) -> None:

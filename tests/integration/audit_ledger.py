@@ -4,7 +4,6 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -19,7 +18,6 @@ from services.incentives.service import FOLLOWER as INCENTIVES
 from shared.contracts.zones import installed_zones
 from shared.ledger.follow import Follower, advance
 from shared.ledger.lookup import plain_types
-from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
@@ -105,23 +103,19 @@ async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> A
         await connection.close()
 
 
-async def write_random_ledger(
-    url: str, seed: int, steps: int, rules: int = CURRENT, zones: Zones | None = None
-) -> None:
+async def write_random_ledger(url: str, seed: int, steps: int) -> None:
     """Some days of everything that can happen, in batches of different sizes, under two policies.
 
     By the second the topic may not name everything. Every other command has come by the API.
     """
     pockets = (("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
-    other = Policy("other-order", *pockets, rules, TopicTerms(largest_amount=60_000_000))
-    standard = replace(STANDARD, rules=rules)
+    other = Policy("other-order", *pockets, CURRENT, TopicTerms(largest_amount=60_000_000))
     workload = Workload(seed)
-    async with ledger_writer(url, (standard, other)) as writer:
-        writer.zones = zones or writer.zones
+    async with ledger_writer(url, (STANDARD, other)) as writer:
         await writer.write(workload.opening(writer.now))
         for step in range(steps):
             writer.now += 1_700_000_000 if step % 7 else 0
-            writer.policy = other if step > steps * 2 // 3 else standard
+            writer.policy = other if step > steps * 2 // 3 else STANDARD
             await writer.write(workload.next(writer.now) for _ in range(1 + step % 6))
 
 

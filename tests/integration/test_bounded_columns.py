@@ -9,7 +9,7 @@ from shared.runtime.roles import SERVICE_ROLES
 UNBOUNDED = r"""
     SELECT c.oid::regclass::text || '.' || attname
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    WHERE c.relnamespace = ANY ('{ledger,balance,incentives,signals}'::regnamespace[])
+    WHERE NOT c.relnamespace::regnamespace::text ~ '^pg_|^information_schema$'
         AND c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND attnum > 0 AND NOT attisdropped
         AND atttypid = ANY ('{text,text[],json,jsonb,bytea}'::regtype[])

@@ -18,7 +18,8 @@ from drawdown.serving import SERVICES
 from services.auditor.cli import PASSED, replay
 from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.postgres import connect
-from shared.runtime.roles import FOLLOWERS, SERVICE_ROLES
+from shared.runtime.read_models import READ_MODELS
+from shared.runtime.roles import FOLLOWER_ROLES, FOLLOWERS, SERVICE_ROLES
 from shared.runtime.settings import BadSettingError, Settings
 from tests import servers
 from tests.acceptance.front_door import FrontDoor
@@ -28,7 +29,7 @@ from tests.secured_postgres import HOST, OTHER_HOST, OWNER, SUPERUSER, SecuredPo
 from tests.servers import Postgres, RunningSystem, reachable_directory, run_to_its_end
 
 RIGHTS = Path(__file__).parents[2] / "docs" / "database.md"
-SCHEMAS = ("ledger", "balance", "incentives", "signals", "public")
+SCHEMAS = ("ledger", *(model.name for model in READ_MODELS), "public")
 # The letters of PostgreSQL's own notation.
 TABLE_RIGHTS = {
     "r": "SELECT",
@@ -149,7 +150,7 @@ async def test_the_followers_group_and_the_public_hold_nothing_that_a_follower_d
     of_the_public = await granted(owner, "public")
     for name, letters in of_the_group.items():
         known = re.sub(r"entries_\d+$", "entries", name)
-        for follower in ("drawdown_balance", "drawdown_incentives", "drawdown_signals"):
+        for follower in FOLLOWER_ROLES:
             assert set(letters) <= set(expected.get((follower, known), "")), (follower, name)
     assert {name: letters for name, letters in of_the_public.items() if letters} == {"public": "U"}
 
@@ -172,8 +173,7 @@ async def test_no_role_has_an_attribute_or_a_membership_that_lifts_it(owner: asy
         memberships = await owner.fetch(
             "SELECT roleid::regrole::text, admin_option FROM pg_auth_members WHERE member = $1::text::regrole", role
         )
-        followers = ("drawdown_balance", "drawdown_incentives", "drawdown_signals")
-        assert [tuple(each) for each in memberships] == ([(FOLLOWERS, False)] if role in followers else []), role
+        assert [tuple(each) for each in memberships] == ([(FOLLOWERS, False)] if role in FOLLOWER_ROLES else []), role
     assert not await owner.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = $1", OWNER)
 
 
@@ -305,12 +305,7 @@ async def test_what_is_not_its_task_is_refused_to_a_service(role: str, server: S
         await connection.close()
 
 
-CHECKPOINTS = {
-    "drawdown_allocation": "outcomes",
-    "drawdown_balance": "balance",
-    "drawdown_incentives": "incentives",
-    "drawdown_signals": "signals",
-}
+CHECKPOINTS = {"drawdown_allocation": "outcomes", **{model.role: model.name for model in READ_MODELS}}
 
 
 @pytest.mark.parametrize("role", CHECKPOINTS)

@@ -10,14 +10,12 @@ import asyncpg
 import pytest
 
 from drawdown.command_line.quarantine_dropping import drop_month
-from drawdown.deployment.migrate import migrate
 from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
 from services.auditor.cli import PASSED, replay, verify
 from shared.ledger.times import from_datetime
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import connect
-from shared.runtime.schema import known_migrations
 from shared.runtime.settings import BadSettingError, Settings
 from tests.acceptance.front_door import until
 from tests.servers import run_to_its_end
@@ -337,27 +335,3 @@ async def test_no_service_drops_a_month(ledger: Settings, database: asyncpg.Conn
     finally:
         await database.execute("DROP ROLE dropping")
     assert (await months(database))["2026_07"] == 6
-
-
-async def test_a_quarantine_of_before_is_put_into_its_months(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Settings(database_url=empty_database_url)
-    before = [each for each in known_migrations() if each.name < "0013"]
-    with monkeypatch.context() as patch:
-        for module in ("migrate", "schema"):
-            patch.setattr(f"shared.runtime.{module}.known_migrations", lambda: before)
-        await migrate(settings)
-    database = await asyncpg.connect(empty_database_url)
-    await database.execute(
-        'INSERT INTO ledger.quarantine (shard, sequence, reason, detail, topic, partition, "offset", raw, recorded_at)'
-        " SELECT n % 2, n, 'too_old', 'why', 'spend.events', 0, n, convert_to(n::text, 'UTF8'),"
-        " timestamptz '2026-01-31T23:00Z' + n * interval '20 days' FROM generate_series(1, 6) AS n;"
-        "INSERT INTO ledger.quarantine_replays VALUES (1, 3, now())"
-    )  # fmt: skip
-    old = await database.fetch("SELECT shard, sequence, raw, recorded_at FROM ledger.quarantine ORDER BY 1, 2")
-    await migrate(settings)
-    assert await database.fetch("SELECT shard, sequence, raw, recorded_at FROM ledger.quarantine ORDER BY 1, 2") == old
-    assert await months(database) == {"2026_02": 1, "2026_03": 1, "2026_04": 2, "2026_05": 2}
-    assert await database.fetchval("SELECT count(*) FROM ledger.quarantine_replays") == 1
-    await database.close()

@@ -13,6 +13,7 @@ import asyncpg
 from prometheus_client import Gauge
 
 from shared.runtime.postgres import is_unavailable
+from shared.runtime.read_models import READ_MODELS
 
 LOOK_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 5.0
@@ -30,7 +31,7 @@ TRANSACTION_IDS = Gauge(
 _BOUNDED: Final = "SELECT pg_notification_queue_usage(), (SELECT max(age(datfrozenxid)) FROM pg_database)"
 _TABLES: Final = """
     SELECT oid::regclass::text FROM pg_class
-    WHERE relkind IN ('r', 'p') AND relnamespace = ANY('{ledger,balance,incentives}'::regnamespace[])
+    WHERE relkind IN ('r', 'p') AND relnamespace::regnamespace::text = ANY($1)
         AND (NOT relispartition OR relname LIKE 'checkpoints%') AND has_table_privilege(oid, 'SELECT')
     ORDER BY 1
 """
@@ -77,7 +78,8 @@ class Reader:
     async def _read(self) -> None:
         async with self.pool.acquire(timeout=ANSWER_SECONDS) as connection:
             if self._statement is None:
-                self._statement = _one_row_of_each([row[0] for row in await connection.fetch(_TABLES)])
+                tables = await connection.fetch(_TABLES, ["ledger", *(model.name for model in READ_MODELS)])
+                self._statement = _one_row_of_each([row[0] for row in tables])
             await connection.fetch(self._statement)
             notifications, age = await connection.fetchrow(_BOUNDED)
             NOTIFICATIONS.set(notifications)

@@ -1,18 +1,37 @@
+-- Records that cannot be decided, and records on their way to the shard that decides them.
+
 -- Quarantine is kept in parts, one a month, so that what is old can be dropped. A replay names the record that it is of
--- instead of carrying its bytes, on its way back as well as where it fails again: replays multiply nothing.
-
-ALTER TABLE ledger.quarantine RENAME TO quarantine_in_one;
--- Of a record that is not kept whole: how many bytes it had, and their SHA-256.
-ALTER TABLE ledger.quarantine_in_one
-    ADD COLUMN IF NOT EXISTS raw_bytes bigint, ADD COLUMN IF NOT EXISTS raw_sha256 bytea;
-ALTER TABLE ledger.quarantine_replays DROP CONSTRAINT quarantine_replays_shard_sequence_fkey;
-DROP INDEX ledger.quarantine_reason;
-
+-- instead of carrying its bytes, on its way back as well as where it fails again: replays multiply nothing. Of a record
+-- that is too large, and of a batch that cannot be read, quarantine keeps the first bytes alone; raw_bytes and raw_sha256
+-- then say what the whole was: the size and the SHA-256 of the value, or of the batch as Kafka has it.
+--
+-- A row is no larger than what the writer sets aside: values of at most 64 KiB, records of at most 80 KiB, a header's name
+-- with twelve bytes of JSON for each character, and a sentence of at most 2,000 characters.
 CREATE TABLE ledger.quarantine (
-    LIKE ledger.quarantine_in_one INCLUDING CONSTRAINTS,
+    shard smallint NOT NULL,
+    sequence bigint NOT NULL,
+    reason text NOT NULL,
+    detail text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key bytea,
+    raw bytea,                              -- null: a record without a value
+    headers json,                           -- [[name, base64 value], …]
+    business_center_id text,                -- where it could be read
+    recorded_at timestamptz NOT NULL,
+    raw_bytes bigint CHECK (raw_bytes >= 0), -- null: `raw` is the whole
+    raw_sha256 bytea CHECK (octet_length(raw_sha256) = 32),
     replay_shard smallint,                  -- a replay that failed: of which record, the first one. Its bytes are there
     replay_sequence bigint,
-    CHECK ((replay_shard IS NULL) = (replay_sequence IS NULL))
+    CHECK ((replay_shard IS NULL) = (replay_sequence IS NULL)),
+    CONSTRAINT quarantine_cut CHECK ((raw_bytes IS NULL) = (raw_sha256 IS NULL)),
+    CONSTRAINT quarantine_bounds CHECK (sequence > 0 AND partition >= 0 AND "offset" >= 0),
+    CONSTRAINT quarantine_times CHECK (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z'),
+    CONSTRAINT quarantine_sizes CHECK (
+        octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576
+        AND octet_length(detail) <= 8000 AND octet_length(reason) <= 64 AND octet_length(topic) <= 249
+        AND octet_length(business_center_id) <= 256)
 ) PARTITION BY RANGE (recorded_at);
 CREATE INDEX quarantine_reason ON ledger.quarantine (reason, shard, sequence);
 CREATE INDEX quarantine_business_center ON ledger.quarantine (business_center_id, shard, sequence);
@@ -20,20 +39,32 @@ CREATE INDEX quarantine_replay_of ON ledger.quarantine (replay_shard, replay_seq
 SELECT ledger.make_append_only('ledger.quarantine');
 
 -- Makes the part of a moment's month (UTC) where there is none yet. Attaching waits for no reader and no writer, so a
--- batch may do it. Parts are read and written through their table only. Whoever has the writer's login could ask for any
--- month, so there is an end to them: fifty years.
+-- batch may do it. Parts are read and written through their table only.
+--
+-- The writer's login could ask for any month, so there is an end to them: fifty years, from 1970 to two years from now, or
+-- from a shard's time where that is later. A batch moves its shard's time first, so the month that it is in is never
+-- refused, even after somebody has asked for all others.
+--
+-- Another transaction's part may be seen a moment before this session is told that quarantine has got it, and until then
+-- rows of that month have no place. The session that made it keeps the lock until all sessions are told, so this waits for
+-- it also where the part seems to be there. Asked once a month by each writer.
 CREATE FUNCTION ledger.make_quarantine_part(moment timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     month timestamptz := date_trunc('month', moment, 'UTC');
-    next_month timestamptz := (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+    next_month timestamptz;
     part text := 'ledger.quarantine_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
-    IF to_regclass(part) IS NULL THEN
-        LOCK TABLE ledger.quarantine IN SHARE UPDATE EXCLUSIVE MODE;
+    IF (month >= '1970-01-01Z' AND month <= greatest(clock_timestamp(), (SELECT max(ledger_time) FROM ledger.shards))
+            + interval '24 months') IS NOT TRUE THEN
+        RAISE EXCEPTION 'quarantine gets no part for %: that is before 1970, or years to come', moment
+            USING ERRCODE = 'check_violation';
     END IF;
+    next_month := (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
+    LOCK TABLE ledger.quarantine IN SHARE UPDATE EXCLUSIVE MODE;
     IF to_regclass(part) IS NULL THEN
-        IF (SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass) >= 600 THEN
+        IF (SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass) >= 600
+            AND NOT EXISTS (SELECT FROM ledger.shards WHERE date_trunc('month', ledger_time, 'UTC') = month) THEN
             RAISE EXCEPTION 'quarantine has parts of 600 months: drop some before that of % begins', month;
         END IF;
         EXECUTE format('CREATE TABLE %s (LIKE ledger.quarantine INCLUDING CONSTRAINTS)', part);
@@ -43,16 +74,42 @@ BEGIN
             part, month, next_month);
     END IF;
 END $$;
-
 SELECT ledger.make_quarantine_part(clock_timestamp());
-SELECT ledger.make_quarantine_part(month)
-FROM (SELECT DISTINCT date_trunc('month', recorded_at, 'UTC') AS month FROM ledger.quarantine_in_one) AS months;
-INSERT INTO ledger.quarantine SELECT *, NULL, NULL FROM ledger.quarantine_in_one ORDER BY shard, sequence;
-DROP TABLE ledger.quarantine_in_one;
 
--- What is replayed waits here by the name of its record; `replay_bytes` is how many it has.
-ALTER TABLE ledger.forwarded
-    ADD COLUMN replay_shard smallint, ADD COLUMN replay_sequence bigint, ADD COLUMN replay_bytes bigint NOT NULL DEFAULT 0;
+-- Which records were handed back to be decided again.
+CREATE TABLE ledger.quarantine_replays (
+    shard smallint NOT NULL,
+    sequence bigint NOT NULL,
+    replayed_at timestamptz NOT NULL,
+    CONSTRAINT quarantine_replays_bounds CHECK (sequence > 0),
+    CONSTRAINT quarantine_replays_times CHECK (replayed_at >= '1970-01-01Z' AND replayed_at < '3000-01-01Z')
+);
+CREATE INDEX quarantine_replays_of ON ledger.quarantine_replays (shard, sequence);
+SELECT ledger.make_append_only('ledger.quarantine_replays');
+
+-- Records that wait for their shard: they came on another partition, or are replayed from quarantine. Those wait by the
+-- name of their record; replay_bytes is how many it has. What waits is a record of a topic that the writer reads, no
+-- larger than what it passes on.
+CREATE TABLE ledger.forwarded (
+    shard smallint NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key bytea,
+    raw bytea,
+    headers json,
+    replay_shard smallint,
+    replay_sequence bigint,
+    replay_bytes bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (shard, id),
+    CONSTRAINT forwarded_bounds CHECK (partition >= 0 AND "offset" >= 0),
+    CONSTRAINT forwarded_records CHECK (
+        topic IN ('spend.events', 'finance.commands') AND (replay_shard IS NULL) = (replay_sequence IS NULL)
+        AND replay_bytes >= 0),
+    CONSTRAINT forwarded_sizes CHECK (
+        octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576)
+);
 
 -- Forwarded records with their bytes, wherever these are.
 CREATE VIEW ledger.waiting_records AS
@@ -68,7 +125,6 @@ CREATE VIEW ledger.forwarded_waiting AS
 -- Hands records back to the shards `targets`, and answers which of those asked for. Left out is what waits already, and
 -- what was replayed and has not failed since: of a record and its failed replays, only the newest can be replayed. What is
 -- not kept whole never is: its beginning could pass for a record of its own.
-DROP FUNCTION ledger.replay_quarantined;
 CREATE FUNCTION ledger.replay_quarantined(
     shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz
 ) RETURNS TABLE (shard smallint, sequence bigint)
@@ -116,11 +172,3 @@ BEGIN
     )
     SELECT free.shard, free.sequence FROM free;
 END $$;
-
-REVOKE ALL ON FUNCTION ledger.replay_quarantined, ledger.make_quarantine_part FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION ledger.replay_quarantined TO drawdown_api;
-GRANT EXECUTE ON FUNCTION ledger.make_quarantine_part TO drawdown_allocation;
-GRANT INSERT ON ledger.quarantine TO drawdown_allocation;
-GRANT SELECT ON ledger.waiting_records TO drawdown_allocation;
-GRANT SELECT ON ledger.forwarded_waiting TO drawdown_api;
-GRANT SELECT ON ledger.quarantine TO drawdown_api, drawdown_auditor;

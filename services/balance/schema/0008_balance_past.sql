@@ -23,7 +23,13 @@ CREATE TABLE balance.pocket_movements (
     quarter timestamptz,                    -- its beginning
     amount numeric NOT NULL,
     limit_change numeric NOT NULL,          -- credit_line: what of it changed the limit
-    PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter)
+    PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter),
+    CONSTRAINT pocket_movements_times CHECK (quarter >= '1960-01-01Z' AND quarter < '3001-01-01Z'),
+    CONSTRAINT pocket_movements_amounts CHECK (
+        amount > -1e38 AND amount < 1e38 AND limit_change > -1e38 AND limit_change < 1e38),
+    CONSTRAINT pocket_movements_sizes CHECK (
+        octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024
+        AND octet_length(pocket) <= 1024)
 );
 
 -- Spend recorded since the closing before, net of reversals. Days are those of the ad account's time zone.
@@ -33,7 +39,10 @@ CREATE TABLE balance.business_center_spend (
     business_center_id text COLLATE "C",
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
-    PRIMARY KEY (shard, closing, business_center_id)
+    PRIMARY KEY (shard, closing, business_center_id),
+    CONSTRAINT business_center_spend_amounts CHECK (
+        billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
+    CONSTRAINT business_center_spend_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 
 CREATE TABLE balance.ad_account_spend (
@@ -43,7 +52,11 @@ CREATE TABLE balance.ad_account_spend (
     day date,
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
-    PRIMARY KEY (shard, closing, ad_account_id, day)
+    PRIMARY KEY (shard, closing, ad_account_id, day),
+    CONSTRAINT ad_account_spend_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
+    CONSTRAINT ad_account_spend_amounts CHECK (
+        billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
+    CONSTRAINT ad_account_spend_sizes CHECK (octet_length(ad_account_id) <= 1024)
 );
 
 CREATE TABLE balance.campaign_spend (
@@ -54,7 +67,12 @@ CREATE TABLE balance.campaign_spend (
     day date,
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
-    PRIMARY KEY (shard, closing, ad_account_id, campaign_id, day)
+    PRIMARY KEY (shard, closing, ad_account_id, campaign_id, day),
+    CONSTRAINT campaign_spend_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
+    CONSTRAINT campaign_spend_amounts CHECK (
+        billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
+    CONSTRAINT campaign_spend_sizes CHECK (
+        octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
 );
 
 -- An account's budget as it was at a closing. A row where the account has a budget and had spend or a budget fact
@@ -70,7 +88,12 @@ CREATE TABLE balance.budget_closings (
     start_position bigint,                  -- this and the two below: custom budgets only
     started_at timestamptz,
     spent numeric,
-    PRIMARY KEY (shard, closing, ad_account_id)
+    PRIMARY KEY (shard, closing, ad_account_id),
+    CONSTRAINT budget_closings_times CHECK (
+        day >= '1960-01-01' AND day < '3001-01-01' AND started_at >= '1970-01-01Z' AND started_at < '3000-01-01Z'),
+    CONSTRAINT budget_closings_amounts CHECK (
+        amount > -1e38 AND amount < 1e38 AND spent > -1e38 AND spent < 1e38),
+    CONSTRAINT budget_closings_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(mode) <= 1024)
 );
 
 -- A campaign's budget as it was at a closing, where it was set since the closing before.
@@ -81,7 +104,10 @@ CREATE TABLE balance.campaign_budget_closings (
     campaign_id text COLLATE "C",
     mode text NOT NULL,
     amount numeric,
-    PRIMARY KEY (shard, closing, ad_account_id, campaign_id)
+    PRIMARY KEY (shard, closing, ad_account_id, campaign_id),
+    CONSTRAINT campaign_budget_closings_amounts CHECK (amount > -1e38 AND amount < 1e38),
+    CONSTRAINT campaign_budget_closings_sizes CHECK (
+        octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 );
 
 -- Pause causes as they were at a closing, where they changed since the closing before.
@@ -91,23 +117,15 @@ CREATE TABLE balance.pause_closings (
     ad_account_id text COLLATE "C",
     campaign_id text COLLATE "C",           -- '': the ad account's own
     causes text[] NOT NULL,
-    PRIMARY KEY (shard, closing, ad_account_id, campaign_id)
+    PRIMARY KEY (shard, closing, ad_account_id, campaign_id),
+    CONSTRAINT pause_closings_sizes CHECK (
+        octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024
+        AND octet_length(causes::text) <= 1048576)
 );
 
--- A closing asks which budgets were set since the one before. Few ever are.
-CREATE INDEX budgets_by_position ON balance.budgets (position);
-CREATE INDEX campaigns_by_position ON balance.campaigns (position) WHERE position > 0;
-
--- Which position a time corresponds to. Ledger time never goes back within a shard.
-CREATE INDEX batches_by_time ON ledger.batches (shard, recorded_at, last_position);
-
-GRANT SELECT ON ALL TABLES IN SCHEMA balance TO drawdown_follower, drawdown_api, drawdown_auditor;
-GRANT INSERT ON balance.closings, balance.pocket_movements, balance.business_center_spend, balance.ad_account_spend,
+GRANT SELECT, INSERT ON balance.closings, balance.pocket_movements, balance.business_center_spend,
+    balance.ad_account_spend, balance.campaign_spend, balance.budget_closings, balance.campaign_budget_closings,
+    balance.pause_closings TO drawdown_balance;
+GRANT SELECT ON balance.closings, balance.pocket_movements, balance.business_center_spend, balance.ad_account_spend,
     balance.campaign_spend, balance.budget_closings, balance.campaign_budget_closings, balance.pause_closings
-    TO drawdown_follower;
-
--- Books that were never closed cannot be closed later: a read model that is older than this is made again.
-TRUNCATE balance.business_centers, balance.ad_accounts, balance.automatic_allocation, balance.left_out, balance.budgets,
-    balance.custom_budgets, balance.campaigns, balance.pauses, balance.pockets, balance.credit_limits, balance.grants,
-    balance.business_center_days, balance.ad_account_days, balance.campaign_days, balance.entry_blocks;
-DELETE FROM ledger.checkpoints WHERE follower = 'balance';
+    TO drawdown_api, drawdown_auditor;

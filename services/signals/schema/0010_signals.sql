@@ -1,0 +1,31 @@
+-- What the signals follower has published, and to which broker.
+
+CREATE SCHEMA signals;
+
+CREATE TABLE ledger.checkpoints_signals PARTITION OF ledger.checkpoints FOR VALUES IN ('signals');
+GRANT SELECT, INSERT, UPDATE ON ledger.checkpoints_signals TO drawdown_signals;
+GRANT SELECT ON ledger.checkpoints_signals TO drawdown_api, drawdown_auditor;
+
+-- The last signal of every entity that ever had one (campaign_id '': the ad account): the state that a new broker is told.
+CREATE TABLE signals.latest (
+    shard smallint,
+    ad_account_id text COLLATE "C",
+    campaign_id text COLLATE "C",
+    position bigint NOT NULL,
+    PRIMARY KEY (shard, ad_account_id, campaign_id),
+    CONSTRAINT latest_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
+
+-- The Kafka cluster that has been told the state of a shard. `delivery.signals` has as many partitions as there are shards:
+-- the partition of this number has been read back up to the offset. Below it, every signal was the newest of its entity or
+-- was followed by that.
+CREATE TABLE signals.incarnations (
+    shard smallint PRIMARY KEY,
+    cluster_id text NOT NULL,
+    checked_offset bigint NOT NULL DEFAULT 0,
+    CONSTRAINT incarnations_sizes CHECK (octet_length(cluster_id) <= 1024)
+);
+
+GRANT USAGE ON SCHEMA signals TO drawdown_signals, drawdown_auditor;
+GRANT SELECT, INSERT, UPDATE ON signals.latest, signals.incarnations TO drawdown_signals;
+GRANT SELECT ON signals.latest TO drawdown_auditor;

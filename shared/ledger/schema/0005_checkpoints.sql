@@ -1,0 +1,28 @@
+-- How far each follower has got. A follower's checkpoints lie in a table of its own, which its own migration makes: a role
+-- that may move a checkpoint may also lock the table that it lies in, against all that read it. So each follower holds up
+-- nobody but itself and its own readers.
+CREATE TABLE ledger.checkpoints (
+    follower text NOT NULL,
+    shard smallint NOT NULL CHECK (shard >= 0),
+    position bigint NOT NULL DEFAULT 0 CHECK (position >= 0),
+    recorded_at timestamptz,                -- ledger time of that position
+    PRIMARY KEY (follower, shard),
+    CONSTRAINT checkpoints_times CHECK (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z')
+) PARTITION BY LIST (follower);
+
+-- The writer publishes the outcomes itself: its checkpoints count sequences of outcomes, not positions.
+CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VALUES IN ('outcomes');
+
+-- A follower that stood ahead of the ledger would pass over what comes next.
+CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.position > (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END
+                       FROM ledger.shards WHERE shard = NEW.shard) THEN
+        RAISE EXCEPTION 'the checkpoint of % in shard % would be ahead of the ledger', NEW.follower, NEW.shard
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER not_ahead BEFORE INSERT OR UPDATE ON ledger.checkpoints
+    FOR EACH ROW EXECUTE FUNCTION ledger.refuse_to_run_ahead();
+ALTER TABLE ledger.checkpoints ENABLE ALWAYS TRIGGER not_ahead;
