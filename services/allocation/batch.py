@@ -51,12 +51,13 @@ from shared.ledger.lookup import (
     resting_row,
 )
 from shared.ledger.times import to_datetime
+from shared.rules.batch import Event
 from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import Policy
 from shared.rules.resting import Recorded
-from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
+from shared.rules.shard import CHARGED, DUPLICATE, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
 # This many records are decoded or decided before other tasks (the commit of the batch before) get their turn.

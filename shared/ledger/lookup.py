@@ -11,10 +11,11 @@ import asyncpg
 
 from shared.contracts.commands import command_meaning
 from shared.ledger.times import from_datetime
+from shared.rules.batch import Event
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.grants import GrantKey, RecordedGrant, named_by
 from shared.rules.resting import Recorded, dump_campaign
-from shared.rules.shard import Event, Shard
+from shared.rules.shard import Shard
 from shared.rules.state import Campaign
 
 _BLOCK = 64

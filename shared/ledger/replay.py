@@ -23,13 +23,14 @@ from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_r
 from shared.ledger.merkle import CompactRange, leaf_hashes
 from shared.ledger.times import from_datetime
 from shared.ledger.zones import UNRECORDED, recorded_zones
+from shared.rules.batch import Event
 from shared.rules.calendar import Zones
 from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.resting import Recorded
-from shared.rules.shard import Event, Shard
+from shared.rules.shard import Shard
 from shared.rules.versions import BOUNDED, CHANGES, CURRENT
 from shared.rules.ways import TOPIC
 from shared.runtime.postgres import is_lost

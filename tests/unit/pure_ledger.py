@@ -11,13 +11,14 @@ from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import CampaignKey, RestingRow, campaigns_named, grants_of, resting_row
 from shared.rules import snapshot
+from shared.rules.batch import Event
 from shared.rules.calendar import Zones
 from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.resting import Recorded
-from shared.rules.shard import Event, Shard
+from shared.rules.shard import Shard
 
 SHARD = 3
 _SECRET, _PUBLIC = new_command_key()
