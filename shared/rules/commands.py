@@ -7,10 +7,11 @@ irreversible, not_eligible, budget_change_limit, insufficient_funds.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shared.rules import automatic_allocation, funds, grants, limits, opening, setting_budgets
+from shared.rules import automatic_allocation, funds, grants, limits, opening, pauses, setting_budgets
 from shared.rules.book import Book
 from shared.rules.entries import Step, canonical_json
 from shared.rules.largest_spend import set_largest_spend
+from shared.rules.pauses import Changed
 from shared.rules.refusal import Refused, require, require_above_zero, require_room
 from shared.rules.roles import require_permission
 from shared.rules.state import AdAccount, BusinessCenter, Grant
@@ -22,14 +23,16 @@ from shared.rules.ways import TOPIC
 MOST_CONTENT_BYTES = 40_960
 
 Command = Mapping[str, Any]
-Handler = Callable[[Book, Step, Command], None]
+# Writes what the command does, and returns whose money or budget that has changed.
+Handler = Callable[[Book, Step, Command], Changed]
 
 
 def decide(book: Book, step: Step, command: Command) -> None:
     """Write what the command does. Raises Refused, with nothing written or changed, where it may not."""
     if book.policy.rules >= BOUNDED:
         _require_short(step)
-    _HANDLERS[command["type"]](book, step, command)
+    changed = _HANDLERS[command["type"]](book, step, command)
+    pauses.settle(step, changed, book.policy)
 
 
 def _require_short(step: Step) -> None:
@@ -42,7 +45,7 @@ def _require_short(step: Step) -> None:
     )
 
 
-def _open_business_center(book: Book, step: Step, command: Command) -> None:
+def _open_business_center(book: Book, step: Step, command: Command) -> Changed:
     require(book.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
     _permit(book, step, command, command["finance_roles"])
     id = command["business_center_id"]
@@ -52,9 +55,10 @@ def _open_business_center(book: Book, step: Step, command: Command) -> None:
     book.business_centers[id] = opening.open_business_center(
         step, id, command["currency"], zone, command["finance_roles"], book.held
     )
+    return ()
 
 
-def _open_ad_account(book: Book, step: Step, command: Command) -> None:
+def _open_ad_account(book: Book, step: Step, command: Command) -> Changed:
     require(book.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
     center = _center(book, command)
     _permit(book, step, command, center.finance_roles)
@@ -66,34 +70,38 @@ def _open_ad_account(book: Book, step: Step, command: Command) -> None:
         center, id, command["billing"], command["buying_type"], book.zone(command["time_zone"]), command["owned"]
     )
     book.accounts[id] = account
-    opening.open_ad_account(step, account, book.policy)
+    opening.open_ad_account(step, account)
+    return [account]
 
 
-def _deposit_cash(book: Book, step: Step, command: Command) -> None:
+def _deposit_cash(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     center = _center(book, command)
     account = _account(center, command) if command.get("ad_account_id") is not None else None
     require_room(account.cash if account else center.cash, amount)
     _permit(book, step, command, center.finance_roles)
-    funds.deposit(step, center, account, amount, book.policy)
+    funds.deposit(step, center, account, amount)
+    return [center, account] if account else [center]
 
 
-def _set_credit_line(book: Book, step: Step, command: Command) -> None:
+def _set_credit_line(book: Book, step: Step, command: Command) -> Changed:
     center = _center(book, command)
     require_room(-center.credit_used, command["limit"])
     _permit(book, step, command, center.finance_roles)
-    funds.set_credit_line(step, center, command["limit"], book.policy)
+    funds.set_credit_line(step, center, command["limit"])
+    return [center]
 
 
-def _repay_credit(book: Book, step: Step, command: Command) -> None:
+def _repay_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     center = _center(book, command)
     require(amount <= center.credit_used, "invalid", "more would be repaid than is used")
     _permit(book, step, command, center.finance_roles)
-    funds.repay_credit(step, center, amount, book.policy)
+    funds.repay_credit(step, center, amount)
+    return [center]
 
 
-def _grant_voucher(book: Book, step: Step, command: Command) -> None:
+def _grant_voucher(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     _require_future(book, command)
     campaigns, account_id = command.get("campaign_ids"), command.get("ad_account_id")
@@ -107,22 +115,24 @@ def _grant_voucher(book: Book, step: Step, command: Command) -> None:
     new = _new_grant(book, step, center, command, "voucher", command["voucher_id"])
     if account is not None and new.campaigns is not None:
         book.before_tying(account)
-    grants.grant(step, center, account, new, amount, book.policy)
+    grants.grant(step, center, account, new, amount)
     book.keep_grant(center, new)
+    return [center, account] if account else [center]
 
 
-def _grant_ad_credit(book: Book, step: Step, command: Command) -> None:
+def _grant_ad_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     _require_future(book, command)
     center = _center(book, command)
     require_room(center.ad_credits.total, amount)
     _permit(book, step, command, center.finance_roles)
     new = _new_grant(book, step, center, command, "ad_credit", command["ad_credit_id"])
-    grants.grant(step, center, None, new, amount, book.policy)
+    grants.grant(step, center, None, new, amount)
     book.keep_grant(center, new)
+    return [center]
 
 
-def _allocate_ad_credit(book: Book, step: Step, command: Command) -> None:
+def _allocate_ad_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     center = _center(book, command)
     account = _account(center, command)
@@ -131,10 +141,11 @@ def _allocate_ad_credit(book: Book, step: Step, command: Command) -> None:
         raise Refused("not_found", f"the Business Center has no ad credit {command['ad_credit_id']}")
     require_room(account.ad_credits.total, amount)
     _permit(book, step, command, center.finance_roles)
-    grants.allocate(step, center, account, credit, amount, book.policy)
+    grants.allocate(step, center, account, credit, amount)
+    return [account]
 
 
-def _transfer_balance(book: Book, step: Step, command: Command) -> None:
+def _transfer_balance(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
     center = _center(book, command)
     account = _account(center, command)
@@ -146,18 +157,19 @@ def _transfer_balance(book: Book, step: Step, command: Command) -> None:
     _permit(book, step, command, center.finance_roles)
     funds.require_transferable(account, command["direction"], pocket)
     transfer = funds.transfer_to_account if to_account else funds.transfer_to_business_center
-    transfer(step, account, pocket, amount, book.policy)
+    transfer(step, account, pocket, amount)
+    return [center, account]
 
 
-def _enable(book: Book, step: Step, command: Command) -> None:
+def _enable(book: Book, step: Step, command: Command) -> Changed:
     center = _center(book, command)
     automatic_allocation.require_balances_fit(center, book.policy.rules)
     _permit(book, step, command, center.finance_roles)
     require(center.automatic_since is None, "already_exists", "automatic allocation is enabled already")
-    automatic_allocation.enable(step, center, book.now, book.position, book.policy)
+    return automatic_allocation.enable(step, center, book.now, book.position, book.policy)
 
 
-def _disable(book: Book, step: Step, command: Command) -> None:
+def _disable(book: Book, step: Step, command: Command) -> Changed:
     center = _center(book, command)
     _permit(book, step, command, center.finance_roles)
     is_on = center.automatic_since is not None
@@ -165,24 +177,26 @@ def _disable(book: Book, step: Step, command: Command) -> None:
     raise Refused("conflict", "automatic allocation is not enabled")
 
 
-def _set_budget(book: Book, step: Step, command: Command) -> None:
+def _set_budget(book: Book, step: Step, command: Command) -> Changed:
     amount = _budget_amount(command)
     center = _center(book, command)
     account = _account(center, command)
     _permit(book, step, command, center.finance_roles)
     setting_budgets.require_change_left(account)
-    setting_budgets.set_budget(step, account, command["mode"], amount, book.now, book.position, book.policy)
+    setting_budgets.set_budget(step, account, command["mode"], amount, book.now, book.position)
     book.schedule_turn_over(account)
+    return [account]
 
 
-def _reset_budget(book: Book, step: Step, command: Command) -> None:
+def _reset_budget(book: Book, step: Step, command: Command) -> Changed:
     center = _center(book, command)
     account = _account(center, command)
     _permit(book, step, command, center.finance_roles)
-    setting_budgets.reset_budget(step, account, book.now, book.position, book.policy)
+    setting_budgets.reset_budget(step, account, book.now, book.position)
+    return [account]
 
 
-def _set_campaign_budget(book: Book, step: Step, command: Command) -> None:
+def _set_campaign_budget(book: Book, step: Step, command: Command) -> Changed:
     amount = _budget_amount(command)
     center = _center(book, command)
     account = _account(center, command)
@@ -190,11 +204,12 @@ def _set_campaign_budget(book: Book, step: Step, command: Command) -> None:
     existing = book.campaigns.find(account, command["campaign_id"])
     limits.require_daily_budget(book.policy, center, existing, command["mode"])
     campaign = existing or book.new_campaign(account, command["campaign_id"])
-    setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount, book.policy)
+    setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount)
     book.schedule_turn_over(account)
+    return [campaign]
 
 
-def _set_largest_spend(book: Book, step: Step, command: Command) -> None:
+def _set_largest_spend(book: Book, step: Step, command: Command) -> Changed:
     require(book.policy.rules >= LIMITED, "invalid", "these rules bound no spend")
     amount = command.get("amount")
     if amount is not None:
@@ -203,6 +218,7 @@ def _set_largest_spend(book: Book, step: Step, command: Command) -> None:
     _permit(book, step, command, center.finance_roles)
     book.bounded += (amount is not None) - center.bounds_spends()
     set_largest_spend(step, center, amount)
+    return ()
 
 
 def _center(book: Book, command: Command) -> BusinessCenter:

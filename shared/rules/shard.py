@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from shared.rules import commands, corrections, expiry, limits, pauses, setting_budgets, waterfall
+from shared.rules import commands, corrections, expiry, limits, pauses, waterfall
 from shared.rules.batch import Batch, Event
 from shared.rules.book import Book
 from shared.rules.calendar import NO_ZONES, Zones
@@ -158,11 +158,11 @@ class Shard(Book):
         if timer.kind == EXPIRY:
             grant = center.grants.get((timer.name, timer.id))
             if grant is not None:
-                expiry.expire(step, center, grant, self.policy)
+                pauses.settle(step, expiry.expire(step, center, grant), self.policy)
         else:
             account = center.accounts[timer.name]
             account.turn_over_at = None
-            setting_budgets.turn_over(step, account, self.policy)
+            pauses.settle_new_day(step, account, self.policy)
             self.schedule_turn_over(account)
 
     def _change(self, policy: Policy, zones: Zones | None) -> None:
@@ -174,13 +174,7 @@ class Shard(Book):
         self.policy = policy
         if zones is not None and zones != self.zones:
             self._use_zones(zones)
-        step = Step(self.entries, self.now)
-        for center in self.business_centers.values():
-            pauses.settle_business_center(step, center, policy)
-            for account in center.accounts.values():
-                pauses.settle_account(step, account, policy)
-                for campaign in pauses.campaigns_to_settle_anew(account, policy):
-                    pauses.settle_day(step, campaign, policy)
+        pauses.settle_everything(Step(self.entries, self.now), self.business_centers.values(), policy)
 
     # ---- Spends and reversals ---------------------------------------------------------------------------------
 
@@ -244,12 +238,9 @@ class Shard(Book):
 
     def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
         """Write the pauses of a spend or reversal that has changed what can pause."""
-        account = campaign.account
         step = Step(self.entries, occurred_at, event_id)
         step.part = part
-        pauses.settle_business_center(step, account.business_center, self.policy)
-        pauses.settle_account(step, account, self.policy, campaign)
-        pauses.settle_campaign(step, campaign, self.policy)
+        pauses.settle_spent(step, campaign, self.policy)
 
     def _reverse(self, event: Event, account: AdAccount) -> tuple[str, str]:
         event_id, center_id, account_id, campaign_id, amount, _, occurred_at, reverses, reason = event
