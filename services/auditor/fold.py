@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date
-from typing import Any
+from typing import Any, Final
 
 from services.auditor.difference import DifferenceError
 from services.auditor.tables import Rows
@@ -17,9 +17,10 @@ from shared.rules.entries import Line
 from shared.rules.money import format_micros
 from shared.rules.vocabulary import CASH_POCKETS, MONEY_KINDS
 
-QUARTER_US = 15 * 60 * 1_000_000
-BLOCK_POSITIONS = 65_536
-MOST_PLANS = 600_000
+# Said again of the followers: a mistake there must not be one here.
+QUARTER_US: Final = 15 * 60 * 1_000_000
+BLOCK_POSITIONS: Final = 65_536
+MOST_PLANS: Final = 600_000
 _CASH = frozenset(CASH_POCKETS)
 _MONEY_KINDS = frozenset(MONEY_KINDS)
 
@@ -33,7 +34,7 @@ class _Plan:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.overdelivery = line.pocket is None and line.kind != "forfeit"
+        self.overdelivery = is_overdelivery(line)
         self.cash = line.pocket in _CASH
         self.limit = line.kind == "credit_limit_change"
         self.custom = line.ad_account_id
@@ -42,6 +43,11 @@ class _Plan:
         self.pocket: Cell | None = None
         self.grant: Cell | None = None
         self.total: Cell = [0]
+
+
+def is_overdelivery(line: Line) -> bool:
+    """Is the entry's amount spend that nobody is billed for, or its reversal? Then it names no pocket and no grant."""
+    return line.pocket is None and line.kind != "forfeit"
 
 
 class Fold:

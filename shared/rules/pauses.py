@@ -13,6 +13,7 @@ from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, is_empty
 from shared.rules.versions import LIMITED
+from shared.rules.vocabulary import CAUSES
 
 AD_ACCOUNT_BALANCE: Final = 1
 AD_ACCOUNT_BUDGET: Final = 2
@@ -26,12 +27,9 @@ LARGE_ACCOUNT: Final = 10_000
 # Whose money or budget was changed, in the order in which the pauses are settled: Business Centers come first.
 Changed = Sequence[BusinessCenter | AdAccount | Campaign]
 
-_NAMES = {
-    AD_ACCOUNT_BALANCE: "ad_account_balance",
-    AD_ACCOUNT_BUDGET: "ad_account_budget",
-    BUSINESS_CENTER_BALANCE: "business_center_balance",
-    CAMPAIGN_BUDGET: "campaign_budget",
-}
+_NAMES = dict(
+    zip((AD_ACCOUNT_BALANCE, AD_ACCOUNT_BUDGET, BUSINESS_CENTER_BALANCE, CAMPAIGN_BUDGET), CAUSES, strict=True)
+)
 
 
 def cause_names(causes: int) -> list[str]:

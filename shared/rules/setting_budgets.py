@@ -1,12 +1,14 @@
 """Commands that set and reset budgets (domain page, sections 4.4 to 4.7)."""
 
+from typing import Final
+
 from shared.rules.budgets import CUSTOM, DAILY, MONTHLY
 from shared.rules.calendar import date_text
 from shared.rules.entries import Step
 from shared.rules.refusal import require
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, Campaign
 
-CHANGES_PER_DAY = 10
+CHANGES_PER_DAY: Final = 10
 
 
 def changes_today(account: AdAccount) -> int:

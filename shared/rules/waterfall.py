@@ -8,8 +8,8 @@ from shared.rules.budgets import DAILY, count_for_account
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
+from shared.rules.vocabulary import DEBITS
 
-_DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
 # So many campaigns' lines a holding keeps.
 _MOST_LINES = 50_000
 # What a draw's lines go by, apart from those of the account's own pockets.
@@ -134,7 +134,7 @@ def _own_line(campaign: Campaign, pocket: str) -> Line:
     if line is None:
         account = campaign.account
         line = campaign.lines[pocket] = Line(
-            _DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
+            DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
         )
     campaign.payer, campaign.line = pocket, line
     return line
@@ -165,7 +165,7 @@ def _grant_line(campaign: Campaign, holding: Holding) -> Line:
         if len(holding.lines) >= _MOST_LINES:
             holding.lines.clear()  # Of campaigns that are gone from memory too; the others make theirs again.
         line = holding.lines[campaign.serial] = Line(
-            _DEBITS[grant.kind] if own else "business_center_draw",
+            DEBITS[grant.kind] if own else "business_center_draw",
             account.business_center.id,
             account.id,
             campaign.id,
