@@ -26,7 +26,7 @@ from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT
 from shared.contracts.strict_json import MalformedError, refusal, worded
-from shared.rules.batch import Event
+from shared.rules.events import Event
 from shared.rules.money import parse_amount
 from shared.rules.ways import API, TOPIC
 

@@ -176,11 +176,11 @@ class Fold:
     # ---- Facts ------------------------------------------------------------------------------------------------
 
     def _fact(self, item: StoredEntry) -> None:
-        line = item.entry[0]
+        line = item.line
         self._handlers[line.kind](item, json.loads(line.details or "{}"))
 
     def _business_center_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line, occurred_at = item.entry[0], item.entry[2]
+        line, occurred_at = item.line, item.occurred_at
         self._facts["balance.business_centers"][(line.business_center_id,)] = (
             self.shard,
             details["currency"],
@@ -190,7 +190,7 @@ class Fold:
         )
 
     def _ad_account_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line, occurred_at = item.entry[0], item.entry[2]
+        line, occurred_at = item.line, item.occurred_at
         center, account = line.business_center_id, line.ad_account_id
         assert account is not None
         self.center_of[account] = center
@@ -207,13 +207,13 @@ class Fold:
             self._facts["balance.left_out"].setdefault((center, account), (details["left_out"],))
 
     def _automatic_allocation_enabled(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        center = item.entry[0].business_center_id
-        self._facts["balance.automatic_allocation"][(center,)] = (item.entry[2],)
+        center = item.line.business_center_id
+        self._facts["balance.automatic_allocation"][(center,)] = (item.occurred_at,)
         for each in details["left_out"]:
             self._facts["balance.left_out"].setdefault((center, each["ad_account_id"]), (each["reason"],))
 
     def _budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        account = item.entry[0].ad_account_id
+        account = item.line.ad_account_id
         assert account is not None
         day = date.fromisoformat(details["day"]).toordinal()
         self._facts["balance.budgets"][(account,)] = (
@@ -229,7 +229,7 @@ class Fold:
             self._custom[account] = [item.position, details["started_at"], 0]
 
     def _campaign_budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line = item.entry[0]
+        line = item.line
         self._facts["balance.campaigns"][line.ad_account_id, line.campaign_id] = (
             details["mode"],
             details["amount"],
@@ -237,11 +237,11 @@ class Fold:
         )
 
     def _largest_spend(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        center = item.entry[0].business_center_id
+        center = item.line.business_center_id
         self._facts["balance.largest_spends"][center, item.position] = (details["amount"],)
 
     def _delivery(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line = item.entry[0]
+        line = item.line
         entity = (line.ad_account_id or "", line.campaign_id or "")
         self._facts["balance.pauses"][entity] = (tuple(details["causes"]), item.position)
         self._signals[entity] = item.position

@@ -18,6 +18,7 @@ import asyncpg
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
 from shared.ledger.lookup import find_events, read_events
+from shared.rules.events import AMOUNT
 from shared.rules.money import format_micros
 from shared.rules.shard import Shard
 from shared.rules.state import BusinessCenter
@@ -83,7 +84,7 @@ async def check_reversals(connection: asyncpg.Connection, shard: int, fold: Fold
         positions = await find_events(connection, shard, ids)
         events = await read_events(connection, shard, positions.values(), lambda _: "")
         for id_ in ids:
-            amount = events[id_][4] if id_ in events else 0
+            amount = events[id_][AMOUNT] if id_ in events else 0
             expect(
                 fold.reversed[id_] <= amount,
                 f"shard {shard}, position {positions.get(id_)}: the spend {id_.hex()} of {format_micros(amount)}"

@@ -1,11 +1,8 @@
 """What one batch has decided: the next one needs it, because it may be decided before this one is committed."""
 
-from shared.rules.corrections import ChargedSpend, Part
 from shared.rules.entries import Entry
-
-# event id, business center, ad account, campaign, amount in micros, currency, occurred_at in µs, reverses, reason.
-# All of it is the event's content; `reverses` is None for a spend.
-Event = tuple[bytes, str, str, str, int, str, int, bytes | None, str | None]
+from shared.rules.events import REVERSES, Event
+from shared.rules.reversals import ChargedSpend, Part
 
 
 class Batch:
@@ -34,13 +31,15 @@ class Batch:
     def spend(self, event_id: bytes) -> ChargedSpend | None:
         """Return a spend that this batch has charged, with nothing of it reversed; None: it has not."""
         event = self.events.get(event_id)
-        if event is None or event[7] is not None:
+        if event is None or event[REVERSES] is not None:
             return None
+        _, center_id, account_id, campaign_id, *_ = event
         start = self._start_of(event_id)
         _, _, occurred_at, _, _, day, period = self.entries[start]
         assert day is not None, "a spend has a day"
         assert period is not None, "a spend has a period"
-        spend = ChargedSpend(event[1], event[2], event[3], occurred_at, self.position + start + 1, day, period, [])
+        position = self.position + start + 1
+        spend = ChargedSpend(center_id, account_id, campaign_id, occurred_at, position, day, period, [])
         for line, amount, _, source, _, _, _ in self.entries[start:]:
             if source != event_id or amount is None:
                 break
@@ -50,8 +49,8 @@ class Batch:
     def _start_of(self, event_id: bytes) -> int:
         """The index of the first entry of a spend or reversal of this batch: only they have a day."""
         for index in range(self.indexed, len(self.entries)):
-            entry = self.entries[index]
-            if entry[4] == 0 and entry[3] is not None and entry[5] is not None:
-                self.starts[entry[3]] = index
+            _, _, _, source, part, day, _ = self.entries[index]
+            if part == 0 and source is not None and day is not None:
+                self.starts[source] = index
         self.indexed = len(self.entries)
         return self.starts[event_id]

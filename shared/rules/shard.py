@@ -10,18 +10,19 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from shared.rules import commands, corrections, expiry, limits, pauses, waterfall
-from shared.rules.batch import Batch, Event
+from shared.rules import commands, expiry, limits, pauses, reversals, waterfall
+from shared.rules.batch import Batch
 from shared.rules.book import Book
 from shared.rules.calendar import NO_ZONES, Zones
-from shared.rules.corrections import ChargedSpend
 from shared.rules.entries import Entry, Step
+from shared.rules.events import Event
 from shared.rules.forgetting import forget_lines
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.refusal import Refused
 from shared.rules.resting import Recorded
+from shared.rules.reversals import ChargedSpend
 from shared.rules.state import AdAccount, Campaign
 from shared.rules.timers import EXPIRY, Timer
 from shared.rules.versions import BOUNDED, LIMITED
@@ -248,10 +249,10 @@ class Shard(Book):
         spend = self._find_spend(reverses)
         if spend is None:
             return "unknown_reversal", "the ledger holds no spend with the id that it reverses"
-        fault = corrections.reversal_fault(spend, (center_id, account_id, campaign_id), amount)
+        fault = reversals.reversal_fault(spend, (center_id, account_id, campaign_id), amount)
         if fault is not None:
             return fault
-        if corrections.overflows(account, amount):
+        if reversals.overflows(account, amount):
             return "invalid", "a balance would go beyond what 64 bits of micros hold"
         for part in spend.parts:
             if part.grant_id is not None and part.pocket is not None:
@@ -259,7 +260,7 @@ class Shard(Book):
         step = Step(self.entries, occurred_at, event_id)
         campaign = self.campaigns.find(account, campaign_id)
         assert campaign is not None, "the spend is one of its"
-        corrections.reverse(step, spend, campaign, amount, reason, reverses)
+        reversals.reverse(step, spend, campaign, amount, reason, reverses)
         self.batch.events[event_id] = event
         if not pauses.is_settled(campaign, self.policy):
             self._settle(campaign, event_id, occurred_at, step.part)

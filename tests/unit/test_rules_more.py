@@ -7,12 +7,12 @@ from uuid import UUID
 
 import pytest
 
-from shared.rules.corrections import ChargedSpend, Part, overflows, take_back
 from shared.rules.entries import Entry, canonical_json
 from shared.rules.incentives import divide_half_even
 from shared.rules.money import LARGEST_AMOUNT, LARGEST_BALANCE
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
 from shared.rules.refusal import Refused, require_room
+from shared.rules.reversals import ChargedSpend, Part, overflows, take_back
 from shared.rules.setting_budgets import changes_today
 from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import NO_GRANTS, AdAccount, BusinessCenter, GrantPocket

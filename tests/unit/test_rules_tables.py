@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.contracts.zones import is_zone
-from shared.rules.batch import Event
 from shared.rules.budgets import Budget
 from shared.rules.calendar import date_text
+from shared.rules.events import Event
 from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
 from shared.rules.pauses import cause_names
 from shared.rules.policy import STANDARD, Policy, policy_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared.ledger.encoding import encode_entries
 from shared.rules import kept_budgets, snapshot
-from shared.rules.batch import Event
+from shared.rules.events import Event
 from shared.rules.policy import STANDARD
 from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding
