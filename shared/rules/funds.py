@@ -70,6 +70,7 @@ def _move(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     else:
         center.credit_used += amount
         account.credit += amount
+    assert min(center.cash, account.cash, account.credit) >= 0, "nothing moves that is not there"
     sides = [
         ("business_center", "cash" if pocket == "cash" else "credit_line", -amount),
         ("ad_account", pocket, amount),

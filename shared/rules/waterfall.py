@@ -52,6 +52,8 @@ def charge(
     for line, change in parts:
         entries.append((line, change, occurred_at, event_id, part, day, period))
         part += 1
+    # Of a spend that one pocket pays for, as nearly all are, there is nothing to add up.
+    assert part == 1 or sum(abs(change) for _, change in parts) == amount, "the parts of a spend add up to its amount"
     billed = payable - left
     if billed:
         count_for_account(account.budget, day, billed, position)
@@ -88,6 +90,7 @@ def _draw_own(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign,
                 left = _draw_grants(parts, grants, campaign, left)
             continue
         if taken:
+            assert taken > 0, "no pocket is below zero"
             parts.append((_own_line(campaign, pocket), -taken))
             left -= taken
         if not left:
@@ -109,6 +112,7 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
                 left = _draw_grants(parts, business_center.vouchers, campaign, left)
             continue
         if taken:
+            assert taken > 0, "no pocket is below zero"
             parts.append((_draw_line(campaign, pocket), -taken))
             left -= taken
         if not left:
