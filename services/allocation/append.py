@@ -12,7 +12,7 @@ import asyncpg
 
 from services.allocation.lease import Lease, LeaseLostError
 from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
-from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS
+from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS, place_of
 from shared.ledger.lookup import RestingRow
 from shared.ledger.merkle import leaf_hashes
 from shared.ledger.times import to_datetime
@@ -95,6 +95,7 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
     Raises LeaseLostError, with nothing written, for who owns the shard no more.
     """
     if write.rows:
+        _assert_rows_follow(lease, write.rows)
         lease.tree.append(leaf_hashes(write.rows))
     try:
         await connection.execute("BEGIN;" + _move_lease(lease, write))
@@ -112,6 +113,13 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
         if not connection.is_closed() and connection.is_in_transaction():
             await connection.execute("ROLLBACK")
     _follow(lease, write)
+
+
+def _assert_rows_follow(lease: Lease, rows: list[bytes]) -> None:
+    """The rules count positions, and so does the lease: what one would write must be what the other expects."""
+    places = place_of(rows[0]), place_of(rows[-1])
+    expected = (lease.shard, lease.position + 1), (lease.shard, lease.position + len(rows))
+    assert places == expected, f"entries {places} where {expected} come next"
 
 
 async def append_aside(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:

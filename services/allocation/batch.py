@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from operator import length_hint
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -52,11 +52,12 @@ from shared.ledger.lookup import (
 )
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import Zones
-from shared.rules.corrections import ChargedSpend
+from shared.rules.events import BUSINESS_CENTER_ID, EVENT_ID, REVERSES, Event
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import Policy
 from shared.rules.resting import Recorded
-from shared.rules.shard import CHARGED, DUPLICATE, Event, Shard
+from shared.rules.reversals import ChargedSpend
+from shared.rules.shard import CHARGED, DUPLICATE, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
 # This many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
@@ -67,10 +68,25 @@ SLICE_ENTRIES = 500
 MOST_AWOKEN = 20_000
 
 T = TypeVar("T")
-# status, code, message, first position, position, time, by which way the command came (None: nobody noted it then)
-Outcome = tuple[str, str | None, str, int | None, int, Any, str | None]
-# What the command that was decided meant (None: nobody can read it), and its outcome.
-Decided = tuple[str | None, Outcome]
+
+
+class Outcome(NamedTuple):
+    """The answer to a command. `via` is the way by which it came; None: nobody noted it then."""
+
+    status: str
+    code: str | None
+    message: str
+    first_position: int | None
+    position: int
+    recorded_at: Any
+    via: str | None
+
+
+class Decided(NamedTuple):
+    """What a command that was decided meant (None: nobody can read it), and its outcome."""
+
+    meaning: str | None
+    outcome: Outcome
 
 
 @dataclass(slots=True)
@@ -208,12 +224,12 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
     known = Known()
     events = [event for _, event in decoded.events if type(event) is tuple]
     if events:
-        found = await find_events(connection, shard, [event[0] for event in events])
+        found = await find_events(connection, shard, [event[EVENT_ID] for event in events])
         if found:
             known.events = await read_events(
                 connection, shard, found.values(), lambda center: rules.business_centers[center].currency
             )
-        reversed_ids = [event[7] for event in events if event[7] is not None]
+        reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
         if reversed_ids:
             known.spends = await read_spends(connection, shard, reversed_ids)
     commands = [command for _, command in decoded.commands if isinstance(command, Command)]
@@ -243,7 +259,7 @@ async def _decided_commands(connection: asyncpg.Connection, shard: int, ids: lis
         ids,
         shard,
     )
-    return {row[0]: (kept_meaning(row[1]), tuple(row)[2:]) for row in rows}
+    return {id: Decided(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
 
 
 class Decider:
@@ -351,9 +367,10 @@ class Decider:
 
     def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
         """What cannot be charged here goes to its own shard or to quarantine."""
-        if fault.reason == "unknown_business_center" and self._forward(raw, event[1], write):
+        center = event[BUSINESS_CENTER_ID]
+        if fault.reason == "unknown_business_center" and self._forward(raw, center, write):
             return "forwarded"
-        self._quarantine(raw, fault, event[1], write, decision)
+        self._quarantine(raw, fault, center, write, decision)
         return "quarantined"
 
     def _decide_command(
@@ -374,23 +391,23 @@ class Decider:
             refused = rules.command(command.meaning, command.id, command.content, command.via)
             last = rules.position + len(rules.entries)
             if refused is None:
-                outcome: Outcome = ("accepted", None, "done", position + 1, last, to_datetime(rules.now), command.via)
+                outcome = Outcome("accepted", None, "done", position + 1, last, to_datetime(rules.now), command.via)
                 if command.content["type"] == "open_ad_account":
                     write.accounts.append((command.content["ad_account_id"], center))
             else:
                 told = (refused.code, refused.message)
-                outcome = ("rejected", *told, None, last, to_datetime(rules.now), command.via)
-            self._decided[command.id] = (meaning, outcome)
-        elif before[0] == meaning:
-            outcome = before[1]
+                outcome = Outcome("rejected", *told, None, last, to_datetime(rules.now), command.via)
+            self._decided[command.id] = Decided(meaning, outcome)
+        elif before.meaning == meaning:
+            outcome = before.outcome
         else:
             told = ("conflict", "another command with this command_id was decided before")
-            outcome = ("rejected", *told, None, position, to_datetime(rules.now), command.via)
+            outcome = Outcome("rejected", *told, None, position, to_datetime(rules.now), command.via)
         self._room -= len(raw.value or b"")
-        is_done = before is None and outcome[0] == "accepted"  # Then its entry holds the content as well.
+        is_done = before is None and outcome.status == "accepted"  # Then its entry holds the content as well.
         content = command.content if is_done else refused_content(command.content)
         write.outcomes.append((command.id, before is None, center, content["type"], content, *outcome))
-        decision.outcomes[outcome[0]] += 1
+        decision.outcomes[outcome.status] += 1
 
     def _as_raw(self, record: Any) -> Raw:
         return as_raw(record, SPEND_EVENTS, self._shard)
@@ -425,9 +442,8 @@ class Decider:
 
     def _count(self, write: BatchWrite, decision: Decision) -> None:
         decision.entries = len(write.rows)
-        for entry in self._rules.entries:
-            line = entry[0]
-            if entry[1] is None and line.cause is not None:
+        for line, amount, _, _, _, _, _ in self._rules.entries:
+            if amount is None and line.cause is not None:
                 write.changes_delivery = True
                 decision.pauses[line.kind, line.cause] += 1
 

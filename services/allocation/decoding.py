@@ -26,8 +26,8 @@ from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT
 from shared.contracts.strict_json import MalformedError, refusal, worded
+from shared.rules.events import Event
 from shared.rules.money import parse_amount
-from shared.rules.shard import Event
 from shared.rules.ways import API, TOPIC
 
 _LONGEST_DETAIL: Final = 500

@@ -9,8 +9,8 @@ from services.api.models import microseconds, money
 from shared.contracts.fields import format_time
 from shared.contracts.zones import zone
 from shared.rules.calendar import month_start
+from shared.rules.setting_budgets import CHANGES_PER_DAY
 
-CHANGES_PER_DAY = 10
 _LONGEST_MONTH_DAYS = 31
 
 

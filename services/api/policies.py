@@ -5,12 +5,12 @@ from typing import Any
 
 import asyncpg
 
-from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
+from shared.rules.vocabulary import AD_ACCOUNT_POCKETS, DRAWN_POCKETS
 
 # The built-in waterfall, which holds until a batch names a policy (domain page, section 2).
 DEFAULT_POLICY: dict[str, list[str]] = {
     "ad_account": [*AD_ACCOUNT_POCKETS],
-    "business_center": ["voucher", "cash", "credit_line"],
+    "business_center": [*DRAWN_POCKETS],
 }
 
 

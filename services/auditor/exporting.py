@@ -253,7 +253,7 @@ def _entry(stored: StoredEntry) -> Row:
 def _details(stored: StoredEntry) -> Row | None:
     """Raises DifferenceError where they cannot be read."""
     try:
-        return shown_details(stored.entry[0].details)
+        return shown_details(stored.line.details)
     except ValueError as error:
         where = f"shard {stored.shard}, position {stored.position}"
         raise DifferenceError(f"{where}: the details of the entry cannot be read: {error}") from error

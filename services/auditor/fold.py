@@ -8,7 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import date
-from typing import Any
+from typing import Any, Final
 
 from services.auditor.difference import DifferenceError
 from services.auditor.tables import Rows
@@ -17,9 +17,10 @@ from shared.rules.entries import Line
 from shared.rules.money import format_micros
 from shared.rules.vocabulary import CASH_POCKETS, MONEY_KINDS
 
-QUARTER_US = 15 * 60 * 1_000_000
-BLOCK_POSITIONS = 65_536
-MOST_PLANS = 600_000
+# Said again of the followers: a mistake there must not be one here.
+QUARTER_US: Final = 15 * 60 * 1_000_000
+BLOCK_POSITIONS: Final = 65_536
+MOST_PLANS: Final = 600_000
 _CASH = frozenset(CASH_POCKETS)
 _MONEY_KINDS = frozenset(MONEY_KINDS)
 
@@ -33,7 +34,7 @@ class _Plan:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.overdelivery = line.pocket is None and line.kind != "forfeit"
+        self.overdelivery = is_overdelivery(line)
         self.cash = line.pocket in _CASH
         self.limit = line.kind == "credit_limit_change"
         self.custom = line.ad_account_id
@@ -42,6 +43,11 @@ class _Plan:
         self.pocket: Cell | None = None
         self.grant: Cell | None = None
         self.total: Cell = [0]
+
+
+def is_overdelivery(line: Line) -> bool:
+    """Is the entry's amount spend that nobody is billed for, or its reversal? Then it names no pocket and no grant."""
+    return line.pocket is None and line.kind != "forfeit"
 
 
 class Fold:
@@ -170,11 +176,11 @@ class Fold:
     # ---- Facts ------------------------------------------------------------------------------------------------
 
     def _fact(self, item: StoredEntry) -> None:
-        line = item.entry[0]
+        line = item.line
         self._handlers[line.kind](item, json.loads(line.details or "{}"))
 
     def _business_center_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line, occurred_at = item.entry[0], item.entry[2]
+        line, occurred_at = item.line, item.occurred_at
         self._facts["balance.business_centers"][(line.business_center_id,)] = (
             self.shard,
             details["currency"],
@@ -184,7 +190,7 @@ class Fold:
         )
 
     def _ad_account_opened(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line, occurred_at = item.entry[0], item.entry[2]
+        line, occurred_at = item.line, item.occurred_at
         center, account = line.business_center_id, line.ad_account_id
         assert account is not None
         self.center_of[account] = center
@@ -201,13 +207,13 @@ class Fold:
             self._facts["balance.left_out"].setdefault((center, account), (details["left_out"],))
 
     def _automatic_allocation_enabled(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        center = item.entry[0].business_center_id
-        self._facts["balance.automatic_allocation"][(center,)] = (item.entry[2],)
+        center = item.line.business_center_id
+        self._facts["balance.automatic_allocation"][(center,)] = (item.occurred_at,)
         for each in details["left_out"]:
             self._facts["balance.left_out"].setdefault((center, each["ad_account_id"]), (each["reason"],))
 
     def _budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        account = item.entry[0].ad_account_id
+        account = item.line.ad_account_id
         assert account is not None
         day = date.fromisoformat(details["day"]).toordinal()
         self._facts["balance.budgets"][(account,)] = (
@@ -223,7 +229,7 @@ class Fold:
             self._custom[account] = [item.position, details["started_at"], 0]
 
     def _campaign_budget(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line = item.entry[0]
+        line = item.line
         self._facts["balance.campaigns"][line.ad_account_id, line.campaign_id] = (
             details["mode"],
             details["amount"],
@@ -231,11 +237,11 @@ class Fold:
         )
 
     def _largest_spend(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        center = item.entry[0].business_center_id
+        center = item.line.business_center_id
         self._facts["balance.largest_spends"][center, item.position] = (details["amount"],)
 
     def _delivery(self, item: StoredEntry, details: dict[str, Any]) -> None:
-        line = item.entry[0]
+        line = item.line
         entity = (line.ad_account_id or "", line.campaign_id or "")
         self._facts["balance.pauses"][entity] = (tuple(details["causes"]), item.position)
         self._signals[entity] = item.position

@@ -6,15 +6,17 @@ rows say so, and no more than `MOST_BETWEEN` positions may lie between two closi
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Final
 
 from services.auditor.difference import expect
-from services.auditor.fold import QUARTER_US, Fold
+from services.auditor.fold import QUARTER_US, Fold, is_overdelivery
 from services.auditor.tables import Rows
 from shared.ledger.decoding import StoredEntry
 from shared.rules.entries import Line
+from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
-MOST_BETWEEN = 524_288
-_BUDGET_KINDS = frozenset({"budget_set", "budget_synced", "budget_reset"})
+# The follower's distance between two closings, said again: a mistake there must not be one here.
+MOST_BETWEEN: Final = 524_288
 
 
 def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
@@ -61,11 +63,11 @@ class History:
 
     def _note(self, line: Line) -> None:
         account, campaign = line.ad_account_id or "", line.campaign_id or ""
-        if line.kind in _BUDGET_KINDS:
+        if line.kind in BUDGET_KINDS:
             self._budgets.add(account)
         elif line.kind == "campaign_budget_set":
             self._campaigns.add((account, campaign))
-        elif line.kind in ("pause", "resume"):
+        elif line.kind in DELIVERY_KINDS:
             self._entities.add((account, campaign))
 
     def close(self, position: int, fold: Fold) -> dict[str, Rows]:
@@ -101,7 +103,7 @@ class History:
         centers: defaultdict[tuple[str | int, ...], list[int]] = defaultdict(lambda: [0, 0])
         for (line, day), amount in self._spent.items():
             account, campaign = line.ad_account_id or "", line.campaign_id or ""
-            overdelivery = line.pocket is None and line.kind != "forfeit"
+            overdelivery = is_overdelivery(line)
             center = (line.business_center_id,)
             for cell in (campaigns[account, campaign, day], accounts[account, day], centers[center]):
                 cell[overdelivery] += amount if overdelivery else -amount

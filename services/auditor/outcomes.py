@@ -3,7 +3,7 @@
 import json
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -19,9 +19,23 @@ _READ_AT_ONCE = 1_000
 _MOST_SHOWN = 200
 
 
+class Answer(NamedTuple):
+    """What was answered to a command. `position` is the shard's last when it was decided; accepted: its own last.
+
+    `recorded_at` is the time of the batch that decided it, in µs.
+    """
+
+    status: str
+    code: str | None
+    message: str
+    first_position: int | None
+    position: int
+    recorded_at: int
+
+
 @dataclass(slots=True)
 class Outcome:
-    """A row of ledger.outcomes. `answer`: status, code, message, first position, position, time in µs.
+    """A row of ledger.outcomes.
 
     `rules_version`, `zones_release` and `policy_version` name what it was decided under; of a repetition, what it was
     repeated under. `via` is the way by which the command came that was decided. Older outcomes lack the last two.
@@ -33,7 +47,7 @@ class Outcome:
     business_center_id: str
     type: str
     content: dict[str, Any]
-    answer: tuple[str, str | None, str, int | None, int, int]
+    answer: Answer
     via: str | None
     rules_version: int
     zones_release: str
@@ -42,17 +56,17 @@ class Outcome:
     @property
     def status(self) -> str:
         """Accepted or rejected."""
-        return self.answer[0]
+        return self.answer.status
 
     @property
     def position(self) -> int:
         """The shard's last position when it was decided; accepted: its own last entry."""
-        return self.answer[4]
+        return self.answer.position
 
     @property
     def recorded_at(self) -> int:
         """The time of the batch that decided it."""
-        return self.answer[5]
+        return self.answer.recorded_at
 
 
 class Outcomes:
@@ -95,7 +109,7 @@ class Outcomes:
         if outcome.status == REJECTED:
             self.refusals.append(outcome)
             return
-        first = outcome.answer[3]
+        first = outcome.answer.first_position
         if outcome.status != ACCEPTED or first is None or first in self._accepted:
             raise DifferenceError(f"{self._say(outcome)}: {outcome.status} with the first position {first}")
         self._accepted[first] = outcome
@@ -108,12 +122,12 @@ class Outcomes:
             told, first = (*outcome.answer, outcome.via), (*decision.answer, decision.via)
             expect(told == first, f"{self._say(outcome)}: repeated with the answer {told}, not {first}")
         else:
-            conflict = outcome.answer[:2] == (REJECTED, "conflict")
+            conflict = (outcome.status, outcome.answer.code) == (REJECTED, "conflict")
             expect(conflict, f"{self._say(outcome)}: other content under a known id must be refused as a conflict")
 
     def match(self, command: StoredEntry, last: int) -> None:
         """The ledger holds a command, its first entry here, its last at `last`: it must have been answered so."""
-        line, source = command.entry[0], command.entry[3]
+        line, source = command.line, command.source
         outcome = self._accepted.pop(command.position, None)
         where = f"shard {self.shard}, position {command.position}"
         if outcome is None:
@@ -137,8 +151,8 @@ class Outcomes:
         """Every acceptance was found in the ledger, every refusal was decided again. Raises DifferenceError."""
         for outcome in [*self._accepted.values(), *self.refusals]:
             raise DifferenceError(
-                f"{self._say(outcome)} is {outcome.status} at position {outcome.answer[3] or outcome.position},"
-                " where the ledger holds nothing of the kind"
+                f"{self._say(outcome)} is {outcome.status} at position"
+                f" {outcome.answer.first_position or outcome.position}, where the ledger holds nothing of the kind"
             )
 
     def _say(self, outcome: Outcome) -> str:
@@ -158,10 +172,10 @@ async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -
 
 
 def _outcome(shard: int, sequence: int, command_id: bytes, first: bool, center: str, type_: str, *rest: Any) -> Outcome:
-    kept, *answer, recorded_at = rest[:7]
+    kept, status, code, message, first_position, position, recorded_at, *under = rest
     content = _content(shard, sequence, command_id, center, type_, kept)
-    told: Any = (*answer, from_datetime(recorded_at))
-    return Outcome(sequence, command_id, first, center, type_, content, told, *rest[7:])
+    told = Answer(status, code, message, first_position, position, from_datetime(recorded_at))
+    return Outcome(sequence, command_id, first, center, type_, content, told, *under)
 
 
 async def check_contents(connection: asyncpg.Connection, head: Head) -> None:

@@ -66,7 +66,7 @@ class RestingRows:
 
         Raises DifferenceError at the first that differs.
         """
-        while (row := await self._next()) is not None and row[2] <= position:
+        while (row := await self._next()) is not None and row.position <= position:
             account_id, campaign_id, at, state = self._rows.popleft()
             where = f"shard {self._shard}, position {at}: the resting campaign {campaign_id} of {account_id}"
             expect(at == position, f"{where} is kept where no batch ends")
@@ -92,8 +92,8 @@ class RestingRows:
                 _READ_AT_ONCE,
                 self._last,
             )
-            self._rows.extend((row[0], row[1], row[2], row[3]) for row in rows)
+            self._rows.extend(RestingRow(*row) for row in rows)
             self._is_over = len(rows) < _READ_AT_ONCE
             if rows:
-                self._behind = (rows[-1][2], rows[-1][0], rows[-1][1])
+                self._behind = (rows[-1]["position"], rows[-1]["ad_account_id"], rows[-1]["campaign_id"])
         return self._rows[0] if self._rows else None

@@ -192,7 +192,7 @@ class ShardAudit(Redecider):
                 resting=self._never_rest,
             )
             if self.rules.entries:
-                line = self.rules.entries[0][0]
+                line, *_ = self.rules.entries[0]
                 raise DifferenceError(
                     f"{self._where(self.tree.size + 1)}: at the time of outcome {refusal.sequence}"
                     f" a {line.kind} was due, the ledger does not hold it"
@@ -226,7 +226,7 @@ class ShardAudit(Redecider):
         self._await_refusal()
 
     def _refuse_again(self, refusal: Outcome, where: str) -> None:
-        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer[1]}, decided again"
+        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, decided again"
         try:
             told_of = (command_meaning(refusal.content), refusal.command_id, refusal.content)
             refused = self.rules.command(*told_of, refusal.via or TOPIC)
@@ -234,7 +234,7 @@ class ShardAudit(Redecider):
             raise DifferenceError(f"{where}: {told} it fails: {type(error).__name__}: {error}") from error
         if refused is None:
             raise DifferenceError(f"{where}: {told} it is accepted")
-        expect(refused.code == refusal.answer[1], f"{where}: {told} as {refused.code}: {refused.message}")
+        expect(refused.code == refusal.answer.code, f"{where}: {told} as {refused.code}: {refused.message}")
         self.refused += 1
 
     def _await_refusal(self) -> None:
@@ -266,7 +266,7 @@ def campaigns_of(refusals: Iterable[Outcome]) -> set[tuple[str, str]]:
     """The campaigns, by ad account and id, that deciding these again looks for. A hash or a forgery may name none."""
     campaigns = set()
     for refusal in refusals:
-        if refusal.type == "set_campaign_budget" and refusal.answer[1] == "limit_reached":
+        if refusal.type == "set_campaign_budget" and refusal.answer.code == "limit_reached":
             account, campaign = (refusal.content.get(name) for name in ("ad_account_id", "campaign_id"))
             if isinstance(account, str) and isinstance(campaign, str):
                 campaigns.add((account, campaign))
@@ -284,8 +284,8 @@ def check_frontier(head: Head, tree: CompactRange) -> None:
 
 def _last_of(stored: list[StoredEntry], start: int) -> int:
     """The position of the last entry of the command that begins at this index."""
-    source = stored[start].entry[3]
+    source = stored[start].source
     end = start
-    while end + 1 < len(stored) and stored[end + 1].entry[3] == source:
+    while end + 1 < len(stored) and stored[end + 1].source == source:
         end += 1
     return stored[end].position

@@ -18,11 +18,12 @@ import asyncpg
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
 from shared.ledger.lookup import find_events, read_events
+from shared.rules.events import AMOUNT
 from shared.rules.money import format_micros
 from shared.rules.shard import Shard
 from shared.rules.state import BusinessCenter
+from shared.rules.vocabulary import AD_ACCOUNT_POCKETS, IN_KINDS
 
-MONEY_IN = ("deposit", "grant", "credit_limit_change", "credit_repayment")
 _BLOCK = 1_000
 
 
@@ -45,7 +46,7 @@ def _held(center: BusinessCenter) -> Iterator[tuple[tuple[str, str, str], int]]:
     yield (center.id, "", "ad_credit"), center.ad_credits.total
     yield (center.id, "", "credit_line"), center.credit_available
     for account in center.accounts.values():
-        for pocket in ("voucher", "ad_credit", "cash", "credit"):
+        for pocket in AD_ACCOUNT_POCKETS:
             yield (center.id, account.id, pocket), account.holds(pocket)
 
 
@@ -58,7 +59,7 @@ def check_identity(rules: Shard, fold: Fold) -> dict[str, int]:
     sums: defaultdict[str, int] = defaultdict(int)
     for center in rules.business_centers.values():
         parts = {
-            "in": sum(_total(fold, center.id, kind) for kind in MONEY_IN),
+            "in": sum(_total(fold, center.id, kind) for kind in IN_KINDS),
             "held": sum(amount for _, amount in _held(center)),
             "billed": billed.get(center.id, 0),
             "forfeited": _total(fold, center.id, "forfeit") - _total(fold, center.id, "expiry"),
@@ -83,7 +84,7 @@ async def check_reversals(connection: asyncpg.Connection, shard: int, fold: Fold
         positions = await find_events(connection, shard, ids)
         events = await read_events(connection, shard, positions.values(), lambda _: "")
         for id_ in ids:
-            amount = events[id_][4] if id_ in events else 0
+            amount = events[id_][AMOUNT] if id_ in events else 0
             expect(
                 fold.reversed[id_] <= amount,
                 f"shard {shard}, position {positions.get(id_)}: the spend {id_.hex()} of {format_micros(amount)}"

@@ -29,6 +29,21 @@ class StoredEntry:
     entry: Entry
     encoded: bytes
 
+    @property
+    def line(self) -> Line:
+        """What the entry says and of whom."""
+        return self.entry[0]
+
+    @property
+    def occurred_at(self) -> int:
+        """When it happened, in µs since the Unix epoch."""
+        return self.entry[2]
+
+    @property
+    def source(self) -> bytes | None:
+        """The id of the event or command that caused it; None: time, or another policy, version or release."""
+        return self.entry[3]
+
 
 async def copy_entries(connection: asyncpg.Connection, shard: int, first: int, last: int) -> bytes:
     """A binary COPY of the entries of a shard at the positions first … last, in order."""

@@ -5,6 +5,7 @@ from typing import Any, Final
 from shared.contracts import strict_json
 from shared.contracts.fields import format_time
 from shared.rules.money import format_micros
+from shared.rules.vocabulary import DELIVERY_KINDS
 
 _AMOUNTS: Final = frozenset({"amount", "spent"})
 _TIMES: Final = frozenset({"started_at", "spend_occurred_at"})
@@ -25,7 +26,7 @@ def shown_details(kept: str | None) -> dict[str, Any] | None:
 
 def shown_causes(kind: str, details: dict[str, Any] | None) -> Any:
     """The causes after a pause or a resume, by its details; None of other entries."""
-    return details.get("causes") if details and kind in ("pause", "resume") else None
+    return details.get("causes") if details and kind in DELIVERY_KINDS else None
 
 
 def _shown(name: str, value: Any) -> Any:

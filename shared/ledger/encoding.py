@@ -43,6 +43,7 @@ DAY_2000 = date(2000, 1, 1).toordinal()
 _NULL = struct.pack(">i", -1)
 ALL_NUMBERS = struct.Struct(">hihiqiqiqiqi16siiiiii")
 _LENGTH = struct.Struct(">i")
+_PLACE = struct.Struct(">2x4xh4xq")
 
 
 def encode_entries(
@@ -94,6 +95,12 @@ def encode_entries(
             rows.append(numbers + tail)
         position += 1
     return rows
+
+
+def place_of(row: bytes) -> tuple[int, int]:
+    """Return the shard and the position that an entry's canonical bytes begin with."""
+    shard, position = _PLACE.unpack_from(row)
+    return shard, position
 
 
 def _encode_numbers(entry: Entry, shard: int, position: int, recorded: int) -> bytes:

@@ -5,23 +5,31 @@ Connections used here take and give UUIDs as 16 bytes: see `plain_types`.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from shared.contracts.commands import command_meaning
 from shared.ledger.times import from_datetime
-from shared.rules.corrections import ChargedSpend, Part, take_back
+from shared.rules.events import Event
 from shared.rules.grants import GrantKey, RecordedGrant, named_by
 from shared.rules.resting import Recorded, dump_campaign
-from shared.rules.shard import Event, Shard
+from shared.rules.reversals import ChargedSpend, Part, take_back
+from shared.rules.shard import Shard
 from shared.rules.state import Campaign
 
 _BLOCK = 64
 # Ad account and campaign; None for all that the account ever had.
 CampaignKey = tuple[str, str | None]
-# A campaign that rests: ad account, campaign, the position up to which its state holds, and that state.
-RestingRow = tuple[str, str, int, dict[str, Any]]
+
+
+class RestingRow(NamedTuple):
+    """A campaign that rests, with the position up to which its state holds."""
+
+    ad_account_id: str
+    campaign_id: str
+    position: int
+    state: dict[str, Any]
 
 
 async def plain_types(connection: asyncpg.Connection) -> None:
@@ -125,7 +133,7 @@ def campaigns_named(rules: Shard, commands: Iterable[Mapping[str, Any]], events:
     """The campaigns that commands (by their content) and events name, and that may be out of memory."""
     if not rules.campaigns.some_rest:
         return set()
-    named: set[CampaignKey] = {(event[2], event[3]) for event in events}
+    named: set[CampaignKey] = {(account_id, campaign_id) for _, _, account_id, campaign_id, *_ in events}
     for command in commands:
         if command["type"] == "set_campaign_budget":
             named.add((command["ad_account_id"], command["campaign_id"]))
@@ -178,7 +186,7 @@ _ALL_RESTING = """
 
 def resting_row(campaign: Campaign, position: int) -> RestingRow:
     """What is kept of a campaign that rests from that position on."""
-    return campaign.account.id, campaign.id, position, dump_campaign(campaign)
+    return RestingRow(campaign.account.id, campaign.id, position, dump_campaign(campaign))
 
 
 def _recorded_grant(row: Any) -> RecordedGrant:

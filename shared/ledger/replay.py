@@ -25,11 +25,12 @@ from shared.ledger.times import from_datetime
 from shared.ledger.zones import UNRECORDED, recorded_zones
 from shared.rules.calendar import Zones
 from shared.rules.entries import Entry
+from shared.rules.events import AMOUNT, REVERSES, Event, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.resting import Recorded
-from shared.rules.shard import Event, Shard
+from shared.rules.shard import Shard
 from shared.rules.versions import BOUNDED, CHANGES, CURRENT
 from shared.rules.ways import TOPIC
 from shared.runtime.postgres import is_lost
@@ -174,7 +175,8 @@ class Redecider:
         policy = self._policy_of(batch)
         with self._guarded(batch):
             inputs = inputs_of(stored)
-        reversed_ids = [event[7] for event in inputs if isinstance(event, tuple) and event[7] is not None]
+        events = (item for item in inputs if isinstance(item, tuple))
+        reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
         commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
         with self._guarded(batch):
             spends = await self._spends_before(batch, reversed_ids)
@@ -250,11 +252,12 @@ class Redecider:
                     f" decided again it is refused: {refused.message}"
                 )
             return
-        center = self.rules.business_centers.get(item[1])
-        outcome, detail = self.rules.event((*item[:5], center.currency if center else "", *item[6:]))
+        event_id, center_id, *_ = item
+        center = self.rules.business_centers.get(center_id)
+        outcome, detail = self.rules.event(with_currency(item, center.currency if center else ""))
         if outcome != "charged":
             raise ReplayDiffersError(
-                f"{self._where(position)}: event {item[0].hex()} was charged, decided again it is {outcome}: {detail}"
+                f"{self._where(position)}: event {event_id.hex()} was charged, decided again it is {outcome}: {detail}"
             )
 
     async def _spends_before(self, batch: StoredBatch, event_ids: list[bytes]) -> dict[bytes, Any]:
@@ -359,7 +362,7 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
                     )
                 )
             event = inputs[-1]
-            inputs[-1] = (*event[:4], event[4] + abs(amount or 0), *event[5:])
+            inputs[-1] = (*event[:AMOUNT], event[AMOUNT] + abs(amount or 0), *event[AMOUNT + 1 :])
     return inputs
 
 

@@ -5,7 +5,7 @@ from shared.rules.entries import Step
 from shared.rules.funds import move_to_business_center
 from shared.rules.grants import move_vouchers_to_business_center
 from shared.rules.opening import reason_left_out
-from shared.rules.pauses import pinned, settle_account, settle_business_center, weigh_pinned
+from shared.rules.pauses import Changed, pinned, weigh_pinned
 from shared.rules.policy import Policy
 from shared.rules.refusal import require_room
 from shared.rules.setting_budgets import write_budget
@@ -16,10 +16,10 @@ from shared.rules.versions import BOUNDED
 MOST_LISTED = 200
 
 
-def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: Policy) -> None:
+def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: Policy) -> Changed:
     """Every eligible account's available balance moves to the BC; the others stay as they are, each with its reason.
 
-    One way: there is no way back to manual allocation.
+    One way: there is no way back to manual allocation. Returns the holders whose money that changed.
     """
     reasons = {account.id: reason_left_out(account) for account in center.accounts.values()}
     joining = _eligible(center)
@@ -28,9 +28,7 @@ def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: 
     _write_enabled(step, center, left_out, [account.id for account in joining], policy)
     for account in joining:
         _join(step, account, now, position, policy)
-    settle_business_center(step, center, policy)
-    for account in joining:
-        settle_account(step, account, policy)
+    return [center, *joining]
 
 
 def _write_enabled(

@@ -5,33 +5,34 @@ irreversible, not_eligible, budget_change_limit, insufficient_funds.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from shared.rules import automatic_allocation, funds, grants, limits, opening, setting_budgets
+from shared.rules import automatic_allocation, funds, grants, limits, opening, pauses, setting_budgets
+from shared.rules.book import Book
 from shared.rules.entries import Step, canonical_json
 from shared.rules.largest_spend import set_largest_spend
+from shared.rules.pauses import Changed
 from shared.rules.refusal import Refused, require, require_above_zero, require_room
 from shared.rules.roles import require_permission
 from shared.rules.state import AdAccount, BusinessCenter, Grant
 from shared.rules.versions import BOUNDED, LIMITED
 from shared.rules.ways import TOPIC
 
-if TYPE_CHECKING:
-    from shared.rules.shard import Shard
-
 # A command stands whole in its first entry, whose canonical bytes are bounded (docs/ledger.md): this leaves room for
 # whatever else that entry says.
 MOST_CONTENT_BYTES = 40_960
 
 Command = Mapping[str, Any]
-Handler = Callable[["Shard", Step, Command], None]
+# Writes what the command does, and returns whose money or budget that has changed.
+Handler = Callable[[Book, Step, Command], Changed]
 
 
-def decide(shard: "Shard", step: Step, command: Command) -> None:
+def decide(book: Book, step: Step, command: Command) -> None:
     """Write what the command does. Raises Refused, with nothing written or changed, where it may not."""
-    if shard.policy.rules >= BOUNDED:
+    if book.policy.rules >= BOUNDED:
         _require_short(step)
-    _HANDLERS[command["type"]](shard, step, command)
+    changed = _HANDLERS[command["type"]](book, step, command)
+    pauses.settle(step, changed, book.policy)
 
 
 def _require_short(step: Step) -> None:
@@ -44,172 +45,185 @@ def _require_short(step: Step) -> None:
     )
 
 
-def _open_business_center(shard: "Shard", step: Step, command: Command) -> None:
-    require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
-    _permit(shard, step, command, command["finance_roles"])
+def _open_business_center(book: Book, step: Step, command: Command) -> Changed:
+    require(book.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    _permit(book, step, command, command["finance_roles"])
     id = command["business_center_id"]
-    require(id not in shard.business_centers, "already_exists", f"the Business Center {id} is open already")
-    limits.require_memory(shard.policy, shard.held)
-    zone = shard.zone(command["time_zone"])
-    shard.business_centers[id] = opening.open_business_center(
-        step, id, command["currency"], zone, command["finance_roles"], shard.held
+    require(id not in book.business_centers, "already_exists", f"the Business Center {id} is open already")
+    limits.require_memory(book.policy, book.held)
+    zone = book.zone(command["time_zone"])
+    book.business_centers[id] = opening.open_business_center(
+        step, id, command["currency"], zone, command["finance_roles"], book.held
     )
+    return ()
 
 
-def _open_ad_account(shard: "Shard", step: Step, command: Command) -> None:
-    require(shard.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
-    center = _center(shard, command)
-    _permit(shard, step, command, center.finance_roles)
+def _open_ad_account(book: Book, step: Step, command: Command) -> Changed:
+    require(book.is_zone(command["time_zone"]), "invalid", f"{command['time_zone']!r} is not an IANA time zone")
+    center = _center(book, command)
+    _permit(book, step, command, center.finance_roles)
     id = command["ad_account_id"]
-    taken = id in shard.accounts or id in shard.accounts_elsewhere
+    taken = id in book.accounts or id in book.accounts_elsewhere
     require(not taken, "already_exists", f"the ad account {id} is open already")
-    limits.require_ad_account(shard.policy, center)
+    limits.require_ad_account(book.policy, center)
     account = AdAccount(
-        center, id, command["billing"], command["buying_type"], shard.zone(command["time_zone"]), command["owned"]
+        center, id, command["billing"], command["buying_type"], book.zone(command["time_zone"]), command["owned"]
     )
-    shard.accounts[id] = account
-    opening.open_ad_account(step, account, shard.policy)
+    book.accounts[id] = account
+    opening.open_ad_account(step, account)
+    return [account]
 
 
-def _deposit_cash(shard: "Shard", step: Step, command: Command) -> None:
+def _deposit_cash(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command) if command.get("ad_account_id") is not None else None
     require_room(account.cash if account else center.cash, amount)
-    _permit(shard, step, command, center.finance_roles)
-    funds.deposit(step, center, account, amount, shard.policy)
+    _permit(book, step, command, center.finance_roles)
+    funds.deposit(step, center, account, amount)
+    return [center, account] if account else [center]
 
 
-def _set_credit_line(shard: "Shard", step: Step, command: Command) -> None:
-    center = _center(shard, command)
+def _set_credit_line(book: Book, step: Step, command: Command) -> Changed:
+    center = _center(book, command)
     require_room(-center.credit_used, command["limit"])
-    _permit(shard, step, command, center.finance_roles)
-    funds.set_credit_line(step, center, command["limit"], shard.policy)
+    _permit(book, step, command, center.finance_roles)
+    funds.set_credit_line(step, center, command["limit"])
+    return [center]
 
 
-def _repay_credit(shard: "Shard", step: Step, command: Command) -> None:
+def _repay_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    center = _center(shard, command)
+    center = _center(book, command)
     require(amount <= center.credit_used, "invalid", "more would be repaid than is used")
-    _permit(shard, step, command, center.finance_roles)
-    funds.repay_credit(step, center, amount, shard.policy)
+    _permit(book, step, command, center.finance_roles)
+    funds.repay_credit(step, center, amount)
+    return [center]
 
 
-def _grant_voucher(shard: "Shard", step: Step, command: Command) -> None:
+def _grant_voucher(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    _require_future(shard, command)
+    _require_future(book, command)
     campaigns, account_id = command.get("campaign_ids"), command.get("ad_account_id")
     require(campaigns is None or len(campaigns) > 0, "invalid", "campaign_ids names no campaign")
     tied_to_account = campaigns is None or account_id is not None
     require(tied_to_account, "invalid", "a voucher tied to campaigns is held by an ad account: name it")
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command) if account_id is not None else None
     require_room((account or center).vouchers.total, amount)
-    _permit(shard, step, command, center.finance_roles)
-    new = _new_grant(shard, step, center, command, "voucher", command["voucher_id"])
+    _permit(book, step, command, center.finance_roles)
+    new = _new_grant(book, step, center, command, "voucher", command["voucher_id"])
     if account is not None and new.campaigns is not None:
-        shard.before_tying(account)
-    grants.grant(step, center, account, new, amount, shard.policy)
-    shard.keep_grant(center, new)
+        book.before_tying(account)
+    grants.grant(step, center, account, new, amount)
+    book.keep_grant(center, new)
+    return [center, account] if account else [center]
 
 
-def _grant_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
+def _grant_ad_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    _require_future(shard, command)
-    center = _center(shard, command)
+    _require_future(book, command)
+    center = _center(book, command)
     require_room(center.ad_credits.total, amount)
-    _permit(shard, step, command, center.finance_roles)
-    new = _new_grant(shard, step, center, command, "ad_credit", command["ad_credit_id"])
-    grants.grant(step, center, None, new, amount, shard.policy)
-    shard.keep_grant(center, new)
+    _permit(book, step, command, center.finance_roles)
+    new = _new_grant(book, step, center, command, "ad_credit", command["ad_credit_id"])
+    grants.grant(step, center, None, new, amount)
+    book.keep_grant(center, new)
+    return [center]
 
 
-def _allocate_ad_credit(shard: "Shard", step: Step, command: Command) -> None:
+def _allocate_ad_credit(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command)
-    credit = shard.grant(center, "ad_credit", command["ad_credit_id"])
+    credit = book.grant(center, "ad_credit", command["ad_credit_id"])
     if credit is None:
         raise Refused("not_found", f"the Business Center has no ad credit {command['ad_credit_id']}")
     require_room(account.ad_credits.total, amount)
-    _permit(shard, step, command, center.finance_roles)
-    grants.allocate(step, center, account, credit, amount, shard.policy)
+    _permit(book, step, command, center.finance_roles)
+    grants.allocate(step, center, account, credit, amount)
+    return [account]
 
 
-def _transfer_balance(shard: "Shard", step: Step, command: Command) -> None:
+def _transfer_balance(book: Book, step: Step, command: Command) -> Changed:
     amount = require_above_zero(command["amount"])
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command)
     pocket, to_account = command["pocket"], command["direction"] == "to_ad_account"
     if to_account:
         require_room(account.holds(pocket), amount)
     else:
         require_room(center.cash if pocket == "cash" else center.credit_available, amount)
-    _permit(shard, step, command, center.finance_roles)
+    _permit(book, step, command, center.finance_roles)
     funds.require_transferable(account, command["direction"], pocket)
     transfer = funds.transfer_to_account if to_account else funds.transfer_to_business_center
-    transfer(step, account, pocket, amount, shard.policy)
+    transfer(step, account, pocket, amount)
+    return [center, account]
 
 
-def _enable(shard: "Shard", step: Step, command: Command) -> None:
-    center = _center(shard, command)
-    automatic_allocation.require_balances_fit(center, shard.policy.rules)
-    _permit(shard, step, command, center.finance_roles)
+def _enable(book: Book, step: Step, command: Command) -> Changed:
+    center = _center(book, command)
+    automatic_allocation.require_balances_fit(center, book.policy.rules)
+    _permit(book, step, command, center.finance_roles)
     require(center.automatic_since is None, "already_exists", "automatic allocation is enabled already")
-    automatic_allocation.enable(step, center, shard.now, shard.position, shard.policy)
+    return automatic_allocation.enable(step, center, book.now, book.position, book.policy)
 
 
-def _disable(shard: "Shard", step: Step, command: Command) -> None:
-    center = _center(shard, command)
-    _permit(shard, step, command, center.finance_roles)
+def _disable(book: Book, step: Step, command: Command) -> Changed:
+    center = _center(book, command)
+    _permit(book, step, command, center.finance_roles)
     is_on = center.automatic_since is not None
     require(not is_on, "irreversible", "there is no way back from automatic to manual allocation")
     raise Refused("conflict", "automatic allocation is not enabled")
 
 
-def _set_budget(shard: "Shard", step: Step, command: Command) -> None:
+def _set_budget(book: Book, step: Step, command: Command) -> Changed:
     amount = _budget_amount(command)
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command)
-    _permit(shard, step, command, center.finance_roles)
+    _permit(book, step, command, center.finance_roles)
     setting_budgets.require_change_left(account)
-    setting_budgets.set_budget(step, account, command["mode"], amount, shard.now, shard.position, shard.policy)
-    shard.schedule_turn_over(account)
+    setting_budgets.set_budget(step, account, command["mode"], amount, book.now, book.position)
+    book.schedule_turn_over(account)
+    return [account]
 
 
-def _reset_budget(shard: "Shard", step: Step, command: Command) -> None:
-    center = _center(shard, command)
+def _reset_budget(book: Book, step: Step, command: Command) -> Changed:
+    center = _center(book, command)
     account = _account(center, command)
-    _permit(shard, step, command, center.finance_roles)
-    setting_budgets.reset_budget(step, account, shard.now, shard.position, shard.policy)
+    _permit(book, step, command, center.finance_roles)
+    setting_budgets.reset_budget(step, account, book.now, book.position)
+    return [account]
 
 
-def _set_campaign_budget(shard: "Shard", step: Step, command: Command) -> None:
+def _set_campaign_budget(book: Book, step: Step, command: Command) -> Changed:
     amount = _budget_amount(command)
-    center = _center(shard, command)
+    center = _center(book, command)
     account = _account(center, command)
-    _permit(shard, step, command, center.finance_roles)
-    existing = shard.campaigns.find(account, command["campaign_id"])
-    limits.require_daily_budget(shard.policy, center, existing, command["mode"])
-    campaign = existing or shard.new_campaign(account, command["campaign_id"])
-    setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount, shard.policy)
-    shard.schedule_turn_over(account)
+    _permit(book, step, command, center.finance_roles)
+    existing = book.campaigns.find(account, command["campaign_id"])
+    limits.require_daily_budget(book.policy, center, existing, command["mode"])
+    campaign = existing or book.new_campaign(account, command["campaign_id"])
+    setting_budgets.set_campaign_budget(step, campaign, command["mode"], amount)
+    book.schedule_turn_over(account)
+    return [campaign]
 
 
-def _set_largest_spend(shard: "Shard", step: Step, command: Command) -> None:
-    require(shard.policy.rules >= LIMITED, "invalid", "these rules bound no spend")
+def _set_largest_spend(book: Book, step: Step, command: Command) -> Changed:
+    require(book.policy.rules >= LIMITED, "invalid", "these rules bound no spend")
     amount = command.get("amount")
     if amount is not None:
         require_above_zero(amount)
-    center = _center(shard, command)
-    _permit(shard, step, command, center.finance_roles)
-    shard.bounded += (amount is not None) - center.bounds_spends()
+    center = _center(book, command)
+    _permit(book, step, command, center.finance_roles)
+    book.bounded += (amount is not None) - center.bounds_spends()
     set_largest_spend(step, center, amount)
+    return ()
 
 
-def _center(shard: "Shard", command: Command) -> BusinessCenter:
+def _center(book: Book, command: Command) -> BusinessCenter:
     id = command["business_center_id"]
-    center = shard.business_centers.get(id)
+    center = book.business_centers.get(id)
     if center is None:
         raise Refused("not_found", f"there is no Business Center {id}")
     return center
@@ -223,15 +237,15 @@ def _account(center: BusinessCenter, command: Command) -> AdAccount:
     return account
 
 
-def _permit(shard: "Shard", step: Step, command: Command, finance_roles: bool) -> None:
+def _permit(book: Book, step: Step, command: Command, finance_roles: bool) -> None:
     require_permission(command["role"], command["type"], finance_roles)
-    if step.via == TOPIC and shard.policy.topic is not None:
-        shard.policy.topic.require(command)
+    if step.via == TOPIC and book.policy.topic is not None:
+        book.policy.topic.require(command)
 
 
-def _require_future(shard: "Shard", command: Command) -> None:
+def _require_future(book: Book, command: Command) -> None:
     expires_at = command.get("expires_at")
-    require(expires_at is None or expires_at > shard.now, "invalid", "expires_at is in the past")
+    require(expires_at is None or expires_at > book.now, "invalid", "expires_at is in the past")
 
 
 def _budget_amount(command: Command) -> int | None:
@@ -242,13 +256,13 @@ def _budget_amount(command: Command) -> int | None:
     return require_above_zero(amount)
 
 
-def _new_grant(shard: "Shard", step: Step, center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
-    before = shard.grant(center, kind, id)
+def _new_grant(book: Book, step: Step, center: BusinessCenter, command: Command, kind: str, id: str) -> Grant:
+    before = book.grant(center, kind, id)
     require(before is None, "already_exists", f"the Business Center has had a {kind} {id} before")
     named = command.get("campaign_ids")
     campaigns = None if named is None else frozenset(named)
-    limits.require_grant(shard.policy, center, campaigns)
-    return Grant(center, kind, id, shard.position + len(step.entries) + 1, command.get("expires_at"), campaigns)
+    limits.require_grant(book.policy, center, campaigns)
+    return Grant(center, kind, id, book.position + len(step.entries) + 1, command.get("expires_at"), campaigns)
 
 
 _HANDLERS: dict[str, Handler] = {

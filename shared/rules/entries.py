@@ -7,6 +7,8 @@ An entry is a plain tuple, for a hundred thousand of them are made in a second. 
 import json
 from typing import Any
 
+from shared.rules.vocabulary import KIND
+
 # line, amount in micros, occurred_at in µs since the Unix epoch, source id, part, day, period (ordinals)
 Entry = tuple["Line", int | None, int, bytes | None, int, int | None, int | None]
 
@@ -103,7 +105,14 @@ class Step:
         reverses: bytes | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Append an entry. The first one of a command carries the command itself, and by which way it came."""
+        """Append an entry. The first one of a command carries the command itself, and by which way it came.
+
+        Its amount has the sign of its kind, and a pocket has a holder: both are asserted, because nothing else looks.
+        """
+        sign = KIND[kind].sign
+        assert (amount is None) == (sign is None), f"an entry of the kind {kind} with the amount {amount}"
+        assert not amount or not sign or (amount > 0) == (sign > 0), f"{kind} of {amount}"
+        assert (holder is None) == (pocket is None), f"{kind} names a pocket and no holder, or none of its own"
         if self.command is not None and self.part == 0:
             details = {**(details or {}), "command": self.command}
             if self.via is not None:

@@ -1,15 +1,14 @@
 """Expiry of a grant: what is left is forfeited, in the BC's pool and in every account alike (domain page, 6.2)."""
 
 from shared.rules.entries import Step
-from shared.rules.pauses import settle_account, settle_business_center
-from shared.rules.policy import Policy
-from shared.rules.state import BusinessCenter, Grant, pocket_of
+from shared.rules.pauses import Changed
+from shared.rules.state import AdAccount, BusinessCenter, Grant, pocket_of
 
 
-def expire(step: Step, business_center: BusinessCenter, grant: Grant, policy: Policy) -> None:
-    """Forfeit the rest of a grant. From then on it pays for nothing."""
+def expire(step: Step, business_center: BusinessCenter, grant: Grant) -> Changed:
+    """Forfeit the rest of a grant. From then on it pays for nothing. Returns the holders whose money that changed."""
     grant.expired = True
-    accounts = []
+    accounts: list[AdAccount] = []
     for holding in grant.holdings:
         if not holding.remaining:
             continue
@@ -27,6 +26,4 @@ def expire(step: Step, business_center: BusinessCenter, grant: Grant, policy: Po
         )
         if account:
             accounts.append(account)
-    settle_business_center(step, business_center, policy)
-    for account in accounts:
-        settle_account(step, account, policy)
+    return [business_center, *accounts]

@@ -1,6 +1,6 @@
 """What leaves memory: grants that are used up or expired, and lines of entries that nobody has written for days.
 
-No decision depends on it. A grant that is needed again is handed to the rules as the ledger tells it (`Shard.grant`).
+No decision depends on it. A grant that is needed again is handed to the rules as the ledger tells it (`Book.grant`).
 The next batch is decided before the one before it can be read, so a grant leaves only once the batch that ended it is
 two batches back.
 """

@@ -1,13 +1,11 @@
 """Money that moves without a spend: deposits, the credit line, transfers (domain page, sections 1 and 3.6)."""
 
 from shared.rules.entries import Step
-from shared.rules.pauses import settle_account, settle_business_center
-from shared.rules.policy import Policy
 from shared.rules.refusal import require
 from shared.rules.state import AdAccount, BusinessCenter
 
 
-def deposit(step: Step, center: BusinessCenter, account: AdAccount | None, amount: int, policy: Policy) -> None:
+def deposit(step: Step, center: BusinessCenter, account: AdAccount | None, amount: int) -> None:
     """Cash for the BC, or for one of its accounts."""
     holder: BusinessCenter | AdAccount = account or center
     holder.cash += amount
@@ -19,24 +17,19 @@ def deposit(step: Step, center: BusinessCenter, account: AdAccount | None, amoun
         holder="ad_account" if account else "business_center",
         pocket="cash",
     )
-    settle_business_center(step, center, policy)
-    if account:
-        settle_account(step, account, policy)
 
 
-def set_credit_line(step: Step, center: BusinessCenter, limit: int, policy: Policy) -> None:
+def set_credit_line(step: Step, center: BusinessCenter, limit: int) -> None:
     """A new limit. Below what is used nothing can be drawn from the line until it is above zero."""
     change = limit - center.credit_limit
     center.credit_limit = limit
     step.write("credit_limit_change", center.id, amount=change, holder="business_center", pocket="credit_line")
-    settle_business_center(step, center, policy)
 
 
-def repay_credit(step: Step, center: BusinessCenter, amount: int, policy: Policy) -> None:
+def repay_credit(step: Step, center: BusinessCenter, amount: int) -> None:
     """Paying an invoice restores exactly what was paid."""
     center.credit_used -= amount
     step.write("credit_repayment", center.id, amount=amount, holder="business_center", pocket="credit_line")
-    settle_business_center(step, center, policy)
 
 
 def require_transferable(account: AdAccount, direction: str, pocket: str) -> None:
@@ -47,22 +40,18 @@ def require_transferable(account: AdAccount, direction: str, pocket: str) -> Non
     require(by_hand, "not_eligible", "the account draws on the Business Center's balance: nothing is transferred to it")
 
 
-def transfer_to_account(step: Step, account: AdAccount, pocket: str, amount: int, policy: Policy) -> None:
+def transfer_to_account(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     """Cash, or credit of the BC's line, for an account. Credit handed over counts as used until it comes back."""
     center = account.business_center
     held = center.cash if pocket == "cash" else center.credit_available
     require(amount <= held, "insufficient_funds", "the Business Center does not hold that much")
     _move(step, account, pocket, amount)
-    settle_business_center(step, center, policy)
-    settle_account(step, account, policy)
 
 
-def transfer_to_business_center(step: Step, account: AdAccount, pocket: str, amount: int, policy: Policy) -> None:
+def transfer_to_business_center(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     """Cash or credit back from an account."""
     require(amount <= account.holds(pocket), "insufficient_funds", "the ad account does not hold that much")
     _move(step, account, pocket, -amount)
-    settle_business_center(step, account.business_center, policy)
-    settle_account(step, account, policy)
 
 
 def move_to_business_center(step: Step, account: AdAccount, pocket: str) -> None:
@@ -81,6 +70,7 @@ def _move(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     else:
         center.credit_used += amount
         account.credit += amount
+    assert min(center.cash, account.cash, account.credit) >= 0, "nothing moves that is not there"
     sides = [
         ("business_center", "cash" if pocket == "cash" else "credit_line", -amount),
         ("ad_account", pocket, amount),

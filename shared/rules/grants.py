@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.rules.entries import Step
-from shared.rules.pauses import pinned, settle_account, settle_business_center, weigh_pinned
-from shared.rules.policy import Policy
+from shared.rules.pauses import pinned, weigh_pinned
 from shared.rules.refusal import require
 from shared.rules.state import AdAccount, BusinessCenter, Grant, Holding, pocket_of
 
@@ -36,9 +35,7 @@ def named_by(command: Mapping[str, Any]) -> GrantKey | None:
     return None if kind is None else (command["business_center_id"], kind, command[f"{kind}_id"])
 
 
-def grant(
-    step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int, policy: Policy
-) -> None:
+def grant(step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int) -> None:
     """A new grant, held by the BC or by one of its accounts."""
     if account is not None and new.campaigns is not None:
         before = pinned(account)
@@ -47,14 +44,9 @@ def grant(
     holding = Holding(new, account)
     pocket_of(center, holding).put(holding, amount)
     _write(step, "grant", center, holding, amount)
-    settle_business_center(step, center, policy)
-    if account:
-        settle_account(step, account, policy)
 
 
-def allocate(
-    step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int, policy: Policy
-) -> None:
+def allocate(step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int) -> None:
     """Ad credit of the BC's pool for one account, by hand: the only way it can be spent."""
     pool = credit.holdings[0]
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")
@@ -63,7 +55,6 @@ def allocate(
     pocket_of(center, target).put(target, amount)
     _write(step, "allocation_out", center, pool, -amount)
     _write(step, "allocation_in", center, target, amount)
-    settle_account(step, account, policy)
 
 
 def move_vouchers_to_business_center(step: Step, account: AdAccount) -> None:

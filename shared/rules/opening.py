@@ -2,8 +2,6 @@
 
 from shared.rules.calendar import Zone
 from shared.rules.entries import Step
-from shared.rules.pauses import settle_account
-from shared.rules.policy import Policy
 from shared.rules.state import AdAccount, BusinessCenter, Held
 
 
@@ -19,7 +17,7 @@ def open_business_center(
     return BusinessCenter(id, currency, zone, finance_roles, held)
 
 
-def open_ad_account(step: Step, account: AdAccount, policy: Policy) -> None:
+def open_ad_account(step: Step, account: AdAccount) -> None:
     """A new account in its BC. Without money it starts paused; an eligible one joins automatic allocation at once."""
     center = account.business_center
     reason = reason_left_out(account)
@@ -38,7 +36,6 @@ def open_ad_account(step: Step, account: AdAccount, policy: Policy) -> None:
             "left_out": reason,
         },
     )
-    settle_account(step, account, policy)
 
 
 def reason_left_out(account: AdAccount) -> str | None:

@@ -1,9 +1,11 @@
 """Pauses: an entity's set of causes is at every moment exactly what balances and budgets say.
 
 Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set is a bit mask; each cause added or removed is one entry.
+What changes money or a budget says whose, and never looks at a pause: that is settled here, once it has written its
+entries. A spend or reversal has a way of its own, `settle_spent`, because it nearly always changes no pause.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from shared.rules.budgets import DAILY
@@ -11,6 +13,7 @@ from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, is_empty
 from shared.rules.versions import LIMITED
+from shared.rules.vocabulary import CAUSES
 
 AD_ACCOUNT_BALANCE: Final = 1
 AD_ACCOUNT_BUDGET: Final = 2
@@ -21,12 +24,12 @@ CAMPAIGN_BUDGET: Final = 8
 # stop when they spend next. A campaign that does not spend may then be out of memory.
 LARGE_ACCOUNT: Final = 10_000
 
-_NAMES = {
-    AD_ACCOUNT_BALANCE: "ad_account_balance",
-    AD_ACCOUNT_BUDGET: "ad_account_budget",
-    BUSINESS_CENTER_BALANCE: "business_center_balance",
-    CAMPAIGN_BUDGET: "campaign_budget",
-}
+# Whose money or budget was changed, in the order in which the pauses are settled: Business Centers come first.
+Changed = Sequence[BusinessCenter | AdAccount | Campaign]
+
+_NAMES = dict(
+    zip((AD_ACCOUNT_BALANCE, AD_ACCOUNT_BUDGET, BUSINESS_CENTER_BALANCE, CAMPAIGN_BUDGET), CAUSES, strict=True)
+)
 
 
 def cause_names(causes: int) -> list[str]:
@@ -79,6 +82,46 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
     return campaign.causes == (CAMPAIGN_BUDGET if exhausted else 0)
 
 
+def settle(step: Step, changed: Changed, policy: Policy) -> None:
+    """Write what the changed money and budgets add to and remove from the causes of pauses."""
+    for each in changed:
+        if isinstance(each, BusinessCenter):
+            settle_business_center(step, each, policy)
+        elif isinstance(each, AdAccount):
+            settle_account(step, each, policy)
+        else:
+            settle_campaign(step, each, policy)
+            _watch(each)
+
+
+def settle_spent(step: Step, campaign: Campaign, policy: Policy) -> None:
+    """Write what a spend or reversal of this campaign changes, where `is_settled` says that it may change something."""
+    account = campaign.account
+    settle_business_center(step, account.business_center, policy)
+    settle_account(step, account, policy, campaign)
+    settle_campaign(step, campaign, policy)
+
+
+def settle_new_day(step: Step, account: AdAccount, policy: Policy) -> None:
+    """A new day has begun: a pause by a used-up daily or monthly budget ends by itself (section 4.4)."""
+    settle_account(step, account, policy)
+    watched, account.watched = in_order(account.watched), {}
+    for campaign in watched:
+        if campaign.budget.mode == DAILY:
+            _settle_day(step, campaign, policy)
+            _watch(campaign)
+
+
+def settle_everything(step: Step, centers: Iterable[BusinessCenter], policy: Policy) -> None:
+    """Other rules, pockets or days hold: look at all that they may pause or resume, accounts before campaigns."""
+    for center in centers:
+        settle_business_center(step, center, policy)
+        for account in center.accounts.values():
+            settle_account(step, account, policy)
+            for campaign in _all_to_settle(account, policy):
+                _settle_day(step, campaign, policy)
+
+
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
     """After the BC's balance changed: pause or resume every participating account if it fell to, or left, zero."""
     empty = is_empty(business_center, policy.business_center)
@@ -99,7 +142,7 @@ def settle_account(step: Step, account: AdAccount, policy: Policy, spent: Campai
     if causes != account.causes:
         account.causes = _write_changes(step, account, None, account.causes, causes)
     for campaign in _campaigns_to_settle(account, policy, spent):
-        (settle_campaign if campaign is spent else settle_day)(step, campaign, policy)
+        (settle_campaign if campaign is spent else _settle_day)(step, campaign, policy)
 
 
 def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
@@ -107,7 +150,7 @@ def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
     _change(step, campaign, campaign_causes(campaign, policy))
 
 
-def settle_day(step: Step, campaign: Campaign, policy: Policy) -> None:
+def _settle_day(step: Step, campaign: Campaign, policy: Policy) -> None:
     """Write what a new day, or its account's money, changes of a campaign that did not spend.
 
     In a large account that money stops a campaign when it spends next, and not before. So it does not matter which
@@ -196,11 +239,20 @@ def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:
     return {account.campaigns[id] for id in campaign_ids if id in account.campaigns}
 
 
-def campaigns_to_settle_anew(account: AdAccount, policy: Policy) -> list[Campaign]:
+def _all_to_settle(account: AdAccount, policy: Policy) -> list[Campaign]:
     """Those that other rules, pockets or days may pause or resume. One that rests is not among them."""
     if is_large(account, policy):
         return in_order([*account.stopped_campaigns, *account.watched])
     return in_order(account.campaigns.values())
+
+
+def _watch(campaign: Campaign) -> None:
+    """The next turn-over looks at a campaign that is paused, or whose next day has begun to be spent already."""
+    budget, today = campaign.budget, campaign.account.zone.today
+    # Events come at most 24 hours ahead of their time, which is two dates at most.
+    ahead = budget.mode == DAILY and any(budget.spent(DAILY, day) for day in (today + 1, today + 2))
+    if ahead or (budget.mode == DAILY and campaign.causes & CAMPAIGN_BUDGET):
+        campaign.account.watched[campaign] = None
 
 
 def _day_has_turned(account: AdAccount) -> bool:

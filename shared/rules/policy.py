@@ -4,13 +4,14 @@ A policy has a version by which the ledger names it. Several versions live side 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from shared.rules import vocabulary
 from shared.rules.versions import CURRENT
 from shared.rules.ways import TopicTerms, terms_of
 
-AD_ACCOUNT_POCKETS = ("voucher", "ad_credit", "cash", "credit")
-BUSINESS_CENTER_POCKETS = ("voucher", "cash", "credit_line")
+AD_ACCOUNT_POCKETS: Final = vocabulary.AD_ACCOUNT_POCKETS
+BUSINESS_CENTER_POCKETS: Final = vocabulary.DRAWN_POCKETS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """Commands that set and reset budgets (domain page, sections 4.4 to 4.7)."""
 
+from typing import Final
+
 from shared.rules.budgets import CUSTOM, DAILY, MONTHLY
 from shared.rules.calendar import date_text
 from shared.rules.entries import Step
-from shared.rules.pauses import CAMPAIGN_BUDGET, in_order, settle_account, settle_campaign, settle_day
-from shared.rules.policy import Policy
 from shared.rules.refusal import require
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, Campaign
 
-CHANGES_PER_DAY = 10
+CHANGES_PER_DAY: Final = 10
 
 
 def changes_today(account: AdAccount) -> int:
@@ -26,9 +26,7 @@ def require_change_left(account: AdAccount) -> None:
     )
 
 
-def set_budget(
-    step: Step, account: AdAccount, mode: str, amount: int | None, now: int, position: int, policy: Policy
-) -> None:
+def set_budget(step: Step, account: AdAccount, mode: str, amount: int | None, now: int, position: int) -> None:
     """A new setting. A custom budget begins to count unless it was custom before; the others know what was spent."""
     account.changes = changes_today(account) + 1
     account.changes_day = account.zone.today
@@ -37,18 +35,16 @@ def set_budget(
     if restarted:
         account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
     write_budget(step, "budget_set", account, restarted)
-    settle_account(step, account, policy)
 
 
-def reset_budget(step: Step, account: AdAccount, now: int, position: int, policy: Policy) -> None:
+def reset_budget(step: Step, account: AdAccount, now: int, position: int) -> None:
     """A custom budget starts again with nothing spent; no other mode can."""
     require(account.budget.mode == CUSTOM, "not_eligible", "only a custom budget can be reset")
     account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
     write_budget(step, "budget_reset", account, restarted=True)
-    settle_account(step, account, policy)
 
 
-def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None, policy: Policy) -> None:
+def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None) -> None:
     """A campaign's budget knows what the campaign has spent before."""
     account = campaign.account
     more = (mode == DAILY) - (campaign.budget.mode == DAILY)
@@ -63,8 +59,6 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
         campaign.id,
         details={"mode": mode, "amount": amount},
     )
-    settle_campaign(step, campaign, policy)
-    _watch(campaign)
 
 
 def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
@@ -92,22 +86,3 @@ def turns_over(account: AdAccount) -> bool:
     if account.budget.mode in (DAILY, MONTHLY):
         return True
     return account.daily_campaigns > 0
-
-
-def turn_over(step: Step, account: AdAccount, policy: Policy) -> None:
-    """A new day has begun: a pause by a used-up daily or monthly budget ends by itself (section 4.4)."""
-    settle_account(step, account, policy)
-    watched, account.watched = in_order(account.watched), {}
-    for campaign in watched:
-        if campaign.budget.mode == DAILY:
-            settle_day(step, campaign, policy)
-            _watch(campaign)
-
-
-def _watch(campaign: Campaign) -> None:
-    """The next turn-over looks at a campaign that is paused, or whose next day has begun to be spent already."""
-    budget, today = campaign.budget, campaign.account.zone.today
-    # Events come at most 24 hours ahead of their time, which is two dates at most.
-    ahead = budget.mode == DAILY and any(budget.spent(DAILY, day) for day in (today + 1, today + 2))
-    if ahead or (budget.mode == DAILY and campaign.causes & CAMPAIGN_BUDGET):
-        campaign.account.watched[campaign] = None

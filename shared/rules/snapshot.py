@@ -14,11 +14,12 @@ from operator import attrgetter
 from sys import intern
 from typing import Any, Final, NamedTuple
 
+from shared.rules.batch import Batch
 from shared.rules.kept_budgets import FIELDS as BUDGET_FIELDS
 from shared.rules.kept_budgets import budget_of, budget_row
 from shared.rules.pauses import index_campaigns, pinned
 from shared.rules.policy import policy_of
-from shared.rules.shard import Batch, Shard
+from shared.rules.shard import Shard
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
 # Raised with every change of what is dumped: another format is decided again, not loaded.
@@ -129,7 +130,7 @@ def dump(shard: Shard) -> Iterator[Any]:
     policy, zones = shard.in_force()
     yield [
         {
-            "position": shard.batch.position + len(shard.batch.entries),
+            "position": shard.batch.last_position(),
             "now": shard.now,
             "reached": shard.reached,
             "policy": policy.content(),
@@ -228,7 +229,7 @@ class _Loader:
         self._center.accounts[account.id] = self._shard.accounts[account.id] = account
         self._center.daily_campaigns += account.daily_campaigns
         self._shard.held.bytes += CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account))
-        self._shard.resume_turn_over(account)
+        self._shard.timers.add_turn_over(account)
 
     def put_campaign(self, budget: list[Any] | None, causes: int, id: str, order: int) -> None:
         """Add a campaign to its ad account: by its fields in order, because there are a hundred thousand of them."""

@@ -1,10 +1,10 @@
-"""The words that the ledger is written in: each in one place, in the order in which the documents give them.
+"""The words that the ledger is written in: each in one place, with what follows from it, in the documents' order.
 
 docs/ledger.md says what a kind of entry means, docs/runbook.md what to do about a reason. A ledger may hold words of a
-newer version: whoever only shows what it holds passes them on.
+newer version: a reader that only shows what it holds passes them on.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 # Why a record is quarantined, in the order in which it is checked.
 QUARANTINE_REASONS: Final = (
@@ -14,8 +14,11 @@ QUARANTINE_REASONS: Final = (
 )
 
 HOLDERS: Final = ("ad_account", "business_center")
+# In the order of the waterfall (domain page, section 2): what a policy may name, and what holds until one is recorded.
 AD_ACCOUNT_POCKETS: Final = ("voucher", "ad_credit", "cash", "credit")
-BUSINESS_CENTER_POCKETS: Final = ("voucher", "cash", "credit_line", "ad_credit")
+DRAWN_POCKETS: Final = ("voucher", "cash", "credit_line")
+# Of ad credit a Business Center holds a pool, which is allocated by hand and never drawn from.
+BUSINESS_CENTER_POCKETS: Final = (*DRAWN_POCKETS, "ad_credit")
 POCKETS: Final = (*AD_ACCOUNT_POCKETS, "credit_line")
 # Spend that is paid from these counts towards incentives (domain page, section 1).
 CASH_POCKETS: Final = ("cash", "credit", "credit_line")
@@ -23,21 +26,68 @@ CASH_POCKETS: Final = ("cash", "credit", "credit_line")
 # What stops an ad account or a campaign, and what spend is overdelivered by; sorted, as answers and signals have them.
 CAUSES: Final = ("ad_account_balance", "ad_account_budget", "business_center_balance", "campaign_budget")
 
-DEBIT_KINDS: Final = ("voucher_debit", "ad_credit_debit", "cash_debit", "credit_debit")
-SPEND_KINDS: Final = (*DEBIT_KINDS, "business_center_draw", "overdelivery")
-REVERSAL_KINDS: Final = ("reversal", "forfeit")
-MOVEMENT_KINDS: Final = (
-    *("deposit", "grant", "expiry", "allocation_out", "allocation_in", "transfer_out", "transfer_in"),
-    *("credit_limit_change", "credit_repayment"),
+
+class EntryKind(NamedTuple):
+    """What follows from the kind of an entry.
+
+    `group`: "spend", "reversal", "movement" (money without a spend) or "fact" (no money). `sign` of its amount: -1
+    takes, 1 gives, 0 may do both; None where it has no amount. `holders` may hold the pocket that it names; without
+    any it names none. `counts_as` is its place in the identity that auditors check, money in = held + billed +
+    forfeited: "in", "billed", "forfeited", "moved" (adds up to zero by itself), or None: nobody is billed for it.
+    `read_by` are the read models whose fold names the kind: all money is folded by what it says beside its kind.
+    """
+
+    name: str
+    group: str
+    sign: int | None
+    holders: tuple[str, ...] = ()
+    counts_as: str | None = None
+    read_by: tuple[str, ...] = ("balance",)
+
+
+_ACCOUNT, _CENTER = ("ad_account",), ("business_center",)
+# In the order in which docs/ledger.md explains them.
+KINDS: Final = (
+    EntryKind("voucher_debit", "spend", -1, _ACCOUNT, "billed"),
+    EntryKind("ad_credit_debit", "spend", -1, _ACCOUNT, "billed"),
+    EntryKind("cash_debit", "spend", -1, _ACCOUNT, "billed"),
+    EntryKind("credit_debit", "spend", -1, _ACCOUNT, "billed"),
+    EntryKind("business_center_draw", "spend", -1, _CENTER, "billed"),
+    EntryKind("overdelivery", "spend", 1),
+    # Of an overdelivered part it names no pocket and takes.
+    EntryKind("reversal", "reversal", 0, HOLDERS, "billed"),
+    # It names the grant that has expired, and no pocket.
+    EntryKind("forfeit", "reversal", 1, (), "forfeited"),
+    EntryKind("deposit", "movement", 1, HOLDERS, "in"),
+    EntryKind("grant", "movement", 1, HOLDERS, "in"),
+    EntryKind("expiry", "movement", -1, HOLDERS, "forfeited"),
+    EntryKind("allocation_out", "movement", -1, _CENTER, "moved"),
+    EntryKind("allocation_in", "movement", 1, _ACCOUNT, "moved"),
+    EntryKind("transfer_out", "movement", -1, HOLDERS, "moved"),
+    EntryKind("transfer_in", "movement", 1, HOLDERS, "moved"),
+    EntryKind("credit_limit_change", "movement", 0, _CENTER, "in"),
+    EntryKind("credit_repayment", "movement", 1, _CENTER, "in"),
+    EntryKind("business_center_opened", "fact", None),
+    EntryKind("ad_account_opened", "fact", None),
+    EntryKind("automatic_allocation_enabled", "fact", None),
+    EntryKind("budget_set", "fact", None),
+    EntryKind("budget_synced", "fact", None),
+    EntryKind("budget_reset", "fact", None),
+    EntryKind("campaign_budget_set", "fact", None),
+    EntryKind("largest_spend_set", "fact", None),
+    EntryKind("pause", "fact", None, read_by=("balance", "signals")),
+    EntryKind("resume", "fact", None, read_by=("balance", "signals")),
 )
-MONEY_KINDS: Final = (*SPEND_KINDS, *REVERSAL_KINDS, *MOVEMENT_KINDS)
+KIND: Final = {kind.name: kind for kind in KINDS}
+ENTRY_KINDS: Final = tuple(KIND)
+MONEY_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is not None)
+FACT_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is None)
+# By these money comes into the books.
+IN_KINDS: Final = tuple(kind.name for kind in KINDS if kind.counts_as == "in")
+# What an ad account's own pocket pays is written as.
+DEBITS: Final = {pocket: f"{pocket}_debit" for pocket in AD_ACCOUNT_POCKETS}
 BUDGET_KINDS: Final = ("budget_set", "budget_synced", "budget_reset")
 DELIVERY_KINDS: Final = ("pause", "resume")
-FACT_KINDS: Final = (
-    *("business_center_opened", "ad_account_opened", "automatic_allocation_enabled"),
-    *(*BUDGET_KINDS, "campaign_budget_set", "largest_spend_set", *DELIVERY_KINDS),
-)
-ENTRY_KINDS: Final = (*MONEY_KINDS, *FACT_KINDS)
 
 # What finance commands ask for, and whom they may name as asking.
 COMMAND_TYPES: Final = (

@@ -8,8 +8,8 @@ from shared.rules.budgets import DAILY, count_for_account
 from shared.rules.entries import Entry, Line
 from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
+from shared.rules.vocabulary import DEBITS
 
-_DEBITS = {"voucher": "voucher_debit", "ad_credit": "ad_credit_debit", "cash": "cash_debit", "credit": "credit_debit"}
 # So many campaigns' lines a holding keeps.
 _MOST_LINES = 50_000
 # What a draw's lines go by, apart from those of the account's own pockets.
@@ -52,6 +52,8 @@ def charge(
     for line, change in parts:
         entries.append((line, change, occurred_at, event_id, part, day, period))
         part += 1
+    # Of a spend that one pocket pays for, as nearly all are, there is nothing to add up.
+    assert part == 1 or sum(abs(change) for _, change in parts) == amount, "the parts of a spend add up to its amount"
     billed = payable - left
     if billed:
         count_for_account(account.budget, day, billed, position)
@@ -88,6 +90,7 @@ def _draw_own(parts: list[tuple[Line, int]], policy: Policy, campaign: Campaign,
                 left = _draw_grants(parts, grants, campaign, left)
             continue
         if taken:
+            assert taken > 0, "no pocket is below zero"
             parts.append((_own_line(campaign, pocket), -taken))
             left -= taken
         if not left:
@@ -109,6 +112,7 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
                 left = _draw_grants(parts, business_center.vouchers, campaign, left)
             continue
         if taken:
+            assert taken > 0, "no pocket is below zero"
             parts.append((_draw_line(campaign, pocket), -taken))
             left -= taken
         if not left:
@@ -134,7 +138,7 @@ def _own_line(campaign: Campaign, pocket: str) -> Line:
     if line is None:
         account = campaign.account
         line = campaign.lines[pocket] = Line(
-            _DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
+            DEBITS[pocket], account.business_center.id, account.id, campaign.id, holder="ad_account", pocket=pocket
         )
     campaign.payer, campaign.line = pocket, line
     return line
@@ -165,7 +169,7 @@ def _grant_line(campaign: Campaign, holding: Holding) -> Line:
         if len(holding.lines) >= _MOST_LINES:
             holding.lines.clear()  # Of campaigns that are gone from memory too; the others make theirs again.
         line = holding.lines[campaign.serial] = Line(
-            _DEBITS[grant.kind] if own else "business_center_draw",
+            DEBITS[grant.kind] if own else "business_center_draw",
             account.business_center.id,
             account.id,
             campaign.id,

@@ -9,9 +9,10 @@ from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUN
 from shared.ledger.lookup import grants_of
 from shared.ledger.merkle import CompactRange, leaf_hashes
 from shared.ledger.replay import StoredCommand, inputs_of
-from shared.rules.corrections import ChargedSpend
 from shared.rules.entries import Entry
+from shared.rules.events import REVERSES, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
+from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import Shard
 from shared.rules.versions import BOUNDED
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
@@ -34,7 +35,7 @@ class Again:
         stored = self._reader.decode(COPY_HEADER + b"".join(batch.rows) + COPY_TRAILER)
         inputs = inputs_of(stored)
         policy, zones = self._ledger.terms(batch)
-        reversed_ids = [item[7] for item in inputs if isinstance(item, tuple) and item[7] in self.starts]
+        reversed_ids = [item[REVERSES] for item in inputs if isinstance(item, tuple) and item[REVERSES] in self.starts]
         spends = {id: self._spend(id) for id in reversed_ids}
         named = grants_of([item.content for item in inputs if isinstance(item, StoredCommand)], spends.values())
         self.rules.begin(batch.recorded_at, policy, None, spends, self._grants(named), zones)
@@ -44,7 +45,7 @@ class Again:
                 assert self.rules.command(*told, item.via) is None, item
             else:
                 currency = self.rules.business_centers[item[1]].currency
-                assert self.rules.event((*item[:5], currency, *item[6:])) == ("charged", ""), item
+                assert self.rules.event(with_currency(item, currency)) == ("charged", ""), item
         return self._append(batch, stored)
 
     def refused(self, batch: GoldenBatch) -> list[str | None]:

@@ -12,12 +12,13 @@ from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import CampaignKey, RestingRow, campaigns_named, grants_of, resting_row
 from shared.rules import snapshot
 from shared.rules.calendar import Zones
-from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.entries import Entry
+from shared.rules.events import EVENT_ID, REVERSES, Event
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.resting import Recorded
-from shared.rules.shard import Event, Shard
+from shared.rules.reversals import ChargedSpend, Part, take_back
+from shared.rules.shard import Shard
 
 SHARD = 3
 _SECRET, _PUBLIC = new_command_key()
@@ -63,8 +64,8 @@ class PureLedger:
         """
         decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
-        known = {event[0]: self._events[event[0]][0] for event in events if event[0] in self._events}
-        reversed_ids = [event[7] for event in events if event[7] is not None]
+        known = {id: self._events[id][0] for event in events if (id := event[EVENT_ID]) in self._events}
+        reversed_ids = [event[REVERSES] for event in events if event[REVERSES] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
         commands = [item.content for item in decoded if isinstance(item, Command)]
         named = self.rules.forgotten(grants_of(commands, spends.values()))
@@ -144,7 +145,7 @@ class PureLedger:
 
     def _spend(self, event_id: bytes) -> ChargedSpend | None:
         """The spend as the database would give it."""
-        if event_id not in self._events or self._events[event_id][0][7] is not None:
+        if event_id not in self._events or self._events[event_id][0][REVERSES] is not None:
             return None
         position = self._events[event_id][1]
         if position > len(self.entries):

@@ -7,13 +7,15 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from shared.rules.batch import Batch
 from shared.rules.budgets import Budget
 from shared.rules.calendar import Zone, Zones
 from shared.rules.day_counts import DayCounts
 from shared.rules.pauses import index_campaigns
 from shared.rules.policy import Policy
-from shared.rules.shard import Batch, Shard
+from shared.rules.shard import Shard
 from shared.rules.state import NO_BOUND, AdAccount, BusinessCenter, Campaign, Grant, GrantPocket, Holding, pocket_of
+from shared.rules.timers import Timers
 from shared.rules.versions import CURRENT
 from tests.unit.test_rules_tables import NOON, TODAY
 from tests.zones import release
@@ -42,10 +44,10 @@ NOT_STATE = {
         "tables",
         # When to let go of what no decision depends on.
         "_ended",
-        "_idle_timers",
         "_quiet_day",
         "_quiet",
     },
+    Timers: {"idle"},
 }
 
 
@@ -85,7 +87,7 @@ def _fields(item: Any, names: Any) -> Iterator[tuple[str, Any]]:
 
 def _in_order(name: str, value: Any) -> Any:
     """What is only looked up, or taken by its smallest, has no order of its own."""
-    if name == "_timers":
+    if name == "_heap":
         return sorted(value)
     return dict(sorted(value.items())) if name == "tied_to" else value
 
@@ -144,7 +146,7 @@ class States:
         account.has_tied = self._flag()
         center.daily_campaigns += account.daily_campaigns
         account.turn_over_at = self._random.choice((None, NOON + self._number(10**12)))
-        shard.resume_turn_over(account)
+        shard.timers.add_turn_over(account)
         return account
 
     def _grant(self, center: BusinessCenter, kind: str) -> Grant:

@@ -15,7 +15,7 @@ from services.auditor.anchors import read_anchors
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
 from services.auditor.history import closings_of
-from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.outcomes import Answer, Outcome, Outcomes
 from services.auditor.shard import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, no_more
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
@@ -140,7 +140,7 @@ def outcome(sequence: int, position: int, **others: Any) -> Outcome:
     command_id = uuid.UUID(int=sequence)
     content = {"command_id": str(command_id), "business_center_id": "bc", "type": "t", "actor": {"role": "r"}}
     values: dict[str, Any] = {"command_id": command_id.bytes, "first": True, "content": content, **others}
-    answer = ("accepted", None, "done", position, position, 0)
+    answer = Answer("accepted", None, "done", position, position, 0)
     return Outcome(
         sequence=sequence,
         business_center_id="bc",
@@ -186,7 +186,7 @@ def test_an_entry_that_cannot_be_exported_is_a_difference(details: str) -> None:
 
 def test_refusals_name_campaigns_that_have_to_be_at_hand_and_a_hash_or_a_forgery_names_none() -> None:
     def refused(type_: str = "set_campaign_budget", code: str = "limit_reached", **content: Any) -> Outcome:
-        return replace(outcome(1, 1), type=type_, content=content, answer=("rejected", code, "", None, 1, 1))
+        return replace(outcome(1, 1), type=type_, content=content, answer=Answer("rejected", code, "", None, 1, 1))
 
     named = {"ad_account_id": "a", "campaign_id": "c"}
     others = [refused(code="not_found", **named), refused("set_budget", **named)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.rules import forgetting, shard
+from shared.rules import forgetting, shard, timers
 from shared.rules.policy import Policy
 from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import Grant
@@ -251,7 +251,7 @@ def test_memory_and_snapshot_stay_flat_over_vouchers_that_come_pay_and_go() -> N
     tracemalloc.stop()
     assert dumped[-1] < dumped[0] + 100
     assert sizes[-1] < sizes[1] * 1.25, f"bytes held after each 1,000 vouchers: {sizes}"
-    assert len(book.rules._timers) < 2 * shard.FEWEST_IDLE_TIMERS
+    assert len(book.rules.timers) < 2 * timers.FEWEST_IDLE
 
 
 def test_lines_of_quiet_campaigns_go_and_those_of_busy_ones_stay() -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from shared.rules.corrections import overflows
 from shared.rules.money import LARGEST_BALANCE
 from shared.rules.refusal import Refused, require_room
+from shared.rules.reversals import overflows
 from tests.unit.test_rules_tables import NOON, Book
 from tests.unit.what_is_written import credit, give_pockets_of_their_own
 

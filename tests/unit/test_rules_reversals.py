@@ -3,8 +3,8 @@
 import json
 from uuid import UUID
 
-from shared.rules.corrections import ChargedSpend, Part, take_back
 from shared.rules.money import LARGEST_BALANCE
+from shared.rules.reversals import ChargedSpend, Part, take_back
 from tests.unit.test_rules_tables import NOON, TODAY, Book
 from tests.unit.what_is_written import charge, credit, details, movement, reverse
 

@@ -9,11 +9,12 @@ import pytest
 from shared.contracts.zones import is_zone
 from shared.rules.budgets import Budget
 from shared.rules.calendar import date_text
+from shared.rules.events import Event
 from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
 from shared.rules.pauses import cause_names
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.rules.roles import may
-from shared.rules.shard import DAY_US, Event, Shard
+from shared.rules.shard import DAY_US, Shard
 from tests.zones import INSTALLED
 from tests.zones import zone as zone_of
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from shared.ledger.encoding import encode_entries
 from shared.rules import kept_budgets, snapshot
+from shared.rules.events import Event
 from shared.rules.policy import STANDARD, Policy
-from shared.rules.shard import DAY_US, Event, Shard
+from shared.rules.shard import DAY_US, Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Holding
 from tests.unit.pure_ledger import dump_pieces, load_pieces
 from tests.unit.states import States, structure
@@ -103,11 +104,11 @@ def test_the_fields_are_those_of_this_format() -> None:
 
 def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> None:
     first, _ = next(snapshot.dump(Shard()))
-    elsewhere = {"business_centers", "accounts", "_zones", "_timers"}
+    elsewhere = {"business_centers", "accounts", "_zones", "timers"}
     # Of the policy and the zones in force.
     in_force = {"zones", "tables", "named"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
-    anew = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_idle_timers", "_quiet_day", "_quiet"}
+    anew = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
     assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - anew
 
 
