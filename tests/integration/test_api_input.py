@@ -187,7 +187,6 @@ async def test_a_wrong_method_is_405(api: Api, method: str, path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v1/ledger/",
         "/v2/ledger",
