@@ -259,7 +259,7 @@ async def crowded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 async def _is_well(settings: Settings) -> bool:
     """Whether a newcomer is answered, and the container's health check at the health port."""
     answer = await exchange(settings, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    health = await exchange(settings, b"GET /readyz HTTP/1.1\r\n\r\n", settings.health_port)
+    health = await exchange(settings, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n", settings.health_port)
     return answer.startswith(b"HTTP/1.1 200 ") and b"nobody writes shards" in health
 
 
