@@ -1,7 +1,7 @@
 """Entries as the rules write them. docs/ledger.md describes every kind.
 
-An entry is a plain tuple, for a hundred thousand of them are made in a second. What many entries share
-(everything but numbers and times) is its `Line`, made once and used again.
+An entry is a plain tuple, because a hundred thousand of them are made in a second. The fields that many entries share
+(everything but numbers and times) are its `Line`, which is made once and used again.
 """
 
 import json
@@ -14,9 +14,9 @@ Entry = tuple["Line", int | None, int, bytes | None, int, int | None, int | None
 
 
 class Line:
-    """The fields of an entry that say what and whom, without how much and when.
+    """The fields of an entry that do not depend on its amount and time.
 
-    `encoded` belongs to whoever encodes entries: the canonical bytes of these fields, once made.
+    `encoded` belongs to the encoder of entries: it holds the canonical bytes of these fields once they were made.
     """
 
     __slots__ = (
@@ -61,14 +61,14 @@ class Line:
 
 
 def canonical_json(value: Any) -> str:
-    """Canonical JSON: sorted keys, no white space, ASCII only."""
+    """Return the canonical JSON of a value: sorted keys, no white space, ASCII only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 class Step:
-    """What one input causes: entries that stand together and carry its id.
+    """The entries that one input causes. They stand together and carry its id, `source`.
 
-    `via` is the way by which a command came, where the rules in force keep it.
+    `command` is the content of a command; its first entry records it, with `via`: the way by which it came (`ways`).
     """
 
     __slots__ = ("command", "entries", "occurred_at", "part", "source", "via")

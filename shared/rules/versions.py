@@ -1,7 +1,7 @@
-"""The version of the rules: every batch in the ledger names the one that decided it.
+"""The versions of the rules. Every batch in the ledger names the version that decided it.
 
-A rule that changes asks `policy.rules` and keeps its old branch, so that what was decided then is never decided
-otherwise. docs/decisions/changing-a-rule.md says how.
+A rule that changes branches on `policy.rules` and keeps its old branch, so that a replay decides old batches as they
+were decided. docs/decisions/changing-a-rule.md says how.
 """
 
 from typing import Final
