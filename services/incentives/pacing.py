@@ -17,7 +17,7 @@ class NextTier:
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """What the cash spend so far unlocks, and what the period unlocks at the present run rate."""
+    """The rating of the cash spend so far, and the forecast of the whole period at the present run rate."""
 
     cash_spend_micros: int
     rating: Rating

@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """What an amount of cash spend unlocks. `tier` counts from 1; 0 means none, with rate 0 and no lines."""
+    """The tier and rate that an amount of cash spend reaches. `tier` counts from 1; 0 means none, without lines."""
 
     tier: int
     rate_millionths: int

@@ -1,4 +1,4 @@
-"""What one batch has decided. The next batch needs it, because it may be decided before this one is committed."""
+"""The decisions of one batch. The next batch needs it, because it may be decided before this one is committed."""
 
 from shared.rules.entries import Entry
 from shared.rules.events import REVERSES, Event

@@ -1,4 +1,4 @@
-"""What a shard remembers between inputs: Business Centers, ad accounts, campaigns, grants, time zones and timers.
+"""The memory of a shard between inputs: Business Centers, ad accounts, campaigns, grants, time zones and timers.
 
 The rules decide an input by reading and changing a book. A book itself knows no inputs.
 """
@@ -57,7 +57,7 @@ class Book:
     def before_tying(self, account: AdAccount) -> None:
         """Bring back the account's campaigns that rest, because a voucher is about to be tied to some of them.
 
-        From then on the account's money can pause and resume each of them (section 5.4). Raises LookupError if one of
+        From then on the account's money can pause and resume each of them (section 5.4). Raise LookupError if one of
         them was not looked up.
         """
         if self.needs_all_to_tie(account):

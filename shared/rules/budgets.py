@@ -1,4 +1,4 @@
-"""Budgets: what a period has spent, how much room is left, and which setting holds for a late spend.
+"""Budgets: the spend of a period, the room that is left, and the setting that holds for a late spend.
 
 Source: the domain page, section 4. One class serves accounts (daily, monthly, custom, unlimited) and
 campaigns (daily, lifetime, unlimited). Amounts are micros, days proleptic ordinals.

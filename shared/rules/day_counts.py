@@ -1,4 +1,4 @@
-"""What the days of a budget have counted, kept for as long as a spend of such a day can still arrive.
+"""The amounts that the days of a budget have counted, kept for as long as a spend of such a day can still arrive.
 
 Source: the domain page, section 4.2. A spend is too old after `DRAWDOWN_DEDUPLICATION_DAYS`, which is 365 at most.
 The days that are remembered do not depend on that setting: a writer decides the same after it was changed, and so does

@@ -105,14 +105,15 @@ class Step:
         reverses: bytes | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Append an entry. The first one of a command carries the command itself, and by which way it came.
+        """Append an entry. The first entry of a command also records the command, and the way by which it came.
 
-        Its amount has the sign of its kind, and a pocket has a holder: both are asserted, because nothing else looks.
+        `amount` is in micros, `day` and `period` are ordinals. The sign of the amount must be that of the kind, and a
+        pocket must have a holder. Both are asserted here, because nothing else checks them before the write.
         """
         sign = KIND[kind].sign
-        assert (amount is None) == (sign is None), f"an entry of the kind {kind} with the amount {amount}"
-        assert not amount or not sign or (amount > 0) == (sign > 0), f"{kind} of {amount}"
-        assert (holder is None) == (pocket is None), f"{kind} names a pocket and no holder, or none of its own"
+        assert (amount is None) == (sign is None), f"an entry of the kind {kind} has the amount {amount}"
+        assert not amount or not sign or (amount > 0) == (sign > 0), f"{kind} has the amount {amount} of the wrong sign"
+        assert (holder is None) == (pocket is None), f"{kind} names only one of holder and pocket"
         if self.command is not None and self.part == 0:
             details = {**(details or {}), "command": self.command}
             if self.via is not None:
@@ -132,6 +133,6 @@ class Step:
         self.write_line(line, amount, day, period)
 
     def write_line(self, line: Line, amount: int | None, day: int | None = None, period: int | None = None) -> None:
-        """Append an entry with a line that was made before."""
+        """Append an entry with a line that was made before. `amount` is in micros, `day` and `period` are ordinals."""
         self.entries.append((line, amount, self.occurred_at, self.source, self.part, day, period))
         self.part += 1

@@ -1,4 +1,4 @@
-"""What leaves memory: grants that are used up or expired, and lines of entries that were not written for days.
+"""The objects that leave memory: grants that are used up or expired, and lines of entries not written for days.
 
 No decision depends on it. A grant that is needed again is restored from what the ledger says of it (`Book.grant`).
 The next batch is decided before the one before it can be read, so a grant leaves only once the batch that ended it is

@@ -79,7 +79,7 @@ def _move(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     else:
         center.credit_used += amount
         account.credit += amount
-    assert min(center.cash, account.cash, account.credit) >= 0, "nothing moves that is not there"
+    assert min(center.cash, account.cash, account.credit) >= 0, "a transfer leaves no pocket below zero"
     sides = [
         ("business_center", "cash" if pocket == "cash" else "credit_line", -amount),
         ("ad_account", pocket, amount),

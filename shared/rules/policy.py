@@ -52,7 +52,7 @@ def policy_of(content: Any) -> Policy:
         raise ValueError('a policy is an object with a "version"')
     unknown = content.keys() - {"version", "ad_account", "business_center", "topic"}
     if unknown:
-        raise ValueError(f"a policy has a version, ad_account, business_center and topic, no {min(unknown)!r}")
+        raise ValueError(f"a policy has version, ad_account, business_center and topic, and not {min(unknown)!r}")
     return Policy(
         content["version"],
         _pockets(content, "ad_account", AD_ACCOUNT_POCKETS),

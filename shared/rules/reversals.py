@@ -75,7 +75,7 @@ def reverse(
         else:
             returned += taken
             _return_part(step, spend, spend_id, details, campaign, part, taken)
-    assert amount == 0, "no more is reversed than is left of a spend"
+    assert amount == 0, "a reversal returns at most what is left of its spend"
     if returned:
         count_for_account(campaign.account.budget, spend.day, -returned, spend.position)
         campaign.budget.count(spend.day, -returned)

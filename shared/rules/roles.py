@@ -1,4 +1,4 @@
-"""What each role may do (domain page, section 4.7)."""
+"""The commands that each role may give (domain page, section 4.7)."""
 
 from shared.rules.refusal import require
 

@@ -266,7 +266,7 @@ class Shard(Book):
                 self.grant(account.business_center, part.pocket, part.grant_id)
         step = Step(self.entries, occurred_at, event_id)
         campaign = self.campaigns.find(account, campaign_id)
-        assert campaign is not None, "the spend is one of its"
+        assert campaign is not None, "a charged spend has its campaign"
         reversals.reverse(step, spend, campaign, amount, reason, reverses)
         self.batch.events[event_id] = event
         if not pauses.is_settled(campaign, self.policy):

@@ -1,4 +1,4 @@
-"""What the rules remember: Business Centers, ad accounts, campaigns, grants.
+"""The state that the rules remember: Business Centers, ad accounts, campaigns, grants.
 
 Amounts are micros, times microseconds since the Unix epoch, days proleptic ordinals.
 """
@@ -119,7 +119,7 @@ class GrantPocket:
 
     def put(self, holding: Holding, amount: int) -> None:
         """Add micros to a holding of this pocket."""
-        assert self is not NO_GRANTS, "that one belongs to nobody"
+        assert self is not NO_GRANTS, "the shared empty pocket stays empty"
         if holding.remaining == 0 and amount:
             self._fill(holding)
         holding.remaining += amount
@@ -183,7 +183,7 @@ def _draw_order(holding: Holding) -> tuple[int, int]:
 
 def _remove(holdings: list[Holding], holding: Holding) -> None:
     at = bisect_left(holdings, holding.draw_order, key=_draw_order)
-    assert holdings[at] is holding, "a pocket is in order"
+    assert holdings[at] is holding, "the holdings of a pocket are sorted"
     del holdings[at]
 
 

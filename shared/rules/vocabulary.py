@@ -28,7 +28,7 @@ CAUSES: Final = ("ad_account_balance", "ad_account_budget", "business_center_bal
 
 
 class EntryKind(NamedTuple):
-    """What follows from the kind of an entry.
+    """A kind of entry, and what follows from it.
 
     `group` is "spend", "reversal", "movement" (money without a spend) or "fact" (no money). `sign` is that of its
     amount: -1 takes money, 1 gives, 0 may do both, None has no amount. `holders` lists the holders of the pocket that

@@ -62,10 +62,10 @@ def terms_of(content: Any) -> TopicTerms:
     Raise ValueError if the JSON object holds anything else, or null, because a misspelt word would allow everything.
     """
     if not isinstance(content, dict) or not content.keys() <= {"roles", "types", "largest_amount"}:
-        raise ValueError('"topic" must be an object of some of roles, types, largest_amount')
+        raise ValueError('"topic" must be an object with some of roles, types, largest_amount')
     amount = content.get("largest_amount")
     if "largest_amount" in content and not (isinstance(amount, str) and _AMOUNT_FORM.fullmatch(amount)):
-        raise ValueError('"largest_amount" must be a text like "1000.00"')
+        raise ValueError('"largest_amount" must be a string such as "1000.00"')
     return TopicTerms(
         _words(content, "roles", ROLES),
         _words(content, "types", COMMAND_TYPES),

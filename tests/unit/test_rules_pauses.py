@@ -125,7 +125,7 @@ def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, i
 
 
 def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
-    """Return campaigns c1, c2, c3 without cash. Each voucher is tied to some of them, and the last may expire."""
+    """Return a book of c1, c2, c3 without cash. Each voucher is tied to some of them, and the last may expire."""
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     for number, campaign in enumerate(("c1", "c2", "c3"), 1):

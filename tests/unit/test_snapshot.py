@@ -108,8 +108,8 @@ def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> No
     # They name the policy and the zones in force.
     in_force = {"zones", "tables", "named"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
-    anew = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
-    assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - anew
+    again = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
+    assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - again
 
 
 def test_pieces_are_small_and_share_nothing_with_the_state() -> None:

@@ -30,7 +30,7 @@ class _Work:
         await _settle()
 
     async def end(self, name: str) -> None:
-        """End a request, as if its client had taken the answer."""
+        """Let a request end, and wait until it has."""
         self._ends[name].set()
         await self._tasks[name]
         await _settle()
