@@ -31,7 +31,7 @@ class RecordedGrant:
 
 
 def named_by(command: Mapping[str, Any]) -> GrantKey | None:
-    """Return the key of the grant that a command names, or None. Takes the content or the meaning of a command."""
+    """Return the key of the grant that a command names, or None. `command` is its content or its meaning."""
     kind = _NAMED_BY.get(command["type"])
     return None if kind is None else (command["business_center_id"], kind, command[f"{kind}_id"])
 

@@ -52,7 +52,7 @@ def require_daily_budget(policy: Policy, center: BusinessCenter, campaign: Campa
 
 
 def takes_campaign(account: AdAccount, id: str, policy: Policy) -> bool:
-    """Return whether a spend may create this campaign. Not if nothing could pay for it and too many are stopped."""
+    """Return whether a spend may create this campaign: not if nothing could pay for it and too many are stopped."""
     if policy.rules < LIMITED or not account.has_tied or account.participates:
         return True
     if pinned(account) and account.business_center.held.bytes >= MOST_HELD_BYTES:

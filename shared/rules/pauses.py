@@ -154,8 +154,8 @@ def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
 def _settle_day(step: Step, campaign: Campaign, policy: Policy) -> None:
     """Write what a new day, or the account's money, changes for a campaign that did not spend.
 
-    In a large account the money stops a campaign only when it spends next. So it does not matter how many campaigns are
-    watched: more of those that were loaded are than of those that stayed in memory.
+    In a large account the money stops a campaign only when it spends next. So it does not matter which campaigns are
+    watched, although a load watches more of them than were watched before.
     """
     account = campaign.account
     stops_later = is_large(account, policy) and campaign not in account.stopped_campaigns
@@ -262,7 +262,7 @@ def _day_has_turned(account: AdAccount) -> bool:
 
 
 def lacks_untied_money(account: AdAccount, policy: Policy) -> bool:
-    """Return whether all money left is tied to campaigns (section 5.4). Never if the account can draw on its BC."""
+    """Return whether all money left is tied to campaigns (section 5.4). False if the account draws on its BC."""
     if account.participates or account.vouchers.tied == 0 or "voucher" not in policy.ad_account:
         return False
     return account.available(policy.ad_account) == account.vouchers.tied
