@@ -1,8 +1,8 @@
 """The cash spend of a deal, from the read model that `fold.sql` keeps by ad account and quarter of an hour.
 
-Cash spend is what cash and credit paid, net of reversals (domain page, section 7.1). Days are proleptic ordinals of the
-deal's time zone. They come from our own calendar, because the database may have another release of the time zones, and
-because its days differ where a clock is set back over midnight.
+Cash spend is the spend that cash and credit paid, net of reversals (domain page, section 7.1). Days are proleptic
+ordinals in the deal's time zone. They come from our own calendar, because the database may have another release of the
+time zones, and because its days differ if a clock is set back over midnight.
 """
 
 from datetime import date, datetime
@@ -33,7 +33,7 @@ async def read_total(connection: asyncpg.Connection, deal: Deal) -> int:
 
 
 async def read_by_account(connection: asyncpg.Connection, deal: Deal, days: range) -> dict[str, int]:
-    """Return the cash spend of these days by ad account, in micros; ad accounts without any are left out."""
+    """Return the cash spend of these days by ad account, in micros. Ad accounts without cash spend are left out."""
     if not days:
         return {}
     rows = await connection.fetch(
@@ -76,6 +76,6 @@ async def read_by_day(
 
 
 def _bounds(deal: Deal, days: range) -> tuple[datetime, datetime]:
-    """The first instant of the days, and the first one after them."""
+    """Return the first instant of the days, and the first instant after them."""
     calendar = deal.calendar
     return to_datetime(calendar.start(days.start)), to_datetime(calendar.start(days.stop))

@@ -1,7 +1,7 @@
 """The deals of the read model: registered, replaced and read (domain page, section 7.1).
 
-A `scope` names the Business Centers that a caller may see; None means all of them. A deal is in a scope when all of
-its ad accounts are. A deal outside of it is treated as if it did not exist.
+A `scope` names the Business Centers that a caller may see; None means all of them. A deal is in a scope if all of its
+ad accounts are. A deal outside of the scope is treated as if it did not exist.
 """
 
 import json
@@ -21,10 +21,10 @@ from shared.rules.calendar import Zone
 from shared.rules.money import parse_amount
 from shared.rules.refusal import require
 
-# A page of deals ends early rather than name more ad accounts than this.
+# A page of deals ends early if it would name more ad accounts than this.
 PAGE_ACCOUNTS: Final = 10_000
 
-# The caller's scope is $1. The first ad account alone rules out most deals of others.
+# The caller's scope is $1. The first ad account is checked alone, because it rules out most deals of others.
 _IN_SCOPE = """($1::text[] IS NULL OR CASE
     WHEN (SELECT business_center_id FROM balance.ad_accounts WHERE ad_account_id = deals.ad_account_ids[1]) = ANY($1)
     THEN NOT EXISTS (
@@ -39,7 +39,7 @@ class UnreadableDealError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Deal:
-    """A deal as it is stored."""
+    """A deal of the read model, parsed and checked."""
 
     id: str
     client: str
@@ -60,7 +60,7 @@ class Deal:
 
 @dataclass(frozen=True, slots=True)
 class DealPage:
-    """Stored rows in the order of their ids, for `parse_deal`; `next` is None on the last page."""
+    """Stored rows in the order of their ids, for `parse_deal`. `next` is the last id, or None on the last page."""
 
     rows: list[asyncpg.Record]
     next: str | None
@@ -68,7 +68,7 @@ class DealPage:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A deal that was just written; `is_new` unless it replaced one of the same id."""
+    """A deal that was just written. `is_new` is false if it replaced a deal with the same id."""
 
     deal: Deal
     is_new: bool
@@ -78,7 +78,7 @@ def parse_deal(row: Mapping[str, Any]) -> Deal:
     """Return the deal of a stored row.
 
     Raises:
-        UnreadableDealError: the row breaks the terms of a deal, so something else than `register_deal` wrote it.
+        UnreadableDealError: the row breaks the terms of a deal, so `register_deal` did not write it.
 
     """
     terms = {name: row[name] for name in DealTerms.model_fields}
@@ -103,7 +103,7 @@ def parse_deal(row: Mapping[str, Any]) -> Deal:
 
 
 async def read_deal(connection: asyncpg.Connection, scope: list[str] | None, deal_id: str) -> Deal | None:
-    """Return the deal of this id; None if there is none in this scope.
+    """Return the deal with this id, or None if there is none in this scope.
 
     Raises:
         UnreadableDealError: the stored row is not a deal.
@@ -120,7 +120,7 @@ async def read_deal(connection: asyncpg.Connection, scope: list[str] | None, dea
 async def read_page(connection: asyncpg.Connection, scope: list[str] | None, after: str, limit: int) -> DealPage:
     """Return at most `limit` deals of this scope whose ids come after `after`.
 
-    A page is shorter where its deals would name more than `PAGE_ACCOUNTS` ad accounts, but holds at least one deal.
+    A page is shorter if its deals would name more than `PAGE_ACCOUNTS` ad accounts, but it holds at least one deal.
     """
     rows = await connection.fetch(
         f"""
@@ -149,10 +149,10 @@ def _fitting(rows: list[asyncpg.Record]) -> int:
 async def register_deal(
     connection: asyncpg.Connection, scope: list[str] | None, deal_id: str, terms: DealTerms, now: datetime
 ) -> Registered | None:
-    """Register a deal, or replace the one of this id; call it in a transaction.
+    """Register a deal, or replace the one with this id. Call it in a transaction.
 
     Returns:
-        What was written, or None: there is a deal of this id, and it is outside of the scope.
+        The deal that was written, or None if a deal with this id exists outside of the scope.
 
     Raises:
         Refused: `not_found` for an ad account that does not exist in this scope, `currency_mismatch` for one whose

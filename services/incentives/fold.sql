@@ -1,5 +1,5 @@
--- Adds up the cash spend of the positions $2 … $3 of shard $1, by the quarter of an hour of the spend. What was
--- drawn is negative and what a reversal returned positive: cash spend is the opposite of both.
+-- Adds up the cash spend of the positions $2 … $3 of shard $1, by the quarter of an hour of the spend. Drawn amounts are
+-- negative and returned amounts positive, so cash spend is the sum with the opposite sign.
 INSERT INTO incentives.cash_spend AS c (ad_account_id, bucket, amount)
 SELECT ad_account_id,
     date_bin('15 minutes', CASE kind

@@ -1,4 +1,4 @@
-"""How far a deal has got, live (domain page, sections 7.2 and 7.3)."""
+"""The live pacing of a deal: how far it has got (domain page, sections 7.2 and 7.3)."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from services.incentives.rating import Rating, forecast_cash_spend, next_slab, r
 
 @dataclass(frozen=True, slots=True)
 class NextTier:
-    """The slab to be reached next, and how much cash spend is missing."""
+    """The slab to be reached next, and the cash spend that is missing to it, in micros."""
 
     from_micros: int
     rate_millionths: int
@@ -17,7 +17,7 @@ class NextTier:
 
 @dataclass(frozen=True, slots=True)
 class Pacing:
-    """What the cash spend so far unlocks, and what it unlocks at the period's end if it goes on at its run rate."""
+    """The rating of the cash spend so far, and the forecast of the whole period at the present run rate."""
 
     cash_spend_micros: int
     rating: Rating
@@ -31,8 +31,8 @@ def pace(deal: Deal, cash_spend_micros: int, today: int) -> Pacing:
     """Return how far the deal has got.
 
     Args:
-        deal: whose slabs, method and period count.
-        cash_spend_micros: net cash spend of the deal's period.
+        deal: its slabs, method and period are used.
+        cash_spend_micros: the net cash spend of the deal's period.
         today: the day in the deal's time zone, a proleptic ordinal.
 
     """
@@ -48,7 +48,7 @@ def pace(deal: Deal, cash_spend_micros: int, today: int) -> Pacing:
 
 
 def _next_tier(deal: Deal, cash_spend_micros: int) -> NextTier | None:
-    """The next tier; None at the top."""
+    """Return the next tier, or None if the top tier is reached."""
     slab = next_slab(deal.slabs, cash_spend_micros)
     if slab is None:
         return None

@@ -17,7 +17,7 @@ _RATE = re.compile(r"(0|1)(\.[0-9]{1,6})?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """The rate `rate_millionths` holds from `from_micros` of cash spend on, that amount included."""
+    """A rate that holds from `from_micros` of cash spend on, that amount included."""
 
     from_micros: int
     rate_millionths: int
@@ -25,7 +25,7 @@ class Slab:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a calculation: the amount is the spend times the rate. `to_micros` is null in the top band."""
+    """One line of a calculation: the amount is the spend times the rate. `to_micros` is None in the top band."""
 
     from_micros: int
     to_micros: int | None
@@ -36,7 +36,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """What an amount of cash spend unlocks. `tier` counts from 1; 0 means none, with rate 0 and no lines."""
+    """The tier and rate that an amount of cash spend reaches. `tier` counts from 1; 0 means none, without lines."""
 
     tier: int
     rate_millionths: int
@@ -61,14 +61,14 @@ class Period:
         return self.last_day - self.first_day + 1
 
     def days_begun(self, today: int) -> int:
-        """Return how many days have begun on the day `today` of the deal's zone: 0 before the period, all after it."""
+        """Return how many days have begun by the day `today` in the deal's zone: 0 before the period, all after it."""
         return min(max(today - self.first_day + 1, 0), self.days)
 
 
 def parse_rate(text: str) -> int:
     """Return a decimal fraction in millionths: `"0.03"` → 30000.
 
-    Raises ValueError unless 0 < rate <= 1, with at most six decimal places.
+    Raise ValueError unless 0 < rate <= 1, with at most six decimal places.
     """
     if not _RATE.fullmatch(text):
         raise ValueError('should be a decimal fraction such as "0.03", with at most six places')
@@ -105,27 +105,27 @@ def tier_of(slabs: tuple[Slab, ...], cash_spend_micros: int) -> int:
 
 
 def next_slab(slabs: tuple[Slab, ...], cash_spend_micros: int) -> Slab | None:
-    """Return the slab to be reached next; None at the top."""
+    """Return the slab to be reached next, or None if the top slab is reached."""
     tier = tier_of(slabs, cash_spend_micros)
     return slabs[tier] if tier < len(slabs) else None
 
 
 def run_rate_per_day(cash_spend_micros: int, period: Period, today: int) -> int:
-    """Return cash spend by days begun, in micros a day; 0 before the period begins."""
+    """Return cash spend divided by the days begun, in micros per day, or 0 before the period begins."""
     days_begun = period.days_begun(today)
     return divide_half_even(cash_spend_micros, days_begun) if days_begun else 0
 
 
 def forecast_cash_spend(cash_spend_micros: int, period: Period, today: int) -> int:
-    """Return the cash spend at the period's end if it goes on at its run rate; before the period, what there is."""
+    """Return the cash spend at the period's end at the present run rate, in micros. Before the period: as it is."""
     days_begun = period.days_begun(today)
     return divide_half_even(cash_spend_micros * period.days, days_begun) if days_begun else cash_spend_micros
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
-    """Return the integer nearest to the exact quotient, and the even one of two that are equally near.
+    """Return the integer nearest to the exact quotient, or the even one of two that are equally near.
 
-    `denominator` is above 0.
+    `denominator` must be above 0.
     """
     quotient, remainder = divmod(numerator, denominator)
     twice = 2 * remainder

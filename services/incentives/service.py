@@ -1,4 +1,4 @@
-"""Incentives: folds the ledger into `incentives.cash_spend`, from which the pacing of deals is computed."""
+"""The follower of incentives. It folds the ledger into `incentives.cash_spend`, from which pacing is computed."""
 
 import asyncpg
 
@@ -10,7 +10,7 @@ _CASH_SPEND = read_sql(__package__, "fold.sql")
 
 
 async def fold(connection: asyncpg.Connection, entries: Range) -> int:
-    """Fold a range as sets; how the ledger is cut into ranges changes no row."""
+    """Fold a range with one statement, and return its last position. The rows do not depend on how ranges are cut."""
     await connection.execute(_CASH_SPEND, *entries)
     return entries.last
 
@@ -19,6 +19,6 @@ FOLLOWER = Follower("incentives", fold, rest_seconds=0.25)
 
 
 async def run(settings: Settings) -> None:
-    """Follow until cancelled; raises what a fold raises."""
+    """Follow the ledger until cancelled. Raise what a fold raises."""
     async with serving_health(settings) as health:
         await follow(settings, FOLLOWER, health)

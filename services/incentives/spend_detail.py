@@ -1,4 +1,4 @@
-"""Which days spend detail has: those that ended two days ago or earlier (domain page, section 7.3)."""
+"""The days that spend detail has data for: those that ended two days ago or earlier (domain page, section 7.3)."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ DAYS_LATE: Final = 2
 
 
 def last_day(deal: Deal, now_us: int) -> int:
-    """Return the last day with data, in the deal's time zone."""
+    """Return the last day with data in the deal's time zone. `now_us` is in µs since the Unix epoch."""
     return deal.calendar.day(now_us) - DAYS_LATE
 
 

@@ -1,4 +1,4 @@
-"""The terms of a deal: their fields, and what must hold between them (domain page, section 7.1)."""
+"""The terms of a deal: their fields, and the rules between the fields (domain page, section 7.1)."""
 
 from itertools import pairwise
 from typing import Annotated, Final

@@ -1,1 +1,1 @@
-"""The money rules, pure: no I/O, no clock, no framework. docs/rules.md says where each rule lives."""
+"""The money rules. They are pure: no I/O, no clock, no framework. docs/rules.md says where each rule lives."""

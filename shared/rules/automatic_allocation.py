@@ -12,14 +12,16 @@ from shared.rules.setting_budgets import write_budget
 from shared.rules.state import AdAccount, BusinessCenter
 from shared.rules.versions import BOUNDED
 
-# Accounts that one entry lists: with the longest ids, and beside the longest command, within an entry's bound.
+# The most accounts that one entry lists. With the longest ids and next to the longest command, it stays within the
+# bound of an entry.
 MOST_LISTED = 200
 
 
 def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: Policy) -> Changed:
-    """Every eligible account's available balance moves to the BC; the others stay as they are, each with its reason.
+    """Enable automatic allocation for a BC, and return the holders whose money has changed (section 3).
 
-    One way: there is no way back to manual allocation. Returns the holders whose money that changed.
+    The balance of every eligible account moves to the BC. The other accounts stay as they are, each with its reason.
+    There is no way back to manual allocation. `now` is ledger time in µs; `position` is that before the batch.
     """
     reasons = {account.id: reason_left_out(account) for account in center.accounts.values()}
     joining = _eligible(center)
@@ -34,7 +36,7 @@ def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: 
 def _write_enabled(
     step: Step, center: BusinessCenter, left_out: list[dict[str, str]], participants: list[str], policy: Policy
 ) -> None:
-    """Who is left out and who takes part: so many accounts an entry, further ones in entries of the same kind."""
+    """Write the accounts that are left out and those that take part. A long list goes on in further entries."""
     most = MOST_LISTED if policy.rules >= BOUNDED else max(1, len(left_out) + len(participants))
     for start in range(0, max(1, len(left_out) + len(participants)), most):
         joined = max(0, start - len(left_out)), max(0, start + most - len(left_out))
@@ -46,7 +48,10 @@ def _write_enabled(
 
 
 def require_balances_fit(center: BusinessCenter, rules: int) -> None:
-    """Refuse where the accounts' balances would not fit in the BC's. The credit line is asked since version 2."""
+    """Raise Refused if the accounts' balances would not fit into the BC's 64 bits (section 1).
+
+    `rules` is the version of the rules. The credit line is checked since version 2.
+    """
     joining = _eligible(center)
     require_room(center.cash, sum(account.cash for account in joining))
     require_room(center.vouchers.total, sum(account.vouchers.total for account in joining))
@@ -71,7 +76,7 @@ def _join(step: Step, account: AdAccount, now: int, position: int, policy: Polic
 
 
 def _sync_budget(step: Step, account: AdAccount, available: int, now: int, position: int) -> None:
-    """An account without a budget gets one of what it could have spent just before (section 3.4)."""
+    """Give an account without a budget a custom one: the amount that it could have spent just before (section 3.4)."""
     account.budget.set(account.zone.today, CUSTOM, available)
     account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
     write_budget(step, "budget_synced", account, restarted=True)

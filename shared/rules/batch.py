@@ -1,4 +1,4 @@
-"""What one batch has decided: the next one needs it, because it may be decided before this one is committed."""
+"""The decisions of one batch. The next batch needs it, because it may be decided before this one is committed."""
 
 from shared.rules.entries import Entry
 from shared.rules.events import REVERSES, Event
@@ -8,8 +8,9 @@ from shared.rules.reversals import ChargedSpend, Part
 class Batch:
     """The inputs that a batch has taken, and the entries that it appends from `position + 1` on.
 
-    `spends` are those that it has reversed, with what is left of them. `zones` are the time zones that the shard had no
-    use for before, with their TZif bytes: the ledger records them.
+    `events` holds the spends and reversals that it charged, by event id. `spends` holds the spends that it reversed,
+    with what is left of each. `zones` holds the TZif bytes of the time zones that the shard uses for the first time, by
+    name: the ledger records them. `position` is that of the last entry before the batch.
     """
 
     __slots__ = ("commands", "entries", "events", "indexed", "position", "spends", "starts", "zones")
@@ -25,11 +26,11 @@ class Batch:
         self.indexed = 0
 
     def last_position(self) -> int:
-        """Return the position of the last entry so far; that before the batch where it has none."""
+        """Return the position of the last entry so far, or the position before the batch if it has none."""
         return self.position + len(self.entries)
 
     def spend(self, event_id: bytes) -> ChargedSpend | None:
-        """Return a spend that this batch has charged, with nothing of it reversed; None: it has not."""
+        """Return a spend that this batch has charged, with nothing of it reversed, or None if it did not."""
         event = self.events.get(event_id)
         if event is None or event[REVERSES] is not None:
             return None
@@ -47,7 +48,7 @@ class Batch:
         return spend
 
     def _start_of(self, event_id: bytes) -> int:
-        """The index of the first entry of a spend or reversal of this batch: only they have a day."""
+        """Return the index of the first entry of a spend or reversal of this batch. Only their entries have a day."""
         for index in range(self.indexed, len(self.entries)):
             _, _, _, source, part, day, _ = self.entries[index]
             if part == 0 and source is not None and day is not None:

@@ -1,6 +1,6 @@
-"""What a shard remembers between inputs: Business Centers, ad accounts, campaigns, grants, time zones and timers.
+"""The memory of a shard between inputs: Business Centers, ad accounts, campaigns, grants, time zones and timers.
 
-Deciding takes a book and changes it. What does not change a book is decided from it alone: it knows no input.
+The rules decide an input by reading and changing a book. A book itself knows no inputs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,10 +20,10 @@ from shared.rules.timers import Timer, Timers
 class Book:
     """The memory of one shard.
 
-    `policy` and `zones` are in force, `tables` the releases of time zones that a snapshot may name. `now` is ledger
-    time; up to `reached`, which lies behind it while a batch has left some of it to the next, what was due has
-    happened. `position` is where the ledger stood before the present batch. `bounded` counts the Business Centers that
-    bound their spends: if none does, no spend asks its own, far away in memory.
+    `policy` and `zones` are in force. `tables` holds the releases of time zones that a snapshot may name. `now` is
+    ledger time in µs. All timers up to `reached` (µs) have fired; it lies before `now` while a batch has left timers to
+    the next one. `position` is that of the last entry before the present batch. `bounded` counts the Business Centers
+    that bound their spends: if it is 0, a spend need not read its Business Center, which would be a cache miss.
     """
 
     def __init__(self, policy: Policy = STANDARD, zones: Zones = NO_ZONES) -> None:
@@ -47,7 +47,7 @@ class Book:
     # ---- Campaigns --------------------------------------------------------------------------------------------
 
     def new_campaign(self, account: AdAccount, id: str) -> Campaign:
-        """A campaign comes into being: it was named for the first time."""
+        """Create the campaign of this id, which an input names for the first time, and return it."""
         campaign, before = Campaign(account, id, account.named), pauses.pinned(account)
         account.named += 1
         pauses.weigh_pinned(account, before)
@@ -55,29 +55,33 @@ class Book:
         return campaign
 
     def before_tying(self, account: AdAccount) -> None:
-        """From now on the account's campaigns stop and go on with its money, so they have to be there."""
+        """Bring back the account's campaigns that rest, because a voucher is about to be tied to some of them.
+
+        From then on the account's money can pause and resume each of them (section 5.4). Raise LookupError if one of
+        them was not looked up.
+        """
         if self.needs_all_to_tie(account):
             self.campaigns.find_all(account)
 
     def awoken_by(self, command: Mapping[str, Any]) -> int:
-        """How many campaigns a command, by its content, brings back into memory because it ties a voucher to some."""
+        """Return how many campaigns a command brings back into memory because it ties a voucher to campaigns."""
         if command.get("campaign_ids") is None:
             return 0
         account = self.accounts.get(command.get("ad_account_id") or "")
         return 0 if account is None or not self.needs_all_to_tie(account) else account.named - len(account.campaigns)
 
     def needs_all_to_tie(self, account: AdAccount) -> bool:
-        """Have all campaigns of the account to be in memory once a voucher is tied to some of them?"""
+        """Return whether all campaigns of the account must be in memory once a voucher is tied to some of them."""
         return not (account.participates or account.has_tied or pauses.is_large(account, self.policy))
 
     def let_rest(self) -> list[Campaign]:
-        """After a batch was decided: take campaigns out of memory that are too many and idle, and return them."""
+        """Take idle campaigns out of memory after a batch if there are too many, and return them."""
         return self.campaigns.let_rest(self.accounts, self.policy)
 
     # ---- Grants -----------------------------------------------------------------------------------------------
 
     def grant(self, center: BusinessCenter, kind: str, id: str) -> Grant | None:
-        """The Business Center's grant of that id, from memory or as the ledger tells it; None: it never had one."""
+        """Return a grant of the Business Center, from memory or from the ledger, or None if it never had it."""
         found = center.grants.get((kind, id))
         if found is None:
             recorded = self._recorded.get((center.id, kind, id))
@@ -87,12 +91,12 @@ class Book:
         return found
 
     def keep_grant(self, center: BusinessCenter, grant: Grant) -> None:
-        """Hold a grant in memory from now on, until nothing is left of it, and let it expire at its time."""
+        """Hold a grant in memory until nothing is left of it, and schedule its expiry."""
         self._ended.add(center, grant)
         self.timers.add_expiry(center, grant)
 
     def forgotten(self, keys: Iterable[GrantKey]) -> list[GrantKey]:
-        """Those of these grants that are in memory no more, or may not be in the next batch."""
+        """Return the grants among these that are not in memory, or may leave it before the next batch."""
         return [key for key in keys if not self._has_something_left(key)]
 
     def _has_something_left(self, key: GrantKey) -> bool:
@@ -102,7 +106,7 @@ class Book:
         return grant is not None and grant.filled > 0
 
     def _forget_grants(self) -> None:
-        """Let the grants go that the ledger can tell by now, and the timers of what has gone."""
+        """Drop the ended grants that can be read from the ledger by now, and the timers of those that were dropped."""
         for grant in self._ended.next_batch():
             self.timers.idle += grant.expires_at is not None and not grant.expired
         self.timers.forget_idle(self._is_in_memory)
@@ -113,14 +117,17 @@ class Book:
     # ---- Time -------------------------------------------------------------------------------------------------
 
     def is_zone(self, name: str) -> bool:
-        """Is this a time zone of the release in force? The ledger records it then, used or not: replay asks again."""
+        """Return whether the release in force has a time zone of this name.
+
+        The ledger then records the zone, used or not, because a replay asks the same question.
+        """
         data = self.zones.table.get(name)
         if data is not None and name not in self._zones:
             self.batch.zones[name] = data
         return data is not None
 
     def zone(self, name: str) -> Zone:
-        """The time zone of that name, at the shard's time. Raises ValueError where the release in force has none."""
+        """Return the time zone of this name, at the shard's time. Raise ValueError if the release in force has none."""
         zone = self._zones.get(name)
         if zone is None:
             data = self.zones.table.get(name)
@@ -131,11 +138,11 @@ class Book:
         return zone
 
     def zones_used(self) -> list[tuple[str, bytes]]:
-        """The time zones of the shard's Business Centers and ad accounts, with their TZif bytes."""
+        """Return the names of the time zones of the shard's Business Centers and ad accounts, with their TZif bytes."""
         return [(name, zone.data) for name, zone in self._zones.items()]
 
     def schedule_turn_over(self, account: AdAccount) -> None:
-        """Look at the account's budgets when its next day begins, if a new day can change anything."""
+        """Schedule a look at the account's budgets for the start of its next day, if a new day can change anything."""
         if account.turn_over_at is None and setting_budgets.turns_over(account):
             account.turn_over_at = account.zone.start(account.zone.today + 1)
             self.timers.add_turn_over(account)
@@ -146,7 +153,7 @@ class Book:
             zone.advance(now)
 
     def _use_zones(self, zones: Zones) -> None:
-        """Take days from another release, and turn over when its days begin. A zone that it lacks stays as it was."""
+        """Use the days of another release, and schedule turn-overs by them. A zone that it lacks keeps its old days."""
         self.zones = self.tables[zones.release] = zones
         for name, zone in self._zones.items():
             zone.use(zones.table.get(name, zone.data))

@@ -1,4 +1,4 @@
-"""Budgets: what a period has spent, what room is left, which setting a late spend meets.
+"""Budgets: the spend of a period, the room that is left, and the setting that holds for a late spend.
 
 Source: the domain page, section 4. One class serves accounts (daily, monthly, custom, unlimited) and
 campaigns (daily, lifetime, unlimited). Amounts are micros, days proleptic ordinals.
@@ -18,25 +18,43 @@ MONTHLY = "monthly"
 CUSTOM = "custom"
 LIFETIME = "lifetime"
 
-# A day this much older than one that was counted is closed for good, in every zone: a spend comes a day ahead at most.
+# A day is closed for good, in every zone, once a day this many days later was counted: a spend is at most a day ahead.
 OPEN_DAYS: Final = 5
-# Those of all budgets that were counted in one month only. Nobody writes to it.
+# Shared by all budgets that were counted in one month only. Nobody writes to it.
 NO_MONTHS: Final[dict[int, int]] = {}
 _since = itemgetter(0)
 
 
 class Budget:
-    """The present setting, those of past days, and what was billed.
+    """The present setting, the settings of past days, and what was billed, in micros.
 
-    `total` is all that was ever billed: the one number that a spend changes, for each more would cost the hot path two
-    misses of the processor's cache. What a period has spent is what came on top of the total `before` it. What was
-    billed counts by the spend's own day: `before_day` and `before_month` belong to `day`, the day counted last. `days`
-    and `months` (by their first day) have what the others had counted when they were left. `before_start` belongs to
-    the custom budget, and `started_position` is the ledger position at which it began: it counts the spends after it.
+    `total` is everything that was ever billed. It is the only number that most spends update, because each further one
+    would cost two cache misses per spend. A period has spent `total` minus the total before the period: `before_day`
+    and `before_month` belong to `day`, which is the day counted last, and `before_start` belongs to the custom budget.
+    A spend counts for its own day, so a late spend turns `day` back. `days` and `months` (by their first day) hold what
+    the other periods had spent when `day` left them. An example, in currency units:
 
-    A closed period is remembered for 400 days, if its spend can still decide something: a day that ended under a daily
-    setting, a month on a day of which a monthly setting held. Nothing else is ever asked for again, so what is
-    forgotten, and when, decides nothing.
+    ```
+                                                total  before_day  before_month  before_start
+    30 March: 30 are billed                        30           0             0             0
+    31 March: 20 are billed                        50          30             0             0
+              a custom budget starts               50          30             0            50
+              5 are billed                         55          30             0            50
+     1 April: 10 are billed                        65          55            55            50
+              4 are billed, late, for 31 March     69          40            10            50
+    ```
+
+    After 1 April's 10 the day has spent 65 - 55 = 10, the month 65 - 55 = 10, and the custom budget 65 - 50 = 15.
+    `days` holds 30 for 30 March and 25 for 31 March, and `months` holds 55 for March. The late spend takes these up
+    again: `before_day` becomes 65 - 25 = 40 and `before_month` becomes 65 - 55 = 10. Afterwards 31 March has spent
+    69 - 40 = 29, March 69 - 10 = 59, and the custom budget 69 - 50 = 19.
+
+    `started_position` is the ledger position at which the custom budget began: it counts the spends after it.
+    `started_at` is that instant in µs, `started_day` its day.
+
+    The budget remembers a closed period for 400 days if its spend can still decide something: a day that ended under a
+    daily setting, or a month in which a monthly setting held at the end of some day. No other period is ever read
+    again, so no decision depends on what was forgotten, or when.
     """
 
     __slots__ = (
@@ -71,7 +89,7 @@ class Budget:
         self.started_position = 0
 
     def set(self, day: int, mode: str, amount: int | None) -> None:
-        """The setting from this day on, until another one is set."""
+        """Set the mode and the amount (micros; None: unlimited) that hold from this day on."""
         self.mode = mode
         self.amount = amount
         oldest = max(0, bisect_right(self.history, day - KEPT_DAYS, key=_since) - 1)
@@ -79,17 +97,17 @@ class Budget:
         self.history = [*earlier, (day, mode, amount)]
 
     def start_counting(self, instant: int, day: int, position: int) -> None:
-        """A custom budget begins, or begins anew: it counts what arrives from now on."""
+        """Start a custom budget, or start it again, at this instant (µs), day and position. Later spends count."""
         self.before_start = self.total
         self.started_at = instant
         self.started_day = day
         self.started_position = position
 
     def setting(self, day: int, today: int) -> tuple[str, int | None]:
-        """Mode and amount that hold a spend of `day`, today being `today`.
+        """Return the mode and amount (None: no limit) that apply to a spend of `day` when it is `today`.
 
-        A period that is still open in the present mode is held against the present setting, a closed day against
-        the setting at its end; custom then leaves it uncapped (section 4.2).
+        If the period is still open in the present mode, the present setting applies. To a closed day the setting at its
+        end applies, and if that is a custom budget, the day has no limit (section 4.2).
         """
         if self.mode in (CUSTOM, LIFETIME) or day >= today:
             return self.mode, self.amount
@@ -103,12 +121,12 @@ class Budget:
         return self.history[by_then - 1][1:] if by_then else (UNLIMITED, None)
 
     def room(self, day: int, today: int) -> int | None:
-        """How much a spend of that day may still be billed; None: no limit."""
+        """Return how many micros of a spend of that day may still be billed. None means no limit."""
         mode, amount = self.setting(day, today)
         return None if amount is None else max(0, amount - self.spent(mode, day))
 
     def spent(self, mode: str, day: int) -> int:
-        """What was billed in the period of that day in the given mode."""
+        """Return how many micros were billed in the period of that day in the given mode."""
         if mode == DAILY:
             return self.total - self.before_day if day == self.day else self.days.of(day)
         if mode == MONTHLY:
@@ -117,7 +135,7 @@ class Budget:
         return self.counted
 
     def count(self, day: int, billed: int) -> None:
-        """What was billed (or, below zero, taken back) of a spend of that day."""
+        """Count the micros that were billed of a spend of that day, or taken back if below zero."""
         if day != self.day:
             self._turn_to(day)
         self.total += billed
@@ -157,43 +175,43 @@ class Budget:
         self.before_month = self.total - self.months.get(month, 0)
 
     def _day_decides(self, day: int, closed_before: int) -> bool:
-        """May what the day has spent be asked for again?"""
+        """Return whether the spend of this day may be needed again."""
         return day >= closed_before or self._at_end_of(day)[0] == DAILY
 
     def _month_decides(self, first: int, closed_before: int) -> bool:
-        """May what the month has spent be asked for again?"""
+        """Return whether the spend of this month may be needed again."""
         if first < month_start(closed_before - KEPT_DAYS):
             return False
         return first >= month_start(closed_before) or self._was_monthly_in(first, month_start(first + 31))
 
     def _was_monthly_in(self, first: int, following: int) -> bool:
-        """Did a monthly setting hold at the end of one of these days, before `following`?"""
+        """Return whether a monthly setting held at the end of a day from `first` on and before `following`."""
         before = max(0, bisect_right(self.history, first, key=_since) - 1)
         by_then = bisect_left(self.history, following, key=_since)
         return any(mode == MONTHLY for _, mode, _ in self.history[before:by_then])
 
     @property
     def counted(self) -> int:
-        """What the custom budget has counted since its start, or all that the campaign ever spent."""
+        """The micros that a custom budget has counted since its start, or all that a campaign ever spent."""
         return self.total - self.before_start
 
     def period(self, day: int, today: int) -> int:
-        """The first day of the period that counts a spend of that day."""
+        """Return the first day of the period that a spend of that day counts for."""
         mode, _ = self.setting(day, today)
         if mode == MONTHLY:
             return month_start(day)
         return self.started_day if mode == CUSTOM else day
 
     def exhausted(self, today: int) -> bool:
-        """Is exactly nothing left today? That pauses (section 4.3)."""
+        """Return whether nothing is left today. That is a cause of a pause (section 4.3)."""
         return self.amount is not None and self.spent(self.mode, today) >= self.amount
 
 
 def count_for_account(budget: Budget, day: int, billed: int, charged_at: int) -> None:
-    """Count for an account's budget.
+    """Count `billed` micros (below zero: taken back) for an account's budget.
 
-    `charged_at` is the position of the spend: a custom budget counts the spends that arrived after its start, so a
-    reversal shrinks the budgets that counted the spend and no others (section 4.5).
+    `charged_at` is the position of the spend. A custom budget counts the spends that arrived after its start, so a
+    reversal reduces only the budgets that counted the spend (section 4.5).
     """
     budget.count(day, billed)
     if budget.mode == CUSTOM and charged_at <= budget.started_position:

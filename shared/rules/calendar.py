@@ -26,7 +26,7 @@ _WIDEST_OFFSET_US = 26 * 3600 * _SECOND_US
 class Zones:
     """The time zones of one release of the IANA database: the TZif bytes of each by name.
 
-    The rules are given them, because a machine's own files are no input that a ledger holds.
+    The rules take them as an argument, because a ledger cannot record the files of a machine.
     """
 
     release: str
@@ -39,19 +39,19 @@ NO_ZONES: Final = Zones("")
 class Zone:
     """The days of one IANA time zone, by the TZif bytes (RFC 9636) of some release.
 
-    `today` is the day that the last call of `advance` reached; who shares a zone must share its time.
+    `today` is the day that the last call of `advance` reached. All users of one object share its time.
     """
 
     __slots__ = ("_day", "_from", "_info", "_starts", "_to", "_tomorrow", "data", "name", "today")
 
     def __init__(self, name: str, data: bytes) -> None:
-        """Raises ValueError where the bytes are no time zone."""
+        """Raise ValueError if the bytes are not a time zone."""
         self.name = name
         self.today = 0
         self.use(data)
 
     def use(self, data: bytes) -> None:
-        """Have the days of another release from now on. Whoever calls it advances the zone next."""
+        """Use the days of another release from now on. The caller must call `advance` next."""
         self.data = data
         self._info = ZoneInfo.from_file(BytesIO(data), self.name)
         self._starts: dict[int, int] = {}
@@ -59,20 +59,20 @@ class Zone:
         self._tomorrow = -(2**63)
 
     def advance(self, instant_us: int) -> None:
-        """Time has come to this instant; it never goes back, except for `use`."""
+        """Move `today` to the day of this instant (µs). Time never goes back, except after `use`."""
         if instant_us >= self._tomorrow:
             self.today = self.day(instant_us)
             self._tomorrow = self.start(self.today + 1)
 
     def day(self, instant_us: int) -> int:
-        """The day that an instant belongs to."""
+        """Return the day that an instant (µs) belongs to."""
         if not self._from <= instant_us < self._to:
             self._day = self._find_day(instant_us)
             self._from, self._to = self.start(self._day), self.start(self._day + 1)
         return self._day
 
     def start(self, day: int) -> int:
-        """The first instant of a day."""
+        """Return the first instant of a day, in µs."""
         found = self._starts.get(day)
         if found is None:
             if len(self._starts) > 1000:
@@ -93,7 +93,10 @@ class Zone:
         return self._first_instant_on_or_after(day, candidate)
 
     def _first_instant_on_or_after(self, day: int, near_us: int) -> int:
-        """Midnight does not exist: the clock jumped over it. Offsets change on whole seconds."""
+        """Return the start of a day whose midnight does not exist because the clock jumped over it.
+
+        The search goes to the second, because offsets change on whole seconds.
+        """
         low, high = near_us - _WIDEST_OFFSET_US, near_us + _WIDEST_OFFSET_US
         while high - low > _SECOND_US:
             middle = (low + high) // 2 // _SECOND_US * _SECOND_US
@@ -106,10 +109,10 @@ class Zone:
 
 @lru_cache(maxsize=4096)
 def month_start(day: int) -> int:
-    """The first day of the day's month."""
+    """Return the first day of the day's month."""
     return date.fromordinal(day).replace(day=1).toordinal()
 
 
 def date_text(day: int) -> str:
-    """`YYYY-MM-DD` of a day."""
+    """Return a day as `YYYY-MM-DD`."""
     return date.fromordinal(day).isoformat()

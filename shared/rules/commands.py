@@ -1,7 +1,6 @@
-"""Finance commands: what each needs, in the order in which refusals are looked for, and what it then does.
+"""Finance commands: what each one requires, in the order of the checks, and what it then does.
 
-The order of codes is that of the contracts page: invalid, not_found, permission_denied, already_exists,
-irreversible, not_eligible, budget_change_limit, insufficient_funds.
+The checks follow the order of `vocabulary.OUTCOME_CODES`, which is that of the contracts page.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +17,17 @@ from shared.rules.state import AdAccount, BusinessCenter, Grant
 from shared.rules.versions import BOUNDED, LIMITED
 from shared.rules.ways import TOPIC
 
-# A command stands whole in its first entry, whose canonical bytes are bounded (docs/ledger.md): this leaves room for
-# whatever else that entry says.
+# The first entry of a command holds all of it, and the canonical bytes of an entry are bounded (docs/ledger.md). This
+# bound leaves room for the other fields of that entry.
 MOST_CONTENT_BYTES = 40_960
 
 Command = Mapping[str, Any]
-# Writes what the command does, and returns whose money or budget that has changed.
+# Writes the entries of a command, and returns the holders and campaigns whose money or budget has changed.
 Handler = Callable[[Book, Step, Command], Changed]
 
 
 def decide(book: Book, step: Step, command: Command) -> None:
-    """Write what the command does. Raises Refused, with nothing written or changed, where it may not."""
+    """Write what the command does, and settle pauses. Raise Refused, with nothing written, if it may not."""
     if book.policy.rules >= BOUNDED:
         _require_short(step)
     changed = _HANDLERS[command["type"]](book, step, command)

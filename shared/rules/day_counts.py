@@ -1,19 +1,19 @@
-"""What the days of a budget have counted, for as long as a spend of such a day can still come.
+"""The amounts that the days of a budget have counted, kept for as long as a spend of such a day can still arrive.
 
 Source: the domain page, section 4.2. A spend is too old after `DRAWDOWN_DEDUPLICATION_DAYS`, which is 365 at most.
-What is remembered does not depend on that setting: a writer decides the same after it was changed, and so does a
-replay, which does not know it.
+The days that are remembered do not depend on that setting: a writer decides the same after it was changed, and so does
+a replay, which does not know it.
 """
 
 from array import array
 from typing import Final
 
-# More than the 365 days of the oldest spend, a day of the zone, and what is left of the first month.
+# Enough for the 365 days of the oldest spend, a day of difference between zones, and the rest of the first month.
 KEPT_DAYS: Final = 400
 
 
 class DayCounts:
-    """An amount in micros for each day from `first` on: eight bytes a day, for daily budgets may remember 400."""
+    """An amount in micros for each day from `first` on. Days are packed because a daily budget may keep 400 of them."""
 
     __slots__ = ("amounts", "first")
 
@@ -23,16 +23,16 @@ class DayCounts:
 
     @property
     def newest(self) -> int:
-        """The last day that has an amount; the day before `first` where none has."""
+        """The last day that has an amount, or the day before `first` if there is none."""
         return self.first + len(self.amounts) - 1
 
     def of(self, day: int) -> int:
-        """What the day has counted; 0 for a day that has no amount."""
+        """Return the micros that the day has counted: 0 if it has no amount."""
         index = day - self.first
         return self.amounts[index] if 0 <= index < len(self.amounts) else 0
 
     def put(self, day: int, amount: int) -> None:
-        """Remember the amount of a day. Days that are 400 days older than the newest are forgotten."""
+        """Remember the amount of a day, in micros. Days that are 400 days older than the newest are forgotten."""
         if day <= self.newest - KEPT_DAYS:
             return
         if not self.first <= day <= self.newest:
@@ -60,5 +60,5 @@ class DayCounts:
             self.drop_first()
 
 
-# Those of all budgets that were counted on one day only, which many are.
+# Shared by the many budgets that were counted on one day only. Nobody writes to it.
 NO_DAYS: Final = DayCounts()

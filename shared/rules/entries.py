@@ -1,7 +1,7 @@
 """Entries as the rules write them. docs/ledger.md describes every kind.
 
-An entry is a plain tuple, for a hundred thousand of them are made in a second. What many entries share
-(everything but numbers and times) is its `Line`, made once and used again.
+An entry is a plain tuple, because a hundred thousand of them are made in a second. The fields that many entries share
+(everything but numbers and times) are its `Line`, which is made once and used again.
 """
 
 import json
@@ -14,9 +14,9 @@ Entry = tuple["Line", int | None, int, bytes | None, int, int | None, int | None
 
 
 class Line:
-    """The fields of an entry that say what and whom, without how much and when.
+    """The fields of an entry that do not depend on its amount and time.
 
-    `encoded` belongs to whoever encodes entries: the canonical bytes of these fields, once made.
+    `encoded` belongs to the encoder of entries: it holds the canonical bytes of these fields once they were made.
     """
 
     __slots__ = (
@@ -61,14 +61,14 @@ class Line:
 
 
 def canonical_json(value: Any) -> str:
-    """Canonical JSON: sorted keys, no white space, ASCII only."""
+    """Return the canonical JSON of a value: sorted keys, no white space, ASCII only."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 class Step:
-    """What one input causes: entries that stand together and carry its id.
+    """The entries that one input causes. They stand together and carry its id, `source`.
 
-    `via` is the way by which a command came, where the rules in force keep it.
+    `command` is the content of a command; its first entry records it, with `via`: the way by which it came (`ways`).
     """
 
     __slots__ = ("command", "entries", "occurred_at", "part", "source", "via")
@@ -105,14 +105,15 @@ class Step:
         reverses: bytes | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Append an entry. The first one of a command carries the command itself, and by which way it came.
+        """Append an entry. The first entry of a command also records the command, and the way by which it came.
 
-        Its amount has the sign of its kind, and a pocket has a holder: both are asserted, because nothing else looks.
+        `amount` is in micros, `day` and `period` are ordinals. The sign of the amount must be that of the kind, and a
+        pocket must have a holder. Both are asserted here, because nothing else checks them before the write.
         """
         sign = KIND[kind].sign
-        assert (amount is None) == (sign is None), f"an entry of the kind {kind} with the amount {amount}"
-        assert not amount or not sign or (amount > 0) == (sign > 0), f"{kind} of {amount}"
-        assert (holder is None) == (pocket is None), f"{kind} names a pocket and no holder, or none of its own"
+        assert (amount is None) == (sign is None), f"an entry of the kind {kind} has the amount {amount}"
+        assert not amount or not sign or (amount > 0) == (sign > 0), f"{kind} has the amount {amount} of the wrong sign"
+        assert (holder is None) == (pocket is None), f"{kind} names only one of holder and pocket"
         if self.command is not None and self.part == 0:
             details = {**(details or {}), "command": self.command}
             if self.via is not None:
@@ -132,6 +133,6 @@ class Step:
         self.write_line(line, amount, day, period)
 
     def write_line(self, line: Line, amount: int | None, day: int | None = None, period: int | None = None) -> None:
-        """Append an entry with a line that was made before."""
+        """Append an entry with a line that was made before. `amount` is in micros, `day` and `period` are ordinals."""
         self.entries.append((line, amount, self.occurred_at, self.source, self.part, day, period))
         self.part += 1

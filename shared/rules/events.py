@@ -1,4 +1,4 @@
-"""A spend or reversal, as the rules take it.
+"""A spend or reversal in the form that the rules take.
 
 It is a plain tuple, because a hundred thousand of them are made in a second. Code that needs most of its fields unpacks
 it; code that needs one names its place.
@@ -7,7 +7,7 @@ it; code that needs one names its place.
 from typing import Final
 
 # event id, business center, ad account, campaign, amount in micros, currency, occurred_at in µs, reverses, reason.
-# All of it is the event's content; `reverses` is None for a spend.
+# Two events are the same if all of it is equal. `reverses` is the id of the reversed spend, and None for a spend.
 Event = tuple[bytes, str, str, str, int, str, int, bytes | None, str | None]
 
 EVENT_ID: Final = 0

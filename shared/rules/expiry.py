@@ -1,4 +1,4 @@
-"""Expiry of a grant: what is left is forfeited, in the BC's pool and in every account alike (domain page, 6.2)."""
+"""Expiry of a grant: its rest is forfeited, in the BC's pool and in every account alike (domain page, section 6.2)."""
 
 from shared.rules.entries import Step
 from shared.rules.pauses import Changed
@@ -6,7 +6,7 @@ from shared.rules.state import AdAccount, BusinessCenter, Grant, pocket_of
 
 
 def expire(step: Step, business_center: BusinessCenter, grant: Grant) -> Changed:
-    """Forfeit the rest of a grant. From then on it pays for nothing. Returns the holders whose money that changed."""
+    """Forfeit the rest of a grant, which from then on pays for nothing. Return the holders whose money has changed."""
     grant.expired = True
     accounts: list[AdAccount] = []
     for holding in grant.holdings:

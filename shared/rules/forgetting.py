@@ -1,6 +1,6 @@
-"""What leaves memory: grants that are used up or expired, and lines of entries that nobody has written for days.
+"""The objects that leave memory: grants that are used up or expired, and lines of entries not written for days.
 
-No decision depends on it. A grant that is needed again is handed to the rules as the ledger tells it (`Book.grant`).
+No decision depends on it. A grant that is needed again is restored from what the ledger says of it (`Book.grant`).
 The next batch is decided before the one before it can be read, so a grant leaves only once the batch that ended it is
 two batches back.
 """
@@ -13,21 +13,21 @@ QUIET_DAYS = 2
 
 
 class EndedGrants:
-    """Grants of which nothing is left, by the batch that ended them."""
+    """The grants of which nothing is left, by the batch that ended them."""
 
     def __init__(self) -> None:
         self.now: dict[Grant, None] = {}
         self._before: list[Grant] = []
 
     def add(self, center: BusinessCenter, grant: Grant) -> None:
-        """Keep a grant in memory, until it ends; one of which nothing is left has just ended."""
+        """Keep a grant in memory until it ends. A grant of which nothing is left has just ended."""
         center.grants[grant.kind, grant.id] = grant
         grant.ended = self.now
         if not grant.filled:
             self.now[grant] = None
 
     def next_batch(self) -> list[Grant]:
-        """Let the grants go that the batch before the last one ended, and nothing was returned to since."""
+        """Drop and return the grants that the batch before the last one ended, except those that hold money again."""
         gone = [grant for grant in self._before if not grant.filled and grant not in self.now]
         for grant in gone:
             _let_go(grant)
@@ -44,7 +44,7 @@ def _let_go(grant: Grant) -> None:
 
 
 def forget_lines(accounts: Iterable[AdAccount], centers: Iterable[BusinessCenter]) -> Iterator[None]:
-    """Drop the lines of quiet campaigns and of all grants, a step for each: who is needed again makes them again."""
+    """Drop the lines of quiet campaigns and of all grants, one per step. Lines that are needed again are made again."""
     for center in list(centers):
         yield from _forget_lines_of_grants(center.vouchers)
     for account in list(accounts):

@@ -1,4 +1,7 @@
-"""Money that moves without a spend: deposits, the credit line, transfers (domain page, sections 1 and 3.6)."""
+"""Money that moves without a spend: deposits, the credit line, transfers (domain page, sections 1 and 3.6).
+
+Amounts are micros.
+"""
 
 from shared.rules.entries import Step
 from shared.rules.refusal import require
@@ -6,7 +9,7 @@ from shared.rules.state import AdAccount, BusinessCenter
 
 
 def deposit(step: Step, center: BusinessCenter, account: AdAccount | None, amount: int) -> None:
-    """Cash for the BC, or for one of its accounts."""
+    """Add cash to one of the BC's accounts, or to the BC itself if `account` is None."""
     holder: BusinessCenter | AdAccount = account or center
     holder.cash += amount
     step.write(
@@ -20,20 +23,23 @@ def deposit(step: Step, center: BusinessCenter, account: AdAccount | None, amoun
 
 
 def set_credit_line(step: Step, center: BusinessCenter, limit: int) -> None:
-    """A new limit. Below what is used nothing can be drawn from the line until it is above zero."""
+    """Set the limit. If it is below the amount used, nothing can be drawn until what is available is above zero."""
     change = limit - center.credit_limit
     center.credit_limit = limit
     step.write("credit_limit_change", center.id, amount=change, holder="business_center", pocket="credit_line")
 
 
 def repay_credit(step: Step, center: BusinessCenter, amount: int) -> None:
-    """Paying an invoice restores exactly what was paid."""
+    """Restore as much of the credit line as the customer paid of an invoice."""
     center.credit_used -= amount
     step.write("credit_repayment", center.id, amount=amount, holder="business_center", pocket="credit_line")
 
 
 def require_transferable(account: AdAccount, direction: str, pocket: str) -> None:
-    """Prepay accounts hold no credit; a participating account gets none by hand, but may give it back (3.6)."""
+    """Raise Refused if this transfer is not allowed (section 3.6).
+
+    Prepay accounts hold no credit. A participating account receives no transfers, but may give money back.
+    """
     eligible = pocket != "credit" or account.billing != "prepay"
     require(eligible, "not_eligible", "a prepay account holds no credit")
     by_hand = direction != "to_ad_account" or not account.participates
@@ -41,7 +47,10 @@ def require_transferable(account: AdAccount, direction: str, pocket: str) -> Non
 
 
 def transfer_to_account(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
-    """Cash, or credit of the BC's line, for an account. Credit handed over counts as used until it comes back."""
+    """Move cash, or credit of the BC's line, to an account. Raise Refused if the BC holds less.
+
+    Credit counts as used from the transfer until it comes back.
+    """
     center = account.business_center
     held = center.cash if pocket == "cash" else center.credit_available
     require(amount <= held, "insufficient_funds", "the Business Center does not hold that much")
@@ -49,20 +58,20 @@ def transfer_to_account(step: Step, account: AdAccount, pocket: str, amount: int
 
 
 def transfer_to_business_center(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
-    """Cash or credit back from an account."""
+    """Move cash or credit from an account back to the BC. Raise Refused if the account holds less."""
     require(amount <= account.holds(pocket), "insufficient_funds", "the ad account does not hold that much")
     _move(step, account, pocket, -amount)
 
 
 def move_to_business_center(step: Step, account: AdAccount, pocket: str) -> None:
-    """All that the account holds in the pocket goes to the BC."""
+    """Move everything that the account holds in this pocket to the BC."""
     amount = account.holds(pocket)
     if amount:
         _move(step, account, pocket, -amount)
 
 
 def _move(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
-    """`amount` from the BC to the account; below zero: back. What goes out is written first."""
+    """Move `amount` from the BC to the account, or back if it is below zero. The outgoing entry is written first."""
     center = account.business_center
     if pocket == "cash":
         center.cash -= amount
@@ -70,7 +79,7 @@ def _move(step: Step, account: AdAccount, pocket: str, amount: int) -> None:
     else:
         center.credit_used += amount
         account.credit += amount
-    assert min(center.cash, account.cash, account.credit) >= 0, "nothing moves that is not there"
+    assert min(center.cash, account.cash, account.credit) >= 0, "a transfer leaves no pocket below zero"
     sides = [
         ("business_center", "cash" if pocket == "cash" else "credit_line", -amount),
         ("ad_account", pocket, amount),

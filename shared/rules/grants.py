@@ -1,4 +1,4 @@
-"""Vouchers and ad credits: granted, allocated by hand, moved with their account's balance (domain page, 1, 2.7, 3)."""
+"""Vouchers and ad credits: granted, allocated by hand, moved with a balance (domain page, sections 1, 2.7, 3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ _NAMED_BY = {"grant_voucher": "voucher", "grant_ad_credit": "ad_credit", "alloca
 
 @dataclass(slots=True)
 class RecordedGrant:
-    """A grant as the ledger's entries tell it, for one that has left memory.
+    """A grant that has left memory, read from the ledger's entries.
 
-    `position` is that of its `grant` entry, `account_id` who got it (None: the Business Center), `expires_at` in µs.
-    `allocated` are the position and the account of each allocation by hand, in order.
+    `position` is that of its `grant` entry. `account_id` is the account that received it (None: the Business Center).
+    `expires_at` is in µs since the Unix epoch. `campaigns` are those that it is tied to (None: untied). `allocated` has
+    the position and the account of each allocation by hand, in order.
     """
 
     position: int
@@ -30,13 +31,13 @@ class RecordedGrant:
 
 
 def named_by(command: Mapping[str, Any]) -> GrantKey | None:
-    """The grant that a command names, with the content or the meaning of a command."""
+    """Return the key of the grant that a command names, or None. `command` is its content or its meaning."""
     kind = _NAMED_BY.get(command["type"])
     return None if kind is None else (command["business_center_id"], kind, command[f"{kind}_id"])
 
 
 def grant(step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int) -> None:
-    """A new grant, held by the BC or by one of its accounts."""
+    """Add a new grant of `amount` micros to an account, or to the BC if `account` is None."""
     if account is not None and new.campaigns is not None:
         before = pinned(account)
         account.has_tied = True
@@ -47,7 +48,7 @@ def grant(step: Step, center: BusinessCenter, account: AdAccount | None, new: Gr
 
 
 def allocate(step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int) -> None:
-    """Ad credit of the BC's pool for one account, by hand: the only way it can be spent."""
+    """Move ad credit from the BC's pool to an account, where alone it can pay. Raise Refused if the pool holds less."""
     pool = credit.holdings[0]
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")
     target = account.holdings.get(credit) or Holding(credit, account)
@@ -58,14 +59,14 @@ def allocate(step: Step, center: BusinessCenter, account: AdAccount, credit: Gra
 
 
 def move_vouchers_to_business_center(step: Step, account: AdAccount) -> None:
-    """Untied vouchers become the BC's with their id and expiry, used up or not; tied ones stay (section 3.3)."""
+    """Move the account's untied vouchers, used up or not, to the BC, with id and expiry. Tied ones stay (3.3)."""
     vouchers = [grant for grant in account.holdings if grant.kind == "voucher" and grant.campaigns is None]
     for voucher in sorted(vouchers, key=lambda voucher: voucher.order):
         _move_to_business_center(step, account, voucher)
 
 
 def restore(center: BusinessCenter, kind: str, id: str, recorded: RecordedGrant, now: int, position: int) -> Grant:
-    """A grant that had left memory, as it was at this time and position: nothing is left of it, but it has holders."""
+    """Return a grant that had left memory, as it was at this time (µs) and position. Its holders hold nothing."""
     expires_at = recorded.expires_at
     grant = Grant(center, kind, id, recorded.position, expires_at, recorded.campaigns)
     grant.expired = expires_at is not None and expires_at <= now
@@ -78,7 +79,7 @@ def restore(center: BusinessCenter, kind: str, id: str, recorded: RecordedGrant,
 
 
 def _has_moved(grant: Grant, account: AdAccount) -> bool:
-    """Did it become the BC's when the account joined automatic allocation? What was granted since stays."""
+    """Return whether the grant moved to the BC when the account joined automatic allocation. Later grants stay."""
     joined = account.participates and grant.order < account.business_center.automatic_position
     return joined and grant.campaigns is None
 

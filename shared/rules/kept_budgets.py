@@ -1,7 +1,8 @@
-"""A budget as it is kept outside memory.
+"""The form in which a budget is kept outside memory.
 
-The rows of campaigns that rest hold what is not as in a new one by the names of its fields, for years: a field that is
-renamed is read by both names. A snapshot holds the values in order, because a start waits for a hundred thousand.
+The rows of campaigns that rest are kept for years. They hold the fields that differ from a new budget, by name, so a
+renamed field must be read by both names. A snapshot holds the values in order, because a start loads a hundred
+thousand.
 """
 
 from array import array
@@ -17,7 +18,7 @@ from shared.rules.day_counts import NO_DAYS, DayCounts
 
 @lru_cache(maxsize=4096)
 def _one_day(day: int) -> int:
-    """One object for a day, whoever has it: every spend compares with two, which are then at hand."""
+    """Return the same object for equal days, so that comparing days on the hot path mostly stays in cache."""
     return day
 
 
@@ -62,7 +63,7 @@ def _is_setting(day: Any, mode: Any, amount: Any) -> bool:
     return _is_number(day) and type(mode) is str and _is_number_or_none(amount)
 
 
-# All others are numbers.
+# How a field is checked. Fields that are not listed are numbers.
 _IS: Final[dict[str, Callable[[Any], bool]]] = {
     "amount": _is_number_or_none,
     "days": lambda days: all(map(_is_number, [days[0], *days[1]])),
@@ -86,18 +87,18 @@ _NEW: Final = _dump_all(Budget())
 
 
 def dump_budget(budget: Budget) -> dict[str, Any]:
-    """The fields that are not as in a new budget: of most there is little to say."""
+    """Return the fields that differ from a new budget, by name. Most budgets have few."""
     return {name: value for name, value in _dump_all(budget).items() if value != _NEW[name]}
 
 
 def budget_row(budget: Budget) -> list[Any] | None:
-    """The values in the order of `FIELDS`; None for a budget that nothing was counted for."""
+    """Return the values in the order of `FIELDS`, or None for a budget that is as new."""
     dumped = _dump_all(budget)
     return None if dumped == _NEW else list(dumped.values())
 
 
 def budget_of(row: list[Any] | None) -> Budget:
-    """What `budget_row` gave."""
+    """Return the budget of a row that `budget_row` made."""
     budget = Budget()
     if row is not None:
         (
@@ -126,7 +127,7 @@ def budget_of(row: list[Any] | None) -> Budget:
 
 
 def load_budget(dumped: dict[str, Any]) -> Budget:
-    """What `dump_budget` gave. Raises AttributeError for a field that no budget has."""
+    """Return the budget that `dump_budget` wrote. Raise AttributeError for a field that no budget has."""
     budget = Budget()
     for name, value in dumped.items():
         load = _LOAD.get(name)
@@ -135,5 +136,5 @@ def load_budget(dumped: dict[str, Any]) -> Budget:
 
 
 def is_typed(dumped: dict[str, Any]) -> bool:
-    """Whether each field is of its type, for an auditor: loading believes what it reads."""
+    """Return whether each field has its type. Auditors ask this, because `load_budget` does not check."""
     return all(_IS.get(name, _is_number)(value) for name, value in dumped.items())

@@ -1,7 +1,7 @@
-"""How much a Business Center may have of what the rules must keep in memory, since version 3 of the rules.
+"""Bounds of what the rules must keep in memory for a Business Center, since version 3 of the rules.
 
-Whatever can rest (`resting`) or ends by itself needs no bound. Who reaches one of these is told so by `limit_reached`,
-or by `too_many_campaigns` in quarantine: one tenant's memory is never another's stand-still.
+What can rest (`resting`) or ends by itself needs no bound. A command beyond a bound is refused with `limit_reached`,
+and a spend is quarantined as `too_many_campaigns`, so the memory of one tenant never stops another.
 """
 
 from typing import Final
@@ -18,24 +18,24 @@ MOST_OPEN_GRANTS: Final = 20_000
 MOST_TIED_IDS: Final = 100_000
 MOST_DAILY_BUDGETS: Final = 100_000
 MOST_STOPPED: Final = 10_000
-# Of all Business Centers of a shard together, so that four shards fit into a gibibyte.
+# For all Business Centers of a shard together, so that four shards fit into 1 GiB.
 MOST_HELD_BYTES: Final = 128 * 2**20
 
 
 def require_memory(policy: Policy, held: Held) -> None:
-    """Refuse what a shard would have to keep beyond what all its Business Centers may have together."""
+    """Raise Refused if the Business Centers of the shard already hold all the memory that they may have together."""
     allowed = policy.rules < LIMITED or held.bytes < MOST_HELD_BYTES
     require(allowed, "limit_reached", "the shard of this Business Center holds all that it may: it needs more shards")
 
 
 def require_ad_account(policy: Policy, center: BusinessCenter) -> None:
-    """Refuse an ad account more than a Business Center may have."""
+    """Raise Refused if the Business Center may not have one more ad account."""
     require_memory(policy, center.held)
     _require(policy, len(center.accounts) + 1, MOST_AD_ACCOUNTS, "ad accounts: no more can be opened")
 
 
 def require_grant(policy: Policy, center: BusinessCenter, campaigns: frozenset[str] | None) -> None:
-    """Refuse a grant more, or one that names more campaigns, than a Business Center may have open."""
+    """Raise Refused if the Business Center may not have one more open grant, tied to these campaigns."""
     _require(policy, center.open_grants + 1, MOST_OPEN_GRANTS, "open grants: wait until some are used up or expire")
     if campaigns is not None:
         tied = center.tied_ids + len(campaigns)
@@ -44,7 +44,7 @@ def require_grant(policy: Policy, center: BusinessCenter, campaigns: frozenset[s
 
 
 def require_daily_budget(policy: Policy, center: BusinessCenter, campaign: Campaign | None, mode: str) -> None:
-    """Refuse a daily budget more than a Business Center's campaigns may have."""
+    """Raise Refused if the mode is daily and one more campaign of the Business Center may not have a daily budget."""
     if mode == DAILY and (campaign is None or campaign.budget.mode != DAILY):
         daily = center.daily_campaigns + 1
         _require(policy, daily, MOST_DAILY_BUDGETS, "campaigns with a daily budget: end others first")
@@ -52,7 +52,7 @@ def require_daily_budget(policy: Policy, center: BusinessCenter, campaign: Campa
 
 
 def takes_campaign(account: AdAccount, id: str, policy: Policy) -> bool:
-    """May that campaign come into being by spending? Not where it would only be one more that nothing pays for."""
+    """Return whether a spend may create this campaign: not if nothing could pay for it and too many are stopped."""
     if policy.rules < LIMITED or not account.has_tied or account.participates:
         return True
     if pinned(account) and account.business_center.held.bytes >= MOST_HELD_BYTES:

@@ -1,4 +1,4 @@
-"""Opening Business Centers and ad accounts, and who takes part in automatic allocation (domain page, 3.1)."""
+"""Opening Business Centers and ad accounts; which accounts can allocate automatically (domain page, section 3.1)."""
 
 from shared.rules.calendar import Zone
 from shared.rules.entries import Step
@@ -8,7 +8,7 @@ from shared.rules.state import AdAccount, BusinessCenter, Held
 def open_business_center(
     step: Step, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held
 ) -> BusinessCenter:
-    """A new BC: no money, manual allocation."""
+    """Open and return a BC. It has no money and allocates manually."""
     step.write(
         "business_center_opened",
         id,
@@ -18,7 +18,7 @@ def open_business_center(
 
 
 def open_ad_account(step: Step, account: AdAccount) -> None:
-    """A new account in its BC. Without money it starts paused; an eligible one joins automatic allocation at once."""
+    """Add a new account to its BC. An eligible one joins automatic allocation at once, if that is enabled."""
     center = account.business_center
     reason = reason_left_out(account)
     account.participates = center.automatic_since is not None and reason is None
@@ -39,7 +39,7 @@ def open_ad_account(step: Step, account: AdAccount) -> None:
 
 
 def reason_left_out(account: AdAccount) -> str | None:
-    """Why the account cannot allocate automatically, or None: only own, auction, monthly-invoicing accounts can."""
+    """Return why the account cannot allocate automatically, or None if it is owned, auction and monthly-invoicing."""
     if not account.owned:
         return "not_owned"
     if account.buying_type != "auction":

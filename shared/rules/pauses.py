@@ -1,8 +1,9 @@
-"""Pauses: an entity's set of causes is at every moment exactly what balances and budgets say.
+"""Pauses: the causes that stop an entity always follow from balances and budgets.
 
-Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set is a bit mask; each cause added or removed is one entry.
-What changes money or a budget says whose, and never looks at a pause: that is settled here, once it has written its
-entries. A spend or reversal has a way of its own, `settle_spent`, because it nearly always changes no pause.
+Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set of causes is a bit mask; each cause added or removed is one
+entry. Code that changes money or a budget returns whose it has changed, and knows nothing of pauses: this module then
+settles them, once, after the entries of the change. A spend or reversal has its own function, `settle_spent`, because
+it nearly always changes no pause.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +21,11 @@ AD_ACCOUNT_BUDGET: Final = 2
 BUSINESS_CENTER_BALANCE: Final = 4
 CAMPAIGN_BUDGET: Final = 8
 
-# An account that has had more campaigns than this is large: where all that is left is tied, those that nothing pays for
-# stop when they spend next. A campaign that does not spend may then be out of memory.
+# An account that has had more campaigns than this is large. If all money that is left is tied to campaigns, its other
+# campaigns stop when they spend next, and not at once: so campaigns that do not spend may be out of memory.
 LARGE_ACCOUNT: Final = 10_000
 
-# Whose money or budget was changed, in the order in which the pauses are settled: Business Centers come first.
+# The holders and campaigns whose money or budget has changed, in the order of settling: Business Centers come first.
 Changed = Sequence[BusinessCenter | AdAccount | Campaign]
 
 _NAMES = dict(
@@ -33,7 +34,7 @@ _NAMES = dict(
 
 
 def cause_names(causes: int) -> list[str]:
-    """The names of a set of causes, sorted."""
+    """Return the names of a set of causes, sorted."""
     return [name for bit, name in _NAMES.items() if causes & bit]
 
 
@@ -41,7 +42,7 @@ _DETAILS = [canonical_json({"causes": cause_names(causes)}) for causes in range(
 
 
 def account_causes(account: AdAccount, policy: Policy) -> int:
-    """What stops an ad account now."""
+    """Return the set of causes that stop an ad account now."""
     budget = account.budget
     causes = 0
     if budget.amount is not None and budget.exhausted(account.zone.today):
@@ -52,7 +53,7 @@ def account_causes(account: AdAccount, policy: Policy) -> int:
 
 
 def campaign_causes(campaign: Campaign, policy: Policy) -> int:
-    """What stops a campaign by itself, its account's causes apart."""
+    """Return the set of causes that stop a campaign now, without those of its account."""
     causes = _budget_causes(campaign)
     return causes | AD_ACCOUNT_BALANCE if _only_others_can_pay(campaign, policy) else causes
 
@@ -64,9 +65,9 @@ def _budget_causes(campaign: Campaign) -> int:
 
 
 def is_settled(campaign: Campaign, policy: Policy) -> bool:
-    """After a spend of this campaign: is every set of causes still what it should be? Nearly always it is.
+    """Return whether all sets of causes are surely still right after a spend of this campaign. Nearly always they are.
 
-    False also where that takes a closer look: where vouchers are tied to campaigns.
+    False also means that `settle_spent` must look closer, as it must if vouchers are tied to campaigns.
     """
     account = campaign.account
     if account.participates:
@@ -83,7 +84,7 @@ def is_settled(campaign: Campaign, policy: Policy) -> bool:
 
 
 def settle(step: Step, changed: Changed, policy: Policy) -> None:
-    """Write what the changed money and budgets add to and remove from the causes of pauses."""
+    """Write the pauses and resumes that follow from the changed money and budgets."""
     for each in changed:
         if isinstance(each, BusinessCenter):
             settle_business_center(step, each, policy)
@@ -95,7 +96,7 @@ def settle(step: Step, changed: Changed, policy: Policy) -> None:
 
 
 def settle_spent(step: Step, campaign: Campaign, policy: Policy) -> None:
-    """Write what a spend or reversal of this campaign changes, where `is_settled` says that it may change something."""
+    """Write the pauses and resumes of a spend or reversal of this campaign. Call it if `is_settled` returns False."""
     account = campaign.account
     settle_business_center(step, account.business_center, policy)
     settle_account(step, account, policy, campaign)
@@ -103,7 +104,7 @@ def settle_spent(step: Step, campaign: Campaign, policy: Policy) -> None:
 
 
 def settle_new_day(step: Step, account: AdAccount, policy: Policy) -> None:
-    """A new day has begun: a pause by a used-up daily or monthly budget ends by itself (section 4.4)."""
+    """Settle an account whose new day has begun: that ends pauses by a daily or monthly budget (section 4.4)."""
     settle_account(step, account, policy)
     watched, account.watched = in_order(account.watched), {}
     for campaign in watched:
@@ -113,7 +114,7 @@ def settle_new_day(step: Step, account: AdAccount, policy: Policy) -> None:
 
 
 def settle_everything(step: Step, centers: Iterable[BusinessCenter], policy: Policy) -> None:
-    """Other rules, pockets or days hold: look at all that they may pause or resume, accounts before campaigns."""
+    """Settle all that other rules, pockets or days may pause or resume, accounts before campaigns."""
     for center in centers:
         settle_business_center(step, center, policy)
         for account in center.accounts.values():
@@ -123,7 +124,7 @@ def settle_everything(step: Step, centers: Iterable[BusinessCenter], policy: Pol
 
 
 def settle_business_center(step: Step, business_center: BusinessCenter, policy: Policy) -> None:
-    """After the BC's balance changed: pause or resume every participating account if it fell to, or left, zero."""
+    """Pause or resume every participating account if the BC's balance has become zero or is no longer zero."""
     empty = is_empty(business_center, policy.business_center)
     if empty == business_center.empty:
         return
@@ -134,9 +135,9 @@ def settle_business_center(step: Step, business_center: BusinessCenter, policy: 
 
 
 def settle_account(step: Step, account: AdAccount, policy: Policy, spent: Campaign | None = None) -> None:
-    """Write what was added to and removed from the account's causes, then those of campaigns that its money stops.
+    """Write the changes of the account's causes, then those of the campaigns that its money stops.
 
-    `spent` is the campaign of a spend or reversal, whose own budget may have changed: it has its turn among them.
+    `spent` is the campaign of a spend or reversal. Its own budget may have changed, so it is settled among the others.
     """
     causes = account_causes(account, policy)
     if causes != account.causes:
@@ -146,15 +147,15 @@ def settle_account(step: Step, account: AdAccount, policy: Policy, spent: Campai
 
 
 def settle_campaign(step: Step, campaign: Campaign, policy: Policy) -> None:
-    """Write what was added to and removed from the campaign's own causes."""
+    """Write the changes of the campaign's own causes."""
     _change(step, campaign, campaign_causes(campaign, policy))
 
 
 def _settle_day(step: Step, campaign: Campaign, policy: Policy) -> None:
-    """Write what a new day, or its account's money, changes of a campaign that did not spend.
+    """Write what a new day, or the account's money, changes for a campaign that did not spend.
 
-    In a large account that money stops a campaign when it spends next, and not before. So it does not matter which
-    campaigns are looked at: of those that were loaded, more are watched than of those that stayed in memory.
+    In a large account the money stops a campaign only when it spends next. So it does not matter which campaigns are
+    watched, although a load watches more of them than were watched before.
     """
     account = campaign.account
     stops_later = is_large(account, policy) and campaign not in account.stopped_campaigns
@@ -168,7 +169,7 @@ def _change(step: Step, campaign: Campaign, causes: int) -> None:
 
 
 def index_campaigns(account: AdAccount, policy: Policy) -> None:
-    """Find again, in an account that was loaded or whose days are others, which campaigns are stopped and watched."""
+    """Rebuild which campaigns are stopped and watched, after the account was loaded or the days of its zone changed."""
     account.business_center.held.bytes -= CAMPAIGN_BYTES * len(account.stopped_campaigns)
     account.stopped_campaigns, account.watched = {}, {}
     for campaign in account.campaigns.values():
@@ -193,12 +194,12 @@ def _index(campaign: Campaign) -> None:
 
 
 def in_order(campaigns: Iterable[Campaign]) -> list[Campaign]:
-    """Each once, in the order in which they came into being."""
+    """Return the campaigns without repetition, in the order of their creation."""
     return sorted(set(campaigns), key=lambda campaign: campaign.order)
 
 
 def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | None) -> list[Campaign]:
-    """The campaigns whose causes may be others now because all that is left is tied, or no longer is."""
+    """Return the campaigns whose causes may have changed because all money left is tied, or no longer is."""
     lack, vouchers = lacks_untied_money(account, policy), account.vouchers
     changed = vouchers.changed
     if lack or changed is not None:
@@ -219,19 +220,19 @@ def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | N
 
 
 def is_large(account: AdAccount, policy: Policy) -> bool:
-    """Are the account's campaigns too many to look at each when all that is left of its money is tied?"""
+    """Return whether the account has too many campaigns to settle each of them when all money left is tied."""
     return policy.rules >= LIMITED and account.named > LARGE_ACCOUNT
 
 
 def pinned(account: AdAccount) -> int:
-    """How many campaigns cannot rest because all of them stop and go on with their account's money."""
+    """Return how many campaigns must stay in memory because their account's money pauses and resumes them all."""
     if not account.has_tied or account.participates or account.named > LARGE_ACCOUNT:
         return 0
     return account.named
 
 
 def weigh_pinned(account: AdAccount, before: int) -> None:
-    """Count those that are pinned now beside so many before."""
+    """Count the memory of pinned campaigns again, after their number has changed from `before`."""
     account.business_center.held.bytes += CAMPAIGN_BYTES * (pinned(account) - before)
 
 
@@ -240,28 +241,28 @@ def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:
 
 
 def _all_to_settle(account: AdAccount, policy: Policy) -> list[Campaign]:
-    """Those that other rules, pockets or days may pause or resume. One that rests is not among them."""
+    """Return the campaigns that other rules, pockets or days may pause or resume. None of them rests."""
     if is_large(account, policy):
         return in_order([*account.stopped_campaigns, *account.watched])
     return in_order(account.campaigns.values())
 
 
 def _watch(campaign: Campaign) -> None:
-    """The next turn-over looks at a campaign that is paused, or whose next day has begun to be spent already."""
+    """Have the next turn-over look at a campaign with a daily budget that is paused or has spent ahead of its day."""
     budget, today = campaign.budget, campaign.account.zone.today
-    # Events come at most 24 hours ahead of their time, which is two dates at most.
+    # An event is at most 24 hours ahead of ledger time, which is at most two dates.
     ahead = budget.mode == DAILY and any(budget.spent(DAILY, day) for day in (today + 1, today + 2))
     if ahead or (budget.mode == DAILY and campaign.causes & CAMPAIGN_BUDGET):
         campaign.account.watched[campaign] = None
 
 
 def _day_has_turned(account: AdAccount) -> bool:
-    """Has the account's day begun, while its turn-over is still to come, at this very moment?"""
+    """Return whether the account's day has begun while its turn-over, due at this moment, has not fired yet."""
     return account.turn_over_at is not None and account.turn_over_at <= account.zone.start(account.zone.today)
 
 
 def lacks_untied_money(account: AdAccount, policy: Policy) -> bool:
-    """Is all that is left tied to campaigns (section 5.4)? An account that can draw on its BC never lacks it alone."""
+    """Return whether all money left is tied to campaigns (section 5.4). False if the account draws on its BC."""
     if account.participates or account.vouchers.tied == 0 or "voucher" not in policy.ad_account:
         return False
     return account.available(policy.ad_account) == account.vouchers.tied
@@ -273,7 +274,7 @@ def _only_others_can_pay(campaign: Campaign, policy: Policy) -> bool:
 
 
 def _write_changes(step: Step, account: AdAccount, campaign_id: str | None, before: int, after: int) -> int:
-    """One entry a cause: first what is added, then what is removed, so that nothing seems to deliver in between."""
+    """Write one entry per cause: the added ones first, so that nothing seems to deliver in between. Return the set."""
     causes = before
     for bit, name in _NAMES.items():
         if after & ~before & bit:

@@ -1,6 +1,6 @@
 """The waterfall as data: which pockets pay, in which order (domain page, section 2.3).
 
-A policy has a version by which the ledger names it. Several versions live side by side in one ledger.
+The ledger names a policy by its version. Batches of one ledger may name different versions.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ BUSINESS_CENTER_POCKETS: Final = vocabulary.DRAWN_POCKETS
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """`ad_account` pockets pay first, in order, then those of the Business Center where it allocates automatically.
+    """The pockets that pay, in order, and what else a batch is decided under.
 
-    It is handed through all rules, so it also carries `rules`: the version of the rules that decide with it, which the
-    ledger names beside it (`versions`), and `topic`: what commands that came by the topic may name; None: anything.
+    The pockets of `ad_account` pay first. Those of `business_center` follow if the account allocates automatically.
+    `rules` is the version of the rules, which the ledger names next to the policy (`versions`). `topic` says what
+    commands that came by the topic may name; None means anything.
     """
 
     version: str
@@ -29,7 +30,7 @@ class Policy:
     topic: TopicTerms | None = None
 
     def content(self) -> dict[str, Any]:
-        """The policy as JSON, as `policy_of` reads it. The version of the rules is no part of it."""
+        """Return the JSON that `policy_of` reads. It does not hold the version of the rules."""
         content: dict[str, Any] = {
             "version": self.version,
             "ad_account": list(self.ad_account),
@@ -42,16 +43,16 @@ STANDARD = Policy("standard-1")
 
 
 def policy_of(content: Any) -> Policy:
-    """The policy of a JSON object `{"version", "ad_account": [pocket], "business_center": [pocket]}`, current rules.
+    """Return the policy of `{"version", "ad_account": [pocket], "business_center": [pocket]}`, with the current rules.
 
-    It may have `topic`: `ways.terms_of`. Raises ValueError where it names something that is no pocket, or one twice, or
-    says anything else: a misspelt `topic` would let everything in.
+    The JSON object may also have `topic`, which `ways.terms_of` reads. Raise ValueError if it names an unknown pocket,
+    a pocket twice, or an unknown field, because a misspelt `topic` would allow everything.
     """
     if not isinstance(content, dict) or not isinstance(content.get("version"), str) or not content["version"]:
         raise ValueError('a policy is an object with a "version"')
     unknown = content.keys() - {"version", "ad_account", "business_center", "topic"}
     if unknown:
-        raise ValueError(f"a policy has a version, ad_account, business_center and topic, no {min(unknown)!r}")
+        raise ValueError(f"a policy has version, ad_account, business_center and topic, and not {min(unknown)!r}")
     return Policy(
         content["version"],
         _pockets(content, "ad_account", AD_ACCOUNT_POCKETS),

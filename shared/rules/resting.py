@@ -1,8 +1,8 @@
-"""Campaigns that rest: those that nobody has named for long leave memory, and come back when somebody does.
+"""Campaigns that rest: those that no input has named for long leave memory, and come back when one names them.
 
-Nothing that is decided depends on it: which of them leave, and when, is up to the process that writes the shard. What
-it keeps of one is a row with the position up to which it holds (`docs/decisions/what-leaves-memory.md`). The next batch
-is decided before that row can be read, so what has just left is at hand for one batch more.
+No decision depends on it: the process that writes the shard chooses which campaigns leave, and when. It keeps a row of
+each, with the position up to which the row holds (`docs/decisions/what-leaves-memory.md`). The next batch is decided
+before that row can be read, so a campaign that has just left is kept for one more batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,20 +15,21 @@ from shared.rules.pauses import is_large
 from shared.rules.policy import Policy
 from shared.rules.state import AdAccount, Campaign
 
-# By ad account and campaign: what was looked up of those that a batch names; None for one that never was.
+# By ad account and campaign id: the kept rows of the campaigns that a batch names; None for one that never existed.
 Recorded = Mapping[str, Mapping[str, dict[str, Any] | None]]
 
-# So many leave at once, and so many are looked at to find them; more where they come faster than they leave.
+# At most this many leave after a batch, and this many are looked at to find them: more if more come than leave.
 MOST_LEAVING: Final = 10_000
 LOOKED_AT: Final = 2_000
 LOOKED_AT_IN_HASTE: Final = 30_000
 
 
 class CampaignsInMemory:
-    """Which campaigns of a shard are in memory: no more than `most`, but for those that cannot rest.
+    """The campaigns of a shard that are in memory: `most` of them, and more only if the others cannot rest.
 
-    `routes` lead from the ids of a spend to its campaign, for those named in the present generation. A generation ends
-    when a quarter of `most` were named in it. Who was named neither in it nor in the one before may leave.
+    `routes` lead from the ids of a spend to its campaign, for campaigns named in the present generation. A generation
+    ends when a quarter of `most` were named in it. A campaign that was named neither in it nor in the one before may
+    leave.
     """
 
     def __init__(self) -> None:
@@ -44,15 +45,15 @@ class CampaignsInMemory:
         self._all: Iterator[Campaign] | None = None
 
     def note(self, route: str, campaign: Campaign) -> None:
-        """It was named, for the first time in this generation."""
+        """Note that a campaign was named for the first time in this generation."""
         self.routes[route] = campaign
         campaign.seen = self._generation
         self._named += 1
 
     def find(self, account: AdAccount, id: str) -> Campaign | None:
-        """The account's campaign of that id, which then stays; None: there never was one.
+        """Return the account's campaign of this id and keep it in memory, or return None if it never existed.
 
-        Raises LookupError where it may rest and nobody has looked it up.
+        Raise LookupError if it may rest and was not looked up.
         """
         campaign = account.campaigns.get(id)
         if campaign is None and account.named > len(account.campaigns):
@@ -62,7 +63,7 @@ class CampaignsInMemory:
         return campaign
 
     def find_all(self, account: AdAccount) -> None:
-        """Bring back all campaigns of an account. Raises LookupError where not all of them were looked up."""
+        """Bring back all campaigns of an account. Raise LookupError if one of them was not looked up."""
         if account.named == len(account.campaigns):
             return
         for id in [*(id for holder, id in self._left if holder == account.id), *self.recorded.get(account.id, ())]:
@@ -86,7 +87,7 @@ class CampaignsInMemory:
         self.some_rest = True
 
     def let_rest(self, accounts: Mapping[str, AdAccount], policy: Policy) -> list[Campaign]:
-        """After a batch: take those out of memory that are too many. Returns them, because rows are kept of them."""
+        """Take campaigns out of memory after a batch if there are too many, and return them to be kept as rows."""
         self._left = {}
         if self.most is None or self.count <= self.most // 4 * 3:
             return []
@@ -102,7 +103,7 @@ class CampaignsInMemory:
         return list(self._left.values())
 
     def _idle(self, accounts: Mapping[str, AdAccount], too_many: int, policy: Policy) -> Iterator[Campaign]:
-        """Some that may leave. A look goes on where the one before ended, and through all once in a generation."""
+        """Yield campaigns that may leave. Each call goes on where the last one ended, once a generation."""
         if too_many <= 0 or self._looked_through == self._generation:
             return
         self._all = self._all or _all_of(accounts)
@@ -126,15 +127,15 @@ class CampaignsInMemory:
 
 
 def route(center_id: str, account_id: str, campaign_id: str) -> str:
-    """What a campaign is found by in one step. No id holds a space."""
+    """Return the key by which a campaign is found in one step. It is unique because no id holds a space."""
     return f"{center_id} {account_id} {campaign_id}"
 
 
 def may_rest(campaign: Campaign, policy: Policy) -> bool:
-    """Can nothing but a record that names it change the campaign, or what stops it?
+    """Return whether only a record that names the campaign can change it, or what stops it.
 
-    Time changes daily budgets that are spent or paused; the money of its account does where some of it is, or was, tied
-    to campaigns, unless the account is large or draws on its Business Center.
+    Time changes daily budgets that have spend or are paused. The account's money changes what stops its campaigns if
+    some of it is, or was, tied to campaigns, unless the account is large or draws on its Business Center.
     """
     account, budget = campaign.account, campaign.budget
     if campaign in account.watched or campaign in account.stopped_campaigns:
@@ -147,12 +148,12 @@ def may_rest(campaign: Campaign, policy: Policy) -> bool:
 
 
 def dump_campaign(campaign: Campaign) -> dict[str, Any]:
-    """What is kept of a campaign that rests: its place, what stops it, its budget."""
+    """Return what is kept of a campaign that rests: its place, the causes that stop it, its budget."""
     return {"order": campaign.order, "causes": campaign.causes, "budget": dump_budget(campaign.budget)}
 
 
 def is_as_dumped(kept: Any) -> bool:
-    """Is it what `dump_campaign` could have given, once it has been JSON? Whether it is true only the rules can say."""
+    """Return whether `dump_campaign` could have written this JSON. Whether its values are right is not checked."""
     try:
         place, causes, budget = kept["order"], kept["causes"], kept["budget"]
         again = dump_budget(load_budget(budget))
@@ -163,7 +164,7 @@ def is_as_dumped(kept: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """JSON as it is compared: lists and tuples are one. Raises TypeError for what no dump has."""
+    """Return JSON in a comparable form, with lists for tuples. Raise TypeError for a type that no dump has."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -174,7 +175,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_campaign(account: AdAccount, id: str, kept: dict[str, Any]) -> Campaign:
-    """The campaign as it was."""
+    """Return the campaign that `dump_campaign` wrote."""
     campaign = Campaign(account, id, kept["order"], load_budget(kept["budget"]))
     campaign.causes = kept["causes"]
     return campaign

@@ -10,7 +10,7 @@ from shared.rules.state import AdAccount, BusinessCenter, Campaign, Holding, poc
 
 @dataclass(slots=True)
 class Part:
-    """One money entry of a spend; `left` is what of it is not yet reversed, in micros, never negative."""
+    """One money entry of a spend. `left` is how much of it is not yet reversed, in micros, never below zero."""
 
     holder: str | None
     pocket: str | None
@@ -21,8 +21,9 @@ class Part:
 
 @dataclass(slots=True)
 class ChargedSpend:
-    """A spend as the ledger holds it. Times in µs since the Unix epoch; `position` is that of its first entry.
+    """A spend that the ledger holds.
 
+    `occurred_at` is in µs since the Unix epoch, `position` is that of its first entry, `day` and `period` are ordinals.
     `parts` are in the order in which they were drawn.
     """
 
@@ -36,12 +37,15 @@ class ChargedSpend:
     parts: list[Part]
 
     def left(self) -> int:
-        """What of the spend is not yet reversed."""
+        """Return how many micros of the spend are not yet reversed."""
         return sum(part.left for part in self.parts)
 
 
 def reversal_fault(spend: ChargedSpend, event: tuple[str, str, str], amount: int) -> tuple[str, str] | None:
-    """Why a reversal of (business center, account, campaign) does not fit its spend: reason and sentence, or None."""
+    """Return why a reversal does not fit its spend, as quarantine reason and sentence, or None if it fits.
+
+    `event` has the reversal's Business Center, ad account and campaign. `amount` is in micros.
+    """
     if event != (spend.business_center_id, spend.ad_account_id, spend.campaign_id):
         return "reversal_mismatch", "the spend is of another account or campaign"
     if amount > spend.left():
@@ -52,7 +56,10 @@ def reversal_fault(spend: ChargedSpend, event: tuple[str, str, str], amount: int
 def reverse(
     step: Step, spend: ChargedSpend, campaign: Campaign, amount: int, reason: str | None, spend_id: bytes
 ) -> None:
-    """Return `amount` of a spend: overdelivered parts first, then what was drawn, last drawn first returned."""
+    """Return `amount` micros of a spend to the pockets that paid, or forfeit what a grant paid that has expired.
+
+    Overdelivered parts come first, then the drawn parts, the last drawn first.
+    """
     details: dict[str, object] = {"spend_occurred_at": spend.occurred_at, "spend_position": spend.position}
     if reason is not None:
         details["reason"] = reason
@@ -68,14 +75,14 @@ def reverse(
         else:
             returned += taken
             _return_part(step, spend, spend_id, details, campaign, part, taken)
-    assert amount == 0, "no more is reversed than is left of a spend"
+    assert amount == 0, "a reversal returns at most what is left of its spend"
     if returned:
         count_for_account(campaign.account.budget, spend.day, -returned, spend.position)
         campaign.budget.count(spend.day, -returned)
 
 
 def take_back(spend: ChargedSpend, amount: int) -> None:
-    """Note that so much of the spend was reversed before, in the order in which reversals return it."""
+    """Note that `amount` micros of the spend were reversed before, in the order in which reversals return them."""
     for part in _order_of_return(spend):
         taken = min(part.left, amount)
         part.left -= taken
@@ -83,7 +90,7 @@ def take_back(spend: ChargedSpend, amount: int) -> None:
 
 
 def overflows(account: AdAccount, amount: int) -> bool:
-    """Would returning `amount` take some balance beyond 64 bits? Every balance it may reach is looked at."""
+    """Return whether `amount` micros more would not fit into 64 bits in any balance that a reversal may reach."""
     center = account.business_center
     balances = [account.cash, account.credit, account.vouchers.total, account.ad_credits.total]
     balances += [center.cash, center.vouchers.total, center.ad_credits.total, center.credit_available]
@@ -134,7 +141,7 @@ def _return_part(
 
 
 def _holding_now(center: BusinessCenter, account: AdAccount, kind: str, grant_id: str) -> Holding:
-    """Where a grant is held now: a voucher has one holder, an ad credit may have several, each its own."""
+    """Return where a grant is held now. A voucher has one holder; of an ad credit each holder has its own share."""
     grant = center.grants[kind, grant_id]
     return account.holdings.get(grant) or grant.holdings[0]
 

@@ -1,4 +1,4 @@
-"""Who may do what (domain page, section 4.7)."""
+"""The commands that each role may give (domain page, section 4.7)."""
 
 from shared.rules.refusal import require
 
@@ -6,9 +6,9 @@ _ACCOUNT_BUDGET = {"set_budget", "reset_budget"}
 
 
 def may(role: str, command_type: str, finance_roles: bool) -> bool:
-    """May this role give this command in a BC with, or without, finance roles?
+    """Return whether this role may give this command in a BC with or without finance roles.
 
-    Opening a BC is judged by the finance roles that it asks for.
+    For the opening of a BC, `finance_roles` is what the command asks for.
     """
     if role == "admin":
         return True
@@ -22,5 +22,5 @@ def may(role: str, command_type: str, finance_roles: bool) -> bool:
 
 
 def require_permission(role: str, command_type: str, finance_roles: bool) -> None:
-    """Refuse a command that the role may not give."""
+    """Raise Refused (`permission_denied`) if the role may not give this command."""
     require(may(role, command_type, finance_roles), "permission_denied", f"the role {role} may not {command_type}")

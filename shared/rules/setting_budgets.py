@@ -12,12 +12,12 @@ CHANGES_PER_DAY: Final = 10
 
 
 def changes_today(account: AdAccount) -> int:
-    """How often the account's budget was set in the account's day."""
+    """Return how often the budget was set today, in the account's time zone."""
     return account.changes if account.changes_day == account.zone.today else 0
 
 
 def require_change_left(account: AdAccount) -> None:
-    """Ten changes a day, the eleventh is refused."""
+    """Raise Refused (`budget_change_limit`) if the budget was changed ten times today (section 4.6)."""
     done = changes_today(account)
     require(
         done < CHANGES_PER_DAY,
@@ -27,7 +27,11 @@ def require_change_left(account: AdAccount) -> None:
 
 
 def set_budget(step: Step, account: AdAccount, mode: str, amount: int | None, now: int, position: int) -> None:
-    """A new setting. A custom budget begins to count unless it was custom before; the others know what was spent."""
+    """Set the account's budget, from its today on (sections 4.4 and 4.5).
+
+    A custom budget begins to count now, unless the budget was custom before. The other modes count earlier spend too.
+    `amount` is in micros, `now` is ledger time in µs, `position` is that before the batch.
+    """
     account.changes = changes_today(account) + 1
     account.changes_day = account.zone.today
     restarted = mode == CUSTOM and account.budget.mode != CUSTOM
@@ -38,14 +42,14 @@ def set_budget(step: Step, account: AdAccount, mode: str, amount: int | None, no
 
 
 def reset_budget(step: Step, account: AdAccount, now: int, position: int) -> None:
-    """A custom budget starts again with nothing spent; no other mode can."""
+    """Start a custom budget again with nothing spent. Raise Refused (`not_eligible`) in any other mode."""
     require(account.budget.mode == CUSTOM, "not_eligible", "only a custom budget can be reset")
     account.budget.start_counting(now, account.zone.today, position + len(step.entries) + 1)
     write_budget(step, "budget_reset", account, restarted=True)
 
 
 def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int | None) -> None:
-    """A campaign's budget knows what the campaign has spent before."""
+    """Set a campaign's budget, which counts what the campaign has spent before. `amount` is in micros."""
     account = campaign.account
     more = (mode == DAILY) - (campaign.budget.mode == DAILY)
     account.daily_campaigns += more
@@ -62,7 +66,7 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
 
 
 def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
-    """The account's budget as it is now."""
+    """Write an entry of this kind with the account's present budget. `restarted`: it has just begun to count."""
     budget = account.budget
     custom = budget.mode == CUSTOM
     step.write(
@@ -82,7 +86,7 @@ def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> 
 
 
 def turns_over(account: AdAccount) -> bool:
-    """Does a new day change what the account's, or one of its campaigns', budget leaves?"""
+    """Return whether a new day changes what is left of the account's budget, or of one of its campaigns'."""
     if account.budget.mode in (DAILY, MONTHLY):
         return True
     return account.daily_campaigns > 0

@@ -1,9 +1,10 @@
-"""One shard's rules: inputs in, entries out.
+"""The rules of one shard: they take inputs and give entries.
 
-`begin` opens a batch at a ledger time and first fires the timers due by then; `event` and `command` decide one input
-each. `entries` are what the batch appends, `position` is where the ledger stood before it. No I/O, no clock, no
-setting: given what the ledger holds of its batches, the same entries come out. A batch that wrote nothing leaves no
-trace, so nothing may depend on it: what it alone was decided under is not in force when the next one begins.
+`begin` opens a batch at a ledger time and first fires the timers due by then. `event` and `command` decide one input
+each. `entries` are those that the batch appends, and `position` is that of the last entry before it. There is no I/O,
+no clock and no setting: the same batches in the ledger always give the same entries. A batch without entries leaves no
+trace in the ledger, so no later decision may depend on it: a policy or release that only such a batch was decided under
+is not in force when the next one begins.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,9 @@ from shared.rules.ways import TOPIC
 CHARGED: Final = "charged"
 DUPLICATE: Final = "duplicate"
 DAY_US: Final = 86_400_000_000
-# So many campaigns or holdings a batch lose the lines that they no longer need.
+# At most this many campaigns and holdings lose the lines that they no longer need, in each batch.
 FORGOTTEN_AT_ONCE: Final = 500
-# What is due is fired until it has written so much; what one timer writes stands together.
+# Timers fire until they have written this many entries. The entries of one timer are never split.
 MOST_TIMER_ENTRIES: Final = 10_000
 _IS_CHARGED, _IS_DUPLICATE = (CHARGED, ""), (DUPLICATE, "")
 _IS_TOO_MANY: Final = ("too_many_campaigns", "nothing is left that pays for the many campaigns of its ad account")
@@ -42,15 +43,15 @@ _IS_TOO_MANY: Final = ("too_many_campaigns", "nothing is left that pays for the 
 class Shard(Book):
     """The book of one shard, and the decisions on it.
 
-    `deduplication_days` is the age in days beyond which an event is too old. None: no event is, as in a replay, which
-    does not know what the window was. Nothing else depends on it.
+    `deduplication_days` is the age in days beyond which an event is too old. None means that nothing is too old: replay
+    uses this, because the ledger does not record the window. Nothing else depends on it.
     """
 
     def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7, zones: Zones = NO_ZONES) -> None:
         super().__init__(policy, zones)
-        # What the last batch that wrote something was decided under: the ledger names it.
+        # The policy and time zones that the ledger names: those of the last batch that wrote entries.
         self.named = (policy, zones)
-        # A spend's ids lead to its campaign in one step, once it has been charged for.
+        # From the ids of a spend to its campaign in one step, once the campaign was found.
         self._routes = self.campaigns.routes
         self.set_window(deduplication_days)
         self._known: Mapping[bytes, Event] = {}
@@ -61,11 +62,11 @@ class Shard(Book):
 
     @property
     def entries(self) -> list[Entry]:
-        """What the present batch appends, in order, from `position + 1` on."""
+        """The entries that the present batch appends, in order, from `position + 1` on."""
         return self.batch.entries
 
     def set_window(self, deduplication_days: int | None) -> None:
-        """From now on an event is too old beyond this age; None: never."""
+        """Set the age in days beyond which an event is too old. None means never."""
         days = 2**40 if deduplication_days is None else deduplication_days
         self._window = days * DAY_US
 
@@ -83,11 +84,13 @@ class Shard(Book):
     ) -> None:
         """Open the next batch at ledger time `now` (µs), which never goes back.
 
-        First happens what is due by then, under what was in force; then `policy` (with its version of the rules) and
-        `zones` rule. Where `has_due` holds afterwards the batch takes no inputs: more was due than one batch writes.
-        `known` are events of this batch that the ledger already holds, `spends` the spends that its reversals name,
-        `grants` those that its commands name or those spends drew on; what the batch before did need not be among them.
-        `resting` are the campaigns that it names and that may be out of memory.
+        First the timers due by then fire, under the policy and time zones in force until now. Then `policy` (with its
+        version of the rules) and `zones` come into force. If `has_due` is true afterwards, the batch takes no inputs,
+        because more was due than one batch may write.
+
+        The other arguments are what the ledger holds that the inputs of this batch need: `known` the events that have
+        their ids, `spends` the spends that its reversals name, `grants` those that its commands name or those spends
+        drew on, `resting` the campaigns that may be out of memory. What the batch before wrote may be missing in them.
         """
         self._previous = self.batch
         self.position = self._previous.last_position()
@@ -98,7 +101,7 @@ class Shard(Book):
         self._recorded = grants or {}
         self.campaigns.recorded = resting or {}
         if self._previous.commands or self._previous.events:
-            # Not after a batch of timers alone: what was looked up before it may still hold for the inputs after it.
+            # Not after a batch of timers alone, because the inputs after it may use what was looked up before it.
             self._forget_grants()
         now = max(now, self.now)
         policy = policy or self.policy
@@ -110,14 +113,14 @@ class Shard(Book):
         self.now = now
         due = self.next_due()
         if due is not None and due <= now:
-            self.reached = due - 1  # So a snapshot schedules again what is still due.
+            self.reached = due - 1  # So that a snapshot schedules again what is still due.
         else:
             self._advance(now)
             self._change(policy, zones)
         self._forget_lines()
 
     def _forget_lines(self) -> None:
-        """Once a day, a portion a batch."""
+        """Forget lines that are no longer needed: once a day, spread over many batches."""
         if self.now // DAY_US > self._quiet_day:
             self._quiet_day = self.now // DAY_US
             self._quiet = forget_lines(self.accounts.values(), self.business_centers.values())
@@ -125,21 +128,24 @@ class Shard(Book):
             pass
 
     def next_due(self) -> int | None:
-        """When the next timer is due, in µs; None: never."""
+        """Return when the next timer is due, in µs since the Unix epoch, or None if there is no timer."""
         return self.timers.next_due()
 
     def has_due(self) -> bool:
-        """Has the batch left something that is due by its time to the next one? Then it takes no inputs."""
+        """Return whether the batch has left timers that are due to the next one. Then it takes no inputs."""
         return self.timers.is_due(self.now)
 
     def in_force(self) -> tuple[Policy, Zones]:
-        """What the next batch finds in force: nothing in the ledger names what a batch without entries brought."""
+        """Return the policy and time zones that the next batch finds in force.
+
+        A batch without entries does not count, because the ledger does not name what it was decided under.
+        """
         return (self.policy, self.zones) if self.batch.entries else self.named
 
     def _keep_to_the_ledger(self) -> None:
-        """Go back to what the ledger names, if the batch before brought something else and wrote nothing.
+        """Go back to the policy and time zones that the ledger names, if the batch before changed them without entries.
 
-        It has changed nothing but that, and pauses are what they were: whoever reads the ledger knows no such batch.
+        A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
         self.named = policy, zones = self.in_force()
         self.policy = policy
@@ -147,7 +153,7 @@ class Shard(Book):
             self._use_zones(zones)
 
     def _fire_until(self, now: int, most: int | None) -> None:
-        """Let happen what is due, in order, until it has written `most` entries. None: all of it."""
+        """Fire the timers that are due by `now` (µs), in order, until they have written `most` entries (None: all)."""
         entries = self.entries
         while self.timers.is_due(now) and (most is None or len(entries) < most):
             self._fire(self.timers.pop())
@@ -167,9 +173,9 @@ class Shard(Book):
             self.schedule_turn_over(account)
 
     def _change(self, policy: Policy, zones: Zones | None) -> None:
-        """Other pockets, rules or days: what that pauses or resumes is written at once, accounts before campaigns."""
+        """Bring a policy and time zones into force, and write at once what they pause or resume."""
         if zones is not None and zones == self.zones:
-            self.zones = self.tables[zones.release] = zones  # The same release, of which more zones may be known.
+            self.zones = self.tables[zones.release] = zones  # The same release, whose table may now hold more zones.
         if policy == self.policy and (zones is None or zones == self.zones):
             return
         self.policy = policy
@@ -180,9 +186,10 @@ class Shard(Book):
     # ---- Spends and reversals ---------------------------------------------------------------------------------
 
     def event(self, event: Event) -> tuple[str, str]:  # noqa: C901 - one check after the other, each at once
-        """Decide one spend or reversal: (CHARGED or DUPLICATE or a quarantine reason, a sentence for the latter).
+        """Decide one spend or reversal.
 
-        The order of the checks is that of the contracts page.
+        Return CHARGED or DUPLICATE with an empty text, or a quarantine reason with a sentence. The order of the checks
+        is that of the contracts page. Raise LookupError if a campaign that rests was not looked up.
         """
         event_id, center_id, account_id, campaign_id, amount, currency, occurred_at, reverses, _ = event
         route = f"{center_id} {account_id} {campaign_id}"
@@ -220,7 +227,7 @@ class Shard(Book):
         return _IS_CHARGED
 
     def _campaign_of(self, route: str, account: AdAccount, id: str) -> Campaign | None:
-        """The campaign of a spend, which comes into being when first named; None where it may not."""
+        """Return the campaign of a spend, which is created when first named. None if it may not be created."""
         campaign = self.campaigns.find(account, id)
         if campaign is None and limits.takes_campaign(account, id, self.policy):
             campaign = self.new_campaign(account, id)
@@ -238,7 +245,7 @@ class Shard(Book):
         return "unknown_ad_account", f"the Business Center {center_id} has no ad account {account_id}"
 
     def _settle(self, campaign: Campaign, event_id: bytes, occurred_at: int, part: int) -> None:
-        """Write the pauses of a spend or reversal that has changed what can pause."""
+        """Write the pauses and resumes of a spend or reversal. `part` is the number of entries that it has written."""
         step = Step(self.entries, occurred_at, event_id)
         step.part = part
         pauses.settle_spent(step, campaign, self.policy)
@@ -259,7 +266,7 @@ class Shard(Book):
                 self.grant(account.business_center, part.pocket, part.grant_id)
         step = Step(self.entries, occurred_at, event_id)
         campaign = self.campaigns.find(account, campaign_id)
-        assert campaign is not None, "the spend is one of its"
+        assert campaign is not None, "a charged spend has its campaign"
         reversals.reverse(step, spend, campaign, amount, reason, reverses)
         self.batch.events[event_id] = event
         if not pauses.is_settled(campaign, self.policy):
@@ -267,7 +274,7 @@ class Shard(Book):
         return _IS_CHARGED
 
     def _find_spend(self, event_id: bytes) -> ChargedSpend | None:
-        """The spend with what is left of it: from this batch, the one before, or the ledger."""
+        """Return a spend with what is left of it, from this batch, the one before or the ledger. None if unknown."""
         mine = self.batch.spends
         found = mine.get(event_id)
         if found is None:
@@ -285,15 +292,16 @@ class Shard(Book):
     def command(
         self, command: Mapping[str, Any], command_id: bytes, content: dict[str, Any], via: str = TOPIC
     ) -> Refused | None:
-        """Decide one command; None: accepted. `content` is the command as it came, kept in its first entry with `via`.
+        """Decide one command. Return None if it is accepted, and why not if it is refused.
 
-        `command` has its values as the rules know them: amounts in micros, times in µs, the actor's `role`.
+        `command` has the values that the rules work with: amounts in micros, times in µs, the actor's `role`. `content`
+        is the command as it was sent; its first entry records it, with `via` (`ways`).
         """
         self.batch.commands += 1
         step = Step(self.entries, self.now, command_id, content, via if self.policy.rules >= LIMITED else None)
         try:
             commands.decide(self, step, command)
         except Refused as refused:
-            # Its frames lead to who is given it: a circle, which would keep the command until the collector comes.
+            # Its frames refer to the caller, which refers to it: a cycle that lives until the garbage collector runs.
             return refused.with_traceback(None)
         return None

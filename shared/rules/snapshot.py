@@ -1,11 +1,11 @@
 """The state of a shard as a stream of small pieces, so that it can be kept and loaded again.
 
-The first piece is the shard's own and names the fields of every type; each other is one object: its type and its
-fields, in that order. An object belongs to the last one before it of the type that holds it: a campaign to its ad
-account, a holding to its grant, accounts and grants to their Business Center. What is dumped is what `__slots__` names,
-and `_DERIVED` is the only list of exceptions, so that a new field is kept unless somebody says otherwise.
+The first piece describes the shard and names the fields of every type. Each further piece is one object: its type and
+its fields, in that order. An object belongs to the last object before it of the type that holds it: a campaign to its
+ad account, a holding to its grant, accounts and grants to their Business Center. The fields are those of `__slots__`
+without those in `_DERIVED`, so that a new field is kept unless it is listed there.
 
-A snapshot is a cache: whoever does not know its format decides the ledger again from its beginning.
+A snapshot is a cache: a process that does not know its format decides the ledger again from the beginning.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from shared.rules.policy import policy_of
 from shared.rules.shard import Shard
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
-# Raised with every change of what is dumped: another format is decided again, not loaded.
+# Raise it with every change of what is dumped. A snapshot of another format is not loaded.
 FORMAT: Final = 4
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
@@ -47,7 +47,7 @@ _DERIVED: Final[dict[type, frozenset[str]]] = {
 
 
 class _Form(NamedTuple):
-    """How a field is written as JSON, and read again within a shard."""
+    """The two functions that write a field as JSON and read it again for a shard."""
 
     dump: Callable[[Any], Any]
     load: Callable[[Shard, Any], Any]
@@ -76,13 +76,13 @@ _FORMS: Final[dict[tuple[type, str], _Form]] = {
 
 
 def fields_of(kind: type) -> tuple[str, ...]:
-    """The fields of a type that a snapshot keeps."""
+    """Return the fields of a type that a snapshot keeps."""
     slots: tuple[str, ...] = kind.__slots__  # type: ignore[attr-defined]
     return tuple(name for name in slots if name not in _DERIVED[kind])
 
 
 class Plan(NamedTuple):
-    """How the objects of a type become rows: `forms` of those fields, by their index, that are not JSON already."""
+    """How the objects of a type become rows. `forms` has the fields, by index, whose values are not JSON already."""
 
     names: tuple[str, ...]
     values: Callable[[Any], tuple[Any, ...]]
@@ -90,9 +90,9 @@ class Plan(NamedTuple):
 
 
 def plan_of(kind: type, names: tuple[str, ...]) -> Plan:
-    """How these fields of a type are dumped and loaded."""
+    """Return how these fields of a type are dumped and loaded."""
     forms = [(index, _FORMS[kind, name]) for index, name in enumerate(names) if (kind, name) in _FORMS]
-    # With a second name, because of a single one attrgetter would give no tuple.
+    # The second name is there because attrgetter returns no tuple for a single one.
     return Plan(names, attrgetter(*names, "__class__"), tuple(forms))
 
 
@@ -108,7 +108,7 @@ def _row(item: Any) -> list[Any]:
 
 
 def _read(shard: Shard, kind: type, row: list[Any]) -> list[Any]:
-    """The values of the fields, in the order of their names."""
+    """Return the values of the fields, in the order of their names."""
     for index, form in PLANS[kind].forms:
         row[index] = form.load(shard, row[index])
     return row
@@ -123,9 +123,9 @@ def _fill(item: Any, names: Iterable[str], values: Iterable[Any]) -> None:
 
 
 def dump(shard: Shard) -> Iterator[Any]:
-    """The state after the present batch, piece by piece. It may be taken between two batches only.
+    """Yield the state after the present batch, piece by piece. Take it between two batches only.
 
-    A piece shares nothing with the state: the shard may go on while pieces are written.
+    A piece shares no object with the state, so the shard may go on while the pieces are written.
     """
     policy, zones = shard.in_force()
     yield [
@@ -144,9 +144,9 @@ def dump(shard: Shard) -> Iterator[Any]:
 
 
 def load(shard: Shard, pieces: Iterable[Any]) -> None:
-    """Fill an empty shard with what `dump` gave. It has the `tables` of the release of time zones in force.
+    """Fill an empty shard with the pieces of `dump`. Its `tables` must hold the release of time zones in force.
 
-    Raises ValueError where there is nothing, or the fields are not those of these rules.
+    Raise ValueError if there are no pieces, or if their fields are not those of these rules.
     """
     assert not shard.business_centers, "a snapshot is loaded into an empty shard"
     rest = iter(pieces)
@@ -168,7 +168,7 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
 
 
 def _derive(shard: Shard, center: BusinessCenter) -> None:
-    """What is known once all objects of a Business Center are there."""
+    """Rebuild the fields that follow from all objects of a Business Center."""
     shard.bounded += center.bounds_spends()
     for grant in list(center.grants.values()):
         shard.keep_grant(center, grant)
@@ -186,7 +186,7 @@ def _piece(item: object) -> Any:
 
 
 def _objects(center: BusinessCenter) -> Iterator[object]:
-    """A Business Center and all that is its own, each behind what it belongs to."""
+    """Yield a Business Center and all its objects, each after the object that it belongs to."""
     yield center
     for account in center.accounts.values():
         yield account
@@ -197,7 +197,7 @@ def _objects(center: BusinessCenter) -> Iterator[object]:
 
 
 class _Loader:
-    """Makes the objects of a snapshot in the order in which they were dumped."""
+    """Makes the objects of a snapshot, in the order in which they were dumped."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
@@ -206,7 +206,7 @@ class _Loader:
         self._grant: Grant
 
     def load(self, kind: str, row: list[Any]) -> None:
-        """Make the object of one piece, and put it where it belongs."""
+        """Make the object of one piece, and add it to the object that it belongs to."""
         if kind == "Campaign":
             self.put_campaign(*row)
             return
@@ -232,7 +232,7 @@ class _Loader:
         self._shard.timers.add_turn_over(account)
 
     def put_campaign(self, budget: list[Any] | None, causes: int, id: str, order: int) -> None:
-        """Add a campaign to its ad account: by its fields in order, because there are a hundred thousand of them."""
+        """Add a campaign to its ad account. Its fields come in order, because a start loads a hundred thousand."""
         campaign = Campaign(self._account, id, order, budget_of(budget))
         campaign.causes = causes
         self._shard.campaigns.add(campaign)
@@ -244,7 +244,7 @@ class _Loader:
         self._center.grants[grant.kind, grant.id] = grant
 
     def put_holding(self, fields: dict[str, Any]) -> None:
-        """Add what one holder has of a grant to the holder's pocket."""
+        """Add a holding of a grant to its holder's pocket."""
         holding = Holding(self._grant, fields["account"])
         pocket_of(self._center, holding).put(holding, fields["remaining"])
 

@@ -1,4 +1,4 @@
-"""What the rules remember: Business Centers, ad accounts, campaigns, grants.
+"""The state that the rules remember: Business Centers, ad accounts, campaigns, grants.
 
 Amounts are micros, times microseconds since the Unix epoch, days proleptic ordinals.
 """
@@ -13,11 +13,12 @@ from shared.rules.calendar import Zone
 from shared.rules.entries import Line
 
 FOREVER: Final = 2**63 - 1
-# Above every amount there is.
+# No amount is above it.
 NO_BOUND: Final = 2**63 - 1
 
 
-# What a process takes for one of each, in bytes, roughly: what the rules bound (`limits`) must be the same everywhere.
+# Roughly the memory of one object of each kind, in bytes. Constants, because a bound of the rules (`limits`) must be
+# the same on all machines.
 BUSINESS_CENTER_BYTES: Final = 1_000
 AD_ACCOUNT_BYTES: Final = 1_500
 CAMPAIGN_BYTES: Final = 1_500
@@ -26,7 +27,7 @@ TIED_ID_BYTES: Final = 250
 
 
 class Held:
-    """How many bytes a shard has to keep in memory, of all its Business Centers: what cannot rest."""
+    """The memory, in bytes, of all objects of a shard that cannot rest, over all its Business Centers."""
 
     __slots__ = ("bytes",)
 
@@ -35,10 +36,11 @@ class Held:
 
 
 class Grant:
-    """A voucher or an ad credit: who granted what until when, and where it is held now.
+    """A voucher or an ad credit, and the holdings in which it is held now.
 
-    `order` is the position of its entry in the ledger. `filled` counts its holdings that hold something; once none
-    does, the grant adds itself to `ended`, the list of its shard.
+    `kind` is "voucher" or "ad_credit". `order` is the position of its `grant` entry. `expires_at` is in µs (None:
+    never). `campaigns` are the ids that it is tied to (None: untied). `filled` counts its holdings that hold something.
+    Once none does, the grant adds itself to `ended`, which belongs to the shard.
     """
 
     __slots__ = ("campaigns", "center", "ended", "expired", "expires_at", "filled", "holdings", "id", "kind", "order")
@@ -64,7 +66,10 @@ class Grant:
         self.ended: dict[Grant, None] | None = None
 
     def holds_something(self, now: bool) -> None:
-        """One of its holdings has got something, or has been emptied: its Business Center counts what is open."""
+        """Note that one of its holdings has been filled (`now`) or emptied.
+
+        The Business Center counts its open grants, the campaigns that they name and their memory.
+        """
         before, self.filled = self.filled, self.filled + (1 if now else -1)
         if bool(before) == bool(self.filled):
             return
@@ -77,9 +82,9 @@ class Grant:
 
 
 class Holding:
-    """What one holder has of a grant; `account` is None for the Business Center.
+    """The share of a grant that one holder has. `account` is None for the Business Center.
 
-    `lines` are those of the entries of campaigns that it paid for, by their serial numbers.
+    `remaining` is in micros. `lines` are those of the entries of campaigns that it paid for, by serial number.
     """
 
     __slots__ = ("account", "draw_order", "grant", "lines", "remaining")
@@ -96,11 +101,11 @@ class Holding:
 
 
 class GrantPocket:
-    """A pocket of grants, in the order in which they pay: earliest expiry first, then oldest.
+    """A pocket of grants, in the order in which they pay: earliest expiry first, then oldest (section 2.1).
 
-    `untied` and `tied_to`, by the id of the campaign that they pay for, have only holdings that still hold something.
-    `total` is what all hold, `tied` what the tied ones do. `changed` are the campaigns whose payers came or went since
-    pauses were settled; None where pauses do not depend on it.
+    `untied` and `tied_to` (by the id of the campaign that the holdings pay for) have only holdings that are not empty.
+    `total` is the sum of all in micros, `tied` the sum of the tied ones. `changed` has the campaigns whose payers came
+    or went since pauses were settled, or is None if pauses do not depend on it.
     """
 
     __slots__ = ("changed", "tied", "tied_to", "total", "untied")
@@ -113,15 +118,15 @@ class GrantPocket:
         self.changed: set[str] | None = None
 
     def put(self, holding: Holding, amount: int) -> None:
-        """Add to a holding of this pocket."""
-        assert self is not NO_GRANTS, "that one belongs to nobody"
+        """Add micros to a holding of this pocket."""
+        assert self is not NO_GRANTS, "the shared empty pocket stays empty"
         if holding.remaining == 0 and amount:
             self._fill(holding)
         holding.remaining += amount
         self._count(holding, amount)
 
     def take(self, holding: Holding, amount: int) -> None:
-        """Take from a holding of this pocket, no more than it has."""
+        """Take micros from a holding of this pocket, no more than it has."""
         assert 0 <= amount <= holding.remaining
         holding.remaining -= amount
         self._count(holding, -amount)
@@ -129,7 +134,7 @@ class GrantPocket:
             self._empty(holding)
 
     def first_for(self, campaign_id: str) -> Holding | None:
-        """The holding that pays first for this campaign: a tied one pays for its campaigns only (section 2.1)."""
+        """Return the holding that pays first for this campaign. A tied one pays for its own campaigns only (2.1)."""
         untied = self.untied[0] if self.untied else None
         tied = self.tied_to.get(campaign_id) if self.tied else None
         if tied is None:
@@ -178,11 +183,11 @@ def _draw_order(holding: Holding) -> tuple[int, int]:
 
 def _remove(holdings: list[Holding], holding: Holding) -> None:
     at = bisect_left(holdings, holding.draw_order, key=_draw_order)
-    assert holdings[at] is holding, "a pocket is in order"
+    assert holdings[at] is holding, "the holdings of a pocket are sorted"
     del holdings[at]
 
 
-# The pocket of all who never held a grant, which most never do: every spend asks, and one for all is at hand.
+# Shared by all holders without grants, which are most of them: every spend reads it, so it stays in cache.
 NO_GRANTS: Final = GrantPocket()
 
 
@@ -190,10 +195,11 @@ _serials: Final = count()
 
 
 class Campaign:
-    """A campaign of an ad account. Comes into being when first named; `order` is its place among the account's.
+    """A campaign of an ad account. It is created when first named; `order` is its place among the account's campaigns.
 
-    `lines` are those of its entries by what pays, grants apart; `line` is the one used last, for `payer`. `seen` is the
-    generation in which it was last named (`resting`), `serial` a number that no other object of a process has.
+    `causes` is the bit mask of the causes that stop it (`pauses`). `lines` are those of its entries by payer, without
+    grants; `line` is the one used last, for `payer`. `seen` is the generation in which it was last named (`resting`).
+    `serial` is a number that no other campaign of the process has.
     """
 
     __slots__ = ("account", "budget", "causes", "id", "line", "lines", "order", "payer", "seen", "serial")
@@ -214,10 +220,12 @@ class Campaign:
 class AdAccount:
     """An ad account with its own pockets and budget.
 
-    `campaigns` are those in memory, of `named` that there ever were. `holdings` are all that it has of grants in
-    memory, used up or not. `stopped_campaigns` are those that only others' vouchers could pay for, `daily_campaigns`
-    counts those with a daily budget, and `watched` are those of them whose pauses a new day may change. `has_tied`: it
-    has held a voucher that is tied to campaigns.
+    `campaigns` has the campaigns in memory, and `named` counts all that there ever were. `holdings` has its shares of
+    grants in memory, used up or not. `stopped_campaigns` has the campaigns that no money left may pay for, because all
+    of it is tied to others. `daily_campaigns` counts the campaigns with a daily budget, and `watched` has those of them
+    whose pauses a new day may change. `has_tied` is true once it has held a voucher that is tied to campaigns.
+    `changes` counts the changes of its budget on `changes_day`. `turn_over_at` is when its next turn-over is due, in
+    µs.
     """
 
     __slots__ = (
@@ -275,11 +283,11 @@ class AdAccount:
         self.turn_over_at: int | None = None
 
     def available(self, pockets: tuple[str, ...]) -> int:
-        """What the account's own pockets of the policy hold, tied vouchers included."""
+        """Return the sum of these own pockets of the account, in micros, with tied vouchers."""
         return sum(self.holds(pocket) for pocket in pockets)
 
     def holds(self, pocket: str) -> int:
-        """What one of the account's own pockets holds."""
+        """Return what one of the account's own pockets holds, in micros."""
         if pocket == "cash":
             return self.cash
         if pocket == "credit":
@@ -288,12 +296,12 @@ class AdAccount:
 
 
 class BusinessCenter:
-    """A Business Center with its shared balance. `empty`: nothing can be drawn from it.
+    """A Business Center with its shared balance. `empty` is true if nothing can be drawn from it.
 
-    `grants` are those in memory: what is used up or expired leaves it. `open_grants` counts those of which something is
-    left, `tied_ids` the campaigns that they name, `daily_campaigns` the campaigns with a daily budget.
-    `automatic_position` is the position of the entry that enabled automatic allocation, at `automatic_since`. A spend
-    above `largest_spend` is unusual. `held` is the shard's.
+    `grants` has the grants in memory: those that are used up or expired leave it. `open_grants` counts those of which
+    something is left, `tied_ids` the campaigns that these name, `daily_campaigns` the campaigns with a daily budget.
+    Automatic allocation was enabled at `automatic_since` (µs; None: never) by the entry at `automatic_position`. A
+    spend above `largest_spend` (micros) is unusual. `held` belongs to the shard.
     """
 
     __slots__ = (
@@ -322,7 +330,7 @@ class BusinessCenter:
         self.held = held or Held()
         self.held.bytes += BUSINESS_CENTER_BYTES
         self.id = id
-        self.currency = intern(currency)  # One for all: every spend's is compared with it.
+        self.currency = intern(currency)  # Because every spend's currency is compared with it.
         self.zone = zone
         self.finance_roles = finance_roles
         self.automatic_since: int | None = None
@@ -339,16 +347,16 @@ class BusinessCenter:
         self.empty = True
 
     def bounds_spends(self) -> bool:
-        """Is any spend of this Business Center unusual?"""
+        """Return whether a spend of this Business Center can be too large."""
         return self.largest_spend < NO_BOUND
 
     @property
     def credit_available(self) -> int:
-        """`limit − used`: below zero where the limit was cut, above the limit where the customer has overpaid."""
+        """`limit − used` in micros: below zero after the limit was cut, above it if the customer has overpaid."""
         return self.credit_limit - self.credit_used
 
     def holds(self, pocket: str) -> int:
-        """What can be drawn from one pocket."""
+        """Return how many micros can be drawn from one pocket of the Business Center."""
         if pocket == "cash":
             return self.cash
         if pocket == "voucher":
@@ -357,7 +365,7 @@ class BusinessCenter:
 
 
 def is_empty(holder: AdAccount | BusinessCenter, pockets: tuple[str, ...]) -> bool:
-    """Can nothing be drawn from these pockets of the holder's own? Asked after every spend: cash mostly answers it."""
+    """Return whether nothing can be drawn from these pockets of the holder. Cash mostly decides it."""
     if holder.cash and "cash" in pockets:
         return False
     for pocket in pockets:  # noqa: SIM110 - the hot path: any(…) takes longer
@@ -367,7 +375,7 @@ def is_empty(holder: AdAccount | BusinessCenter, pockets: tuple[str, ...]) -> bo
 
 
 def pocket_of(business_center: BusinessCenter, holding: Holding) -> GrantPocket:
-    """The pocket of grants that a holding lies in; it comes into being with its first."""
+    """Return the pocket that a holding lies in, and create it if this is its first holding."""
     owner = business_center if holding.account is None else holding.account
     if holding.grant.kind == "voucher":
         if owner.vouchers is NO_GRANTS:

@@ -1,7 +1,7 @@
-"""What a shard has to look at when its time comes: grants that expire, and days that begin.
+"""The timers of a shard: grants that expire, and days that begin.
 
-What is due at one moment happens in the order of the timers' fields, so expiries come before turn-overs: nothing seems
-to deliver in between.
+Timers that are due at one moment fire in the order of their fields. So expiries come before turn-overs, and nothing
+seems to deliver in between.
 """
 
 import heapq
@@ -16,9 +16,10 @@ FEWEST_IDLE: Final = 1000
 
 
 class Timer(NamedTuple):
-    """`due` in µs since the Unix epoch. Of an expiry `name` is the grant's kind and `id` its id.
+    """A timer that is due at `due`, in µs since the Unix epoch.
 
-    Of a turn-over `name` is the ad account's id, and `id` is empty.
+    For an expiry `name` is the grant's kind and `id` its id. For a turn-over `name` is the ad account's id and `id` is
+    empty.
     """
 
     due: int
@@ -29,7 +30,7 @@ class Timer(NamedTuple):
 
 
 class Timers:
-    """The timers of a shard, the next one first. `idle` counts those of grants that have left memory since."""
+    """The timers of a shard, the next one first. `idle` counts those of grants that have left memory."""
 
     __slots__ = ("_heap", "idle")
 
@@ -41,37 +42,37 @@ class Timers:
         return len(self._heap)
 
     def next_due(self) -> int | None:
-        """Return when the next timer is due, in µs; None: never."""
+        """Return when the next timer is due, in µs since the Unix epoch, or None if there is no timer."""
         return self._heap[0].due if self._heap else None
 
     def is_due(self, now: int) -> bool:
-        """Is a timer due at `now`, or was it before?"""
+        """Return whether a timer is due at `now` (µs) or was due before."""
         return bool(self._heap) and self._heap[0].due <= now
 
     def pop(self) -> Timer:
-        """Take the next timer out."""
+        """Take out and return the next timer. Raise IndexError if there is none."""
         return heapq.heappop(self._heap)
 
     def add_expiry(self, center: BusinessCenter, grant: Grant) -> None:
-        """Look at a grant when it expires, if it ever does."""
+        """Schedule the expiry of a grant, if it can still expire."""
         if grant.expires_at is not None and not grant.expired:
             heapq.heappush(self._heap, Timer(grant.expires_at, EXPIRY, center.id, grant.kind, grant.id))
 
     def add_turn_over(self, account: AdAccount) -> None:
-        """Look at an ad account's budgets at its `turn_over_at`, if there is one."""
+        """Schedule a look at an ad account's budgets at its `turn_over_at`, unless that is None."""
         if account.turn_over_at is not None:
             due = Timer(account.turn_over_at, TURN_OVER, account.business_center.id, account.id, "")
             heapq.heappush(self._heap, due)
 
     def take_turn_overs(self) -> list[Timer]:
-        """Take all turn-overs out: the days of the time zones are others now."""
+        """Take out and return all turn-overs, because the days of the time zones have changed."""
         taken = [timer for timer in self._heap if timer.kind == TURN_OVER]
         self._heap = [timer for timer in self._heap if timer.kind != TURN_OVER]
         heapq.heapify(self._heap)
         return taken
 
     def forget_idle(self, is_in_memory: Callable[[Timer], bool]) -> None:
-        """Drop the expiries of grants that have left memory, once they are many."""
+        """Drop the expiries of grants that have left memory, once there are many of them."""
         if self.idle > FEWEST_IDLE and self.idle > len(self._heap) // 2:
             self._heap = sorted({timer for timer in self._heap if timer.kind != EXPIRY or is_in_memory(timer)})
             self.idle = 0

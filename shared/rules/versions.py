@@ -1,19 +1,19 @@
-"""The version of the rules: every batch in the ledger names the one that decided it.
+"""The versions of the rules. Every batch in the ledger names the version that decided it.
 
-A rule that changes asks `policy.rules` and keeps its old branch, so that what was decided then is never decided
-otherwise. docs/decisions/changing-a-rule.md says how.
+A rule that changes branches on `policy.rules` and keeps its old branch, so that a replay decides old batches as they
+were decided. docs/decisions/changing-a-rule.md says how.
 """
 
 from typing import Final
 
 CHANGES: Final = {
     1: "the rules of the first ledgers",
-    2: "what is due is bounded in a batch; long lists go on in further entries; a command's content is bounded;"
-    " enabling asks whether the credit line fits in 64 bits; what is due happens before another policy, version or"
-    " time-zone release begins",
-    3: "the first entry of a command says by which way it came, and a policy may say what the topic names; what a"
-    " Business Center may have is bounded, and it may bound a single spend; in an account of many campaigns one that"
-    " nothing pays for any more stops when it spends next",
+    2: "a batch bounds the timers that it fires; long lists go on in further entries; a command's content is bounded;"
+    " enabling checks that the credit line fits in 64 bits; timers that are due fire before another policy, version or"
+    " time-zone release comes into force",
+    3: "the first entry of a command says by which way it came, and a policy may bound what the topic names; what a"
+    " Business Center may have is bounded, and it may bound a single spend; in an account with many campaigns, one that"
+    " nothing can pay for stops when it spends next",
 }
 BOUNDED: Final = 2
 LIMITED: Final = 3

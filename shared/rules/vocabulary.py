@@ -1,12 +1,12 @@
-"""The words that the ledger is written in: each in one place, with what follows from it, in the documents' order.
+"""The words that the ledger is written in. Each stands in one place, with what follows from it.
 
 docs/ledger.md says what a kind of entry means, docs/runbook.md what to do about a reason. A ledger may hold words of a
-newer version: a reader that only shows what it holds passes them on.
+newer version: a reader that only shows them passes them on.
 """
 
 from typing import Final, NamedTuple
 
-# Why a record is quarantined, in the order in which it is checked.
+# Why a record is quarantined, in the order of the checks.
 QUARANTINE_REASONS: Final = (
     *("too_large", "malformed", "invalid", "unknown_business_center", "unknown_ad_account", "currency_mismatch"),
     *("too_old", "too_far_ahead", "content_conflict", "unknown_reversal", "reversal_mismatch"),
@@ -14,27 +14,28 @@ QUARANTINE_REASONS: Final = (
 )
 
 HOLDERS: Final = ("ad_account", "business_center")
-# In the order of the waterfall (domain page, section 2): what a policy may name, and what holds until one is recorded.
+# In the order of the waterfall (domain page, section 2): the pockets that a policy may name, and the standard policy.
 AD_ACCOUNT_POCKETS: Final = ("voucher", "ad_credit", "cash", "credit")
 DRAWN_POCKETS: Final = ("voucher", "cash", "credit_line")
-# Of ad credit a Business Center holds a pool, which is allocated by hand and never drawn from.
+# A Business Center also holds a pool of ad credit, which is allocated by hand and never drawn from.
 BUSINESS_CENTER_POCKETS: Final = (*DRAWN_POCKETS, "ad_credit")
 POCKETS: Final = (*AD_ACCOUNT_POCKETS, "credit_line")
 # Spend that is paid from these counts towards incentives (domain page, section 1).
 CASH_POCKETS: Final = ("cash", "credit", "credit_line")
 
-# What stops an ad account or a campaign, and what spend is overdelivered by; sorted, as answers and signals have them.
+# The causes of a pause, and of overdelivery. Sorted, because answers and signals list them sorted.
 CAUSES: Final = ("ad_account_balance", "ad_account_budget", "business_center_balance", "campaign_budget")
 
 
 class EntryKind(NamedTuple):
-    """What follows from the kind of an entry.
+    """A kind of entry, and what follows from it.
 
-    `group`: "spend", "reversal", "movement" (money without a spend) or "fact" (no money). `sign` of its amount: -1
-    takes, 1 gives, 0 may do both; None where it has no amount. `holders` may hold the pocket that it names; without
-    any it names none. `counts_as` is its place in the identity that auditors check, money in = held + billed +
-    forfeited: "in", "billed", "forfeited", "moved" (adds up to zero by itself), or None: nobody is billed for it.
-    `read_by` are the read models whose fold names the kind: all money is folded by what it says beside its kind.
+    `group` is "spend", "reversal", "movement" (money without a spend) or "fact" (no money). `sign` is that of its
+    amount: -1 takes money, 1 gives, 0 may do both, None has no amount. `holders` lists the holders of the pocket that
+    it names; if it is empty, the entry names no pocket. `counts_as` is its place in the identity that auditors check,
+    money in = held + billed + forfeited: "in", "billed", "forfeited", "moved" (adds up to zero by itself), or None if
+    nobody is billed for it. `read_by` lists the read models whose fold names the kind. Other folds take all money, and
+    do not look at the kind.
     """
 
     name: str
@@ -54,7 +55,7 @@ KINDS: Final = (
     EntryKind("credit_debit", "spend", -1, _ACCOUNT, "billed"),
     EntryKind("business_center_draw", "spend", -1, _CENTER, "billed"),
     EntryKind("overdelivery", "spend", 1),
-    # Of an overdelivered part it names no pocket and takes.
+    # For an overdelivered part it names no pocket, and takes.
     EntryKind("reversal", "reversal", 0, HOLDERS, "billed"),
     # It names the grant that has expired, and no pocket.
     EntryKind("forfeit", "reversal", 1, (), "forfeited"),
@@ -82,31 +83,31 @@ KIND: Final = {kind.name: kind for kind in KINDS}
 ENTRY_KINDS: Final = tuple(KIND)
 MONEY_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is not None)
 FACT_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is None)
-# By these money comes into the books.
+# The kinds by which money comes into the books.
 IN_KINDS: Final = tuple(kind.name for kind in KINDS if kind.counts_as == "in")
-# What an ad account's own pocket pays is written as.
+# The kind of entry that a payment from an ad account's own pocket is written as.
 DEBITS: Final = {pocket: f"{pocket}_debit" for pocket in AD_ACCOUNT_POCKETS}
 BUDGET_KINDS: Final = ("budget_set", "budget_synced", "budget_reset")
 DELIVERY_KINDS: Final = ("pause", "resume")
 
-# What finance commands ask for, and whom they may name as asking.
+# The types of finance commands, and the roles of the actors that they may name.
 COMMAND_TYPES: Final = (
     *("open_business_center", "open_ad_account", "deposit_cash", "set_credit_line", "repay_credit", "grant_voucher"),
     *("grant_ad_credit", "allocate_ad_credit", "transfer_balance", "enable_automatic_allocation"),
     *("disable_automatic_allocation", "set_budget", "reset_budget", "set_campaign_budget", "set_largest_spend"),
 )
 ROLES: Final = ("admin", "finance_manager", "finance_analyst", "standard", "system")
-# By which way a command came.
+# The ways by which a command may come (`ways`).
 WAYS: Final = ("api", "topic")
 
-# Why a command is refused, in the order in which it is checked; a conflict is another command with the same id.
+# Why a command is refused, in the order of the checks. `conflict` usually means that another command has this id.
 OUTCOME_CODES: Final = (
     *("invalid", "not_found", "permission_denied", "already_exists", "irreversible", "not_eligible"),
     *("budget_change_limit", "limit_reached", "insufficient_funds", "conflict"),
 )
 OUTCOME_STATUSES: Final = ("accepted", "rejected")
 
-# Why an ad account takes no part in automatic allocation: the first of these.
+# Why an ad account takes no part in automatic allocation, in the order of the checks.
 LEFT_OUT_REASONS: Final = ("not_owned", "not_auction", "not_monthly_invoicing")
 
 BUDGET_MODES: Final = ("daily", "monthly", "custom", "lifetime", "unlimited")

@@ -1,7 +1,7 @@
-"""The waterfall: which pockets pay for a spend, in which order, and who absorbs the rest.
+"""The waterfall: which pockets pay for a spend, in which order, and what is overdelivered.
 
-Source: the domain page, section 2. This is the hot path: every spend passes here. Entries are appended as tuples
-and lines are made once a campaign and pocket, because both show in the figures of `make bench`.
+Source: the domain page, section 2. This is the hot path: every spend passes here. Entries are appended as tuples, and
+lines are made once per campaign and pocket, because both show in the figures of `make bench`.
 """
 
 from shared.rules.budgets import DAILY, count_for_account
@@ -10,9 +10,9 @@ from shared.rules.policy import Policy
 from shared.rules.state import Campaign, GrantPocket, Holding
 from shared.rules.vocabulary import DEBITS
 
-# So many campaigns' lines a holding keeps.
+# A holding keeps the lines of at most this many campaigns.
 _MOST_LINES = 50_000
-# What a draw's lines go by, apart from those of the account's own pockets.
+# The payers of draws, which differ from those of the account's own pockets. Keys of `Campaign.lines`.
 _DRAWN_FROM = {"cash": "business_center_cash", "credit_line": "business_center_credit_line"}
 
 
@@ -25,10 +25,11 @@ def charge(
     occurred_at: int,
     position: int,
 ) -> int:
-    """Append the entries of one spend, money only; answer how many.
+    """Append the money entries of one spend, and return how many they are.
 
     Limits apply from the inside out: campaign budget, account budget, funds (section 2.6). What they do not cover is
-    overdelivery. The parts add up to the amount. `position` is that of the first entry.
+    overdelivery. The parts add up to the amount. `amount` is in micros, `occurred_at` in µs since the Unix epoch, and
+    `position` is that of the first entry.
     """
     account = campaign.account
     day, today = account.zone.day(occurred_at), account.zone.today
@@ -52,7 +53,7 @@ def charge(
     for line, change in parts:
         entries.append((line, change, occurred_at, event_id, part, day, period))
         part += 1
-    # Of a spend that one pocket pays for, as nearly all are, there is nothing to add up.
+    # One pocket pays for nearly every spend, and then there is nothing to add up.
     assert part == 1 or sum(abs(change) for _, change in parts) == amount, "the parts of a spend add up to its amount"
     billed = payable - left
     if billed:
@@ -62,7 +63,7 @@ def charge(
 
 
 def _limit(campaign: Campaign, amount: int, day: int, today: int) -> tuple[int, int, list[tuple[Line, int]]]:
-    """What the budgets let through, the first day of the account's period, and the parts beyond the budgets."""
+    """Return what the budgets allow, the first day of the account's period, and the parts beyond the budgets."""
     budget = campaign.account.budget
     if day > today and campaign.budget.mode == DAILY:
         campaign.account.watched[campaign] = None
@@ -121,7 +122,7 @@ def _draw_business_center(parts: list[tuple[Line, int]], policy: Policy, campaig
 
 
 def _draw_grants(parts: list[tuple[Line, int]], pocket: GrantPocket, campaign: Campaign, left: int) -> int:
-    """From the first that pays, until nothing is left of the spend or nobody pays: whoever is used up makes room."""
+    """Draw on one grant after the other. Return what is left of the spend when it, or the grants, are used up."""
     while left:
         holding = pocket.first_for(campaign.id)
         if holding is None:
@@ -167,7 +168,7 @@ def _grant_line(campaign: Campaign, holding: Holding) -> Line:
         account, grant = campaign.account, holding.grant
         own = holding.account is not None
         if len(holding.lines) >= _MOST_LINES:
-            holding.lines.clear()  # Of campaigns that are gone from memory too; the others make theirs again.
+            holding.lines.clear()  # Some belong to campaigns that have left memory. The others are made again.
         line = holding.lines[campaign.serial] = Line(
             DEBITS[grant.kind] if own else "business_center_draw",
             account.business_center.id,
@@ -181,7 +182,7 @@ def _grant_line(campaign: Campaign, holding: Holding) -> Line:
 
 
 def overdelivery_line(campaign: Campaign, cause: str) -> Line:
-    """The line of what nobody is billed for: no pocket, but a cause."""
+    """Return the line of an overdelivered part, for which nobody is billed. It has a cause and no pocket."""
     key = ("overdelivery", cause)
     line = campaign.lines.get(key)
     if line is None:

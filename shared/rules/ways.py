@@ -1,6 +1,7 @@
-"""By which way a command came, and what one that came by the topic may name.
+"""The way by which a command came, and what a command that came by the topic may name.
 
-`api`: the API has signed it, having seen who asks. `topic`: whoever may write to the topic said so, nobody else.
+`api`: the API has signed the command after it authenticated the caller. `topic`: a client with the right to write to
+the topic sent it, and nothing else vouches for the actor that it names.
 """
 
 import re
@@ -20,14 +21,14 @@ _AMOUNT_FORM = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class TopicTerms:
-    """What commands that came by the topic may name: roles, types of commands, an amount or limit. None: any."""
+    """The roles, types and largest amount (micros) that commands from the topic may name. None means any."""
 
     roles: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
     largest_amount: int | None = None
 
     def content(self) -> dict[str, Any]:
-        """The terms as JSON, as `terms_of` reads them."""
+        """Return the JSON that `terms_of` reads."""
         amount = None if self.largest_amount is None else format_micros(self.largest_amount)
         named = {"roles": self.roles, "types": self.types, "largest_amount": amount}
         return {
@@ -37,7 +38,7 @@ class TopicTerms:
         }
 
     def require(self, command: Mapping[str, Any]) -> None:
-        """Refuse a command that names what the topic may not."""
+        """Raise Refused (`permission_denied`) if the command names what a command from the topic may not."""
         _require_named("role", command["role"], self.roles)
         _require_named("type", command["type"], self.types)
         most = self.largest_amount
@@ -56,15 +57,15 @@ def _require_named(what: str, named: str, allowed: tuple[str, ...] | None) -> No
 
 
 def terms_of(content: Any) -> TopicTerms:
-    """The terms of a JSON object `{"roles": [role], "types": [type], "largest_amount": amount}`, each of them optional.
+    """Return the terms of `{"roles": [role], "types": [type], "largest_amount": amount}`, all of them optional.
 
-    Raises ValueError where it names something else, or null: a misspelt word would let everything in.
+    Raise ValueError if the JSON object holds anything else, or null, because a misspelt word would allow everything.
     """
     if not isinstance(content, dict) or not content.keys() <= {"roles", "types", "largest_amount"}:
-        raise ValueError('"topic" must be an object of some of roles, types, largest_amount')
+        raise ValueError('"topic" must be an object with some of roles, types, largest_amount')
     amount = content.get("largest_amount")
     if "largest_amount" in content and not (isinstance(amount, str) and _AMOUNT_FORM.fullmatch(amount)):
-        raise ValueError('"largest_amount" must be a text like "1000.00"')
+        raise ValueError('"largest_amount" must be a string such as "1000.00"')
     return TopicTerms(
         _words(content, "roles", ROLES),
         _words(content, "types", COMMAND_TYPES),

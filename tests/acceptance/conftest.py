@@ -1,6 +1,7 @@
-"""The language of the scenarios: what each sentence does or claims, and how pytest-bdd tells them.
+"""The language of the scenarios: what each sentence does or claims, as steps of pytest-bdd.
 
-A step is a coroutine function of the stage and of the words in its sentence; the stage runs it on the session's loop.
+A step is a coroutine function. It takes the stage and the words of its sentence; the stage runs it on the session's
+loop.
 """
 
 import asyncio
@@ -28,13 +29,13 @@ Budget = tuple[str, str | None]  # a mode, and an amount unless it is unlimited
 
 @pytest.fixture(scope="session")
 async def loop() -> asyncio.AbstractEventLoop:
-    """The loop of the session, which stands still while a scenario does not wait for it."""
+    """Return the loop of the session. It runs only while a scenario waits for it."""
     return asyncio.get_running_loop()
 
 
 @pytest.fixture
 def stage(platform: Platform, loop: asyncio.AbstractEventLoop) -> Stage:
-    """The stage of one scenario; each module of scenarios has a `platform`."""
+    """Return the stage of one scenario. Each module of scenarios has a `platform`."""
     return Stage(platform, loop)
 
 
@@ -45,7 +46,7 @@ def pytest_bdd_before_step(request: pytest.FixtureRequest, step: Step) -> None:
 
 
 def pytest_bdd_after_step(request: pytest.FixtureRequest, scenario: Scenario, step: Step) -> None:
-    """What was asked for is not refused, unless the next sentence says so."""
+    """Fail if the request was refused, unless the next sentence says that it is."""
     stage: Stage = request.getfixturevalue("stage")
     following = [each.name for each in scenario.steps if each.line_number > step.line_number]
     is_expected = following and following[0].startswith("that is refused")
@@ -56,7 +57,7 @@ def pytest_bdd_step_error(feature: Feature, step: Step, exception: Exception) ->
     exception.add_note(f"{feature.rel_filename}:{step.line_number}: {step.keyword} {step.name}")
 
 
-# Words: how each kind is written, and what it means.
+# Words: the form of each kind, and its meaning.
 
 
 def _word(pattern: str, meaning: Callable[[str], Any] = str) -> Callable[[str], Any]:
@@ -98,7 +99,7 @@ WORDS = {
 
 
 def sentence(*forms: str) -> Callable[[Callable[..., Awaitable[None]]], None]:
-    """Make a coroutine function the step of a sentence, which may have several forms."""
+    """Make a coroutine function the step of a sentence that may have several forms."""
 
     def bind(function: Callable[..., Awaitable[None]]) -> None:
         @functools.wraps(function)
@@ -139,10 +140,10 @@ async def _(stage: Stage, name: str, feature: str = "", zone: str = "UTC") -> No
 
 @sentence("it is {moment_us:Moment}")
 async def _(stage: Stage, moment_us: int) -> None:
-    """Let the clock show a moment.
+    """Move the clock to this moment.
 
-    A running system's clock does not go back. Scenarios in which a day turns are told one after the other, in the
-    order of their files; so each has a time zone whose day turns later than that of the one before.
+    The clock of a running system does not go back. Scenarios in which a day turns run one after the other, in the order
+    of their files. So each has a time zone whose day turns later than that of the scenario before.
     """
     assert not stage.entities or await stage.platform.now_us() < moment_us, "another scenario has moved the clock"
     await stage.platform.reach(moment_us)

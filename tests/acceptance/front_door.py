@@ -1,7 +1,7 @@
-"""The front door of a running system: what upstream, back office and subscribers can do, and no more.
+"""The front door of a running system: what ad delivery, the back office and subscribers can do, and no more.
 
-Nothing here waits for a while: a *fence* is published behind what was sent to a partition. It is a spend of
-its own Business Center in the same shard. Once it is in the ledger, all before it has been decided.
+Nothing here waits for a fixed time. A *fence* is published after the records of a partition: a spend of a Business
+Center of its own in the same shard. Once the fence is in the ledger, all records before it are decided.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ T = TypeVar("T")
 
 
 class Place(NamedTuple):
-    """Where a record lies."""
+    """The place of a record in Kafka."""
 
     partition: int
     offset: int
 
 
 async def until(what: str, ask: Callable[[], Awaitable[T | None]], seconds: float = DEADLINE_SECONDS) -> T:
-    """Asks until there is an answer other than None and False. Raises AssertionError when there is none in time."""
+    """Ask until the answer is neither None nor False, and return it. Raise AssertionError if that takes too long."""
     give_up_at = time.monotonic() + seconds
     while (answer := await ask()) is None or answer is False:
         assert time.monotonic() < give_up_at, f"not in time: {what}"
@@ -49,7 +49,7 @@ async def until(what: str, ask: Callable[[], Awaitable[T | None]], seconds: floa
 
 
 class FrontDoor:
-    """Commands by HTTP, spends by Kafka, answers by HTTP, signals by Kafka."""
+    """The front door: commands and answers by HTTP, spends and signals by Kafka."""
 
     def __init__(self, system: RunningSystem) -> None:
         self.system = system
@@ -83,13 +83,13 @@ class FrontDoor:
         await self._client.aclose()
 
     def now_us(self) -> int:
-        """What the system's clock shows."""
+        """Return what the system's clock shows, in µs since the Unix epoch."""
         return time.time_ns() // 1000 + round(self.system.settings.clock_offset_seconds * 1_000_000)
 
     # Kafka
 
     async def publish(self, event: Record, partition: int | None = None) -> Place:
-        """Publishes a spend or reversal, keyed by its Business Center; returns once the broker has it."""
+        """Publish a spend or reversal, keyed by its Business Center. Return once the broker has it."""
         key = str(event.get("business_center_id", "")).encode()
         return await self.publish_raw(json.dumps(event).encode(), key, partition)
 
@@ -101,16 +101,16 @@ class FrontDoor:
         headers: list[tuple[str, bytes]] | None = None,
         topic: str = SPENDS,
     ) -> Place:
-        """Publishes any bytes."""
+        """Publish any bytes."""
         sent = await self._producer.send_and_wait(topic, value, key, partition, headers=headers)
         return Place(sent.partition, sent.offset)
 
     async def publish_any(self, topic: str, partition: int, headers: any_headers.Headers, value: bytes | None) -> Place:
-        """Publishes a record without a key whose headers have any bytes."""
+        """Publish a record without a key, whose headers have any bytes."""
         return Place(partition, await any_headers.publish(self._producer, topic, partition, None, value, headers))
 
     async def publish_soon(self, event: Record) -> Awaitable[Place]:
-        """Hands a spend to the producer; awaiting the result waits for the broker."""
+        """Hand a spend to the producer. Awaiting the result waits for the broker."""
         key = event["business_center_id"].encode()
         sent = await self._producer.send(SPENDS, json.dumps(event).encode(), key)
 
@@ -124,13 +124,13 @@ class FrontDoor:
         async for record in self._consumer:
             signal = json.loads(record.value)
             seen = self.signals[record.key.decode()]
-            if not seen or signal["position"] > seen[-1]["position"]:  # at least once: a repetition is dropped
+            if not seen or signal["position"] > seen[-1]["position"]:  # signals come at least once: drop repetitions
                 seen.append(signal)
 
     # Fences
 
     async def fence(self, *partitions: int) -> None:
-        """Returns once all that was published to these partitions (none: to any) is decided and readable."""
+        """Return once all that was published to these partitions (none: to any) is decided and readable."""
         await asyncio.gather(*(self._fence(each) for each in partitions or range(self.shards)))
 
     async def _fence(self, partition: int) -> None:
@@ -165,7 +165,7 @@ class FrontDoor:
         }
 
     async def caught_up(self, business_center_id: str, shard: int, position: int) -> None:
-        """Returns once the read model has got to a position."""
+        """Return once the read model has reached this position."""
 
         async def ask() -> bool | None:
             as_of = (await self.get(f"business-centers/{business_center_id}"))["as_of"]
@@ -177,13 +177,13 @@ class FrontDoor:
     # HTTP
 
     async def accepted(self, business_center_id: str, type_: str, **fields: Any) -> Record:
-        """Sends a command of an administrator, which has to be accepted."""
+        """Send a command of an administrator, and assert that it is accepted."""
         outcome = await self.command(self.admin_command(business_center_id, type_, **fields))
         assert outcome["status"] == "accepted", outcome
         return outcome
 
     def admin_command(self, business_center_id: str, type_: str, **fields: Any) -> Record:
-        """A command as an administrator sends it."""
+        """Return a command in the form in which an administrator sends it."""
         return {
             "command_id": str(uuid4()),
             "type": type_,
@@ -194,7 +194,7 @@ class FrontDoor:
         }
 
     async def command(self, command: Record) -> Record:
-        """Sends a command until it is decided; returns its outcome."""
+        """Send a command until it is decided, and return its outcome."""
 
         async def ask() -> Record | None:
             with contextlib.suppress(httpx.TransportError):
@@ -209,18 +209,18 @@ class FrontDoor:
         return await until(f"the outcome of {command}", ask)
 
     async def get(self, path: str, **parameters: Any) -> Record:
-        """Reads `/v1/{path}`; it has to be there."""
+        """Return the answer of `/v1/{path}`, which must exist."""
         answer = await self.ask(path, **parameters)
         assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
         content: Record = answer.json()
         return content
 
     async def ask(self, path: str, **parameters: Any) -> httpx.Response:
-        """Reads `/v1/{path}`, whatever it answers."""
+        """Return the response of `/v1/{path}`, whatever its status."""
         return await self._client.get(f"/v1/{path}", params=parameters)
 
     async def register_deal(self, deal_id: str, ad_account_ids: list[str], currency: str = "USD") -> None:
-        """Registers a deal that covers the accounts for years."""
+        """Register a deal that covers the accounts for years."""
         deal = {
             "client": "acme",
             "ad_account_ids": ad_account_ids,
@@ -235,7 +235,7 @@ class FrontDoor:
         assert answer.status_code in (200, 201), answer.text
 
     async def cash_spend(self, deal_id: str) -> str:
-        """The cash spend of a deal, once its figures cover all that the ledger has now."""
+        """Return the cash spend of a deal, once it covers everything that is in the ledger now."""
         heads = [entry async for entry in self._heads()]
 
         async def ask() -> str | None:
@@ -247,22 +247,22 @@ class FrontDoor:
         return await until(f"the pacing of {deal_id}", ask)
 
     async def _heads(self) -> AsyncIterator[tuple[int, int]]:
-        """How far the balance read model has got, of each shard that has a fence."""
+        """Return the position of the balance read model for each shard that has a fence."""
         for fence in list(self._fences.values()):
             as_of = (await self.get(f"business-centers/{fence['business_center_id']}"))["as_of"]
             for each in as_of["shards"]:
                 yield each["shard"], each["position"]
 
     async def entries(self, source_event_id: str) -> list[Record]:
-        """The ledger's entries with one source."""
+        """Return the ledger's entries with one source."""
         return [entry async for entry in self.pages("ledger", source_event_id=source_event_id)]
 
     async def ledger(self, business_center_id: str) -> list[Record]:
-        """All entries of a Business Center."""
+        """Return all entries of a Business Center."""
         return [entry async for entry in self.pages("ledger", business_center_id=business_center_id)]
 
     async def quarantine(self) -> dict[Place, Record]:
-        """What is quarantined, by where it lay in `spend.events`; `raw` as bytes. Nothing is there twice."""
+        """Return the quarantined records by place, with `raw` as bytes. Assert that no place occurs twice."""
         found: dict[Place, Record] = {}
         async for entry in self.pages("quarantine"):
             place = Place(entry["partition"], entry["offset"])
@@ -272,7 +272,7 @@ class FrontDoor:
         return found
 
     async def pages(self, path: str, **parameters: Any) -> AsyncIterator[Record]:
-        """All entries of a list that comes in pages."""
+        """Return all items of a list that comes in pages."""
         while True:
             page = await self.get(path, limit=1000, **parameters)
             for entry in page["entries"]:

@@ -1,4 +1,4 @@
-"""A running system behind the platform's front door."""
+"""A running system as the platform of the scenarios."""
 
 from tests.acceptance.clocks import live_to_see
 from tests.acceptance.front_door import FrontDoor, until
@@ -6,7 +6,7 @@ from tests.acceptance.platform import Record
 
 
 class LivePlatform:
-    """What a scenario sees of it."""
+    """The part of a running system that a scenario sees."""
 
     def __init__(self, door: FrontDoor) -> None:
         self._door = door
@@ -43,7 +43,7 @@ class LivePlatform:
         return await self._door.ledger(business_center_id)
 
     async def signals(self, ad_account_id: str, campaign_id: str | None) -> list[Record]:
-        """What the topic carries, once it carries all that the ledger has."""
+        """Return the signals of the topic, once it has all that follow from the ledger."""
         business_center_id = (await self._door.get(f"ad-accounts/{ad_account_id}"))["business_center_id"]
         entity = ad_account_id, campaign_id
         written = [

@@ -1,4 +1,4 @@
-"""The second model behind the platform's front door."""
+"""The second model as the platform of the scenarios."""
 
 from tests.acceptance.platform import Record
 from tests.model import Model
@@ -9,7 +9,7 @@ MILLISECOND_US = 1_000
 
 
 class ModelPlatform:
-    """Each command and event takes a millisecond."""
+    """The second model. Each command and event takes a millisecond."""
 
     def __init__(self) -> None:
         self._model = Model(START_US)

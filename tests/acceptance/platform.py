@@ -1,4 +1,4 @@
-"""What a scenario needs of the platform: the front door, and nothing behind it."""
+"""The part of the platform that a scenario needs: the front door, and nothing behind it."""
 
 from typing import Any, Protocol
 
@@ -12,34 +12,34 @@ class Platform(Protocol):
         """Return when the platform's clock shows this moment or a later one."""
 
     async def now_us(self) -> int:
-        """What the platform's clock shows."""
+        """Return what the platform's clock shows, in µs since the Unix epoch."""
 
     async def command(self, command: Record) -> tuple[str, str | None]:
-        """Send a finance command; return its status and code."""
+        """Send a finance command, and return its status and code."""
 
     async def publish(self, event: Record) -> str:
-        """Publish a spend or reversal; return what came of it: `recorded` or `quarantined:<reason>`."""
+        """Publish a spend or reversal. Return `recorded` or `quarantined:<reason>`."""
 
     async def business_center(self, business_center_id: str) -> Record:
-        """The answer for a Business Center."""
+        """Return the answer for a Business Center."""
 
     async def ad_account(self, ad_account_id: str) -> Record:
-        """The answer for an ad account."""
+        """Return the answer for an ad account."""
 
     async def campaign(self, ad_account_id: str, campaign_id: str) -> Record:
-        """The answer for a campaign."""
+        """Return the answer for a campaign."""
 
     async def entries(self, source_event_id: str) -> list[Record]:
-        """The ledger's entries with one source."""
+        """Return the ledger's entries with one source."""
 
     async def ledger(self, business_center_id: str) -> list[Record]:
-        """All entries of a Business Center."""
+        """Return all entries of a Business Center."""
 
     async def signals(self, ad_account_id: str, campaign_id: str | None) -> list[Record]:
-        """The signals of one entity, in order."""
+        """Return the signals of one entity, in order."""
 
     async def follow_cash_spend(self, ad_account_id: str, currency: str) -> None:
         """Register a deal that covers the account."""
 
     async def cash_spend(self, ad_account_id: str) -> str:
-        """What that deal counts."""
+        """Return the cash spend that this deal counts."""

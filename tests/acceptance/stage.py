@@ -1,9 +1,8 @@
-"""What a scenario knows while it is told: its names, what it sent last, what came of that.
+"""The state of a scenario while it runs: its names, what it sent last, and the outcome of that.
 
-A sentence that asks for something (`100 cash is deposited to shop`) sends a finance command or publishes an event; it
-has to succeed unless the next sentence says that it is refused. Every other sentence claims something that has to be
-true. Names such as `shop` are the scenario's own: each has its own Business Center, so that all can be told to one
-running system.
+A sentence that asks for something (`100 cash is deposited to shop`) sends a finance command or publishes an event. It
+must succeed unless the next sentence says that it is refused. Every other sentence claims something that must be true.
+Names such as `shop` belong to one scenario: each has its own Business Center, so that all can run on one system.
 """
 
 import asyncio
@@ -21,12 +20,12 @@ _numbers = itertools.count(1)
 
 
 def plain(amount: str) -> int:
-    """Return an amount as a scenario writes it, in micros."""
+    """Return an amount of a scenario in micros."""
     return -micros(amount[1:]) if amount.startswith("-") else micros(amount)
 
 
 class Stage:
-    """A scenario that is being told to a platform."""
+    """A scenario that runs on a platform."""
 
     def __init__(self, platform: Platform, loop: asyncio.AbstractEventLoop) -> None:
         self.platform = platform
@@ -47,15 +46,15 @@ class Stage:
         self._prefix = f"s{next(_numbers):02d}"
 
     def name(self, name: str) -> str:
-        """Return the platform's id for a name of the scenario."""
+        """Return the platform's id of a name of the scenario."""
         return f"{self._prefix}-{name}"
 
     def holder(self, name: str) -> str | None:
-        """Return the ad account of a name; None for the Business Center."""
+        """Return the ad account of a name, or None for the Business Center."""
         return None if self.name(name) == self.center else self.name(name)
 
     def tell(self, sentence: Callable[[], Awaitable[None]]) -> None:
-        """Do what a sentence says. After the clock has moved, a claim may take a moment to come true."""
+        """Run the step of a sentence. After the clock has moved, a claim may take a moment to become true."""
         self._loop.run_until_complete(self._tell(sentence))
 
     async def _tell(self, sentence: Callable[[], Awaitable[None]]) -> None:
@@ -69,7 +68,7 @@ class Stage:
             await asyncio.sleep(0.02)
 
     def act(self) -> None:
-        """Begin with what the scenario is about: signals count from here."""
+        """Begin the part that the scenario is about: signals count from here."""
         if not self._is_acting:
             self._is_acting = True
             self._loop.run_until_complete(self._remember_signals())
@@ -91,7 +90,7 @@ class Stage:
         await self.send(command)
 
     async def send(self, command: Record) -> None:
-        """Send a command as it is."""
+        """Send a command without changes."""
         if command["type"] != "open_business_center":
             self.written_before = len(await self.platform.ledger(self.center))
         self.sent = command
@@ -100,13 +99,13 @@ class Stage:
         self.refused = self.outcome[0] == "rejected"
 
     async def publish(self, event: Record) -> None:
-        """Publish a spend or reversal, which becomes what `that` means."""
+        """Publish a spend or reversal, to which `that` refers from now on."""
         self.event = event
         self.is_patient = False
         self.fate = await self.platform.publish(event)
 
     async def signals(self, account: str, campaign: str | None) -> list[list[str]]:
-        """Return what was signalled since the first `When`: change, cause, causes after it."""
+        """Return the signals since the first `When`: change, cause, and the causes after it."""
         entity = self.name(account), campaign
         signals = (await self.platform.signals(*entity))[self.seen.get(entity, 0) :]
         return [[each["change"], each["cause"], ", ".join(each["causes"])] for each in signals]

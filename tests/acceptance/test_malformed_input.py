@@ -1,4 +1,4 @@
-"""Nonsense on `spend.events`: each record lands in quarantine with its reason and its bytes; the rest goes on."""
+"""Malformed records on `spend.events`: each is quarantined with its reason and bytes, and the others are charged."""
 
 import json
 import zlib
@@ -27,12 +27,12 @@ KIB = 1024
 
 @dataclass
 class Desk:
-    """A Business Center with an account, on a running system that others use too."""
+    """A Business Center with an account, on a running system that other tests use too."""
 
     door: FrontDoor
 
     def spend(self, **changes: Any) -> Record:
-        """A good spend of 1, but for the changes. What is `...` is left out."""
+        """Return a valid spend of 1 with these changes. A field that is `...` is left out."""
         spend = {
             "type": "spend",
             "event_id": str(uuid4()),
@@ -47,23 +47,23 @@ class Desk:
         return {name: value for name, value in spend.items() if value is not ...}
 
     async def send(self, value: bytes | None, key: bytes | None = CENTER.encode()) -> Place:
-        """Publishes bytes to the shard of the Business Center."""
+        """Publish bytes to the shard of the Business Center."""
         return await self.door.publish_raw(value, key, shard_of(CENTER, self.door.shards))
 
     async def send_with(self, headers: Headers, value: bytes | None, partition: int | None = None) -> Place:
-        """Publishes a record with headers of any bytes to the shard of the Business Center, or to another."""
+        """Publish a record with headers of any bytes to the shard of the Business Center, or to another."""
         own = shard_of(CENTER, self.door.shards)
         return await self.door.publish_any(SPENDS, own if partition is None else partition, headers, value)
 
     async def quarantined(self, place: Place) -> Record:
-        """The quarantined record that lay there; it has to be there once the next spend is charged."""
+        """Return the quarantined record of this place, which must be there once the next spend is charged."""
         await self.door.fence(place.partition)
         found = await self.door.quarantine()
         assert place in found, "not quarantined"
         return found[place]
 
     async def cash_debits(self, event_id: str) -> int:
-        """How often a spend was charged."""
+        """Return how often a spend was charged."""
         return len([each for each in await self.door.entries(event_id) if each["kind"] == "cash_debit"])
 
 
@@ -245,7 +245,7 @@ async def test_a_good_spend_between_bad_ones_is_charged(desk: Desk) -> None:
 
 
 def envelope(spend: Record, **attributes: Any) -> Record:
-    """A CloudEvent in structured mode. What is `...` is left out."""
+    """Return a CloudEvent in structured mode. A field that is `...` is left out."""
     event = {"specversion": "1.0", "id": spend["event_id"], "source": "/ads", "type": "ad.spend", "data": spend}
     return {name: value for name, value in {**event, **attributes}.items() if value is not ...}
 

@@ -1,4 +1,4 @@
-"""Quarantine that people can work with, and CloudEvents: through the front door, on a running system."""
+"""Quarantine as people work with it, and CloudEvents: through the front door, on a running system."""
 
 import json
 from typing import Any
@@ -31,7 +31,7 @@ async def open_account(door: FrontDoor, center: str) -> None:
 
 
 async def billed(door: FrontDoor, center: str, amount: str) -> None:
-    """Returns once the account was billed that much."""
+    """Return once the account was billed this amount."""
 
     async def ask() -> bool | None:
         account = await door.get(f"ad-accounts/{center}-account")
@@ -54,7 +54,7 @@ async def test_after_the_fix_each_quarantined_event_is_charged_once_however_ofte
         assert {found[place]["reason"] for place in places} == {"unknown_ad_account"}
         await open_account(door, center)
         ids = [found[place]["id"] for place in places]
-        # One was sent again by its producer before anybody replayed it.
+        # The producer sent one of them again before the replay.
         await door.publish(events[0])
         await billed(door, center, "8.000000")
         for left in (

@@ -1,4 +1,4 @@
-"""The scenarios of the domain page, told to a running system through Kafka and HTTP."""
+"""The scenarios of the domain page, run on a system through Kafka and HTTP."""
 
 from collections.abc import AsyncIterator
 
@@ -14,7 +14,7 @@ from tests.servers import running_system
 
 @pytest.fixture(scope="module")
 async def platform() -> AsyncIterator[LivePlatform]:
-    """A running system for all scenarios: each has a Business Center of its own."""
+    """Yield a running system for all scenarios, each of which has a Business Center of its own."""
     async with running_system(clock_offset_seconds=offset_to(START_US)) as system, FrontDoor(system) as door:
         yield LivePlatform(door)
 

@@ -1,4 +1,4 @@
-"""The scenarios of the domain page, told to the second model: both were written from the same page."""
+"""The scenarios of the domain page, run on the second model, which was written from the same page."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SCENARIOS = Path(__file__).parent / "scenarios"
 
 @pytest.fixture
 def platform() -> ModelPlatform:
-    """A model for one scenario."""
+    """Return a model for one scenario."""
     return ModelPlatform()
 
 

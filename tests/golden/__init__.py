@@ -1,4 +1,4 @@
-"""The golden ledger: a small recorded one, with every kind of entry, that must come to the same bytes for ever.
+"""The golden ledger: a small recorded ledger with every kind of entry. Every later version must give the same bytes.
 
-`ledger.jsonl` is only ever appended to. docs/decisions/changing-a-rule.md says when.
+`ledger.jsonl` is only appended to. docs/decisions/changing-a-rule.md says when.
 """

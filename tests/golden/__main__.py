@@ -1,6 +1,6 @@
 """`python -m tests.golden`: decide the chapters that the golden ledger does not hold yet, and append them to its file.
 
-What it holds is decided again first and must come out as it is. Nothing of it is ever written anew.
+The recorded chapters are decided again first, and must give the same bytes. They are never written again.
 """
 
 import json
@@ -21,7 +21,7 @@ from tests.unit.pure_ledger import PureLedger
 
 
 class Recorder(PureLedger):
-    """Goes on from where the golden ledger ends, and notes the lines that come next."""
+    """Decides batches after the end of the golden ledger, and keeps their lines."""
 
     def __init__(self, ledger: GoldenLedger) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Recorder(PureLedger):
         self._refusals: list[tuple[int, dict[str, object], str]] = []
 
     def tell(self, works: Iterable[Work], now: int, policy: Policy, zones: Zones) -> None:
-        """Decide one batch and note its lines."""
+        """Decide one batch and keep its lines."""
         self.policy, self.zones, self._refusals = policy, zones, []
         if policy.version not in self._ledger.policies:
             self._ledger.policies[policy.version] = policy
@@ -44,7 +44,7 @@ class Recorder(PureLedger):
         self.batch([(work.kind, json.dumps(work.message).encode()) for work in works], now)
 
     def append(self) -> None:
-        """Note the batch, if anything came of it."""
+        """Keep the lines of the batch, if it has entries or refusals."""
         first = len(self.entries) + 1
         super().append()
         rows = encode_entries(self.rules.entries, SHARD, first, self.rules.now, UNBOUNDED_BYTES)
@@ -66,7 +66,7 @@ class Recorder(PureLedger):
 
 
 def main() -> None:
-    """Append what is missing."""
+    """Append the missing chapters."""
     ledger = recorded.read()
     recorder = Recorder(ledger)
     now = max(START_US, recorder.rules.now)

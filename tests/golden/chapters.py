@@ -1,6 +1,6 @@
-"""What was done to the golden ledger, in chapters. A chapter that is recorded is never decided from here again.
+"""The inputs of the golden ledger, in chapters. A chapter that is recorded is never decided from here again.
 
-To hold a change of a rule for ever, add a chapter at the end and run `python -m tests.golden`.
+To record a change of a rule, add a chapter at the end and run `python -m tests.golden`.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ OTHER = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One batch: what comes, when, and what the batch names."""
+    """One batch: its messages, its time, and what it names."""
 
     works: list[Work]
     now: int
@@ -38,36 +38,36 @@ class Scene:
 
 
 class Told:
-    """Messages in short words, about one Business Center. Their ids are numbers, so that the file stays small."""
+    """A short way to write messages of one Business Center. Their ids are numbers, so that the file stays small."""
 
     def __init__(self, center: str, first_id: int) -> None:
         self.center = center
         self._ids = count(first_id)
 
     def command(self, type_: str, **fields: Any) -> Work:
-        """A command of an admin."""
+        """Return a command of an admin."""
         common = {"type": type_, "business_center_id": self.center, "issued_at": "2027-03-10T12:00:00Z"}
         actor = {"id": "ann", "role": "admin"}
         return Work("command", {"command_id": self._id(), **common, "actor": actor, **fields})
 
     def account(self, name: str, zone: str = "Asia/Tokyo", billing: str = "monthly_invoicing") -> Work:
-        """An account is opened."""
+        """Return the command that opens an account."""
         kind = {"billing": billing, "buying_type": "auction", "time_zone": zone}
         return self.command("open_ad_account", ad_account_id=f"{self.center}-{name}", **kind)
 
     def spend(self, name: str, amount: str, now: int, campaign: str = "spring") -> Work:
-        """The account spends, just now."""
+        """Return a spend of the account that occurs now."""
         ids = {"event_id": self._id(), "business_center_id": self.center, "ad_account_id": f"{self.center}-{name}"}
         spent = {"campaign_id": campaign, "amount": amount, "currency": "USD", "occurred_at": rfc3339(now)}
         return Work("event", {"type": "spend", **ids, **spent})
 
     def reversal(self, spend: Work, now: int) -> Work:
-        """The whole spend is taken back."""
+        """Return a reversal of the whole spend."""
         taken = {"type": "reversal", "event_id": self._id(), "reverses": spend.message["event_id"], "reason": "why not"}
         return Work("event", {**spend.message, **taken, "occurred_at": rfc3339(now)})
 
     def long_voucher(self, size: int, **fields: Any) -> Work:
-        """A voucher whose command takes so many bytes in the ledger, for it names the same campaign again and again."""
+        """Return a voucher whose command takes this many bytes in the ledger: it repeats the name of a campaign."""
         bare = self.command("grant_voucher", voucher_id="long", amount="1", campaign_ids=[], **fields)
         whole, rest = divmod(size + 1 - len(canonical_json(bare.message)), len('"",') + 64)
         named = ["x" * 64] * whole + ["x" * (rest - len('"",'))]
@@ -78,7 +78,7 @@ class Told:
 
 
 def told(now: int, center: str, first_id: int, accounts: int) -> Iterator[tuple[int, list[Work]]]:
-    """What chance may not bring: credit, a reset, a spend reversed after its voucher expired, many who take part."""
+    """Yield what random work may lack: credit, a reset, a reversal after the voucher expired, many participants."""
     tell = Told(center, first_id)
     mine = {"ad_account_id": f"{center}-a"}
     credit = {"direction": "to_ad_account", "pocket": "credit", "amount": "30"}
@@ -105,7 +105,7 @@ def told(now: int, center: str, first_id: int, accounts: int) -> Iterator[tuple[
 
 
 def first_rules(now: int) -> Iterator[Scene]:
-    """Some days of everything, under two policies."""
+    """Some days of random work, under two policies."""
     zones = release("2026a")
     for at, works in told(now, "first", 10_000, accounts=2):
         yield Scene(works, at, STANDARD, 1, zones)
@@ -119,7 +119,7 @@ def first_rules(now: int) -> Iterator[Scene]:
 
 
 def bounded_and_other_days(now: int) -> Iterator[Scene]:
-    """The second version begins; a day later Tokyo's days become UTC's and New York's those of Kathmandu, and back."""
+    """The second version begins. A day later Tokyo gets the days of UTC and New York those of Kathmandu, and back."""
     usual = release("2026a")
     moved = release("2026b", Asia__Tokyo="UTC", America__New_York="Asia/Kathmandu")
     for at, works in told(now, "second", 20_000, accounts=201):
@@ -134,7 +134,7 @@ def bounded_and_other_days(now: int) -> Iterator[Scene]:
 
 
 def who_and_how_much(now: int) -> Iterator[Scene]:
-    """The third version: ways are kept, a policy bounds what the topic may name, Business Centers bound one spend."""
+    """The third version: entries keep ways, a policy bounds the topic, and Business Centers bound a spend."""
     zones = release("2026a")
     for at, works in told(now, "third", 30_000, accounts=2):
         yield Scene([_signed(work) for work in works], at, STANDARD, 3, zones)
@@ -163,14 +163,14 @@ def who_and_how_much(now: int) -> Iterator[Scene]:
 
 
 def _signed(work: Work) -> Work:
-    """By the API, if it is a command."""
+    """Return the message, signed by the API if it is a command."""
     return Work("signed", work.message) if work.kind == "command" else work
 
 
 def where_money_goes(now: int) -> Iterator[Scene]:
-    """What the others hardly meet: every pocket and the ways back into it, tied money, late spends, a long command.
+    """Cases that are rare in the other chapters: every pocket and its returns, tied money, late spends, a long command.
 
-    It has to meet the ends of certain days and of a month, so its scenes are at times of their own.
+    Its scenes have times of their own, because they need the ends of certain days and of a month.
     """
     assert now < _utc(3, 18, 0), "the ledger's time never goes back"
     zones, shared, tied = release("2026a"), Told("fourth", 40_000), Told("fifth", 41_000)
@@ -180,7 +180,7 @@ def where_money_goes(now: int) -> Iterator[Scene]:
 
 
 def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
-    """Each pocket pays in its turn; what may move moves on enabling; spends are reversed; shared pockets run dry."""
+    """Each pocket pays in its turn, money moves on enabling, spends are reversed, and shared pockets run out."""
     a, b, p = ({"ad_account_id": f"{tell.center}-{name}"} for name in "abp")
     to_account, back = {"direction": "to_ad_account"}, {"direction": "to_business_center"}
     now = _utc(3, 18, 0)
@@ -192,7 +192,7 @@ def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
             *(tell.account("a"), tell.account("b"), tell.account("p", billing="autopay")),
             tell.command("deposit_cash", amount="50"),
             tell.command("set_credit_line", limit="40"),
-            # For spring these pay in the order of their last letters, though only a and c are tied to it.
+            # For spring these pay in the order of their last letters, although only a and c are tied to it.
             tell.command("grant_voucher", voucher_id="order-b", amount="7", **a),
             tell.command("grant_voucher", voucher_id="order-c", amount="3", campaign_ids=["spring"], **a),
             tell.command("grant_voucher", **expiring, campaign_ids=["spring"], **a),
@@ -225,7 +225,7 @@ def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
             tell.command("enable_automatic_allocation"),
         ],
     )
-    # What was paid by hand returns to whoever holds it now.
+    # Money returns to the holder that its pocket belongs to now.
     now += 2 * HOUR_US
     yield (
         now,
@@ -235,7 +235,7 @@ def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
             tell.command("set_budget", mode="unlimited", **a),
         ],
     )
-    # The second one is paid by a voucher and cash; the last one leaves nothing, but for a line that is used in part.
+    # A voucher and cash pay the second one. After the last one, only part of the credit line is left.
     now += HOUR_US
     last = tell.spend("a", "60", now)
     yield now, [tell.spend("a", "31", now), tell.spend("b", "10", now, "autumn"), tell.spend("b", "100", now), last]
@@ -251,7 +251,7 @@ def _by_hand_and_shared(tell: Told) -> Iterator[tuple[int, list[Work]]]:
 
 
 def _tied_money(tell: Told) -> Iterator[tuple[int, list[Work]]]:
-    """All that is left is tied to some campaigns: the others stop, and go on when money comes that they may spend."""
+    """All money left is tied to some campaigns. The others stop, and resume when money comes that may pay for them."""
     t = {"ad_account_id": f"{tell.center}-t"}
     now = _utc(3, 18, 10)
     yield (
@@ -273,7 +273,7 @@ def _tied_money(tell: Told) -> Iterator[tuple[int, list[Work]]]:
         ],
     )
     yield now + 2 * HOUR_US, [tell.command("deposit_cash", amount="1", **t), tell.spend("t", "1", now, "winter")]
-    # At Tokyo's midnight a voucher expires while spring's daily budget is used up: an expiry has its turn first.
+    # At Tokyo's midnight a voucher expires while spring's daily budget is used up: the expiry fires first.
     midnight = _utc(3, 18, 15)
     brief = {"voucher_id": "brief", "amount": "1", "expires_at": rfc3339(midnight)}
     yield (
@@ -288,7 +288,7 @@ def _tied_money(tell: Told) -> Iterator[tuple[int, list[Work]]]:
 
 
 def _short_day(tell: Told) -> Iterator[tuple[int, list[Work]]]:
-    """At Troll the clock is put forward by two hours: the day is over after 22."""
+    """At Troll the clock is put forward by two hours, so the day ends after 22 hours."""
     s, now = {"ad_account_id": f"{tell.center}-s"}, _utc(3, 28, 20)
     yield (
         now,
@@ -303,7 +303,7 @@ def _short_day(tell: Told) -> Iterator[tuple[int, list[Work]]]:
 
 
 def _late_spends(tell: Told) -> Iterator[tuple[int, list[Work]]]:
-    """March ends in Tokyo, while it goes on for the Business Center; then come spends of March, and of tomorrow."""
+    """March ends in Tokyo but not for the Business Center. Then spends of March arrive, and spends of tomorrow."""
     m, d, c = ({"ad_account_id": f"{tell.center}-{name}"} for name in "mdc")
     now = _utc(3, 31, 14)
     yield (
@@ -329,10 +329,10 @@ def _late_spends(tell: Told) -> Iterator[tuple[int, list[Work]]]:
     yield (
         april,
         [
-            # Of March 15 are left, of its last day 2, and a custom budget is none for days that are over.
+            # March has 15 left and its last day 2. A custom budget does not limit days that have ended.
             *(tell.spend("m", "18", now), tell.spend("d", "3", now), tell.spend("c", "4", now)),
             *(tell.spend("m", "17", april), tell.spend("c", "4", april)),
-            # Of the next day both campaigns spend all, one of them before it has a budget: the day begins with pauses.
+            # Both campaigns use up the next day in advance, one before it has a budget: the day begins with pauses.
             *(tell.spend("d", "2", april + 23 * HOUR_US, campaign) for campaign in ("autumn", "winter")),
             tell.command("set_campaign_budget", campaign_id="winter", mode="daily", amount="2", **d),
         ],
@@ -341,7 +341,7 @@ def _late_spends(tell: Told) -> Iterator[tuple[int, list[Work]]]:
 
 
 def _as_long_as_may_be(tell: Told) -> Iterator[tuple[int, list[Work]]]:
-    """One byte too many is refused, in a batch of its own: then what was refused is asked again too."""
+    """A command that is one byte too long is refused, in a batch of its own, so that the refusal is recorded too."""
     now, account = _utc(4, 1, 18), {"ad_account_id": f"{tell.center}-d"}
     yield now, [tell.long_voucher(40_961, **account)]
     yield now, [tell.long_voucher(40_960, **account)]

@@ -1,4 +1,4 @@
-"""Deciding the golden ledger again from what it holds, without a database."""
+"""Deciding the golden ledger again from its file, without a database."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ from tests.unit.pure_ledger import grants_in, spend_of
 
 
 class Again:
-    """The rules, as each batch of the golden ledger leaves them."""
+    """The rules, with the state that each batch of the golden ledger leaves."""
 
     def __init__(self, ledger: GoldenLedger) -> None:
         self.rules = Shard(deduplication_days=None)
@@ -31,7 +31,7 @@ class Again:
         self._reader = Reader()
 
     def decide(self, batch: GoldenBatch) -> tuple[list[bytes], bytes]:
-        """The canonical bytes that the rules write for the batch's inputs, and the root after them."""
+        """Return the canonical bytes that the rules write for the batch's inputs, and the root after them."""
         stored = self._reader.decode(COPY_HEADER + b"".join(batch.rows) + COPY_TRAILER)
         inputs = inputs_of(stored)
         policy, zones = self._ledger.terms(batch)
@@ -49,7 +49,7 @@ class Again:
         return self._append(batch, stored)
 
     def refused(self, batch: GoldenBatch) -> list[str | None]:
-        """What the rules answer now to the commands that a batch without entries refused."""
+        """Return the present codes of the commands that a batch without entries refused."""
         policy, zones = self._ledger.terms(batch)
         grants = self._grants(grants_of([content for _, content, _ in batch.refusals], ()))
         self.rules.begin(batch.recorded_at, policy, grants=grants, zones=zones)

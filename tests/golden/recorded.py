@@ -1,4 +1,4 @@
-"""The golden ledger's file: one JSON object a line, in the order in which it was written."""
+"""The file of the golden ledger: one JSON object per line, in the order of writing."""
 
 import json
 import zlib
@@ -15,15 +15,15 @@ from shared.rules.policy import Policy, policy_of
 
 FILE = Path(__file__).parent / "ledger.jsonl"
 SHARD = 3
-# The content of a refused command that is longer is packed, as rows are.
+# The content of a refused command is packed, like rows, if it is longer than this.
 LONG = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenBatch:
-    """A batch: its time in µs, what it names, canonical bytes of its entries, the root after it.
+    """A batch: its time in µs, what it names, the canonical bytes of its entries, and the root after it.
 
-    `refusals` are commands that it refused: the shard's last position by then, the content, and the code.
+    `refusals` has the commands that it refused: the shard's last position by then, the content, and the code.
     """
 
     recorded_at: int
@@ -45,7 +45,7 @@ class GoldenLedger:
     batches: list[GoldenBatch] = field(default_factory=list)
 
     def tail(self) -> bytes:
-        """The last rows, as many as a dictionary can hold."""
+        """Return the last rows, as many as fit into a dictionary."""
         rows: list[bytes] = []
         for batch in reversed(self.batches):
             rows[:0] = batch.rows
@@ -54,12 +54,12 @@ class GoldenLedger:
         return b"".join(rows)[-32_000:]
 
     def terms(self, batch: GoldenBatch) -> tuple[Policy, Zones]:
-        """The policy with the version of the rules, and the time zones, that a batch names."""
+        """Return the policy (with the version of the rules) and the time zones that a batch names."""
         return replace(self.policies[batch.policy], rules=batch.rules), self.zones[batch.zones]
 
 
 def read(file: Path = FILE) -> GoldenLedger:
-    """The ledger as it is recorded; empty where there is no file."""
+    """Return the recorded ledger, or an empty one if there is no file."""
     ledger = GoldenLedger()
     for line in file.read_text("ascii").splitlines() if file.exists() else ():
         _add(ledger, json.loads(line))
@@ -85,23 +85,23 @@ def _add(ledger: GoldenLedger, item: dict[str, Any]) -> None:
 
 
 def chapter_line(title: str) -> str:
-    """A chapter begins."""
+    """Return the line with which a chapter begins."""
     return _line({"chapter": title})
 
 
 def policy_line(policy: Policy) -> str:
-    """A policy that batches name."""
+    """Return the line of a policy that batches name."""
     return _line({"policy_content": policy.content()})
 
 
 def zone_lines(release: str, used: dict[str, bytes]) -> Iterator[str]:
-    """Time zones that a batch has a use for."""
+    """Yield the lines of the time zones that a batch uses."""
     for name, data in sorted(used.items()):
         yield _line({"release": release, "zone": name, "data": b64encode(data).decode()})
 
 
 def batch_line(batch: GoldenBatch, tail: bytes) -> str:
-    """A batch, its rows packed, with those of batches before it for a dictionary: much is said again."""
+    """Return the line of a batch. Its rows are compressed with earlier rows as a dictionary, because much repeats."""
     packer = zlib.compressobj(9, zdict=tail)
     rows = b64encode(packer.compress(b"".join(batch.rows)) + packer.flush()).decode()
     names = {"recorded_at": batch.recorded_at, "policy": batch.policy, "rules": batch.rules, "zones": batch.zones}

@@ -1,7 +1,7 @@
 """A second model of the domain, plain and slow, written from the domain page alone.
 
-It shares no code with the rules it checks. `Model` takes commands and events in the order in which a
-shard decides them, with the ledger time, and says what has to come of them.
+It shares no code with the rules that it checks. `Model` takes commands and events in the order in which a shard decides
+them, with the ledger time, and predicts their outcomes.
 """
 
 from tests.model.model import Model, Outcome

@@ -1,6 +1,6 @@
-"""Finance commands: refused with a code, or applied (domain page 2-4, contracts page).
+"""Finance commands: refused with a code, or applied (domain page, sections 2 to 4, and contracts page).
 
-Checks stand in the order in which the contracts page ranks the codes.
+The checks follow the order of the codes on the contracts page.
 """
 
 from collections import Counter
@@ -17,12 +17,12 @@ LARGEST_BALANCE = 2**63 - 1
 CHANGES_PER_DAY = 10
 _ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split())
 
-# Readings of our own, where the page names no code.
+# Our own readings, because the page names no code for these.
 RESET_OF_ANOTHER_MODE = "not_eligible"
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is no error
-    """The command is refused; the argument is its code."""
+    """Raised for a refused command, with the code as its argument."""
 
 
 def _refuse_if(condition: bool, code: str) -> None:
@@ -31,7 +31,7 @@ def _refuse_if(condition: bool, code: str) -> None:
 
 
 def _permit(finance_roles: bool, command: Command) -> None:
-    """Who may do what (4.7)."""
+    """Raise Refused if the role may not give this command (4.7)."""
     allowed = {"admin", "finance_manager"} if finance_roles else {"admin"}
     if command["type"] == "set_campaign_budget":
         allowed.add("standard")
@@ -41,7 +41,7 @@ def _permit(finance_roles: bool, command: Command) -> None:
 
 
 def _is_zone(name: str) -> bool:
-    """The package's list, but for the zone of machines that nobody has told where they are."""
+    """Return whether the tzdata package lists this zone. `Factory` stands for no place, so it is excluded."""
     return name in _ZONES and name != "Factory"
 
 
@@ -60,14 +60,14 @@ def _broken_by_itself(command: Command, now: int) -> bool:
 
 
 class Desk:
-    """Applies commands to all Business Centers. Account ids are unique across the platform."""
+    """The commands of all Business Centers. Ids of ad accounts are unique across the platform."""
 
     def __init__(self, centers: dict[str, BusinessCenter]) -> None:
         self.centers = centers
         self.grants = 0
 
     def apply(self, command: Command, now: int) -> None:
-        """Raises Refused, and then nothing has changed."""
+        """Apply a command. Raise Refused, with nothing changed, if it is refused."""
         _refuse_if(_broken_by_itself(command, now), "invalid")
         if command["type"] == "open_business_center":
             self._open_business_center(command, now)
@@ -181,7 +181,7 @@ class Desk:
                 self._hand_over(center, account, now)
 
     def _hand_over(self, center: BusinessCenter, account: AdAccount, now: int) -> None:
-        """Budget Sync, then the account's balance moves to the Business Center (3.3, 3.4)."""
+        """Sync the budget, then move the account's balance to the Business Center (3.3, 3.4)."""
         if account.settings[-1].mode == "unlimited":
             set_account_budget(account, "custom", center.own_balance(account), now)
         center.cash += account.cash

@@ -1,4 +1,4 @@
-"""Drives a running system and the model with the same work, and compares all that can be seen from outside."""
+"""Driver of a running system and of the model: it gives both the same work, and compares what both show outside."""
 
 from collections import defaultdict
 from typing import Any
@@ -14,7 +14,7 @@ POCKETS = ("cash", "voucher", "ad_credit", "credit")
 
 
 class Driver:
-    """Both at once. The model gets the ledger time of each command from its outcome."""
+    """The running system and the model. The model takes the ledger time of each command from the system's outcome."""
 
     def __init__(self, door: FrontDoor) -> None:
         self.door = door
@@ -24,7 +24,7 @@ class Driver:
         self._undecided: set[int] = set()
 
     async def do(self, work: Work) -> None:
-        """Sends a command, once all before it is decided, or publishes an event."""
+        """Send a command after everything before it is decided, or publish an event."""
         if work.kind == "event":
             await self._publish(work.message)
         else:
@@ -34,7 +34,7 @@ class Driver:
         self._expect(event, await self.door.publish(event))
 
     async def publish_all(self, events: list[Record]) -> None:
-        """Publishes events without waiting for each: they are decided in this order all the same."""
+        """Publish events without waiting for each. They are decided in this order nevertheless."""
         sent = [await self.door.publish_soon(event) for event in events]
         for event, place in zip(events, sent, strict=True):
             self._expect(event, await place)
@@ -54,14 +54,14 @@ class Driver:
         await self.command(command)
 
     async def command(self, command: Record) -> None:
-        """Sends a command to a Business Center that nothing undecided concerns."""
+        """Send a command to a Business Center that has no undecided messages."""
         outcome = await self.door.command(command)
         decided_at = max(self.model.now, instant(outcome["recorded_at"]))
         expected = self.model.command(command, decided_at)
         assert (outcome["status"], outcome["code"]) == expected, f"{command}: {outcome['message']}"
 
     async def compare(self, centers: list[str], accounts: list[str]) -> None:
-        """Raises AssertionError with every difference."""
+        """Compare the system with the model. Raise AssertionError with all differences."""
         self.model.advance(max(self.model.now, self.door.now_us()))
         await self.door.fence()
         self._undecided.clear()
@@ -91,7 +91,7 @@ class Driver:
         return differences + _sums_differ(sums[center, None], {**found["balance"], **line}, center)
 
     def _ledger(self, center: str, ledger: list[Record]) -> list[str]:
-        """Entries of spends, reversals, pauses and expiries: for each source the same, in the same order."""
+        """Compare the entries of spends, reversals, pauses and expiries, by source and in order."""
         found = _by_source([entry for entry in ledger if is_predicted(entry)])
         expected = _by_source([each for each in self.model.entries if each["business_center_id"] == center])
         return different(expected, found, f"ledger of {center}")
@@ -143,13 +143,13 @@ class Driver:
 
 
 def _told(signal: Record) -> Record:
-    """What of a signal can be predicted: of a command's, not when it happened."""
+    """Return the part of a signal that can be predicted. For a command that excludes the time."""
     names = ("entity", "business_center_id", "ad_account_id", "campaign_id", "change", "cause", "delivering", "causes")
     return {name: signal[name] for name in (*names, "source_event_id")}
 
 
 def is_predicted(entry: Record) -> bool:
-    """Whether the model predicts entries of this kind."""
+    """Return whether the model predicts entries of this kind."""
     kind: str = entry["kind"]
     return kind.endswith("_debit") or kind in (
         "business_center_draw", "overdelivery", "reversal", "forfeit", "expiry", "pause", "resume"
@@ -157,7 +157,7 @@ def is_predicted(entry: Record) -> bool:
 
 
 def _by_source(entries: list[Record]) -> dict[str, list[Record]]:
-    """What each source caused, in order; of timers, whose order is not told, sorted."""
+    """Return what each source caused, in order. What timers caused is sorted, because their order is not visible."""
     sources: defaultdict[str, list[Record]] = defaultdict(list)
     for entry in entries:
         sources[entry["source_event_id"] or "timers"].append(_essence(entry))
@@ -176,12 +176,12 @@ def _essence(entry: Record) -> Record:
 
 
 def signed_micros(amount: str) -> int:
-    """An amount of an answer, in micros."""
+    """Return an amount of an answer in micros."""
     return -micros(amount[1:]) if amount.startswith("-") else micros(amount)
 
 
 def sums_of_pockets(ledger: list[Record]) -> defaultdict[tuple[str, str | None], defaultdict[str, int]]:
-    """The sum of the amounts of each pocket, by Business Center and, for an account's own pockets, account."""
+    """Return the sum of the amounts of each pocket, by Business Center and, for own pockets, by ad account."""
     sums: defaultdict[tuple[str, str | None], defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     for entry in ledger:
         if entry["pocket"] is not None:
@@ -200,7 +200,7 @@ def _sums_differ(sums: dict[str, int], balance: Record, what: str) -> list[str]:
 
 
 def different(expected: Any, found: Any, path: str) -> list[str]:
-    """Where what was found lacks, or contradicts, what was expected. Fields nobody expected do not count."""
+    """Return where the found value lacks or contradicts the expected one. Unexpected fields are ignored."""
     if isinstance(expected, dict) and isinstance(found, dict):
         unexpected = [key for key in found if key not in expected and not isinstance(key, str)]
         differences = [f"{path}: unexpected {key}: {found[key]}" for key in unexpected]

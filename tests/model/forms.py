@@ -1,4 +1,4 @@
-"""How amounts, times and ids are written, and whether an event is well formed (contracts page)."""
+"""The form of amounts, times, ids and events (contracts page)."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -16,20 +16,20 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def micros(amount: str) -> int:
-    """`"12.5"` is 12_500_000."""
+    """Return an amount in micros: `"12.5"` → 12_500_000."""
     whole, _, fraction = amount.partition(".")
     return int(whole) * 1_000_000 + int(fraction.ljust(6, "0"))
 
 
 def money(amount_micros: int) -> str:
-    """12_500_000 is `"12.500000"`."""
+    """Return micros as an amount: 12_500_000 → `"12.500000"`."""
     sign = "-" if amount_micros < 0 else ""
     whole, fraction = divmod(abs(amount_micros), 1_000_000)
     return f"{sign}{whole}.{fraction:06d}"
 
 
 def instant(time: str) -> int:
-    """Microseconds since the Unix epoch; digits beyond microseconds are cut off."""
+    """Return a time in microseconds since the Unix epoch. Digits beyond microseconds are cut off."""
     match = TIME.fullmatch(time)
     if match is None:
         raise ValueError(time)
@@ -40,7 +40,7 @@ def instant(time: str) -> int:
 
 
 def rfc3339(instant_us: int) -> str:
-    """The instant in UTC, with six decimal places."""
+    """Return the instant in UTC, with six decimal places."""
     return (EPOCH + timedelta(microseconds=instant_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -56,7 +56,7 @@ def _is_time(value: object) -> bool:
 
 
 def is_well_formed(event: dict[str, Any]) -> bool:
-    """Whether an event of `spend.events` passes every check of form. Unknown fields are ignored."""
+    """Return whether an event of `spend.events` passes every check of form. Unknown fields are ignored."""
     fields = {
         "event_id": UUID,
         "business_center_id": IDENTIFIER,

@@ -1,4 +1,4 @@
-"""The model: what has to come of commands and events."""
+"""The model: it predicts what commands and events cause."""
 
 import json
 from collections import defaultdict
@@ -18,7 +18,7 @@ NEVER = 10**20
 
 
 class Outcome(NamedTuple):
-    """What a command is answered. `code` is None where it was accepted."""
+    """The outcome of a command. `code` is None if it was accepted."""
 
     status: str
     code: str | None
@@ -27,9 +27,9 @@ class Outcome(NamedTuple):
 class Model:
     """Every balance, budget, pause, outcome, quarantine reason and signal, predicted.
 
-    Times are microseconds since the Unix epoch and must not go back. `signals` holds what
-    `delivery.signals` must carry, `entries` the ledger's entries of spends, reversals, pauses and
-    expiries, both in order, without positions; amounts of entries are micros.
+    Times are microseconds since the Unix epoch and must not go back. `signals` holds what `delivery.signals` must
+    carry, and `entries` holds the ledger's entries of spends, reversals, pauses and expiries. Both are in order and
+    without positions. Amounts of entries are micros.
     """
 
     def __init__(self, now_us: int, *, shards: int = 4, deduplication_days: int = 7) -> None:
@@ -45,7 +45,7 @@ class Model:
         self._spends: defaultdict[int, dict[str, Spend]] = defaultdict(dict)
 
     def command(self, command: dict[str, Any], now_us: int) -> Outcome:
-        """Decides a well-formed command. The same id again gets the first outcome (scenario 26)."""
+        """Decide a well-formed command. A repeated id gets the first outcome (scenario 26)."""
         self.advance(now_us)
         command_id, content = command["command_id"].lower(), _command_content(command)
         if command_id in self._outcomes:
@@ -65,7 +65,7 @@ class Model:
         return Outcome("accepted", None)
 
     def event(self, event: dict[str, Any], now_us: int) -> str:
-        """Decides an event: `charged`, `duplicate` or `quarantined:<reason>`."""
+        """Decide an event. Return `charged`, `duplicate` or `quarantined:<reason>`."""
         self.advance(now_us)
         reason = self._quarantine_reason(event, now_us)
         if reason is not None:
@@ -82,7 +82,7 @@ class Model:
         return "charged"
 
     def _quarantine_reason(self, event: dict[str, Any], now_us: int) -> str | None:
-        """In the order in which the contracts page has them checked."""
+        """Return why the event is quarantined, or None. The checks are in the order of the contracts page."""
         if not is_well_formed(event):
             return "invalid"
         center = self.centers.get(event["business_center_id"])
@@ -127,7 +127,7 @@ class Model:
             self.entries.append({"kind": "pause" if added else "resume", **{key: signal[key] for key in kept}})
 
     def advance(self, now_us: int) -> None:
-        """What is due by now happens first, in order of due time (1, ledger time)."""
+        """Let everything happen that is due by now, in order of due time (section 1, ledger time)."""
         assert now_us >= self.now, "time does not go back"
         self.now = now_us
         for center in self.centers.values():
@@ -138,7 +138,7 @@ class Model:
             center.time = now_us
 
     def _expire(self, center: BusinessCenter, due: int) -> None:
-        """The rest of a grant is forfeited, in the pool and in every account alike (6.2)."""
+        """Forfeit the rest of a grant, in the pool and in every account alike (6.2)."""
         for grant in center.grants:
             if grant.expired or grant.expires_at != due:
                 continue
@@ -148,25 +148,25 @@ class Model:
             grant.lies.clear()
 
     def business_center(self, business_center_id: str) -> dict[str, Any]:
-        """The answer of `GET /v1/business-centers/{id}`. Raises KeyError for an unknown id."""
+        """Return the answer of `GET /v1/business-centers/{id}`. Raise KeyError for an unknown id."""
         return views.business_center(self.centers[business_center_id])
 
     def ad_account(self, ad_account_id: str) -> dict[str, Any]:
-        """The answer of `GET /v1/ad-accounts/{id}`. Raises KeyError for an unknown id."""
+        """Return the answer of `GET /v1/ad-accounts/{id}`. Raise KeyError for an unknown id."""
         center, account = self._find(ad_account_id)
         return views.ad_account(center, account, self.now)
 
     def campaign(self, ad_account_id: str, campaign_id: str) -> dict[str, Any]:
-        """The answer for a campaign. Raises KeyError for one that neither spent nor got a budget."""
+        """Return the answer for a campaign. Raise KeyError if it neither spent nor got a budget."""
         _, account = self._find(ad_account_id)
         return views.campaign(account, account.campaigns[campaign_id], self.now)
 
     def cash_spend(self, ad_account_id: str) -> int:
-        """What counts towards incentives, in micros."""
+        """Return the spend that counts towards incentives, in micros."""
         return self._find(ad_account_id)[1].cash_spend
 
     def entries_of(self, source_event_id: str) -> list[dict[str, Any]]:
-        """The entries that one spend, reversal or command caused."""
+        """Return the entries that one spend, reversal or command caused."""
         return [each for each in self.entries if each["source_event_id"] == source_event_id.lower()]
 
     def _find(self, ad_account_id: str) -> tuple[BusinessCenter, AdAccount]:
@@ -190,14 +190,14 @@ def _expiry(center: BusinessCenter, grant: Grant, holder: str | None, amount: in
 
 
 def _next_due(center: BusinessCenter) -> int:
-    """The next expiry or turn-over of a Business Center after the time it has reached."""
+    """Return the next expiry or turn-over of a Business Center after the time that it has reached."""
     expiries = [grant.expires_at for grant in center.grants if grant.expires_at is not None and not grant.expired]
     turnovers = [next_turnover(center.time, account.time_zone) for account in center.accounts.values()]
     return min([NEVER, *expiries, *turnovers])
 
 
 def _command_content(command: dict[str, Any]) -> str:
-    """What two commands with one id must share; `issued_at` is no content."""
+    """Return what must be equal in two commands with one id. `issued_at` is not part of it."""
     content = {key: value for key, value in command.items() if key != "issued_at"}
     for name in ("amount", "limit"):
         if name in content:
@@ -209,7 +209,7 @@ def _command_content(command: dict[str, Any]) -> str:
 
 
 def _event_content(event: dict[str, Any]) -> tuple[object, ...]:
-    """What two events with one id must share: micros, instants and ids, however they are written (6.3)."""
+    """Return what must be equal in two events with one id: micros, instants and ids, in any spelling (6.3)."""
     return (
         event["type"],
         event["business_center_id"],

@@ -1,4 +1,4 @@
-"""Pause causes: what balances and budgets say, and the signals of a change (domain page, 5)."""
+"""Causes of pauses, from balances and budgets, and the signals of a change (domain page, section 5)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.model.waterfall import pockets
 
 
 def account_causes(center: BusinessCenter, account: AdAccount, now: int) -> set[str]:
-    """What keeps an ad account from delivering."""
+    """Return the causes that keep an ad account from delivering."""
     causes = set()
     if center.takes_part(account):
         if center.drawable() == 0:
@@ -21,7 +21,7 @@ def account_causes(center: BusinessCenter, account: AdAccount, now: int) -> set[
 
 
 def campaign_causes(center: BusinessCenter, account: AdAccount, campaign: Campaign, now: int) -> set[str]:
-    """What keeps a campaign from delivering, apart from its account's causes."""
+    """Return the causes that keep a campaign from delivering, without those of its account."""
     causes = set()
     if campaign_level(account, campaign).remaining(now) == 0:
         causes.add("campaign_budget")
@@ -31,14 +31,14 @@ def campaign_causes(center: BusinessCenter, account: AdAccount, campaign: Campai
 
 
 def _all_is_tied_elsewhere(center: BusinessCenter, account: AdAccount, campaign_id: str) -> bool:
-    """Money is left, but all of it is tied to other campaigns (5.4)."""
+    """Return whether money is left, but all of it is tied to other campaigns (5.4)."""
     if center.takes_part(account) or center.own_balance(account) == 0:
         return False
     return not any(pocket.amount for pocket in pockets(center, account, campaign_id))
 
 
 def settle(center: BusinessCenter, now: int) -> list[dict[str, Any]]:
-    """Brings every set of causes up to date. Returns the changes: accounts before their campaigns."""
+    """Bring every set of causes up to date. Return the changes, those of accounts before those of their campaigns."""
     changes = []
     for account in center.accounts.values():
         causes = account_causes(center, account, now)
@@ -52,7 +52,7 @@ def settle(center: BusinessCenter, now: int) -> list[dict[str, Any]]:
 def _change(
     center: BusinessCenter, account: AdAccount, campaign: Campaign | None, held: set[str], wanted: set[str]
 ) -> list[dict[str, Any]]:
-    """Adds first, then removes (5.2), one change for each cause."""
+    """Return one change for each cause: the added ones first, then the removed ones (5.2)."""
     changes = []
     for cause in [*sorted(wanted - held), *sorted(held - wanted)]:
         was_delivering = not held

@@ -1,11 +1,11 @@
-"""Which shard a Business Center lives in: murmur2, as Kafka's Java client computes it."""
+"""The shard of a Business Center, by murmur2 as Kafka's Java client computes it."""
 
 MASK = 0xFFFFFFFF
 MULTIPLIER = 0x5BD1E995
 
 
 def murmur2(data: bytes) -> int:
-    """The 32-bit hash of a key."""
+    """Return the 32-bit hash of a key."""
     value = 0x9747B28C ^ len(data)
     whole = len(data) - len(data) % 4
     for at in range(0, whole, 4):
@@ -19,5 +19,5 @@ def murmur2(data: bytes) -> int:
 
 
 def shard_of(business_center_id: str, shards: int) -> int:
-    """The partition of a Business Center's id."""
+    """Return the partition of a Business Center's id."""
     return (murmur2(business_center_id.encode()) & 0x7FFFFFFF) % shards

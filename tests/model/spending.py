@@ -1,4 +1,4 @@
-"""Spends and reversals (domain page, 2 and 6.1)."""
+"""Spends and reversals (domain page, sections 2 and 6.1)."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ Entry = dict[str, Any]
 
 
 def charge(center: BusinessCenter, event: dict[str, Any], now: int) -> tuple[Spend, list[Entry]]:
-    """Bills a spend as far as budgets and pockets allow. Limits apply from the inside out (2.6)."""
+    """Bill a spend as far as budgets and pockets allow. Limits apply from the inside out (2.6)."""
     account = center.accounts[event["ad_account_id"]]
     campaign = account.campaigns.setdefault(event["campaign_id"], Campaign(event["campaign_id"]))
     occurred_at, rest = instant(event["occurred_at"]), micros(event["amount"])
@@ -80,12 +80,12 @@ def _entry(spend: Spend, kind: str, holder: str | None, pocket: str | None, part
 
 
 def is_unusual(center: BusinessCenter, event: dict[str, Any]) -> bool:
-    """Whether a spend is above what its Business Center has set as the largest; where it has set none, none is."""
+    """Return whether a spend is larger than its Business Center allows. Without a bound, no spend is."""
     return center.largest_spend is not None and micros(event["amount"]) > center.largest_spend
 
 
 def misfit(spends: dict[str, Spend], event: dict[str, Any]) -> str | None:
-    """Why a reversal cannot be applied: the reason of its quarantine."""
+    """Return why a reversal is quarantined, or None if it can be applied."""
     spend = spends.get(event["reverses"].lower())
     if spend is None:
         return "unknown_reversal"
@@ -97,7 +97,7 @@ def misfit(spends: dict[str, Spend], event: dict[str, Any]) -> str | None:
 
 
 def reverse(center: BusinessCenter, spend: Spend, amount: int) -> list[Entry]:
-    """Takes back an amount: first what was overdelivered, then what was paid, last drawn first."""
+    """Take back an amount: first what was overdelivered, then what was paid, the last drawn first."""
     account = center.accounts[spend.ad_account_id]
     campaign = account.campaigns[spend.campaign_id]
     spend.reversed += amount
@@ -123,7 +123,7 @@ def _give_back(center: BusinessCenter, account: AdAccount, spend: Spend, part: P
 
 
 def _destination(center: BusinessCenter, account: AdAccount, part: Part) -> tuple[str, str]:
-    """Where the money belongs now: a voucher may have moved, account credit may have gone back (6.1)."""
+    """Return where the money belongs now. A voucher may have moved, and account credit may have gone back (6.1)."""
     assert part.holder is not None
     assert part.pocket is not None
     if part.pocket == "voucher" and part.grant is not None:

@@ -1,4 +1,4 @@
-"""What the model remembers: Business Centers, ad accounts, campaigns, grants and spends. All amounts are micros."""
+"""The state of the model: Business Centers, ad accounts, campaigns, grants and spends. All amounts are micros."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ BEGINNING_OF_TIME = -(10**18)
 
 @dataclass
 class Grant:
-    """A voucher or ad credit. It can lie in several places: the BC (None) and ad accounts."""
+    """A voucher or ad credit. The BC (None) and several ad accounts can hold parts of it."""
 
     grant_id: str
     pocket: str
@@ -22,17 +22,17 @@ class Grant:
 
     @property
     def age(self) -> tuple[float, int]:
-        """Earliest expiry first, then oldest (2.1)."""
+        """Return the key of the order of payment: earliest expiry first, then oldest (2.1)."""
         return (self.expires_at if self.expires_at is not None else float("inf"), self.order)
 
     def pays_for(self, campaign_id: str) -> bool:
-        """A grant tied to campaigns pays for those only (2.1)."""
+        """Return whether the grant pays for a campaign. A tied one pays for its own campaigns only (2.1)."""
         return self.campaigns is None or campaign_id in self.campaigns
 
 
 @dataclass
 class Figures:
-    """Spend, net of reversals (6.1)."""
+    """Figures of spend, net of reversals (6.1)."""
 
     billed: int = 0
     overdelivered: int = 0
@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass
 class Setting:
-    """A budget as set at a moment."""
+    """A setting of a budget, and when it was set."""
 
     since: int
     mode: str
@@ -48,13 +48,13 @@ class Setting:
 
 
 def unlimited() -> list[Setting]:
-    """The history of settings of something whose budget was never set."""
+    """Return the settings of a budget that was never set."""
     return [Setting(BEGINNING_OF_TIME, "unlimited", 0)]
 
 
 @dataclass
 class Campaign:
-    """Belongs to one ad account. Its causes are its own set."""
+    """A campaign of one ad account, with its own set of causes."""
 
     campaign_id: str
     settings: list[Setting] = field(default_factory=unlimited)
@@ -64,13 +64,13 @@ class Campaign:
 
     @property
     def lifetime(self) -> int:
-        """All it ever spent."""
+        """All that the campaign ever spent."""
         return sum(self.by_day.values())
 
 
 @dataclass
 class AdAccount:
-    """Its own pockets are cash and credit here, and what grants of its Business Center lie with it."""
+    """An ad account. Its own pockets are `cash` and `credit`, and its parts of the Business Center's grants."""
 
     ad_account_id: str
     billing: str
@@ -92,7 +92,7 @@ class AdAccount:
 
     @property
     def left_out(self) -> str | None:
-        """Why it takes no part in automatic allocation (3.1); the first reason of the contracts page."""
+        """Return why it takes no part in automatic allocation (3.1): the first reason of the contracts page."""
         if not self.owned:
             return "not_owned"
         if self.buying_type != "auction":
@@ -102,7 +102,7 @@ class AdAccount:
 
 @dataclass
 class BusinessCenter:
-    """The shared balance, and all that belongs to it."""
+    """A Business Center: the shared balance, the ad accounts and the grants."""
 
     business_center_id: str
     currency: str
@@ -121,36 +121,36 @@ class BusinessCenter:
 
     @property
     def credit_available(self) -> int:
-        """Below zero where the limit was cut below what is used."""
+        """The limit less what is used: below zero if the limit was cut."""
         return self.limit - self.used
 
     @property
     def grants(self) -> list[Grant]:
-        """Vouchers and ad credits, earliest expiry first, then oldest."""
+        """Return the vouchers and ad credits, earliest expiry first, then oldest."""
         return sorted([*self.vouchers.values(), *self.ad_credits.values()], key=lambda grant: grant.age)
 
     def granted(self, pocket: str, holder: str | None) -> int:
-        """What lies in a pocket of grants, with an ad account or with the Business Center itself (None)."""
+        """Return what a pocket of grants holds, of an ad account or of the Business Center itself (None)."""
         grants = self.vouchers if pocket == "voucher" else self.ad_credits
         return sum(grant.lies[holder] for grant in grants.values())
 
     def drawable(self) -> int:
-        """The BC balance of 3.5: what can be drawn."""
+        """The BC balance of section 3.5: what can be drawn."""
         return self.granted("voucher", None) + self.cash + max(0, self.credit_available)
 
     def own_balance(self, account: AdAccount) -> int:
-        """All that lies in an account's own pockets, tied or not."""
+        """Return what all of an account's own pockets hold, tied or not."""
         held = account.ad_account_id
         return self.granted("voucher", held) + self.granted("ad_credit", held) + account.cash + account.credit
 
     def takes_part(self, account: AdAccount) -> bool:
-        """Whether the account draws on the BC balance."""
+        """Return whether the account draws on the BC balance."""
         return self.enabled_at is not None and account.left_out is None
 
 
 @dataclass
 class Part:
-    """What one pocket paid of a spend, or (with a cause) what nobody was billed for."""
+    """The part of a spend that one pocket paid, or, with a cause, that nobody was billed for."""
 
     amount: int
     left: int

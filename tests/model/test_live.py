@@ -1,4 +1,4 @@
-"""A running system and the model do the same work; afterwards every figure that can be read is the same."""
+"""A running system and the model do the same work. Afterwards every figure that can be read is the same."""
 
 import pytest
 
@@ -11,11 +11,11 @@ from tests.model.workload import Workload
 from tests.servers import running_system
 
 WORK_A_DAY = 180
-# Noon in London, evening in Tokyo and Kathmandu, morning in New York: no day turns while a day's work is done.
+# Noon in London, evening in Tokyo and Kathmandu, morning in New York: no day turns during the work.
 DAYS = 3
 
 
-# A seed takes most of a minute: one on either kind of servers.
+# A seed takes most of a minute, so each kind of servers gets one.
 @pytest.mark.parametrize(
     "seed", [pytest.param(4, marks=pytest.mark.embedded), pytest.param(6, marks=pytest.mark.containers)]
 )

@@ -1,4 +1,4 @@
-"""The model by itself: it keeps the books straight whatever happens, and knows its calendar."""
+"""The model alone: its books always balance, and its calendar is right."""
 
 import random
 from datetime import date
@@ -20,7 +20,7 @@ START_US = instant("2027-03-10T12:00:00Z")
 
 
 def play(seed: int, steps: int) -> tuple[Model, list[str]]:
-    """A model after some random work over about three days, and what was answered."""
+    """Return a model after random work over about three days, and its answers."""
     model, work, pace = Model(START_US), Workload(seed), random.Random(seed)
     answers = [str(model.command(each.message, START_US).code) for each in work.opening(START_US)]
     for _ in range(steps):
@@ -119,8 +119,8 @@ def centers(played: list[tuple[Model, list[str]]]) -> list[BusinessCenter]:
         ("Asia/Kathmandu", "2027-04-01", "2027-03-31T18:15:00Z"),
         ("America/New_York", "2027-03-14", "2027-03-14T05:00:00Z"),
         ("America/New_York", "2027-03-15", "2027-03-15T04:00:00Z"),
-        ("Africa/Cairo", "2026-04-24", "2026-04-23T22:00:00Z"),  # there is no midnight: 1 o'clock follows
-        ("America/Havana", "2026-11-01", "2026-11-01T04:00:00Z"),  # midnight comes twice: the first one
+        ("Africa/Cairo", "2026-04-24", "2026-04-23T22:00:00Z"),  # there is no midnight: the day begins at 1 o'clock
+        ("America/Havana", "2026-11-01", "2026-11-01T04:00:00Z"),  # midnight comes twice: the first one counts
         ("America/St_Johns", "2010-11-07", "2010-11-07T02:30:00Z"),  # clocks go back into yesterday
     ],
 )

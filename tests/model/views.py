@@ -1,4 +1,4 @@
-"""What HTTP answers, from the model's state (contracts page)."""
+"""The answers of the API, made from the model's state (contracts page)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ def _spend(figures: Iterable[Figures]) -> View:
 
 
 def business_center(center: BusinessCenter) -> View:
-    """`GET /v1/business-centers/{id}`, without `as_of`."""
+    """Return the answer of `GET /v1/business-centers/{id}`, without `as_of`."""
     return {
         "balance": {
             "cash": money(center.cash),
@@ -50,7 +50,7 @@ def business_center(center: BusinessCenter) -> View:
 
 
 def ad_account(center: BusinessCenter, account: AdAccount, now: int) -> View:
-    """`GET /v1/ad-accounts/{id}`, without `as_of`."""
+    """Return the answer of `GET /v1/ad-accounts/{id}`, without `as_of`."""
     changes = account.changes[day_of(now, account.time_zone)]
     held = account.ad_account_id
     return {
@@ -77,7 +77,7 @@ def ad_account(center: BusinessCenter, account: AdAccount, now: int) -> View:
 
 
 def campaign(account: AdAccount, campaign: Campaign, now: int) -> View:
-    """`GET /v1/ad-accounts/{id}/campaigns/{campaign_id}`, without `as_of`."""
+    """Return the answer of `GET /v1/ad-accounts/{id}/campaigns/{campaign_id}`, without `as_of`."""
     return {
         "budget": _budget(campaign_level(account, campaign), None, now),
         "delivery": {

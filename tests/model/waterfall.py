@@ -1,4 +1,4 @@
-"""Who pays (domain page, 2)."""
+"""The waterfall: the pockets that pay (domain page, section 2)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ DEBITS = {
 
 @dataclass
 class Pocket:
-    """A place that money can be taken from, and how much of it."""
+    """A place that money can be taken from, and how much it holds."""
 
     holder: str
     name: str
@@ -23,7 +23,7 @@ class Pocket:
 
 
 def pockets(center: BusinessCenter, account: AdAccount, campaign_id: str) -> list[Pocket]:
-    """All that may pay for a campaign, in the order in which it does."""
+    """Return the pockets that may pay for a campaign, in their order."""
     held = account.ad_account_id
     own = [Pocket("ad_account", *each) for each in _granted(center, "voucher", held, campaign_id)]
     own += [Pocket("ad_account", *each) for each in _granted(center, "ad_credit", held, campaign_id)]
@@ -45,7 +45,7 @@ def _granted(center: BusinessCenter, pocket: str, holder: str | None, campaign_i
 
 
 def draw(center: BusinessCenter, account: AdAccount, campaign_id: str, amount: int) -> list[Part]:
-    """Takes up to `amount` out of the pockets. What it returns may add up to less."""
+    """Take up to `amount` out of the pockets, and return the parts. They may add up to less."""
     parts = []
     for pocket in pockets(center, account, campaign_id):
         taken = min(amount, pocket.amount)
@@ -59,7 +59,7 @@ def draw(center: BusinessCenter, account: AdAccount, campaign_id: str, amount: i
 def move(
     center: BusinessCenter, account: AdAccount, holder: str, pocket: str, grant: Grant | None, amount: int
 ) -> None:
-    """Adds an amount to a pocket, or takes it out."""
+    """Add an amount to a pocket, or take it out if it is below zero."""
     if grant is not None:
         grant.lies[account.ad_account_id if holder == "ad_account" else None] += amount
     elif pocket == "credit_line":
@@ -73,5 +73,5 @@ def move(
 
 
 def is_cash_spend(part: Part) -> bool:
-    """What counts towards incentives: cash and credit, never grants (1)."""
+    """Return whether a pocket counts towards incentives: cash and credit do, grants never (section 1)."""
     return part.pocket in ("cash", "credit", "credit_line")

@@ -1,6 +1,6 @@
-"""Random work for a platform: finance commands and ad spend, sensible and not. The same seed, the same work.
+"""Random work for a platform: finance commands and ad spend, valid and invalid. The same seed gives the same work.
 
-It knows what it has sent, never what came of it.
+The work depends on what was sent before, and never on its outcomes.
 """
 
 import random
@@ -26,7 +26,7 @@ KINDS = (
     {"billing": "monthly_invoicing", "buying_type": "auction", "owned": False},
 )
 CAMPAIGNS = ("spring", "summer", "autumn")
-# When a spend of the past occurred: mostly today, sometimes on a closed day, rarely too long ago.
+# The age of a past spend: mostly today, sometimes on a closed day, rarely too old.
 AGES_US = (0,) * 12 + (SECOND_US, DAY_US // 3, DAY_US, 2 * DAY_US, 5 * DAY_US, -DAY_US // 3, -20 * 3600 * SECOND_US)
 OUT_OF_WINDOW_US = (7 * DAY_US + 3600 * SECOND_US, 30 * DAY_US, -25 * 3600 * SECOND_US)
 BAD_AMOUNTS = (
@@ -49,14 +49,14 @@ BAD_AMOUNTS = (
 
 @dataclass(frozen=True)
 class Work:
-    """One message and where it goes."""
+    """One message, and where it goes."""
 
     kind: str  # "command" or "event"
     message: Message
 
 
 class Workload:
-    """Business Centers of one seed, and an endless list of things that happen to them."""
+    """The Business Centers of one seed, and endless work for them."""
 
     def __init__(self, seed: int, *, centers: int = 5, prefix: str = "") -> None:
         self._random = random.Random(seed)
@@ -73,11 +73,11 @@ class Workload:
 
     @property
     def account_ids(self) -> list[str]:
-        """All ad accounts that were asked for."""
+        """Return the ids of all ad accounts that the work has tried to open."""
         return [account for accounts in self.accounts.values() for account in accounts]
 
     def opening(self, now_us: int) -> list[Work]:
-        """Opens every Business Center with some accounts and some money; the last has no finance roles."""
+        """Return the work that opens the Business Centers, with accounts and money. The last has no finance roles."""
         return [Work("command", each) for center in self.centers for each in self._open(center, now_us)]
 
     def _open(self, center: str, now_us: int) -> list[Message]:
@@ -98,7 +98,7 @@ class Workload:
         return commands
 
     def next(self, now_us: int) -> Work:
-        """The next thing that happens."""
+        """Return the next piece of work."""
         if self._planned:
             return self._planned.pop(0)
         if self._random.random() < 0.015:
@@ -107,10 +107,10 @@ class Workload:
             return Work("command", self._any_command(now_us))
         return Work("event", self.next_event(now_us))
 
-    # Things that chance alone would hardly bring
+    # Work that rarely happens by chance
 
     def _many_changes(self, now_us: int) -> list[Work]:
-        """More changes of a budget than a day allows."""
+        """Return more changes of a budget than a day allows."""
         center = self.centers[0]
         budget = {"ad_account_id": self.accounts[center][0], "mode": "custom"}
         make = [
@@ -120,7 +120,7 @@ class Workload:
         return [Work("command", each) for each in make]
 
     def _short_lived_voucher(self, now_us: int) -> list[Work]:
-        """A voucher that pays and expires soon; what it paid may be reversed after that."""
+        """Return a voucher that pays and expires soon. A spend that it paid may be reversed after that."""
         center = self._random.choice(self.centers)
         account = self.accounts[center][0]
         fields = {"voucher_id": self._name("voucher"), "amount": "40", "ad_account_id": account}
@@ -206,7 +206,7 @@ class Workload:
         ]
 
     def _again(self, command: Message) -> Message:
-        """The same command, or another under its id."""
+        """Return the command again, or another command with its id."""
         changed = {"actor": {"id": "somebody-else", "role": "admin"}} if self._random.random() < 0.3 else {}
         return {**command, **changed, "command_id": command["command_id"].upper()}
 
@@ -247,7 +247,7 @@ class Workload:
         return self._command(center, now_us, "grant_voucher", role, **fields)
 
     def _expiry(self, now_us: int) -> Message:
-        """Far from now, so that the moment of decision does not matter: hours, days, or already past."""
+        """Return an expiry hours or days from now, or in the past: never close to the moment of the decision."""
         hours = self._random.choice((None, None, 2, 5, 5, 30, 75, -1))
         return {} if hours is None else {"expires_at": rfc3339(now_us + hours * 3600 * SECOND_US)}
 
@@ -296,7 +296,7 @@ class Workload:
         return self._command(center, now_us, "open_ad_account", role, **fields)
 
     def _break(self, center: str, now_us: int, role: str) -> Message:
-        """A command that breaks a rule by itself."""
+        """Return a command that is invalid by itself."""
         account = {"ad_account_id": self._account(center)}
         type_, fields = self._random.choice(
             (
@@ -315,7 +315,7 @@ class Workload:
     # Events
 
     def next_event(self, now_us: int) -> Message:
-        """The next spend or reversal: new, repeated or spoiled."""
+        """Return the next spend or reversal: a new, a repeated or a spoiled one."""
         choice = self._random.random()
         if choice < 0.72 or not self._spends or not self._events:
             event = self._spend(now_us)
@@ -352,7 +352,7 @@ class Workload:
         return {**spend, **reversal, "occurred_at": rfc3339(now_us), "reason": "invalid_traffic", **spoiled}
 
     def _spoil(self, event: Message, now_us: int) -> Message:
-        """An event with something wrong: under its own id (a conflict, mostly) or a new one."""
+        """Return an event with an error, under its own id (mostly a conflict) or under a new one."""
         spoiled = self._random.choice(
             (
                 {"amount": "7.77"},

@@ -1,4 +1,4 @@
-"""Work that is spread thinly over months: days on end, then nothing for weeks; late, early and reversed spends."""
+"""Sparse work over months: runs of days with spend, then weeks without; late, early and reversed spends."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ WINDOWS = (1, 7, 30, 365, 365)
 
 
 class Months:
-    """What happens to one Business Center in fourteen months. The same seed, the same work."""
+    """The work of one Business Center over fourteen months. The same seed gives the same work."""
 
     def __init__(self, seed: int, start_us: int) -> None:
         self._random = random.Random(seed)
@@ -27,7 +27,7 @@ class Months:
         self._accounts = [f"account-{number}" for number in range(3)]
 
     def __iter__(self) -> Iterator[tuple[int, Work]]:
-        """Moments, in order, and what happens at each."""
+        """Yield moments (µs) in order, each with its messages."""
         yield from ((self._now, work) for work in self._opening())
         while self._now < self._end:
             self._now += self._gap()
@@ -59,14 +59,14 @@ class Months:
         return self.spend(self._age())
 
     def _age(self) -> int:
-        """Mostly none; hours ahead, a few days, weeks, or as long as a window may be."""
+        """Return the age of a spend: mostly none, else hours ahead, days, weeks, or as long as a window may be."""
         if self._random.random() < 0.5:
             return 0
         days = self._random.choice((-0.8, -0.3, 0.3, 1, 3, 6.9, 15, 29, 60, 89, 200, 364))
         return int(days * DAY_US)
 
     def spend(self, age_us: int) -> Work:
-        """A spend that occurred so long ago."""
+        """Return a spend of this age."""
         spend = {
             "type": "spend",
             "event_id": self._uuid(),
@@ -102,7 +102,7 @@ class Months:
         return self.command("reset_budget", ad_account_id=self._random.choice(self._accounts))
 
     def command(self, type_: str, **fields: Any) -> Work:
-        """A command of the present moment."""
+        """Return a command that is issued now."""
         head = {"command_id": self._uuid(), "type": type_, "business_center_id": "center"}
         actor = {"id": "somebody", "role": "admin"}
         return Work("command", {**head, "issued_at": rfc3339(self._now), "actor": actor, **fields})

@@ -1,4 +1,4 @@
-"""The rules without a database: what the writer does with them, in memory, for tests of the rules alone."""
+"""The rules without a database: it does in memory what the writer does, for tests of the rules alone."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SIGNER, KEYS = CommandSigner(_SECRET), CommandKeys(_PUBLIC)
 
 
 def dump_pieces(rules: Shard) -> list[str]:
-    """A snapshot as lines of JSON."""
+    """Return a snapshot as lines of JSON."""
     return [json.dumps(piece) for piece in snapshot.dump(rules)]
 
 
@@ -36,7 +36,7 @@ def load_pieces(rules: Shard, pieces: list[str]) -> None:
 
 
 class PureLedger:
-    """One shard: messages in, entries out. Keeps what the database would."""
+    """One shard that takes messages and gives entries. It keeps in memory what the database would keep."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class PureLedger:
         self._outcomes: dict[bytes, tuple[str, tuple[str, str | None]]] = {}
 
     def batch(self, messages: Sequence[tuple[str, bytes]], now: int) -> list[Any]:
-        """Decide ("command", "signed" or "event", bytes) pairs in one batch; answer what became of each.
+        """Decide pairs of ("command", "signed" or "event") and bytes in one batch. Return the outcome of each.
 
-        "signed" is a command that came by the API. What is due may take batches of its own before that.
+        "signed" is a command that came by the API. Timers that are due may take batches of their own before.
         """
         decoded = [self._decode(kind, value) for kind, value in messages]
         events = [item for item in decoded if isinstance(item, tuple)]
@@ -80,7 +80,7 @@ class PureLedger:
         return fates
 
     def append(self) -> None:
-        """Keep what the present batch has written."""
+        """Keep the entries of the present batch."""
         self.entries += self.rules.entries
         self.resting += self._just_rested
         self.rules.campaigns.most = self.most_campaigns
@@ -88,7 +88,7 @@ class PureLedger:
         self.recorded += [self.rules.now] * len(self.rules.entries)
 
     def reload(self, deduplication_days: int | None = None) -> None:
-        """Crash and start again from a snapshot, perhaps with another window."""
+        """Crash, and start again from a snapshot, perhaps with another window (days)."""
         self._days = deduplication_days or self._days
         before, self.rules = self.rules, Shard(self.policy, self._days, self.zones)
         self.rules.tables |= before.tables
@@ -97,7 +97,7 @@ class PureLedger:
         self._just_rested = []
 
     def encoded(self) -> list[bytes]:
-        """The canonical bytes of all entries."""
+        """Return the canonical bytes of all entries."""
         return [
             encode_entries([entry], SHARD, position, recorded)[0]
             for position, (entry, recorded) in enumerate(zip(self.entries, self.recorded, strict=True), 1)
@@ -130,7 +130,7 @@ class PureLedger:
         return outcome
 
     def _rest_of(self, keys: set[CampaignKey]) -> Recorded:
-        """The campaigns at rest as the database would give them, without those of the batch before."""
+        """Return the campaigns at rest as the database would, without those of the batch before."""
         found: dict[str, dict[str, Any]] = {}
         for account, campaign in keys:
             found.setdefault(account, {}).update({campaign: None} if campaign is not None else {})
@@ -140,11 +140,11 @@ class PureLedger:
         return found
 
     def _grants(self, keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
-        """The grants as the database would give them, without those of the batch before."""
+        """Return the grants as the database would, without those of the batch before."""
         return grants_in(self.entries[: self.rules.position], keys)
 
     def _spend(self, event_id: bytes) -> ChargedSpend | None:
-        """The spend as the database would give it."""
+        """Return the spend as the database would."""
         if event_id not in self._events or self._events[event_id][0][REVERSES] is not None:
             return None
         position = self._events[event_id][1]
@@ -154,7 +154,7 @@ class PureLedger:
 
 
 def grants_in(entries: Sequence[Entry], keys: list[GrantKey]) -> dict[GrantKey, RecordedGrant]:
-    """The grants as entries alone tell them."""
+    """Return the grants that follow from entries alone."""
     found: dict[GrantKey, RecordedGrant] = {}
     for position, (line, *_) in enumerate(entries if keys else (), 1):
         key = (line.business_center_id, line.pocket or "", line.grant_id or "")
@@ -171,7 +171,7 @@ def grants_in(entries: Sequence[Entry], keys: list[GrantKey]) -> dict[GrantKey, 
 
 
 def spend_of(entries: Sequence[Entry], event_id: bytes, start: int) -> ChargedSpend:
-    """The spend whose first entry has this index, with what is not yet reversed of it."""
+    """Return the spend whose first entry has this index, with what of it is not yet reversed."""
     line, _, occurred_at, _, _, day, period = entries[start]
     assert line.ad_account_id is not None
     assert line.campaign_id is not None

@@ -1,6 +1,6 @@
-"""Random states of a shard in which every field has a value, and the structure by which two are compared.
+"""Random states of a shard in which every field has a value, and the structure by which two states are compared.
 
-The states are made field by field, not by decisions: they need not make sense, only differ in everything that differs.
+The states are made field by field and not by decisions. They need not make sense: they only have to set every field.
 """
 
 import random
@@ -21,8 +21,8 @@ from tests.unit.test_rules_tables import NOON, TODAY
 from tests.zones import release
 
 ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/Cairo")
-# Lines are made again when they are first needed, the rest of a zone is its table; a batch ends where a snapshot is
-# taken; routes are looked up again.
+# Lines are made again when needed, the other fields of a zone follow from its table, a batch ends where a snapshot is
+# taken, and routes are looked up again.
 NOT_STATE = {
     BusinessCenter: {"held"},
     Campaign: {"line", "lines", "payer", "seen", "serial"},
@@ -42,7 +42,7 @@ NOT_STATE = {
         "accounts_elsewhere",
         "_zones",
         "tables",
-        # When to let go of what no decision depends on.
+        # When to forget what no decision depends on.
         "_ended",
         "_quiet_day",
         "_quiet",
@@ -52,7 +52,7 @@ NOT_STATE = {
 
 
 def structure(item: Any) -> Any:
-    """All that a state is, as plain values that are equal where the states are. Whom something belongs to is an id."""
+    """Return a state as plain values, which are equal if the states are. References to owners become ids."""
     if isinstance(item, dict):
         return [(structure(key), structure(value)) for key, value in item.items()]
     if isinstance(item, list | tuple):
@@ -80,26 +80,26 @@ def _fields(item: Any, names: Any) -> Iterator[tuple[str, Any]]:
         if name in ("business_center", "account", "grant") and value is not None:
             yield name, value.id
         elif name == "position" and isinstance(item, Shard):
-            continue  # That of the batch before; a snapshot has the next one's.
+            continue  # It is that of the batch before; a snapshot has that of the next one.
         else:
             yield name, _in_order(name, value)
 
 
 def _in_order(name: str, value: Any) -> Any:
-    """What is only looked up, or taken by its smallest, has no order of its own."""
+    """Sort the containers whose own order has no meaning: lookups, and heaps."""
     if name == "_heap":
         return sorted(value)
     return dict(sorted(value.items())) if name == "tied_to" else value
 
 
 class States:
-    """Makes shards. The same seed, the same state."""
+    """Makes shards. The same seed gives the same state."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def shard(self) -> Shard:
-        """A shard of several Business Centers, between two batches."""
+        """Return a shard of several Business Centers, between two batches."""
         policy = Policy(self._name(), ("cash", "voucher", "credit"), ("credit_line", "voucher"), self._number(CURRENT))
         shard = Shard(policy, zones=release(self._name()))
         shard.now = NOON + self._number(10**12)

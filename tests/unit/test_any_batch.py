@@ -1,4 +1,4 @@
-"""Whatever a batch holds, reading it ends, within bounds, and what cannot be decided is named with its offsets."""
+"""Reading any batch ends, within bounds, and names the offsets of what cannot be decided."""
 
 import json
 import struct
@@ -38,11 +38,11 @@ from tests.servers import memory_of
 
 PLACE = TopicPartition("spend.events", 3)
 KIB, MIB = 1024, 1024 * 1024
-SECONDS = 5.0  # for a batch that does its worst, on a busy machine
+SECONDS = 5.0  # for the worst batch, on a busy machine
 
 
 class Assignment:
-    """An assignment of one partition, as far as taking records asks for it."""
+    """An assignment of one partition, with what taking records needs of it."""
 
     active, paused = True, False
 
@@ -65,7 +65,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fetched(data: bytes, offset: int = 0, aborted: Any = None) -> tuple[Any, Assignment]:
-    """What a fetch gave, as the consumer holds it."""
+    """Return what a fetch gave, in the form in which the consumer holds it."""
     found = fetcher.MemoryRecords(data)
     parsed = fetcher.PartitionRecords(PLACE, found, aborted, offset, kafka.parsed, None, True, fetcher.READ_COMMITTED)
     assignment = Assignment(offset)
@@ -73,7 +73,7 @@ def fetched(data: bytes, offset: int = 0, aborted: Any = None) -> tuple[Any, Ass
 
 
 def takes(data: bytes, offset: int = 0, most: int = 5_000, aborted: Any = None) -> tuple[list[list[Any]], int]:
-    """All that is taken, take by take, and where reading goes on."""
+    """Return the records, take by take, and the offset where reading goes on."""
     result, assignment = fetched(data, offset, aborted)
     found = []
     while result.has_more():
@@ -89,7 +89,7 @@ def read(data: bytes, offset: int = 0, aborted: Any = None) -> tuple[list[Any], 
 
 
 def cut(data: bytes, offset: int = 0) -> tuple[Raw, int]:
-    """The one record that stands for a batch, and where reading goes on."""
+    """Return the one record that stands for a batch, and the offset where reading goes on."""
     (found,), position = read(data, offset)
     assert isinstance(found, Raw)
     assert found.cut is not None
@@ -127,7 +127,7 @@ def test_packed_pieces_by_the_hundred_thousand_take_a_bounded_time(name: str) ->
 
 
 def test_bombs_of_every_codec_take_no_more_memory_than_the_bound() -> None:
-    """One after the other, in a process of its own."""
+    """They are tried one after the other, in a process of its own."""
     before, after = memory_of(
         """
         from tests.raw_batches import batch, bombs, mines
@@ -167,7 +167,7 @@ def test_a_head_that_lies_about_the_many_records_of_its_batch_is_not_believed(sa
 
 
 def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None:
-    """The shortest spend and the shortest command that are valid, so often that they fill what a batch unpacks to."""
+    """The shortest valid spend and command are repeated until they fill what a batch may unpack to."""
     actor = {"id": "a", "role": "admin"}
     shortest = {
         "event_id": str(UUID(int=0)), "type": "spend", "business_center_id": "b", "ad_account_id": "a",
@@ -278,7 +278,7 @@ def test_a_batch_that_lies_is_one_record_in_quarantine(data: bytes, last: int) -
 
 
 def test_what_stands_behind_the_last_record_has_no_offset_to_be_set_aside_with() -> None:
-    """Records are read some at a time; where the last of those is the last of all, nothing is left to set aside."""
+    """Records are read in portions. If a portion ends with the last record, nothing is left to set aside."""
     ends = set()
     for count in range(1, 600):
         found, position = read(batch(packed_records([b"x"] * (count + 1)), count))
@@ -289,7 +289,7 @@ def test_what_stands_behind_the_last_record_has_no_offset_to_be_set_aside_with()
 
 
 def test_a_key_of_the_length_minus_two_is_none_as_it_is_to_kafka() -> None:
-    """The broker takes any negative length for none, and stores it; aiokafka's parser fails with a SystemError."""
+    """The broker takes any negative length for null, and stores it. aiokafka's parser fails with a SystemError."""
     odd = field(b"\0\0\0" + varint(-2) + field(b"value") + varint(0))
     found, _ = read(batch(odd, 1))
     assert [(each.key, each.value, each.headers) for each in found] == [(None, b"value", [])]
@@ -344,7 +344,7 @@ def test_a_control_batch_that_says_nothing_is_passed_over(inside: bytes, codec: 
 
 
 def short(found: Any) -> tuple[str, int, int, int]:
-    """Why a record was cut short, and how much is left of it: value, key, headers."""
+    """Return why a record was cut short, and how much is left of it: value, key, headers."""
     held = found.cut
     headers = sum(len(name) + len(value or b"") for name, value in found.headers)
     return held.fault.reason, len(held.kept or b""), len(found.key or b""), headers
@@ -420,7 +420,7 @@ def test_records_are_taken_by_number_and_by_bytes() -> None:
     ids=["a large value", "many headers", "nothing"],
 )
 def test_batches_that_unpack_to_much_and_give_little_are_taken_one_at_a_time(inside: bytes, count: int) -> None:
-    """Hundreds of them fit into one fetch: other shards and the lease have their turn between two."""
+    """Hundreds of them fit into one fetch. Other shards and the lease get their turn between two of them."""
     codec, pack = PACK["zstd"]
     held = pack(inside)
     found, position = takes(b"".join(batch(held, count, codec=codec, offset=number) for number in range(9)))
@@ -446,7 +446,7 @@ def test_every_record_is_taken_once_and_in_order(sizes: list[int], most: int, st
 
 
 def _offsets(sizes: list[int]) -> list[int]:
-    """The offsets that hold a record: a batch without any takes one that holds none."""
+    """Return the offsets that hold a record. A batch without records takes one offset, which holds none."""
     found, offset = [], 0
     for size in sizes:
         found += list(range(offset, offset + size))

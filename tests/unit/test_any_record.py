@@ -1,7 +1,7 @@
-"""Whatever bytes, JSON values and headers a record has, decoding answers an event, a command or a fault.
+"""Decoding returns an event, a command or a fault, whatever bytes, JSON values and headers a record has.
 
-Hypothesis tries a few hundred that it can make small when one fails; a plain generator tries thousands.
-`DRAWDOWN_TEST_RECORDS=1000000` says how many thousands.
+Hypothesis tries a few hundred records, and shrinks one that fails. A plain generator tries thousands:
+`DRAWDOWN_TEST_RECORDS=1000000` sets how many.
 """
 
 import json
@@ -74,7 +74,7 @@ SPLICES = st.lists(st.tuples(st.integers(0, 700), st.integers(0, 40), st.binary(
 
 
 def dumps(value: Any) -> bytes:
-    """As JSON, with NaN, lone surrogates and numbers of any length."""
+    """Return the value as JSON, with NaN, lone surrogates and numbers of any length."""
     return json.dumps(value).replace(f'"{TOO_LONG}"', "1" * 4301).encode()
 
 
@@ -90,7 +90,7 @@ LESS = st.lists(NAMES, max_size=2)
 
 @st.composite
 def messages(draw: Any, *kinds: dict[str, Any]) -> dict[str, Any]:
-    """A good message, with fields changed and left out."""
+    """Draw a valid message with fields changed or left out."""
     message = {**draw(st.sampled_from(kinds)), **draw(CHANGES)}
     for name in draw(LESS):
         message.pop(name, None)
@@ -99,7 +99,7 @@ def messages(draw: Any, *kinds: dict[str, Any]) -> dict[str, Any]:
 
 @st.composite
 def events(draw: Any) -> bytes:
-    """An event, plain or within a CloudEvent, of which anything may be wrong."""
+    """Draw an event, plain or in a CloudEvent, in which anything may be wrong."""
     inner = dumps(draw(messages(SPEND, REVERSAL) | VALUES))
     inner = spliced(inner, draw(SPLICES))
     form = draw(st.sampled_from(["plain", "plain", "data", "data_base64", "both"]))
@@ -113,7 +113,7 @@ def events(draw: Any) -> bytes:
 
 
 def check_event(found: Any) -> None:
-    """What the rules and the encoding rely on."""
+    """Assert what the rules and the encoding rely on."""
     event_id, center, account, campaign, amount, currency, occurred_at, reverses, reason = found
     assert [type(each) for each in (event_id, amount, occurred_at)] == [bytes, int, int]
     assert len(event_id) == 16
@@ -200,13 +200,13 @@ def test_any_command_is_a_command_or_a_fault(value: bytes, splices: list[tuple[i
 
 
 class Generator:
-    """Records from a seed, of which anything may be wrong; most are good but for one or two things."""
+    """Records from a seed, in which anything may be wrong. Most have one or two errors."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def event(self) -> tuple[bytes | None, list[tuple[str, bytes | None]]]:
-        """A value and headers."""
+        """Return a value and headers."""
         pick = self._random.random()
         if pick < 0.05:
             return self._random.choice([None, self._bytes(200)]), self._headers()
@@ -216,7 +216,7 @@ class Generator:
         return self._spliced(self._envelope(inner)), self._headers() if pick < 0.7 else []
 
     def command(self) -> bytes:
-        """A value."""
+        """Return a value."""
         return self._spliced(self._message(COMMAND, *OTHER_COMMANDS))
 
     def _message(self, *kinds: dict[str, Any]) -> bytes:

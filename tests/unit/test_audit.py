@@ -1,4 +1,4 @@
-"""The auditor's own arithmetic, where the rules would never let a ledger come to it."""
+"""The auditor's own arithmetic, on ledgers that the rules would never write."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def line(kind: str, pocket: str | None = None, account: str | None = "a", **othe
 
 
 def stored(*entries: tuple[Line, int | None]) -> list[StoredEntry]:
-    """Entries at the positions 1, 2, 3 …; those of spends have a day."""
+    """Return entries at the positions 1, 2, 3 …. Those of spends have a day."""
     made = []
     for position, (its_line, amount) in enumerate(entries, 1):
         day = DAY if its_line.campaign_id and amount is not None else None
@@ -86,7 +86,7 @@ def test_an_unknown_kind_is_a_difference() -> None:
 
 
 def opened() -> Shard:
-    """Rules that hold 70 in the BC's cash and nothing else."""
+    """Return rules in whose state the BC holds 70 in cash, and nothing else."""
     rules = Shard(zones=INSTALLED)
     rules.begin(0)
     command = {"business_center_id": "bc", "role": "admin"}

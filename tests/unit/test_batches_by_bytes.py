@@ -1,4 +1,4 @@
-"""A batch is closed by the bytes of what it writes: quarantine, records for other shards, refused commands."""
+"""A batch is closed by the bytes that it writes: quarantine, records for other shards, refused commands."""
 
 import json
 from typing import Any

@@ -40,14 +40,14 @@ def files(pattern: str) -> list[Path]:
 
 
 def is_path(word: str) -> bool:
-    """Does the word name a file or folder of the repository?"""
+    """Return whether the word names a file or folder of the repository."""
     if "/" not in word:
         return re.fullmatch(r"[A-Z]+\.md|pyproject\.toml", word) is not None
     return word.split("/")[0] in {*ROOMS, "tests", "docs"} and not word.startswith(MADE_BY_MAKE)
 
 
 def named_in(text: str) -> Iterator[str]:
-    """Yield the paths among what stands between backticks. The name of a test behind `::` is no part of its path."""
+    """Yield the paths between backticks. The name of a test after `::` is not part of its path."""
     for word in re.findall(r"`([^`\s]+)`", CODE.sub("", text)):
         path = word.partition("::")[0].rstrip("/")
         if is_path(path):
@@ -186,7 +186,7 @@ def product() -> Iterator[tuple[Path, str]]:
 
 
 def quoted_in(text: str, words: Iterable[str]) -> set[str]:
-    """Return those of the words that stand in the text as a literal, also as the name of a service's role."""
+    """Return those of the words that are a literal in the text, also as the name of a service's role."""
     return {word for word in words if re.search(rf"""(["'`])(?:drawdown_)?{word}\1""", text)}
 
 

@@ -1,4 +1,4 @@
-"""Bytes from Kafka: what is an event, and what is quarantined for which reason."""
+"""Bytes from Kafka: which are an event, and which are quarantined for which reason."""
 
 import json
 from base64 import b64encode
@@ -159,12 +159,12 @@ def test_above_64_kib_is_too_large() -> None:
 
 
 def binary(**attributes: bytes | None) -> list[tuple[str, bytes | None]]:
-    """Headers of a CloudEvent in binary mode."""
+    """Return the headers of a CloudEvent in binary mode."""
     return [("ce_specversion", b"1.0"), *((f"ce_{name}", held) for name, held in attributes.items())]
 
 
 def structured(data: bytes | None = None) -> list[bytes]:
-    """The CloudEvent of the data in structured mode, as JSON and in Base64."""
+    """Return the CloudEvent of the data in structured mode, as JSON and in Base64."""
     data = encoded() if data is None else data
     head = b'{"specversion": "1.0", "source": "/ads", "type": "anything", '
     return [head + b'"data": ' + data + b"}", head + b'"data_base64": "' + b64encode(data) + b'"}']
@@ -366,7 +366,7 @@ def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("preview", [True, "true", 1, 0, "", [], {}])
 def test_a_command_that_asks_for_a_preview_is_no_command(preview: Any) -> None:
-    """It would be carried out otherwise."""
+    """Otherwise the preview would be carried out."""
     found = decode_command(json.dumps({**COMMAND, "preview": preview}).encode())
     assert isinstance(found, Fault)
     assert found.reason == "invalid"
@@ -388,7 +388,7 @@ def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
 
 @given(lists(integers(0, 200), min_size=1, max_size=300), lists(integers(0, 200), min_size=1, max_size=300))
 @example([1], [1, 1])
-@example([1] * 300, [1])  # One is kept whole, the other is not, and they mean the same.
+@example([1] * 300, [1])  # One is kept whole and the other is not, but they mean the same.
 @example(list(range(200)), list(range(199, -1, -1)))
 def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one: list[int], two: list[int]) -> None:
     contents = []

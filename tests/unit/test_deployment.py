@@ -1,4 +1,4 @@
-"""What a deployment of containers rests on: its credentials, and the health check of its image."""
+"""The credentials of a deployment of containers, and the health check of its image."""
 
 import http.server
 import os
@@ -86,7 +86,7 @@ def test_the_traffic_has_a_token_of_a_day_for_its_own_business_centers_and_only_
     assert (claims["role"], claims["business_centers"]) == ("finance_manager", [center.id for center in CAST])
     make_credentials(Settings(), tmp_path, centers_of_traffic=[center.id for center in CAST])
     assert file.read_text() != first
-    assert file.stat().st_ino == place  # A container that it is mounted into sees the new one.
+    assert file.stat().st_ino == place  # The same file, so a container that mounts it sees the new token.
     last = jwt.decode(file.read_text(), options={"verify_signature": False})["jti"]
     make_credentials(Settings(), tmp_path, centers_of_traffic=[])
     assert not file.exists()
@@ -108,7 +108,7 @@ def test_a_server_is_trusted_under_its_names_and_no_other(directory: Path, serve
 
 
 def shake_hands(directory: Path, server: str, name: str) -> None:
-    """TLS between two ends of a pair of buffers, the client asking for `name`."""
+    """Shake hands by TLS over a pair of buffers, with a client that asks for `name`."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(directory / "tls" / f"{server}.pem")
     asking = ssl.create_default_context(cafile=directory / "tls" / "ca.pem")

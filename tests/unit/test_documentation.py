@@ -1,4 +1,4 @@
-"""`/docs` needs nothing from elsewhere, and what it shows is complete: each call with its errors and examples."""
+"""`/docs` needs no other host, and is complete: it shows each call with its errors and examples."""
 
 import re
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ BODY_ERRORS = {"408", "413", "415"}
 
 @pytest.fixture(scope="module")
 def app() -> Any:
-    nobody = cast("Any", None)  # The page asks no server.
+    nobody = cast("Any", None)  # No server is needed to make the page.
     access = Access(Settings(api_authentication="off"))
     return create_app(Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4))
 
@@ -41,7 +41,7 @@ async def client(app: Any) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class Parts(HTMLParser):
-    """Collects what a page refers to, and what is written in it that should be in a file."""
+    """Collects the references of a page, and the inline code that should be in a file."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What stands before the routes: nothing is answered without it, and every answer tells browsers to keep off."""
+"""The gate before the routes: no request gets around it, and every answer restricts what browsers may do with it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from tests.passes import counted_passes
 
 
 def _client(**settings: Any) -> httpx.AsyncClient:
-    """A client of an application that has no servers, and a route that fails."""
+    """Return a client of an application without servers, with a route that fails."""
     nobody = cast("Any", None)
     access = Access(Settings(api_authentication="off", **settings))
     app = create_app(Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4))
@@ -76,11 +76,11 @@ async def test_no_letter_of_a_path_may_be_encoded(client: httpx.AsyncClient, pat
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """For how many seconds requests were held, none of which has passed."""
+    """Return the seconds for which requests were held. The test does not wait for them."""
     held: list[float] = []
 
     async def hold(seconds: float) -> None:
-        if seconds:  # Otherwise it only lets others have their turn.
+        if seconds:  # Otherwise it only yields to other tasks.
             held.append(seconds)
 
     monkeypatch.setattr("services.api.door.gate.asyncio.sleep", hold)
@@ -98,7 +98,7 @@ async def test_whatever_is_asked_is_counted_and_who_asks_too_often_waits(
         assert statuses.count(429) == 40 - let_in
         assert len(held) == statuses.count(429)
         assert min(held) >= limits.HOLD_SECONDS
-        assert held[-1] > 30 / limits.LET_GO_A_SECOND  # However many ask at once, they are refused one by one.
+        assert held[-1] > 30 / limits.LET_GO_A_SECOND  # Any number of simultaneous requests is refused one by one.
         assert (await client.get("/healthz")).status_code == 200
 
 
@@ -140,8 +140,8 @@ async def test_a_body_that_is_refused_counts_as_the_longest(held: list[float], m
 async def test_of_what_is_answered_at_once_one_request_begins_in_a_pass_of_the_loop(
     client: httpx.AsyncClient, method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others have their turn in between, and wait for one of them, not for all that somebody asks at once."""
-    monkeypatch.setattr(RateLimit, "take", lambda *_: 0)  # Nobody is held.
+    """Other tasks get their turn in between: they wait for one request, not for all that one client sends at once."""
+    monkeypatch.setattr(RateLimit, "take", lambda *_: 0)  # No request is held.
     async with counted_passes() as passes:
         answers = await asyncio.gather(*(client.request(method, path) for _ in range(100)))
     assert {answer.status_code for answer in answers} == {status}

@@ -1,4 +1,4 @@
-"""The recorded ledger comes to the same bytes, whatever has changed since: decided again without a database."""
+"""The recorded ledger, decided again without a database, gives the same bytes as when it was written."""
 
 import re
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_it_holds_every_version_of_the_rules_several_releases_and_policies() -> 
 
 
 def test_it_holds_the_standard_policy_as_it_is_now() -> None:
-    """Batches name a policy and the file says what is in it: another order needs another name, and a chapter."""
+    """Batches name a policy, and the file holds its content: another order needs another name, and a chapter."""
     assert GOLDEN.policies.get(STANDARD.version) == STANDARD
 
 

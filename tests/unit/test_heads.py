@@ -1,4 +1,4 @@
-"""A head that two readers could read in two ways is refused; every other goes on to h11."""
+"""A request head that two parsers could read differently is refused. Every other head goes on to h11."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Incentives: slabs, both methods, run rate and forecast (the domain page, section 7)."""
+"""Incentives: slabs, both methods, run rate and forecast (domain page, section 7)."""
 
 from fractions import Fraction
 

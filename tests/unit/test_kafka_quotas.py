@@ -1,4 +1,4 @@
-"""Quotas of Kafka's users: what is asked of the broker, byte by byte, and what is changed."""
+"""Quotas of Kafka's users: the requests to the broker, byte by byte, and what is changed."""
 
 from struct import pack
 
@@ -10,7 +10,7 @@ from shared.runtime.settings import Settings
 
 
 def text(value: str) -> bytes:
-    """A compact string of Kafka's protocol, short enough for a length of one byte."""
+    """Return a compact string of Kafka's protocol, short enough for a length of one byte."""
     return bytes([len(value) + 1]) + value.encode()
 
 

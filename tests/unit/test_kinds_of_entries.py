@@ -1,4 +1,4 @@
-"""What the vocabulary says of a kind of entry is so: in what the rules write, in the read models, in the audit."""
+"""The vocabulary of entry kinds is right: in what the rules write, in the read models and in the audit."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ SERVICES = Path(__file__).parents[2] / "services"
 
 @pytest.fixture(scope="module")
 def entries() -> list[Entry]:
-    """Those of the golden ledger, in which every kind occurs."""
+    """Return the entries of the golden ledger, in which every kind occurs."""
     rows = b"".join(row for batch in recorded.read().batches for row in batch.rows)
     return [stored.entry for stored in Reader().decode(COPY_HEADER + rows + COPY_TRAILER)]
 

@@ -1,4 +1,4 @@
-"""A bound for one spend of a Business Center: what is above it is unusual, and claims nothing."""
+"""A bound for one spend of a Business Center: a larger spend is unusual, and claims no event id."""
 
 from dataclasses import replace
 from typing import Any, get_args
@@ -104,7 +104,7 @@ def test_the_vocabulary_has_every_command_and_role() -> None:
 
 
 def choices_of(schema: Any) -> list[str]:
-    """The types of commands, from the contract's own schema."""
+    """Return the types of commands, from the schema of the contract."""
     while schema["type"] != "tagged-union":
         schema = schema["schema"]
     return list(schema["choices"])

@@ -1,4 +1,4 @@
-"""Canonical bytes and the Merkle tree: what an auditor computes without us."""
+"""Canonical bytes and the Merkle tree, which an auditor can compute without our code."""
 
 import hashlib
 import struct
@@ -77,7 +77,7 @@ def test_no_two_entries_share_their_bytes_by_moving_a_boundary() -> None:
 
 
 def rfc_6962_root(leaves: list[bytes]) -> bytes:
-    """Section 2.1, word for word: split at the largest power of two below n."""
+    """Return the root by RFC 6962, section 2.1, word for word: split at the largest power of two below n."""
     if not leaves:
         return hashlib.sha256(b"").digest()
     if len(leaves) == 1:
@@ -100,7 +100,7 @@ def test_the_root_is_that_of_rfc_6962_however_the_leaves_came(sizes: list[int]) 
 
 
 def test_a_known_root() -> None:
-    """The test vectors of Certificate Transparency: leaves "", 0x00, 0x10."""
+    """The leaves "", 0x00, 0x10 are test vectors of Certificate Transparency."""
     tree = CompactRange()
     assert tree.root() == EMPTY_ROOT
     tree.append([leaf_hash(leaf) for leaf in (b"", b"\x00", b"\x10")])

@@ -1,4 +1,4 @@
-"""What `drawdown run` says at its end of records that nobody has decided."""
+"""At its end `drawdown run` reports the records that were not decided."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The memory of an allocation process: shared out between its shards, and watched."""
+"""The memory of an allocation process: it is divided between its shards, and watched."""
 
 import gc
 import weakref
@@ -70,14 +70,14 @@ def test_what_is_resident_is_known() -> None:
 
 
 def test_a_refused_command_is_gone_once_it_is_decided() -> None:
-    """It leaves no circle behind, which would keep its content until the collector comes."""
+    """It leaves no reference cycle, which would keep its content until the garbage collector runs."""
 
     def decide(ledger: Book, content: dict[str, Any]) -> None:
         refused = ledger.rules.command({"type": "deposit_cash", "amount": 0, "role": "admin"}, uuid4().bytes, content)
-        assert refused is not None  # held by a frame, as the writer's does
+        assert refused is not None  # held by a frame, as in the writer
 
     class Content(dict[str, Any]):
-        """One that can be watched."""
+        """The content of a command, with a class that allows weak references."""
 
     book, content = Book(), Content(type="deposit_cash")
     gone = weakref.ref(content)

@@ -1,4 +1,4 @@
-"""Without tokens: a program on this machine is let in, a page of another site is not."""
+"""Without tokens, a program on this machine is let in, and a page of another site is not."""
 
 import pytest
 
@@ -9,7 +9,7 @@ PORT = ":8080"
 
 
 def status(method: str = "POST", *, is_local: bool = True, **headers: str) -> int:
-    """What is answered: 200 where the request is let in."""
+    """Return the status of the answer: 200 if the request is let in."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
         require_no_stranger(method, {"host": "localhost:8080", **given}, is_local=is_local)

@@ -1,4 +1,4 @@
-"""The patterns that OpenAPI shows say all of their rule: what matches is taken, and what is taken matches."""
+"""The patterns in OpenAPI are exact: a text matches if and only if it is accepted."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def matches(pattern: str, text: str) -> bool:
     return re.fullmatch(pattern.strip("^$"), text, re.ASCII) is not None
 
 
-# Around the ends, and every kind of century.
+# The first and last years, and every kind of century.
 YEARS = (*range(1966, 2012), *range(2096, 2104), *range(2396, 2404), *range(2796, 2804), *range(2896, 2904), 2999, 3000)
 
 
@@ -109,7 +109,7 @@ _ZONES = st.sampled_from(["Z", "z", "+00:00", "-00:00"]) | st.from_regex("[+-][0
 )
 @settings(max_examples=1_000)
 def test_a_time_matches_where_it_is_one(day: str, clock: str, fraction: str, zone: str) -> None:
-    """On the first and the last day of all not every offset that fits is shown, and no leap second of the last."""
+    """On the first and the last possible day the pattern lacks some valid offsets, and the last leap second."""
     text = day + clock + fraction + zone
     if matches(patterns.TIME, text):
         assert is_taken_time(text), text

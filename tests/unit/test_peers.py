@@ -1,4 +1,4 @@
-"""Who counts as alive: a process judges the others by what it has seen of them, and by nothing else."""
+"""The peers that count as alive: a process judges them only by the heartbeats that it has seen."""
 
 from services.allocation.lease import LEASE_SECONDS, Peer, Peers
 
@@ -6,7 +6,7 @@ HEARTBEAT_SECONDS = 0.25
 
 
 def looks(peers: Peers, start: float, seconds: float, **beats: bool) -> float:
-    """Look every heartbeat for this long; the named peers beat or do not. Answer the time at the end."""
+    """Look at every heartbeat for this long, while only the named peers beat. Return the time at the end."""
     end = start + seconds
     now = start
     while now < end:

@@ -1,4 +1,4 @@
-"""A read model is one folder: what it declares there is enough for everything else to find it."""
+"""A read model is one folder. Its declaration there is enough for all other parts to find it."""
 
 import re
 from importlib import import_module
@@ -22,7 +22,7 @@ of_each = pytest.mark.parametrize("model", READ_MODELS, ids=lambda model: model.
 
 
 def service_of_compose(name: str) -> str:
-    """The lines of a service in compose.yaml."""
+    """Return the lines of a service in compose.yaml."""
     found = re.search(rf"^  {name}:\n((?:    .*\n|\n)+)", COMPOSE, re.MULTILINE)
     assert found, f"compose.yaml has no service {name}"
     return found[1]

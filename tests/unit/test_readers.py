@@ -1,4 +1,4 @@
-"""Who reads on when: the clients in turn, however many connections each has, and none of them all the time."""
+"""The order of reads: clients take turns, however many connections each has, and none reads all the time."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Read:
         self.has_begun, self.all_done = asyncio.Event(), asyncio.Event()
 
     def wait(self, client: str, times: int = 1) -> None:
-        """A connection of this client that has so much to read."""
+        """Add a connection of this client that has this much to read."""
         self._left += times
         self._readers.wait(client, self._reading(client, times))
 

@@ -1,4 +1,4 @@
-"""Reading Kafka's batches: names of headers may have any bytes, whatever packs the batch."""
+"""Reading Kafka's batches: the names of headers may have any bytes, with every compression."""
 
 import timeit
 from typing import Any
@@ -80,7 +80,7 @@ def test_a_control_batch_tells_what_it_is() -> None:
     assert next(batch).key == b"key"
 
 
-# A length above 63 takes a second byte.
+# A length above 63 takes two bytes.
 BYTES = st.binary(max_size=6) | st.integers(60, 67).map(lambda size: b"\xfc" * size)
 
 

@@ -1,6 +1,6 @@
-"""The rules and the second model of the domain page, each written without the other, decide the same.
+"""The rules and the second model of the domain page decide the same. Each was written without looking at the other.
 
-Days pass here, in any zone, and the same work is cut into batches and broken off in any way.
+The work covers days in many zones. The same work is split into batches, and interrupted by crashes, in any way.
 """
 
 import json
@@ -27,7 +27,7 @@ Timed = list[tuple[int, Work]]
 
 
 def work_of_days(seed: int, steps: int) -> Timed:
-    """Random work over many days, with jumps of hours and days."""
+    """Return random work over many days, with jumps of hours and days."""
     workload, pace = Workload(seed), random.Random(seed)
     now = START_US
     work = [(now, each) for each in workload.opening(now)]

@@ -1,4 +1,4 @@
-"""Enabling automatic allocation: what moves, who takes part, and when it is refused."""
+"""Enabling automatic allocation: what moves, which accounts take part, and when it is refused."""
 
 from shared.rules.money import LARGEST_AMOUNT, LARGEST_BALANCE
 from tests.unit.test_rules_tables import NOON, Book

@@ -1,4 +1,4 @@
-"""What commands write: who holds what, where, and what each entry says."""
+"""The entries that commands write: their holders, pockets and details."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_the_grant_commands_write_who_holds_what_where() -> None:
         ("grant", "a", own, "voucher", "w", 4)
     ]
     assert moved(book, "grant_ad_credit", ad_credit_id="x", amount=6) == [("grant", None, bc, "ad_credit", "x", 6)]
-    for amount in (4, 2):  # the second time to the same holding, and to the last micro
+    for amount in (4, 2):  # the second allocation goes to the same holding, and takes the last micro
         assert moved(book, "allocate_ad_credit", ad_credit_id="x", ad_account_id="a", amount=amount) == [
             ("allocation_out", None, bc, "ad_credit", "x", -amount),
             ("allocation_in", "a", own, "ad_credit", "x", amount),

@@ -1,6 +1,7 @@
-"""What an input costs is what it changes, however much there is beside. Counted in the interpreter's steps and in time.
+"""The cost of an input depends on what it changes, not on how much exists. Measured in interpreter steps and in time.
 
-Sizes: 10,000 accounts, 100,000 campaigns. Steps are counted on fewer, because counting takes fifty times as long.
+The sizes are 10,000 accounts and 100,000 campaigns. Steps are counted on fewer, because counting takes 50 times as
+long.
 """
 
 import gc
@@ -24,7 +25,7 @@ TRIES = 5
 
 
 def steps(call: Call) -> int:
-    """How many bytecodes the call runs, loops within expressions included."""
+    """Return how many bytecodes the call runs, with those of loops inside expressions."""
     count = 0
 
     def trace(frame: FrameType, event: str, _arg: Any) -> Any:
@@ -43,7 +44,7 @@ def steps(call: Call) -> int:
 
 
 def seconds(call: Call) -> float:
-    """How long the processor works on the call."""
+    """Return the processor time of the call, in seconds."""
     gc.collect()
     gc.disable()
     try:
@@ -55,9 +56,9 @@ def seconds(call: Call) -> float:
 
 
 def takes_less(times: float, large: Callable[[], Call], small: Callable[[], Call]) -> bool:
-    """Does the one take less than so many times what the other does?
+    """Return whether one call takes less than this many times what the other takes.
 
-    What else the machine does adds to a time and never takes from it, so what holds shows itself in one of some tries.
+    Other work on the machine only makes a call slower, so if it holds, one of a few tries shows it.
     """
     return any(seconds(large()) < times * seconds(small()) for _ in range(TRIES))
 
@@ -100,9 +101,9 @@ def test_an_account_with_ten_thousand_vouchers_joins_as_quickly() -> None:
 
 
 def with_campaigns(campaigns: int, mode: str | None = None, rules: int = BOUNDED) -> Book:
-    """An account in which all that is left is a voucher tied to one campaign; the others are stopped.
+    """Return an account whose last money is a voucher that is tied to one campaign. Its other campaigns are stopped.
 
-    Since version 3 of the rules those of a large account are not: each stops when it spends.
+    Since version 3 of the rules those of a large account are not: each stops when it spends next.
     """
     book = Book(replace(STANDARD, rules=rules))
     book.do("deposit_cash", amount=campaigns, ad_account_id="a")
@@ -122,7 +123,7 @@ def set_campaign_budget(book: Book) -> Call:
 
 
 def end_another_voucher(book: Book) -> Call:
-    """A second voucher tied to a campaign is used up: that one stops again."""
+    """Use up a second voucher that is tied to a campaign, which then stops again."""
     book.do("grant_voucher", voucher_id="w", amount=1, ad_account_id="a", campaign_ids=["c-1"])
     return lambda: book.spend(1, "c-1")
 

@@ -1,4 +1,4 @@
-"""docs/rules.md names rooms and tests that exist, and leaves no room of the rules out."""
+"""docs/rules.md names only modules and tests that exist, and names every module of the rules."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ def defined_in(path: Path) -> set[str]:
 
 
 def file_of(module: str) -> Path:
-    """The rules of section 7 live with incentives, all others with what services share."""
+    """Return the file of a module. The rules of section 7 are in incentives, and all others in shared/rules."""
     folder = "services/incentives" if module == "rating" else "shared/rules"
     return ROOT / folder / f"{module}.py"
 

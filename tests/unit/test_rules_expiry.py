@@ -1,4 +1,4 @@
-"""Grants that expire: what is forfeited, where, and who pauses."""
+"""Grants that expire: what is forfeited, where, and which accounts pause."""
 
 from tests.unit.test_rules_tables import HOUR, NOON, Book
 from tests.unit.what_is_written import charge, movement, reverse

@@ -1,4 +1,4 @@
-"""What is used up, expired or quiet leaves memory, and nobody can tell from what is decided."""
+"""Grants and lines that are used up, expired or quiet leave memory, and no decision depends on it."""
 
 import gc
 import json
@@ -21,7 +21,7 @@ from tests.unit.tied_work import TiedWork
 
 
 class Remembering(PureLedger):
-    """A ledger whose rules let nothing go."""
+    """A ledger whose rules forget nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Remembering(PureLedger):
 
 
 class RememberingShard(Shard):
-    """Rules that let nothing go."""
+    """Rules that forget nothing."""
 
     def _forget_grants(self) -> None:
         pass
@@ -57,7 +57,7 @@ def test_what_leaves_memory_decides_as_if_it_had_stayed(seed: int) -> None:
 
 
 class Told(PureLedger):
-    """A ledger with one Business Center `b` and two accounts, told what to do in short words, a batch each."""
+    """A ledger with one Business Center `b` and two accounts, and short methods that decide one batch each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Told(PureLedger):
             self.do("open_ad_account", ad_account_id=account, **kind)
 
     def do(self, type_: str, **fields: Any) -> str:
-        """Decide a command; answer its code, or `accepted`."""
+        """Decide a command. Return its code, or `accepted`."""
         self._ids += 1
         actor = {"id": "x", "role": "admin"}
         command = {"command_id": str(UUID(int=self._ids)), "type": type_, "issued_at": "2027-03-10T12:00:00Z"}
@@ -78,7 +78,7 @@ class Told(PureLedger):
         return str(code or status)
 
     def event(self, amount: str, reverses: str | None = None, account: str = "a") -> str:
-        """Spend, or reverse; answer the event's id."""
+        """Decide a spend or reversal, and return its event id."""
         self._ids += 1
         event_id = str(UUID(int=self._ids))
         event = {"type": "reversal" if reverses else "spend", "event_id": event_id, "business_center_id": "b"}
@@ -95,7 +95,7 @@ class Told(PureLedger):
         assert self.do("disable_automatic_allocation") in ("conflict", "irreversible")
 
     def last_movement(self) -> tuple[str, str | None, int | None]:
-        """Kind, holder and amount of the last entry that moves money."""
+        """Return kind, holder and amount of the last entry that moves money."""
         line, amount, *_ = next(entry for entry in reversed(self.entries) if entry[1] is not None)
         return line.kind, line.holder, amount
 
@@ -105,7 +105,7 @@ class Told(PureLedger):
 
 
 def used_up(account: str | None = "a", **fields: Any) -> tuple[Told, str]:
-    """A voucher of 5 that one spend used up and that has left memory; the spend's id."""
+    """Let a spend use up a voucher of 5, and let the voucher leave memory. Return the spend's id."""
     told = Told()
     if account is None:
         told.do("enable_automatic_allocation")
@@ -130,7 +130,7 @@ def test_a_grant_stays_for_the_batch_after_the_one_that_ended_it() -> None:
 
 
 def test_batches_of_timers_alone_let_nothing_go() -> None:
-    """What was looked up for the inputs that come after them was looked up before them."""
+    """The inputs after such batches use what was looked up before them."""
     told = Told()
     told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", expires_at="2027-03-10T13:00:00Z")
     told.now += HOUR

@@ -1,4 +1,4 @@
-"""Pauses, kept step by step, are at every moment what somebody would find who looked at everything anew."""
+"""Pauses are updated step by step, and at every moment equal those that are computed from scratch."""
 
 from collections import defaultdict
 from itertools import groupby
@@ -20,7 +20,7 @@ from tests.unit.what_is_written import charge, details, moved, reverse, written
 
 
 def held(center: BusinessCenter, account: AdAccount | None, kind: str) -> list[tuple[frozenset[str] | None, int]]:
-    """What a holder has of each grant: the campaigns that it is tied to, and how much."""
+    """Return what a holder has of each grant: the campaigns that it is tied to, and the amount."""
     grants = [grant for grant in center.grants.values() if grant.kind == kind]
     return [(grant.campaigns, each.remaining) for grant in grants for each in grant.holdings if each.account is account]
 
@@ -40,7 +40,7 @@ def is_used_up(entity: AdAccount | Campaign, account: AdAccount) -> bool:
 
 
 def causes_of_account(account: AdAccount, policy: Policy) -> int:
-    """Section 5 of the domain page, word by word."""
+    """Return the causes by section 5 of the domain page, word for word."""
     center = account.business_center
     causes = AD_ACCOUNT_BUDGET if is_used_up(account, account) else 0
     if account.participates:
@@ -51,7 +51,7 @@ def causes_of_account(account: AdAccount, policy: Policy) -> int:
 
 
 def causes_of_campaign(campaign: Campaign, policy: Policy) -> int:
-    """Its budget; and what its account has left, all of it, is tied to others (section 5.4)."""
+    """Return the causes: its budget, and all money left of its account is tied to other campaigns (section 5.4)."""
     account = campaign.account
     causes = CAMPAIGN_BUDGET if is_used_up(campaign, account) else 0
     if account.participates or "voucher" not in policy.ad_account:
@@ -75,7 +75,7 @@ def assert_causes_are_what_balances_and_budgets_say(ledger: PureLedger) -> None:
 
 
 def assert_written_in_order(ledger: PureLedger, first: int) -> None:
-    """Of one step and account: what changes for it, then for its campaigns in the order in which they came to be."""
+    """Assert the order within a step: the changes of an account, then those of its campaigns in order of creation."""
     steps: defaultdict[tuple[bytes | None, int, str], list[int]] = defaultdict(list)
     number = 0
     for line, amount, _, source, part, _, _ in ledger.entries[first:]:
@@ -116,7 +116,7 @@ def test_so_they_are_after_a_reload_too(seed: int) -> None:
 
 
 def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, int]]:
-    """Kind, campaign, cause and part of the pauses and resumes from an index on."""
+    """Return kind, campaign, cause and part of the pauses and resumes from an index on."""
     return [
         (line.kind, line.campaign_id, line.cause, part)
         for line, _, _, _, part, _, _ in book.rules.entries[first:]
@@ -125,7 +125,7 @@ def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, i
 
 
 def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
-    """Campaigns c1, c2, c3; cash is used up; a voucher each is tied to some of them, the last one may expire."""
+    """Return a book of c1, c2, c3 without cash. Each voucher is tied to some of them, and the last may expire."""
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     for number, campaign in enumerate(("c1", "c2", "c3"), 1):
@@ -168,7 +168,7 @@ def test_a_day_that_was_spent_ahead_of_its_time_begins_with_a_pause(ahead: int) 
 
 
 def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
-    """On 28 March 2027 the day has 23 hours in Berlin: what occurs 24 hours from 23:59 before it is of the 29th."""
+    """On 28 March 2027 the day has 23 hours in Berlin: 24 hours after 23:59 of the 27th it is the 29th."""
     book = Book()
     book.open("b", zone="Europe/Berlin")
     book.do("deposit_cash", amount=100, ad_account_id="b")

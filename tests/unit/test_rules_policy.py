@@ -1,4 +1,4 @@
-"""The policy: which pockets pay, in which order, and from when on."""
+"""The policy: which pockets pay, in which order, and from which batch on."""
 
 from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
 from tests.unit.test_rules_tables import NOON, Book

@@ -1,4 +1,4 @@
-"""What is refused at the very edge of a rule, and what is still accepted one micro before."""
+"""The exact bounds of refusals: one micro more is refused, one micro less is accepted."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Campaigns that rest: nobody can tell from what is decided, and memory is bounded by what is active."""
+"""Campaigns that rest: no decision depends on it, and active campaigns alone take memory."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def test_campaigns_at_rest_decide_as_if_they_had_stayed(seed: int, most: int) ->
 
 
 def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
-    """Both ledgers, this one and one that stays in memory with all its campaigns, come to the same."""
+    """Assert that this ledger and one that keeps all campaigns in memory decide the same."""
     staying, crash = PureLedger(), random.Random(seed)
     for policy, now, messages in TiedWork(seed, campaigns=20).history(120):
         resting.policy = staying.policy = policy
@@ -94,7 +94,7 @@ def test_a_campaign_comes_back_as_it_was(seed: int) -> None:
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """What holds each number, text or null within, and where."""
+    """Yield each number, text or null in the value by its container and its key there."""
     for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
         if isinstance(each, dict | list):
             yield from places(each)
@@ -120,7 +120,7 @@ def test_a_campaign_of_which_anything_has_another_type_cannot_be_read() -> None:
 
 
 def spend(ledger: PureLedger, numbers: range, account: str = "a") -> list[Any]:
-    """A batch of spends, each of a campaign of its own."""
+    """Decide a batch of spends, each of its own campaign."""
     common = {"type": "spend", "business_center_id": "b", "ad_account_id": account, "amount": "0.000001"}
     common |= {"currency": "USD", "occurred_at": "2027-03-10T12:00:00Z"}
     return ledger.batch(
@@ -303,7 +303,7 @@ def test_bounds_count_the_same_after_a_reload(seed: int) -> None:
 
 
 def test_all_business_centers_of_a_shard_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one may have times the number of Business Centers is more than a process has."""
+    """The bound of one, times the number of Business Centers, is more than a process has."""
     monkeypatch.setattr(limits, "MOST_HELD_BYTES", 20_000)
     book = Book()
     opened = 0

@@ -1,4 +1,4 @@
-"""Reversals: what returns, to whom, and what each says of the spend that it takes back."""
+"""Reversals: what returns to which holder, and what the entries say of the spend."""
 
 import json
 from uuid import UUID

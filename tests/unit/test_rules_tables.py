@@ -1,4 +1,4 @@
-"""Rules as tables of cases: what is given, what happens, what is written."""
+"""Rules as tables of cases: the state, the input, and the expected entries."""
 
 from datetime import UTC, date, datetime
 from typing import Any
@@ -24,7 +24,7 @@ ONE = 1_000_000
 
 
 class Book:
-    """A shard with one BC `b` and one account `a`, told what to do in short words."""
+    """A shard with one BC `b` and one account `a`, with short methods for its inputs."""
 
     def __init__(self, policy: Policy = STANDARD, billing: str = "monthly_invoicing") -> None:
         self.rules = Shard(policy, zones=INSTALLED)
@@ -57,7 +57,7 @@ class Book:
         )
 
     def spend(self, amount: int, campaign: str = "c", at: int = NOON) -> list[tuple[str, int | str | None]]:
-        """What a spend writes: (pocket, amount) of debits and draws, (cause, amount) of overdelivery."""
+        """Return what a spend writes: (pocket, amount) of debits and draws, (cause, amount) of overdelivery."""
         before = len(self.rules.entries)
         assert self.rules.event(self.event(amount, campaign, at))[0] == "charged"
         return [
@@ -231,7 +231,7 @@ def budget_of(*settings: tuple[int, str, int | None], spent: dict[int, int] | No
         budget.set(day, mode, amount)
     for day, amount in (spent or {}).items():
         budget.count(day, amount)
-    if budget.mode == "custom":  # It began after all that.
+    if budget.mode == "custom":  # It began after all of these spends.
         budget.start_counting(0, TODAY, 0)
     return budget
 
@@ -272,7 +272,7 @@ def test_which_setting_holds_a_spend(
         # The clock jumps over midnight: the day begins at one o'clock.
         ("Africa/Cairo", date(2024, 4, 26), "2024-04-25T22:00:00+00:00"),
         ("America/Sao_Paulo", date(2018, 11, 4), "2018-11-04T03:00:00+00:00"),
-        # Midnight comes twice: the first counts.
+        # Midnight comes twice: the first one counts.
         ("America/Sao_Paulo", date(2019, 2, 17), "2019-02-17T03:00:00+00:00"),
         ("America/Havana", date(2024, 11, 3), "2024-11-03T04:00:00+00:00"),
     ],

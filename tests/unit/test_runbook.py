@@ -1,4 +1,4 @@
-"""What the runbook tells people to type and to look at exists."""
+"""The commands and metrics that the runbook names exist."""
 
 import re
 from importlib import import_module
@@ -16,7 +16,7 @@ COMMANDS = typer.main.get_command(app)
 
 
 def known_commands() -> set[str]:
-    """Every command, those of a group behind its name."""
+    """Return every command, with the name of its group before it."""
     names: set[str] = set()
     for name, command in COMMANDS.commands.items():  # type: ignore[attr-defined]
         names |= {f"{name} {each}" for each in getattr(command, "commands", ())} or {name}

@@ -1,4 +1,4 @@
-"""Which partition a key belongs to, and how clients are told to connect."""
+"""The partition of a key, and the settings with which clients connect."""
 
 import ssl
 from pathlib import Path

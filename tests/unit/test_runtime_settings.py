@@ -1,4 +1,4 @@
-"""Settings come from the environment; a bad one stops the start with one line."""
+"""Settings come from the environment. An invalid one stops the start with one line."""
 
 from pathlib import Path
 

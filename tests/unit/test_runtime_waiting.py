@@ -166,7 +166,7 @@ async def test_health_ends_with_its_block_leaves_signals_alone_and_its_port_is_f
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     for _ in range(2):
         async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
-            reader, writer = await connected(at_a_port)  # It asks for nothing, and is not waited for.
+            reader, writer = await connected(at_a_port)  # Without a request it is not waited for.
             assert (await client.get("/healthz")).status_code == 200
             assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
             begun = time.monotonic()
@@ -186,7 +186,7 @@ async def test_a_health_port_that_is_taken_is_an_error(at_a_port: Settings) -> N
 
 @pytest.mark.parametrize("port", [None, 0])
 async def test_health_is_not_served_without_a_port(port: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "Server", None)  # It would be called.
+    monkeypatch.setattr(health, "Server", None)  # It would be called here.
     async with answering_health(Settings(health_port=port), dict):
         pass
 

@@ -1,4 +1,4 @@
-"""The batches of the security check are what they claim to be: otherwise it would throw nothing that explodes."""
+"""The batches of the security check are as harmful as they claim, because otherwise the check would prove nothing."""
 
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch

@@ -1,4 +1,4 @@
-"""A snapshot keeps every field: what is loaded is what was dumped, and decides on like it."""
+"""A snapshot keeps every field: the loaded state equals the dumped one, and decides the same."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def test_what_is_loaded_decides_like_what_was_dumped(seed: int) -> None:
 
 
 def decided(shard: Shard, seed: int) -> Any:
-    """The bytes of a few days of spends under another policy, with all that falls due."""
+    """Return the bytes of a few days of spends under another policy, with all timers."""
     chance = random.Random(seed)
     entries, now = [], shard.now
     for _ in range(8):
@@ -71,7 +71,7 @@ def spend(chance: random.Random, center: BusinessCenter, account: AdAccount, now
 
 @pytest.mark.parametrize(("kind", "name"), KEPT, ids=[f"{kind.__name__}.{name}" for kind, name in KEPT])
 def test_no_field_could_be_forgotten_unseen(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states above have a value of its own in every field: whatever is not dumped is missed."""
+    """The states above have another value in every field, so a field that is not dumped is noticed."""
     without = tuple(each for each in snapshot.fields_of(kind) if each != name)
     monkeypatch.setitem(snapshot.PLANS, kind, snapshot.plan_of(kind, without))
     assert any(is_missed(States(seed).shard()) for seed in range(30))
@@ -80,12 +80,12 @@ def test_no_field_could_be_forgotten_unseen(kind: type, name: str, monkeypatch: 
 def is_missed(shard: Shard) -> bool:
     try:
         return bool(structure(loaded(shard)) != structure(shard))
-    except (KeyError, TypeError):  # What an object cannot be made without.
+    except (KeyError, TypeError):  # The arguments without which an object cannot be made.
         return True
 
 
 def test_the_fields_are_those_of_this_format() -> None:
-    """Whoever changes them raises the number, and writes the new fields here."""
+    """A change of the fields needs a new number, and the new fields here."""
     assert snapshot.FORMAT == 4
     assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot.PLANS.items()} == {
         "BusinessCenter": "automatic_position automatic_since cash credit_limit credit_used currency empty"
@@ -105,11 +105,11 @@ def test_the_fields_are_those_of_this_format() -> None:
 def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> None:
     first, _ = next(snapshot.dump(Shard()))
     elsewhere = {"business_centers", "accounts", "_zones", "timers"}
-    # Of the policy and the zones in force.
+    # They name the policy and the zones in force.
     in_force = {"zones", "tables", "named"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
-    anew = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
-    assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - anew
+    again = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
+    assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - again
 
 
 def test_pieces_are_small_and_share_nothing_with_the_state() -> None:

@@ -1,4 +1,4 @@
-"""Files of spend: what is recognised, what goes to Kafka, and how times are moved."""
+"""Files of spend: the forms that are recognised, the records for Kafka, and how times are shifted."""
 
 import bz2
 import gzip

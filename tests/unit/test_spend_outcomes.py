@@ -1,4 +1,4 @@
-"""What the report of a sent file counts: each row once, by what the API says of it."""
+"""The report of a sent file counts each row once, by the outcome that the API shows."""
 
 from typing import Any
 

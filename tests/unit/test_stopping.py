@@ -1,4 +1,4 @@
-"""Work beside a block: it ends with the block, and what it raises ends the block."""
+"""Work next to a block: it ends with the block, and what it raises ends the block."""
 
 import asyncio
 from typing import NoReturn
@@ -55,7 +55,7 @@ async def test_what_it_raises_as_it_is_ended_interrupts_nothing() -> None:
 
     async with in_background(work()):
         await asyncio.sleep(0)
-    await asyncio.sleep(0)  # Nothing is cancelled that comes later.
+    await asyncio.sleep(0)  # What comes later is not cancelled.
 
 
 async def test_a_block_that_is_cancelled_ends_as_cancelled() -> None:

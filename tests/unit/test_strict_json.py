@@ -1,4 +1,4 @@
-"""JSON as the contract takes it, whoever sends it."""
+"""JSON by the contract, on every way in."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ JSON: dict[str, bytes] = {
 
 
 def with_field(message: dict[str, Any], held: bytes, *, first: bool = False) -> bytes:
-    """The message with one field more; `first` puts it where a known field of the same name overrules it."""
+    """Return the message with one more field. `first` puts it before the known fields, which override it."""
     text = json.dumps(message).encode()
     if first:
         return b'{"business_center_id": ' + held + b", " + text[1:]

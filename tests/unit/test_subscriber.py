@@ -1,4 +1,4 @@
-"""The subscriber of `delivery.signals` takes signals and skips whatever else lies in the topic."""
+"""The subscriber of `delivery.signals` takes signals, and skips all other records of the topic."""
 
 import json
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def test_what_is_no_signal_is_none(value: bytes | None) -> None:
 
 @dataclass
 class Record:
-    """Of a topic, as the consumer hands it on."""
+    """A record of a topic, with the fields that the consumer gives it."""
 
     key: bytes | None
     value: bytes | None

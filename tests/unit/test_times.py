@@ -1,4 +1,4 @@
-"""Times of the contract: RFC 3339 with an offset, and nothing else."""
+"""Times of the contract: RFC 3339 with an offset, and no other form."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Keys and tokens of `drawdown token`, and what our own clients show the API."""
+"""Keys and tokens of `drawdown token`, and the tokens that our own clients send to the API."""
 
 import itertools
 import json
@@ -127,7 +127,7 @@ async def test_a_token_is_one_text(tmp_path: Path, part: int, change: str) -> No
 
 
 def _with_other_last_bits(signature: str) -> str:
-    """The same 64 bytes in another text: the last letter has bits to spare."""
+    """Return another text for the same 64 bytes: the last letter has unused bits."""
     alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
     return signature[:-1] + alphabet[alphabet.index(signature[-1]) ^ 1]
 

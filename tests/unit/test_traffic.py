@@ -1,4 +1,4 @@
-"""The traffic generator makes what the contracts say, and the few bad records on purpose."""
+"""The traffic generator makes valid records, and a few invalid ones on purpose."""
 
 import json
 from collections import Counter
@@ -122,11 +122,11 @@ def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch
     drawn = [spends.next() for _ in range(2_000)]
     values = [json.loads(record[1]) for record in drawn[500:] if record and record[1].endswith(b"}")]
     fresh = [event for event in values if event["type"] == "spend" and event["ad_account_id"] == "northwind-us"]
-    assert len({event["event_id"] for event in fresh}) < 20  # Repeats of earlier ones only.
+    assert len({event["event_id"] for event in fresh}) < 20  # Only repeats of earlier ones.
 
 
 class ClosedDoor(FrontDoor):
-    """An API that answers with these codes, one after the other."""
+    """An API that answers with these status codes, one after the other."""
 
     def __init__(self, *codes: str | None) -> None:
         super().__init__({})

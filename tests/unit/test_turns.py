@@ -1,4 +1,4 @@
-"""Turns: a few requests at once, so many of one client, the clients in turn, and nobody is forgotten."""
+"""Turns: few requests run at once, few of one client, clients take turns, and no client is forgotten."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from services.api.door.turns import Turns
 
 
 class _Work:
-    """Requests that are worked on until the test ends them."""
+    """Requests that run until the test ends them."""
 
     def __init__(self, of: Turns) -> None:
         self.turns = of
@@ -24,25 +24,25 @@ class _Work:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def ask(self, name: str) -> None:
-        """A request of the client that its name begins with."""
+        """Start a request. Its name begins with that of its client."""
         self._ends[name] = asyncio.Event()
         self._tasks[name] = asyncio.create_task(self._run(name))
         await _settle()
 
     async def end(self, name: str) -> None:
-        """Its answer is taken."""
+        """Let a request end, and wait until it has."""
         self._ends[name].set()
         await self._tasks[name]
         await _settle()
 
     async def give_up(self, name: str) -> None:
-        """It is cancelled, whether it waits or not."""
+        """Cancel a request, whether it waits or runs."""
         self._tasks[name].cancel()
         await asyncio.gather(self._tasks[name], return_exceptions=True)
         await _settle()
 
     async def give_up_all(self) -> None:
-        """Nobody is left who would run into the time-out of waiting."""
+        """Cancel all requests, so that none runs into the time-out of waiting."""
         for name in self._tasks:
             await self.give_up(name)
 

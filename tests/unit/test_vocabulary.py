@@ -1,4 +1,4 @@
-"""The vocabulary is whole: what the code writes and what the documents explain is in it, in the same order."""
+"""The vocabulary is complete: it has all words that the code writes, in the order of the documents."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ NOT_QUARANTINED = {"charged", "duplicate", "forwarded", "quarantined", "accepted
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    """Every call in what decides and writes, with the name of what is called."""
+    """Yield every call in the code that decides and writes, with the name of the called function."""
     for path in WRITERS:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -25,24 +25,24 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def texts(*nodes: ast.expr | None) -> set[str]:
-    """The words among some expressions, also those of `a if … else b`."""
+    """Return the words among some expressions, also those of `a if … else b`."""
     parts = [part for node in nodes if node is not None for part in ast.walk(node)]
     return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
 
 
 def arguments(names: set[str], place: int) -> set[str]:
-    """The words that are given at a place to any of these functions."""
+    """Return the words that are passed at this place to any of these functions."""
     return {word for name, call in calls() if name in names for word in texts(*call.args[place : place + 1])}
 
 
 def keywords(name: str) -> set[str]:
-    """The words that are given by this name."""
+    """Return the words that are passed by this name."""
     given = [each.value for _, call in calls() for each in call.keywords if each.arg == name]
     return {word for value in given if isinstance(value, ast.Constant | ast.IfExp) for word in texts(value)}
 
 
 def reasons_returned() -> set[str]:
-    """The first of two texts that a rule returns: a reason and its sentence."""
+    """Return the first of two texts that a rule returns: a reason and its sentence."""
     found: set[str] = set()
     for path in WRITERS:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -66,7 +66,7 @@ def reasons_returned() -> set[str]:
     ids=["reasons", "codes", "kinds", "pockets", "holders", "causes"],
 )
 def test_what_the_code_writes_is_in_the_vocabulary(found: set[str], known: tuple[str, ...], one_of_them: str) -> None:
-    assert one_of_them in found  # The search finds what it looks for.
+    assert one_of_them in found  # The search does find words.
     assert found - NOT_QUARANTINED <= set(known)
 
 
@@ -77,7 +77,7 @@ def test_every_cause_has_its_place_in_the_order_of_answers() -> None:
 def test_the_page_of_the_ledger_explains_every_kind_and_no_other() -> None:
     page = (ROOT / "docs" / "ledger.md").read_text()
     section = page.partition("\n## Kinds\n")[2].partition("\n## ")[0]
-    # The first column of each table, and the paragraph of what moves without a spend.
+    # The first column of each table, and the paragraph about money that moves without a spend.
     places = re.findall(
         r"^\| (`[^|]*)\||^Money that moves without a spend:(.*?) They name", section, re.MULTILINE | re.DOTALL
     )

@@ -1,4 +1,4 @@
-"""By which way a command came: who has signed it, what is kept of that, and what the topic may name."""
+"""The way by which a command came: the check of its signature, what is kept of it, and what the topic may name."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ SIGNED = SIGNER.header(VALUE)
 
 
 def via(value: bytes, *headers: tuple[str, bytes | None], keys: CommandKeys = KEYS) -> str:
-    """By which way the record came, or why it is no command."""
+    """Return the way by which the record came, or why it is not a command."""
     found = decode_command(value, headers, keys)
     return found.via if isinstance(found, Command) else f"{found.reason}: {found.detail}"
 
@@ -100,7 +100,7 @@ def test_while_one_key_follows_another_both_are_known() -> None:
 
 
 def test_a_signature_outlives_being_forwarded_and_quarantined() -> None:
-    """Both keep the record's headers; it is decoded again from what they keep."""
+    """Both keep the headers of the record, which is decoded again from them."""
     raw = Raw("finance.commands", 0, 7, b"bc-1", VALUE, (SIGNED, ("other", None)))
     assert via(VALUE, *read_headers(json.dumps(raw.headers_json()))) == API
 
@@ -139,7 +139,7 @@ def test_the_first_entry_of_a_command_says_by_which_way_it_came_since_version_3(
 
 
 def told(topic: TopicTerms | None, way: str = TOPIC, rules: int = 3, **command: Any) -> tuple[str, str] | None:
-    """How a command is refused that came this way, under a policy with these terms."""
+    """Return how a command that came this way is refused under a policy with these terms."""
     book = Book(Policy("p", rules=rules))
     book.rules.begin(NOON, Policy("q", topic=topic, rules=rules))
     fields = {"type": "deposit_cash", "business_center_id": "b", "role": "system", "amount": 5 * ONE, **command}
@@ -167,8 +167,8 @@ def test_what_the_policy_lets_come_by_the_topic(command: dict[str, Any], said: s
         assert refused is None
     else:
         assert refused == ("permission_denied", f"the policy lets {said} come by the topic")
-    assert told(TERMS, API, **command) is None  # That is about the topic alone.
-    assert told(None, **command) is told(TopicTerms(), **command) is None  # By default it may name everything.
+    assert told(TERMS, API, **command) is None  # The terms are about the topic alone.
+    assert told(None, **command) is told(TopicTerms(), **command) is None  # By default the topic may name everything.
 
 
 @pytest.mark.parametrize("rules", [1, 2])

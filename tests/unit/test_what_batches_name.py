@@ -1,4 +1,4 @@
-"""What a batch names (policy, version of the rules, release of the time zones) decides it, then and for ever."""
+"""The policy, version of the rules and release of time zones that a batch names decide it, then and in each replay."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ def test_every_zone_of_the_package_can_be_read_and_has_days() -> None:
 
 
 def test_a_machines_own_files_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zone is made of the bytes that were given, even if the machine has a file of that name."""
+    """The zone is made from the given bytes, even if the machine has a file of that name."""
     table = {"Africa/Cairo": installed_zones().table["Asia/Tokyo"]}
     rules = Shard(zones=Zones("here", table))
     rules.begin(NOON)
@@ -121,7 +121,7 @@ def encoded(messages: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, b
 def written(
     batches: Sequence[Batch], ledger: PureLedger | None = None, reload: Callable[[int], bool] = bool
 ) -> PureLedger:
-    """The ledger that comes of these batches; it is loaded from a snapshot after those that `reload` says."""
+    """Return the ledger of these batches. It is loaded from a snapshot after each batch in `reload`."""
     ledger = ledger or PureLedger()
     for number, (now, (policy, zones), messages) in enumerate(batches):
         ledger.policy, ledger.zones = policy, zones
@@ -132,7 +132,7 @@ def written(
 
 
 def replayed(batches: Sequence[Batch]) -> list[bytes]:
-    """The bytes as whoever knows the ledger alone decides them: batches that wrote nothing never were."""
+    """Return the bytes of a replay, which knows the ledger alone and so no batch that wrote nothing."""
     original = written(batches)
     ledger, counts = PureLedger(), [0]
     for now, (policy, zones), messages in batches:
@@ -143,7 +143,7 @@ def replayed(batches: Sequence[Batch]) -> list[bytes]:
 
 
 def counts_of(ledger: PureLedger, now: int, done: list[int]) -> bool:
-    """Does the next batch, at this time, have entries?"""
+    """Return whether the next batch, at this time, has entries."""
     end = done[0]
     while end < len(ledger.recorded) and ledger.recorded[end] == now:
         end += 1
@@ -152,7 +152,7 @@ def counts_of(ledger: PureLedger, now: int, done: list[int]) -> bool:
 
 
 def kinds(ledger: PureLedger) -> list[tuple[str, str | None, int]]:
-    """Pauses and resumes: which, of what, how many hours after noon."""
+    """Return the pauses and resumes: kind, entity, and hours after noon."""
     return [
         (line.kind, line.cause, (occurred_at - NOON) // HOUR)
         for line, amount, occurred_at, *_ in ledger.entries
@@ -161,7 +161,7 @@ def kinds(ledger: PureLedger) -> list[tuple[str, str | None, int]]:
 
 
 def test_a_new_release_rules_from_the_first_batch_that_names_it() -> None:
-    """Under the first release the day of Cairo ends at 22:00 UTC; under the second it began at 15:00, unseen."""
+    """Under the first release Cairo's day ends at 22:00 UTC. Under the second it has begun at 15:00 already."""
     batches: list[Batch] = [
         (NOON, (STANDARD, BEFORE), opening()),
         (NOON + 1, (STANDARD, BEFORE), [command("set_budget", ad_account_id="a", mode="daily", amount="5")]),
@@ -175,7 +175,7 @@ def test_a_new_release_rules_from_the_first_batch_that_names_it() -> None:
         ("pause", "ad_account_balance", 0),
         ("resume", "ad_account_balance", 0),
         ("pause", "ad_account_budget", 0),
-        ("resume", "ad_account_budget", 4),  # At once, when the second release begins: it is another day.
+        ("resume", "ad_account_budget", 4),  # At once under the second release: it is another day.
         ("pause", "ad_account_budget", 26),
         ("resume", "ad_account_budget", 27),  # 15:00 UTC, where the second release begins Cairo's days.
     ]
@@ -263,7 +263,7 @@ NOTHING: list[tuple[str, dict[str, Any]]] = []
 
 
 def test_what_only_a_batch_without_entries_named_has_left_no_trace() -> None:
-    """The voucher expires under the policy that the ledger names, though another had begun and wrote nothing."""
+    """The voucher expires under the policy that the ledger names, although a batch without entries named another."""
     voucher = {"voucher_id": "v", "amount": "5", "ad_account_id": "a"}
     kind = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": "UTC"}
     batches: list[Batch] = [
@@ -331,7 +331,7 @@ def test_each_version_says_what_it_changed() -> None:
 def test_a_rule_that_really_changes_holds_from_the_first_batch_that_names_its_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A next version in which an account's credit pays before its cash; what was decided before it stays so."""
+    """In the next version an account's credit pays before its cash. Earlier decisions stay as they are."""
     draw = waterfall._draw_own
 
     def credit_first(parts: Any, policy: Policy, campaign: Any, left: int) -> int:
@@ -360,7 +360,7 @@ def test_a_rule_that_really_changes_holds_from_the_first_batch_that_names_its_ve
 
 
 def due_all_at_once(ledger: PureLedger, accounts: int, rules: Policy) -> int:
-    """So many accounts paused by their daily budgets; answers when they all resume."""
+    """Open this many accounts that are paused by their daily budgets. Return when they all resume."""
     names = [f"a{number}" for number in range(accounts)]
     ledger.policy, ledger.zones = rules, BEFORE
     works = [*opening("UTC", names)]
@@ -426,7 +426,7 @@ def test_another_policy_waits_until_all_that_was_due_has_happened(monkeypatch: p
 
 
 def enabled(accounts: int, rules: Policy, left_out: int = 0) -> list[dict[str, Any]]:
-    """The details of the entries that enabling writes for so many accounts, with the longest ids."""
+    """Return the details of the entries that enabling writes for this many accounts, with the longest ids."""
     book = Book(rules)
     names = [f"{number:a>64}" for number in range(accounts + left_out - 1)]
     for number, name in enumerate(names):
@@ -499,7 +499,7 @@ FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_no_command_makes_an_entry_too_long(type_: str, data: st.DataObject) -> None:
-    """The longest values that the contract allows, against rules that hold whatever the command names."""
+    """The command has the longest values that the contract allows, and the rules hold everything that it names."""
     fields = {name: data.draw(values, name) for name, values in FIELDS[type_].items()}
     account = fields.get("ad_account_id") or "x" * 64
     ids = {"command_id": str(UUID(int=7)), "business_center_id": "b" * 64, "issued_at": "2027-03-10T12:00:00Z"}
@@ -518,7 +518,7 @@ def test_no_command_makes_an_entry_too_long(type_: str, data: st.DataObject) -> 
 
 
 def holding(account: str, credit: str) -> Shard:
-    """A Business Center with an account that has some of everything, and 400 that enabling leaves out."""
+    """Return a Business Center with an account that has some of everything, and 400 that enabling leaves out."""
     rules = Shard(zones=INSTALLED)
     rules.begin(NOON, STANDARD)
     for type_, fields in (

@@ -1,4 +1,4 @@
-"""What budgets remember of closed days and months: enough for every late spend, whatever was reloaded or set since."""
+"""Budgets remember enough of closed days and months for every late spend, after any reload and any setting."""
 
 import json
 import random
@@ -26,7 +26,7 @@ TENTH_OF_JANUARY = int(datetime(2026, 1, 10, 6, tzinfo=UTC).timestamp()) * 1_000
 
 
 class Account:
-    """One ad account with money enough, in a ledger that is told days and amounts. Reloads before what it is told."""
+    """One ad account with enough money, and short methods that take days and amounts. It can reload before each."""
 
     def __init__(self, *, reload: bool = False, window: int = 7, zone: str = "UTC") -> None:
         self.ledger = PureLedger(deduplication_days=window)
@@ -48,7 +48,7 @@ class Account:
         self.command(day, "set_budget", ad_account_id="a", mode=mode, amount=amount)
 
     def spend(self, day: int, amount: str, of: int | None = None, **fields: Any) -> tuple[int, int]:
-        """A spend (of another day, perhaps) that arrives on a day of March, counted from 1: billed, overdelivered."""
+        """Decide a spend that arrives on this day of March. Return what is billed, and what is overdelivered."""
         event = {
             "type": "spend",
             "event_id": self._uuid(),
@@ -67,12 +67,12 @@ class Account:
         return billed // 1_000_000, sum(amount for line, amount in parts if not line.pocket) // 1_000_000
 
     def reverse(self, day: int, number: int, amount: str) -> None:
-        """Take back some of the spend of that number."""
+        """Reverse part of the spend with this number."""
         self.spend(day, amount, type="reversal", reverses=str(uuid5(UUID(int=0), str(number))))
 
     @property
     def number(self) -> int:
-        """That of what was told last."""
+        """The number of the last spend or reversal."""
         return self._number
 
     def _uuid(self) -> str:
@@ -87,7 +87,7 @@ class Account:
 
 
 def at(day: int) -> int:
-    """Noon of a day of March 2027, counted from 1; 33 is the second of April."""
+    """Return noon of a day of March 2027, counted from 1: 33 is 2 April."""
     return MARCH + (day - 1) * DAY_US
 
 
@@ -142,7 +142,7 @@ def test_a_closed_day_has_the_budget_of_its_end_however_many_settings_came_since
 def test_a_new_daily_budget_knows_what_its_day_has_spent_though_late_spends_came_since(reload: bool) -> None:
     account = Account(reload=reload)
     account.spend(10, "5")
-    account.spend(10, "2", of=11)  # A day ahead.
+    account.spend(10, "2", of=11)  # This spend is a day ahead.
     account.spend(10, "1", of=8)
     account.budget(10, "daily", "8")
     assert account.spend(10, "20") == (3, 17)
@@ -159,7 +159,7 @@ def test_a_new_monthly_budget_knows_what_its_month_has_spent_though_late_spends_
     for day in (32, 40, 50):
         account.spend(day, "5")
         account.spend(day, "1", of=day - 6)
-    account.spend(61, "1", of=62)  # The first of May comes early.
+    account.spend(61, "1", of=62)  # This spend of 1 May comes early.
     account.budget(61, "monthly", "20")
     assert account.spend(61, "20") == (3, 17)
     account.budget(62, "unlimited")
@@ -187,7 +187,7 @@ def test_a_spend_that_is_forgotten_may_be_reversed_and_grants_room_to_nobody(rel
 # ---- Histories over months ------------------------------------------------------------------------------------------
 
 
-# A smaller seed is no simpler history: nothing is shrunk.
+# No shrinking, because a smaller seed is not a simpler history.
 @settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(seed=st.integers(0, 2**32), chance=st.randoms(use_true_random=False))
 def test_months_of_sparse_days_reloaded_at_any_moment_are_as_never_reloaded_and_as_the_model(
@@ -222,7 +222,7 @@ def of_the_model(model: Model, work: Work, now: int) -> Any:
 
 
 def decided_again(decided: list[tuple[int, Work]], written: PureLedger) -> PureLedger:
-    """What a replay decides: what was charged or accepted, without a window, timers at the times of the ledger."""
+    """Return what a replay decides: it takes the accepted inputs, without a window, at the times of the ledger."""
     ledger = PureLedger()
     ledger.rules = Shard(deduplication_days=None)
     for now in sorted(set(written.recorded)):

@@ -1,4 +1,4 @@
-"""Whose a quarantined record is: the Business Center that the decoder would have read, and no other that it names."""
+"""The owner of a quarantined record: the Business Center that the decoder would read, and no other that it names."""
 
 import json
 from base64 import b64encode

@@ -1,6 +1,6 @@
-"""Random histories that are rich in grants: tied, shared, used up, expired, granted twice, paid back, and moved.
+"""Random histories with many grants: tied, shared, used up, expired, granted twice, paid back and moved.
 
-A history is a list of (policy, time in µs, messages). The same seed, the same history.
+A history is a list of (policy, time in µs, messages). The same seed gives the same history.
 """
 
 import json
@@ -43,7 +43,7 @@ class TiedWork:
         self._credits = ["x"]
 
     def history(self, batches: int) -> Iterator[Batch]:
-        """Batches of one to five messages; from some batch on, half of the histories enable automatic allocation."""
+        """Return batches of one to five messages. Half of the histories enable automatic allocation in some batch."""
         enabled_from = self._random.choice((batches // 6, batches // 2, batches, batches))
         yield STANDARD, NOON, self._opening()
         for number in range(batches):
@@ -70,7 +70,7 @@ class TiedWork:
         ]
 
     def _pass_time(self) -> None:
-        """Some minutes or hours; now and then to the very moment at which a day begins somewhere."""
+        """Advance the time by minutes or hours, sometimes to the exact moment at which a day begins in some zone."""
         if self._chance(0.25):
             self._now += self._random.choice((1, 60_000_000, HOUR, 5 * HOUR))
         if self._chance(0.06):
@@ -163,7 +163,7 @@ class TiedWork:
         return "event", json.dumps(spend).encode()
 
     def _reversal(self) -> Message:
-        """Part of a spend comes back, of an old one too."""
+        """Return a reversal of part of a spend, perhaps of an old one."""
         if not self._spends:
             return self._spend()
         spend = self._random.choice(self._spends[-self._random.choice((20, 500)) :])
@@ -183,7 +183,7 @@ class TiedWork:
         return self._random.choice(("0.5", "1", "2", "3", "5", "8"))
 
     def _expiry(self) -> dict[str, str]:
-        """Never, at a midnight somewhere, or in some hours."""
+        """Return an expiry: none, at a midnight of some zone, or in some hours."""
         midnight = (self._now // DAY_US + self._random.choice((1, 2))) * DAY_US
         at = self._random.choice((0, midnight, midnight + 5 * HOUR, midnight + 15 * HOUR, self._now + 3 * HOUR))
         return {"expires_at": _time(at)} if at > self._now else {}

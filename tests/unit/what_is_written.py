@@ -1,4 +1,4 @@
-"""What a book of rules writes for commands and events, in short words."""
+"""The entries that a book writes for commands and events, in a short form."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ Movement = tuple[str, str | None, str | None, str | None, str | None, int | None
 
 
 def movement(entry: Entry) -> Movement:
-    """Kind, account, holder, pocket, grant and amount."""
+    """Return kind, account, holder, pocket, grant and amount."""
     line, amount, *_ = entry
     return line.kind, line.ad_account_id, line.holder, line.pocket, line.grant_id, amount
 
@@ -23,14 +23,14 @@ def details(entry: Entry) -> dict[str, Any]:
 
 
 def written(book: Book, type: str, role: str = "admin", **fields: Any) -> list[Entry]:
-    """The entries that an accepted command writes."""
+    """Return the entries that an accepted command writes."""
     before = len(book.rules.entries)
     assert book.do(type, role, **fields) is None
     return book.rules.entries[before:]
 
 
 def moved(book: Book, type: str, **fields: Any) -> list[Movement]:
-    """What an accepted command writes, pauses and resumes apart."""
+    """Return what an accepted command writes, without pauses and resumes."""
     return [movement(each) for each in written(book, type, **fields) if each[0].kind not in ("pause", "resume")]
 
 
@@ -47,7 +47,7 @@ def credit(amount: int, direction: str = "to_ad_account") -> dict[str, Any]:
 
 
 def give_pockets_of_their_own(center: BusinessCenter, account: AdAccount) -> None:
-    """As the first grant does: a test may then set what they hold."""
+    """Give the holders pockets of their own, as the first grant does. A test may then set what they hold."""
     for holder in (center, account):
         for kind in ("vouchers", "ad_credits"):
             if getattr(holder, kind) is NO_GRANTS:
