@@ -1,4 +1,4 @@
-"""`audit replay`: everything that can be known from the ledger alone, and everything that was made of it."""
+"""`audit replay`: decides the ledger again, and compares everything that was derived from it."""
 
 from collections import defaultdict
 
@@ -21,7 +21,7 @@ from shared.rules.money import format_micros
 
 
 async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
-    """Audit every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    """Audit every shard up to its position at the start. Raise DifferenceError at the first difference."""
     await check_times(connection)
     standing = await read_standing(connection)
     guards = await check_guards(connection, len(standing.heads))
@@ -67,12 +67,12 @@ async def _replay_shard(
         ("entries", audit.entries, "entries decided again and the same, byte for byte"),
         ("batches", audit.batches, "batches: positions, times, roots"),
         ("events", events, "spends and reversals decided again, each in the ledger once"),
-        ("commands_accepted", outcomes.accepted, "accepted commands decided again, their outcomes as told"),
+        ("commands_accepted", outcomes.accepted, "accepted commands decided again, with the outcomes they got"),
         ("commands_refused", audit.refused, "refused commands decided again and refused for the same reason"),
         ("commands_hashed", audit.hashed, "refused commands of which a hash is kept: not decided again"),
         ("outcomes_repeated", outcomes.repeated, "repeated commands, answered as before"),
-        ("resting_campaigns", audit.resting.checked, "campaigns at rest, kept as the entries say"),
-        ("quarantined", quarantined, "quarantined records, without a gap but for what operators dropped"),
+        ("resting_campaigns", audit.resting.checked, "campaigns at rest, kept with the state that the entries give"),
+        ("quarantined", quarantined, "quarantined records, without a gap except for what operators dropped"),
         ("read_model_rows", audit.rows, "rows of the read models, folded again and the same"),
         ("pockets", len(audit.fold.pockets), "pockets, never drawn below zero, as the rules hold them"),
         ("business_centers", len(audit.rules.business_centers), "Business Centers: in = held + billed + forfeited"),

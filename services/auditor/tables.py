@@ -1,6 +1,6 @@
 """The read models' tables as the auditor compares them: rows by key, in the units of the ledger.
 
-Days are proleptic ordinals, times microseconds since the Unix epoch, so that both sides hold plain numbers.
+Amounts are micros, days proleptic ordinals and times microseconds since the Unix epoch, so that both sides are numbers.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ _TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket", "quarter"
 class Table:
     """A table of a read model, its key and its other columns.
 
-    `follower`: whose checkpoint it is compared at, or "history", which is compared at each closing of the books.
+    `follower` names the follower at whose checkpoint the audit compares the table, or is "history" for tables that
+    the audit compares at each closing of the books.
     """
 
     name: str
@@ -105,11 +106,11 @@ TABLES = (
 
 
 async def read_table(connection: asyncpg.Connection, table: Table) -> Rows:
-    """All rows of a table by key."""
+    """Return all rows of a table by key. Call it in a transaction."""
     columns = ", ".join(_expression(column) for column in (*table.key, *table.values))
     width = len(table.key)
     rows: Rows = {}
-    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 (names from above)
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 (names of TABLES)
     async for row in connection.cursor(query, prefetch=5_000):
         values = tuple(tuple(value) if isinstance(value, list) else value for value in row)
         rows[values[:width]] = values[width:]
@@ -125,7 +126,10 @@ def _expression(column: str) -> str:
 
 
 def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
-    """Take the expected rows out of those held; answer how many. Raises DifferenceError at the first that differs."""
+    """Remove the expected rows from those held, and return their number. Raise DifferenceError if one differs.
+
+    `as_of` says at which position of which shard, in the words of the error.
+    """
     for key, values in expected.items():
         found = held.pop(key, None)
         if found != values:
@@ -138,7 +142,7 @@ def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
 
 
 def no_more(held: dict[str, Rows]) -> None:
-    """After every shard's rows were taken out nothing may be left. Raises DifferenceError."""
+    """Raise DifferenceError if a row is left after the expected rows of all shards were removed."""
     for table in TABLES:
         for key, values in held[table.name].items():
             raise DifferenceError(
@@ -148,7 +152,7 @@ def no_more(held: dict[str, Rows]) -> None:
 
 
 def say(columns: tuple[str, ...], values: tuple[Any, ...]) -> str:
-    """Columns and their values in words."""
+    """Return columns and their values in words."""
     return ", ".join(_said(columns, values))
 
 

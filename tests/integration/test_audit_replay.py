@@ -314,7 +314,7 @@ async def test_a_doubled_spend_is_found_even_with_a_batch_and_roots_of_its_own(
     assert await difference(copy, capsys) == "ledger.entries_0: the unique index of sources is missing or not valid"
     await tamper(copy, f"UPDATE pg_index SET indisunique = true WHERE indexrelid = '{index}'::regclass")
     ((spend, position),) = await fetch(copy, f"SELECT {A_SPEND}, position FROM ledger.shards WHERE shard = 0")
-    said = rf"shard 0, position {position}: the source \S+ stands in the ledger again, it is at {spend} already"
+    said = rf"shard 0, position {position}: the source \S+ is in the ledger twice, first at {spend}"
     assert re.fullmatch(said, await difference(copy, capsys))
 
 
@@ -512,7 +512,7 @@ async def test_an_epoch_that_no_claims_have_come_to_is_named_by_both(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await tamper(copy, "UPDATE ledger.shards SET epoch = 9223372036854775807 WHERE shard = 0")
-    told = "shard 0: the lease is at epoch 9223372036854775807, which no claims have come to"
+    told = "shard 0: the lease is at epoch 9223372036854775807, which no number of claims can reach"
     assert await difference(copy, capsys) == told
     assert await chain_is_broken(copy, capsys)
 

@@ -159,7 +159,7 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
     ("second", "said"),
     [
         (outcome(3, 6), "the outcome 2 is missing"),
-        (outcome(2, 4), "position or time lie before"),
+        (outcome(2, 4), "its position or time lies before"),
         (outcome(2, 5), "accepted with the first position 5"),
         (outcome(2, 6, first=False), "it repeats a decision that was never made"),
         (replace(outcome(1, 5), sequence=2, first=False, via="api"), "repeated with the answer .*'api'"),
@@ -268,7 +268,7 @@ def test_a_noted_root_must_be_met(tmp_path: Path) -> None:
     note(2, tree.root().hex())
     anchors = read_anchors(noted)
     anchors.check(0, tree)
-    with pytest.raises(DifferenceError, match="position 2: a root was noted earlier, no batch"):
+    with pytest.raises(DifferenceError, match="position 2: a root was noted earlier, but no batch"):
         anchors.finish(0)
 
 
