@@ -14,7 +14,7 @@ from services.auditor.policies import notes_on_policies
 from services.auditor.quarantine import check_quarantine
 from services.auditor.report import Progress, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
-from services.auditor.shard import ShardAudit
+from services.auditor.shard_audit import ShardAudit
 from services.auditor.standing import Head, Standing, read_standing
 from services.auditor.tables import no_more
 from shared.rules.money import format_micros

@@ -16,7 +16,7 @@ from services.auditor.quarantine import check_quarantine
 from services.auditor.report import Progress, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
-from services.auditor.shard import check_frontier
+from services.auditor.shard_audit import check_frontier
 from services.auditor.standing import Head, check_ends, heads_of, notes_on_times
 from services.auditor.zones import check_zones, notes_on_zones
 from shared.ledger.merkle import CompactRange
