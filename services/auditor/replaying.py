@@ -10,8 +10,8 @@ from services.auditor.bounds import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.outcomes import Outcomes, read_outcomes
-from services.auditor.policies import notes_on_policies
 from services.auditor.quarantine import check_quarantine
+from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.report import Progress, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
 from services.auditor.shard_audit import ShardAudit

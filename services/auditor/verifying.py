@@ -11,14 +11,14 @@ from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.operators import check_operators_log
 from services.auditor.outcomes import check_contents
-from services.auditor.policies import notes_on_policies
 from services.auditor.quarantine import check_quarantine
+from services.auditor.recorded_policies import notes_on_policies
+from services.auditor.recorded_zones import check_zones, notes_on_zones
 from services.auditor.report import Progress, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
 from services.auditor.shard_audit import check_frontier
 from services.auditor.standing import Head, check_ends, heads_of, notes_on_times
-from services.auditor.zones import check_zones, notes_on_zones
 from shared.ledger.merkle import CompactRange
 
 
