@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from services.auditor.bounds import check_bounds
+from services.auditor.constraints import check_bounds
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.logins import check_logins
 from services.auditor.report import Report

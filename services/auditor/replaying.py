@@ -6,7 +6,7 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
-from services.auditor.bounds import check_times
+from services.auditor.constraints import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.outcomes import Outcomes, read_outcomes

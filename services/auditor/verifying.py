@@ -3,8 +3,8 @@
 import asyncpg
 
 from services.auditor.anchors import Anchors
-from services.auditor.bounds import check_times
 from services.auditor.chain import grow, links
+from services.auditor.constraints import check_times
 from services.auditor.counts import check_accounts, check_count, check_outcomes
 from services.auditor.forwarded import check_forwarded
 from services.auditor.guards import check_guards

@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
-from services.auditor.bounds import SIZED
 from services.auditor.cli import replay, verify
+from services.auditor.constraints import SIZED
 from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
