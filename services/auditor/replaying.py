@@ -9,8 +9,8 @@ from services.auditor.anchors import Anchors
 from services.auditor.constraints import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
-from services.auditor.outcomes import Outcomes, read_outcomes
 from services.auditor.quarantine_gaps import check_quarantine
+from services.auditor.recorded_outcomes import Outcomes, read_outcomes
 from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.report import Progress, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays

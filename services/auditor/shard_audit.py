@@ -13,7 +13,7 @@ from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
 from services.auditor.history import History, closings_of
-from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.recorded_outcomes import Outcome, Outcomes
 from services.auditor.resting import RestingRows
 from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare

@@ -10,8 +10,8 @@ from services.auditor.forwarded import check_forwarded
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.operators import check_operators_log
-from services.auditor.outcomes import check_contents
 from services.auditor.quarantine_gaps import check_quarantine
+from services.auditor.recorded_outcomes import check_contents
 from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.recorded_zones import check_zones, notes_on_zones
 from services.auditor.report import Progress, Report
