@@ -9,10 +9,10 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
+from services.auditor.closings import ClosingFold, closings_of
 from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
-from services.auditor.history import History, closings_of
 from services.auditor.recorded_outcomes import Outcome, Outcomes
 from services.auditor.resting import RestingRows
 from services.auditor.standing import FOLLOWERS, Head, Standing
@@ -49,9 +49,9 @@ class ShardAudit(Redecider):
         self._anchors = anchors
         cuts = {name: head.checkpoints.get(name, (0, None))[0] for name in FOLLOWERS}
         closings = closings_of(head.shard, standing.rows["balance.closings"], cuts["balance"])
-        self._history = History(head.shard, closings)
+        self._closing_fold = ClosingFold(head.shard, closings)
         self._cuts = sorted(
-            [*((position, name) for name, position in cuts.items()), *((position, "history") for position in closings)]
+            [*((position, name) for name, position in cuts.items()), *((position, "closings") for position in closings)]
         )
         self._next_refusal = _NEVER
         # Campaigns that refusals name stay in memory, even if the writer let them rest.
@@ -159,14 +159,14 @@ class ShardAudit(Redecider):
     def _fold(self, stored: list[StoredEntry]) -> None:
         """Fold the entries between two positions at which read models are compared."""
         self.fold.add(stored)
-        if stored and stored[-1].position <= self._history.last:
-            self._history.add(stored)
+        if stored and stored[-1].position <= self._closing_fold.last:
+            self._closing_fold.add(stored)
 
     def _compare_at(self, position: int, recorded_at: int | None) -> None:
         for name in [name for cut, name in self._cuts if cut == position]:
             as_of = f"as of shard {self.shard}, position {position}"
-            if name == "history":
-                rows = self._history.close(position, self.fold)
+            if name == "closings":
+                rows = self._closing_fold.close(position, self.fold)
             else:
                 told = self._head.checkpoints.get(name, (0, None))[1]
                 expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")

@@ -25,7 +25,7 @@ _TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket", "quarter"
 class Table:
     """A table of a read model, its key and its other columns.
 
-    `follower` names the follower at whose checkpoint the audit compares the table, or is "history" for tables that
+    `follower` names the follower at whose checkpoint the audit compares the table, or is "closings" for tables that
     the audit compares at each closing of the books.
     """
 
@@ -62,44 +62,44 @@ TABLES = (
     Table("balance.ad_account_days", "balance", ("ad_account_id", "day"), ("billed", "overdelivered")),
     Table("balance.campaign_days", "balance", ("ad_account_id", "campaign_id", "day"), ("billed", "overdelivered")),
     Table("balance.entry_blocks", "balance", ("business_center_id", "ad_account_id", "shard", "block")),
-    Table("balance.closings", "history", ("shard", "position")),
+    Table("balance.closings", "closings", ("shard", "position")),
     Table(
         "balance.pocket_movements",
-        "history",
+        "closings",
         ("shard", "closing", "business_center_id", "ad_account_id", "pocket", "quarter"),
         ("amount", "limit_change"),
     ),
     Table(
         "balance.business_center_spend",
-        "history",
+        "closings",
         ("shard", "closing", "business_center_id"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.ad_account_spend",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "day"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.campaign_spend",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "campaign_id", "day"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.budget_closings",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id"),
         ("mode", "amount", "day", "changes_today", "start_position", "started_at", "spent"),
     ),
     Table(
         "balance.campaign_budget_closings",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "campaign_id"),
         ("mode", "amount"),
     ),
-    Table("balance.pause_closings", "history", ("shard", "closing", "ad_account_id", "campaign_id"), ("causes",)),
+    Table("balance.pause_closings", "closings", ("shard", "closing", "ad_account_id", "campaign_id"), ("causes",)),
     Table("incentives.cash_spend", "incentives", ("ad_account_id", "bucket"), ("amount",)),
     Table("signals.latest", "signals", ("shard", "ad_account_id", "campaign_id"), ("position",)),
 )

@@ -12,9 +12,9 @@ import pytest
 
 from services.auditor import exporting, report, sums
 from services.auditor.anchors import read_anchors
+from services.auditor.closings import closings_of
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
-from services.auditor.history import closings_of
 from services.auditor.recorded_outcomes import Answer, Outcome, Outcomes
 from services.auditor.shard_audit import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, no_more

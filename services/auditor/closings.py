@@ -1,4 +1,4 @@
-"""The past as the balance follower keeps it: what moved between two closings of the books, and the state at each.
+"""The closings of the balance follower's books: what moved between two of them, and the state at each.
 
 The audit folds it from nothing, like the rest, up to the last closing. The follower chooses where it closes the books,
 and its rows say so. At most `MOST_BETWEEN` positions may lie between two closings, or after the last one.
@@ -37,7 +37,7 @@ def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
     return positions
 
 
-class History:
+class ClosingFold:
     """The sums and the changed entities of one shard since the last closing."""
 
     def __init__(self, shard: int, closings: list[int]) -> None:
