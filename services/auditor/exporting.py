@@ -18,10 +18,10 @@ from uuid import UUID
 
 import asyncpg
 
+from services.auditor.baseline import Head, heads_of
 from services.auditor.chain import Link, grow, links
 from services.auditor.difference import DifferenceError
 from services.auditor.report import Progress, Report
-from services.auditor.standing import Head, heads_of
 from shared.contracts.fields import format_time
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.details import shown_causes, shown_details

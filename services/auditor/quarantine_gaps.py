@@ -4,8 +4,8 @@ from typing import Any
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import expect
-from services.auditor.standing import Head
 
 Range = tuple[int, int]  # the first and the last sequence number
 

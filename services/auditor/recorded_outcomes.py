@@ -8,8 +8,8 @@ from uuid import UUID
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.standing import Head
 from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, same_content
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.times import from_datetime

@@ -5,8 +5,8 @@ from collections import deque
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import expect
-from services.auditor.standing import Head
 from shared.contracts import strict_json
 from shared.ledger.lookup import RestingRow
 from shared.rules.resting import dump_campaign, is_as_dumped

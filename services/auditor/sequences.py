@@ -2,8 +2,8 @@
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.standing import Head
 
 
 async def check_batches(connection: asyncpg.Connection, head: Head) -> int:

@@ -9,13 +9,13 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
+from services.auditor.baseline import FOLLOWERS, Baseline, Head
 from services.auditor.closings import ClosingFold, closings_of
 from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
 from services.auditor.recorded_outcomes import Outcome, Outcomes
 from services.auditor.resting import RestingRows
-from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import command_meaning, is_hash
 from shared.ledger.decoding import StoredEntry
@@ -35,20 +35,20 @@ class ShardAudit(Redecider):
     """Decides a shard again from its first position on, and compares it with everything that was derived from it."""
 
     def __init__(
-        self, connection: asyncpg.Connection, head: Head, standing: Standing, outcomes: Outcomes, anchors: Anchors
+        self, connection: asyncpg.Connection, head: Head, baseline: Baseline, outcomes: Outcomes, anchors: Anchors
     ) -> None:
         # The deduplication window is a setting, not in the ledger, and may have changed since: no limit applies here.
         super().__init__(connection, Shard(deduplication_days=None), head.shard, CompactRange())
-        elsewhere = {account for account, (shard, _) in standing.accounts.items() if shard != head.shard}
+        elsewhere = {account for account, (shard, _) in baseline.accounts.items() if shard != head.shard}
         self.rules.accounts_elsewhere = elsewhere
         self.fold = Fold(head.shard)
         self.batches = self.rows = self.refused = self.hashed = 0
         self._head = head
-        self._standing = standing
+        self._baseline = baseline
         self._outcomes = outcomes
         self._anchors = anchors
         cuts = {name: head.checkpoints.get(name, (0, None))[0] for name in FOLLOWERS}
-        closings = closings_of(head.shard, standing.rows["balance.closings"], cuts["balance"])
+        closings = closings_of(head.shard, baseline.rows["balance.closings"], cuts["balance"])
         self._closing_fold = ClosingFold(head.shard, closings)
         self._cuts = sorted(
             [*((position, name) for name, position in cuts.items()), *((position, "closings") for position in closings)]
@@ -173,7 +173,7 @@ class ShardAudit(Redecider):
                 rows = self.fold.rows(name)
             for table in TABLES:
                 if table.follower == name:
-                    self.rows += compare(table, rows.get(table.name, {}), self._standing.rows[table.name], as_of)
+                    self.rows += compare(table, rows.get(table.name, {}), self._baseline.rows[table.name], as_of)
 
     # ---- Refusals ---------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class ShardAudit(Redecider):
 
     def _check_accounts(self) -> None:
         registered = {
-            account: center for account, (shard, center) in self._standing.accounts.items() if shard == self.shard
+            account: center for account, (shard, center) in self._baseline.accounts.items() if shard == self.shard
         }
         opened = self.fold.center_of
         for account in sorted(registered.keys() | opened.keys()):

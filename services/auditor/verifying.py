@@ -3,6 +3,7 @@
 import asyncpg
 
 from services.auditor.anchors import Anchors
+from services.auditor.baseline import Head, check_ends, heads_of, notes_on_times
 from services.auditor.chain import grow, links
 from services.auditor.constraints import check_times
 from services.auditor.counts import check_accounts, check_count, check_outcomes
@@ -18,7 +19,6 @@ from services.auditor.report import Progress, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
 from services.auditor.shard_audit import check_frontier
-from services.auditor.standing import Head, check_ends, heads_of, notes_on_times
 from shared.ledger.merkle import CompactRange
 
 

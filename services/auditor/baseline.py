@@ -46,7 +46,7 @@ class Head:
 
 
 @dataclass(slots=True)
-class Standing:
+class Baseline:
     """All shards at one moment, the read models' rows by table, and each ad account's shard and Business Center."""
 
     heads: list[Head]
@@ -87,7 +87,7 @@ async def _check_readable(connection: asyncpg.Connection) -> None:
         raise DifferenceError(f"{of} is {checkpoint['told']}, which no clock shows")
 
 
-async def read_standing(connection: asyncpg.Connection) -> Standing:
+async def read_baseline(connection: asyncpg.Connection) -> Baseline:
     """Return everything that is compared with the ledger, as of one moment. Raise DifferenceError if it conflicts."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         heads = await heads_of(connection)
@@ -95,7 +95,7 @@ async def read_standing(connection: asyncpg.Connection) -> Standing:
             await check_ends(connection, head)
         rows = {table.name: await read_table(connection, table) for table in TABLES}
         accounts = await connection.fetch("SELECT ad_account_id, shard, business_center_id FROM ledger.ad_accounts")
-    return Standing(heads, rows, {row[0]: (row[1], row[2]) for row in accounts})
+    return Baseline(heads, rows, {row[0]: (row[1], row[2]) for row in accounts})
 
 
 async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
