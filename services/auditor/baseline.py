@@ -144,7 +144,7 @@ async def _check_beginnings(connection: asyncpg.Connection, shard: int) -> None:
             f"SELECT coalesce(min({column}), 1) FROM ledger.{table} WHERE shard = $1",  # noqa: S608
             shard,
         )
-        expect(first > 0, f"shard {shard}: ledger.{table} begins at {first}, where nothing may stand")
+        expect(first > 0, f"shard {shard}: ledger.{table} begins at {first}, where no row may be")
 
 
 async def _check_published(connection: asyncpg.Connection, head: Head) -> None:

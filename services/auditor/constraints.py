@@ -33,8 +33,8 @@ SIZED = (
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
 # Table, trigger, a part of its definition, and what it does (in the words of the error).
 _TRIGGERS = (
-    ("shards", "only_onward", "new.epoch - 1", "lets leases go onward only"),
-    ("time_zones", "few_zones", "refuse_many_zones", "keeps the zones of a release few"),
+    ("shards", "only_onward", "new.epoch - 1", "lets leases only move forward"),
+    ("time_zones", "few_zones", "refuse_many_zones", "limits the zones of a release"),
     ("checkpoints", "not_ahead", "refuse_to_run_ahead", "keeps checkpoints from running ahead of the ledger"),
 )
 # A column with a time or day that no validated constraint bounds. Partitions inherit the constraints of their table.

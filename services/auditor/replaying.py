@@ -16,7 +16,7 @@ from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.report import Progress, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
 from services.auditor.shard_audit import ShardAudit
-from services.auditor.tables import no_more
+from services.auditor.tables import expect_none_left
 from shared.rules.money import format_micros
 
 
@@ -39,7 +39,7 @@ async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors:
                 money[name] += amount
     finally:
         progress.end()
-    no_more(baseline.rows)
+    expect_none_left(baseline.rows)
     report.count("noted_roots", anchors.checked, "roots noted earlier, still contained")
     report.money = {name: format_micros(amount) for name, amount in money.items()}
 

@@ -76,10 +76,10 @@ class RestingRows:
             account = rules.accounts.get(account_id)
             campaign = None if account is None else account.campaigns.get(campaign_id)
             if campaign is None:
-                expect(False, f"{where} is not in memory by the entries")
+                expect(False, f"{where} is not in memory according to the entries")
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
-            expect(own == state, f"{where} was kept as {state}, by the entries it is {own}")
+            expect(own == state, f"{where} was kept as {state}, the entries give {own}")
             self.checked += 1
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)

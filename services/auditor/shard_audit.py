@@ -169,7 +169,7 @@ class ShardAudit(Redecider):
                 rows = self._closing_fold.close(position, self.fold)
             else:
                 told = self._head.checkpoints.get(name, (0, None))[1]
-                expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")
+                expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, has the time of another position")
                 rows = self.fold.rows(name)
             for table in TABLES:
                 if table.follower == name:
@@ -223,7 +223,7 @@ class ShardAudit(Redecider):
 
     def _refuse(self, refusal: Outcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"
-        expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before what stands before it")
+        expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before the last decision")
         if is_hash(refusal.content):
             self.hashed += 1
         else:

@@ -141,7 +141,7 @@ def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
     return len(expected)
 
 
-def no_more(held: dict[str, Rows]) -> None:
+def expect_none_left(held: dict[str, Rows]) -> None:
     """Raise DifferenceError if a row is left after the expected rows of all shards were removed."""
     for table in TABLES:
         for key, values in held[table.name].items():

@@ -316,7 +316,8 @@ class Redecider:
                 )
         if len(rows) < len(stored):
             extra = stored[len(rows)]
-            return f"{self._where(extra.position)}: the ledger holds {describe(extra.encoded)}, decided again nothing"
+            held = describe(extra.encoded)
+            return f"{self._where(extra.position)}: the ledger holds {held}, deciding again gives nothing"
         return (
             f"{self._where(batch.last + 1)}: the batch ends at {batch.last},"
             f" decided again {describe(rows[len(stored)])} follows"

@@ -421,7 +421,7 @@ GUARDS = {
         for table in SIZED
     },
     "ALTER TABLE ledger.time_zones DISABLE TRIGGER few_zones": (
-        "ledger.time_zones: the trigger that keeps the zones of a release few is missing, or not enabled ALWAYS"
+        "ledger.time_zones: the trigger that limits the zones of a release is missing, or not enabled ALWAYS"
     ),
     "DROP TRIGGER not_ahead ON ledger.checkpoints": (
         "ledger.checkpoints: the trigger that keeps checkpoints from running ahead of the ledger is missing"
@@ -432,10 +432,10 @@ GUARDS = {
     """CREATE OR REPLACE TRIGGER only_onward BEFORE UPDATE ON ledger.shards FOR EACH ROW
        WHEN (NEW.shard <> OLD.shard) EXECUTE FUNCTION ledger.refuse_to_go_back();
        ALTER TABLE ledger.shards ENABLE ALWAYS TRIGGER only_onward""": (
-        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+        "ledger.shards: the trigger that lets leases only move forward is missing, or not enabled ALWAYS"
     ),
     "ALTER TABLE ledger.shards DISABLE TRIGGER only_onward": (
-        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+        "ledger.shards: the trigger that lets leases only move forward is missing, or not enabled ALWAYS"
     ),
 }
 
@@ -560,7 +560,7 @@ async def test_a_row_below_all_others_is_found_by_both_where_the_bound_was_taken
         f"UPDATE another SET {change}",
         f"INSERT INTO ledger.{table} SELECT * FROM another",
     )
-    assert re.match(rf"shard 0: ledger.{table} begins at -\d+, where nothing may stand", await difference(copy, capsys))
+    assert re.match(rf"shard 0: ledger.{table} begins at -\d+, where no row may be", await difference(copy, capsys))
     assert await chain_is_broken(copy, capsys)
 
 

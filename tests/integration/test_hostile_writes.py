@@ -563,7 +563,7 @@ CASES = [
         "a ledger.resting_campaigns",
         at_rest(),
         by="replay",
-        said="the resting campaign .* was kept as .*, by the entries",
+        said="the resting campaign .* was kept as .*, the entries give",
     ),
     # The others.
     *of_a_follower("balance"),

@@ -17,7 +17,7 @@ from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
 from services.auditor.recorded_outcomes import Answer, Outcome, Outcomes
 from services.auditor.shard_audit import campaigns_of
-from services.auditor.tables import TABLES, Rows, compare, no_more
+from services.auditor.tables import TABLES, Rows, compare, expect_none_left
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
 from shared.ledger.merkle import CompactRange, leaf_hash
@@ -216,7 +216,7 @@ def test_rows_are_compared_both_ways() -> None:
     held[table.name] = {("bc", "", "cash"): (5,), ("bc", "", "voucher"): (1,)}
     assert compare(table, {("bc", "", "cash"): (5,)}, held[table.name], "now") == 1
     with pytest.raises(DifferenceError, match=r"ad_account_id , pocket voucher: the read model holds amount 0\.000001"):
-        no_more(held)
+        expect_none_left(held)
     with pytest.raises(DifferenceError, match=r"holds amount 0\.000001, the ledger gives amount 0\.000002"):
         compare(table, {("bc", "", "voucher"): (2,)}, held[table.name], "now")
 
