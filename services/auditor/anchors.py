@@ -1,4 +1,4 @@
-"""Roots that somebody wrote down earlier: the ledger must still grow out of them."""
+"""Roots that an earlier report or export noted: the ledger of today must still contain them."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ from shared.ledger.merkle import CompactRange
 
 
 class Anchors:
-    """Roots by shard and position, checked in passing."""
+    """Noted roots by shard and position. An audit checks each when its tree has that size."""
 
     def __init__(self, roots: dict[tuple[int, int], str] | None = None) -> None:
         self._roots = {} if roots is None else dict(roots)
         self.checked = 0
 
     def check(self, shard: int, tree: CompactRange) -> None:
-        """The tree has come to a batch's end: a root noted there must be this. Raises DifferenceError."""
+        """Compare the tree, which ends where a batch ends, with the root noted there, if any. Raise DifferenceError."""
         noted = self._roots.pop((shard, tree.size), None)
         if noted is not None:
             root = tree.root().hex()
@@ -28,18 +28,18 @@ class Anchors:
             self.checked += 1
 
     def finish(self, shard: int) -> None:
-        """The shard was read to its end: no root of it may be left. Raises DifferenceError."""
+        """Raise DifferenceError if a root of this shard is unchecked, although the shard was read to its end."""
         for noted_shard, position in self._roots:
             if noted_shard == shard and position:
                 raise DifferenceError(
-                    f"shard {shard}, position {position}: a root was noted earlier, no batch of the ledger ends there"
+                    f"shard {shard}, position {position}: a root was noted earlier, but no batch ends there"
                 )
 
 
 def read_anchors(file: Path | None) -> Anchors:
-    """The roots of an earlier `--json` report or of an export's manifest.
+    """Return the roots of an earlier `--json` report or of an export's manifest; none if `file` is None.
 
-    Raises ValueError where the file holds none, OSError where it cannot be read.
+    Raise ValueError if the file holds none, OSError if it cannot be read.
     """
     if file is None:
         return Anchors()

@@ -1,4 +1,4 @@
-"""The chain of a shard: positions, canonical bytes, leaf hashes, roots. No rules: rows are split, not read."""
+"""The chain of a shard: positions, canonical bytes, leaf hashes, roots. It splits rows but does not decode them."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import StoredBatch, batches_after, groups
 
-_POSITION = slice(12, 20)  # behind the number of fields and the shard, each with its length
+_POSITION = slice(12, 20)  # after the number of fields and the shard; each field follows its length
 
 
 @dataclass(slots=True)
@@ -25,7 +25,10 @@ class Link:
 async def links(
     connection: asyncpg.Connection, shard: int, last: int, progress: Callable[[int], None]
 ) -> AsyncIterator[Link]:
-    """The batches of a shard up to `last`, from the first on. Raises DifferenceError where positions have a gap."""
+    """Yield the batches of a shard from the first one up to the position `last`.
+
+    Call `progress` with each position reached. Raise DifferenceError where positions have a gap.
+    """
     position = 0
     async for batches in batches_after(connection, shard, 0, last):
         for group in groups(batches):
@@ -38,7 +41,7 @@ async def links(
                 yield link
             position = group[-1].last
             progress(position)
-    expect(position == last, f"shard {shard}, position {position + 1}: no batch holds it, and {last} is the last")
+    expect(position == last, f"shard {shard}, position {position + 1}: no batch holds it, but {last} is the last")
 
 
 def _cut(shard: int, group: list[StoredBatch], rows: list[bytes]) -> Iterator[Link]:
@@ -59,7 +62,7 @@ def _cut(shard: int, group: list[StoredBatch], rows: list[bytes]) -> Iterator[Li
 
 
 def grow(tree: CompactRange, link: Link, shard: int) -> None:
-    """Append a batch to the tree. Raises DifferenceError where the batch names another root."""
+    """Append a batch to the tree. Raise DifferenceError if the batch names another root."""
     tree.append([sha256(b"\0" + row).digest() for row in link.rows])
     root = tree.root()
     expect(

@@ -1,4 +1,4 @@
-"""The audits as the command line calls them. Each answers an exit code: 0 passed, 1 a difference, 2 not run."""
+"""The audits as the command line calls them. Each returns an exit code: 0 passed, 1 a difference, 2 not run."""
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,10 +23,10 @@ _CANNOT_RUN = (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceErro
 
 
 async def replay(settings: Settings, *, as_json: bool = False, since: Path | None = None) -> int:
-    """Decide the ledger again, fold it from nothing, compare with everything that was made of it.
+    """Decide the ledger again, fold it from nothing, and compare everything that was derived from it. Return 0, 1 or 2.
 
     Args:
-        settings: where the database is.
+        settings: which database to read, and as which login.
         as_json: print one JSON object instead of lines.
         since: an earlier `--json` report or an export's manifest, whose roots the ledger must still contain.
 
@@ -39,7 +39,7 @@ async def replay(settings: Settings, *, as_json: bool = False, since: Path | Non
 
 
 async def verify(settings: Settings, *, as_json: bool = False, since: Path | None = None) -> int:
-    """Check positions, hashes, roots, leases and guards; no rules. Arguments as of `replay`."""
+    """Check positions, hashes, roots, leases and guards, without the rules. Take and return the same as `replay`."""
 
     async def run(connection: asyncpg.Connection, report: Report) -> None:
         await verifying.verify_ledger(connection, report, read_anchors(since))
@@ -48,7 +48,7 @@ async def verify(settings: Settings, *, as_json: bool = False, since: Path | Non
 
 
 async def export(settings: Settings, selection: Selection, *, as_json: bool = False) -> int:
-    """Write entries, batches and a manifest, with which anybody can recompute the roots."""
+    """Write entries, batches and a manifest from which anybody can recompute the roots. Return 0, 1 or 2."""
 
     async def run(connection: asyncpg.Connection, report: Report) -> None:
         await write_export(connection, report, selection)
@@ -62,7 +62,7 @@ async def _audit(
     run: Callable[[asyncpg.Connection, Report], Awaitable[None]],
     as_json: bool,
 ) -> int:
-    """Run an audit on a connection that cannot write, and print its report."""
+    """Run an audit on a connection that cannot write, print its report, and return the exit code."""
     try:
         async with _reading(settings) as connection:
             await run(connection, report)

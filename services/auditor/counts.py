@@ -1,13 +1,16 @@
-"""Rows beside those that are read one after the other: counted, matched with each other, and none too many."""
+"""Checks of rows that no audit reads one by one: it counts them and matches them with each other."""
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.standing import Head
 
 
 async def check_outcomes(connection: asyncpg.Connection, head: Head) -> int:
-    """Outcomes have no gap, and none tells of a position beyond the ledger. Answers how many there are; raises."""
+    """Return the number of outcomes.
+
+    Raise DifferenceError if their sequence has a gap, or if one names a position beyond the end of the ledger.
+    """
     row = await connection.fetchrow(
         """
         SELECT sequence, expected, position FROM (
@@ -22,12 +25,12 @@ async def check_outcomes(connection: asyncpg.Connection, head: Head) -> int:
     if row is not None:
         where = f"shard {head.shard}: the outcome {row['expected']}"
         expect(row["sequence"] == row["expected"], f"{where} is missing")
-        raise DifferenceError(f"{where} tells of position {row['position']}, the ledger ended at {head.position}")
+        raise DifferenceError(f"{where} names the position {row['position']}, the ledger ended at {head.position}")
     return head.outcome_sequence
 
 
 def check_count(head: Head, found: int) -> None:
-    """Every row of the shard was among those that were read by their positions. Raises DifferenceError."""
+    """Raise DifferenceError unless the shard has as many rows as were `found` at the positions of the ledger."""
     expect(
         found == head.entries,
         f"shard {head.shard}: ledger.entries holds {head.entries} rows, {found} of them at the positions of the ledger",
@@ -35,9 +38,9 @@ def check_count(head: Head, found: int) -> None:
 
 
 async def check_accounts(connection: asyncpg.Connection, head: Head) -> int:
-    """Each account that is registered was opened by an entry, and each that was opened is registered. How many; raises.
+    """Return the number of registered ad accounts. Call it in the transaction that read the head.
 
-    Run it in the transaction that read the head.
+    Raise DifferenceError if one was not opened by an entry of the shard, or was opened but is not registered.
     """
     row = await connection.fetchrow(
         """

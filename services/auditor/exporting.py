@@ -1,7 +1,7 @@
-"""`audit export`: the ledger as files that need nothing of ours to be checked.
+"""`audit export`: the ledger as files that anybody can check without software of ours.
 
-A folder with `manifest.json` and, for each shard, its entries and its batches. An entry has the fields of
-`GET /v1/ledger` and `encoded`, its canonical bytes in hexadecimal: their hashes lead to the batches' roots.
+The export is a folder with `manifest.json` and, for each shard, its entries and its batches. An entry has the fields
+of `GET /v1/ledger` and `encoded`, its canonical bytes in hexadecimal: the batches' roots follow from their hashes.
 """
 
 import csv
@@ -18,10 +18,10 @@ from uuid import UUID
 
 import asyncpg
 
+from services.auditor.baseline import Head, heads_of
 from services.auditor.chain import Link, grow, links
 from services.auditor.difference import DifferenceError
 from services.auditor.report import Progress, Report
-from services.auditor.standing import Head, heads_of
 from shared.contracts.fields import format_time
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.details import shown_causes, shown_details
@@ -47,9 +47,9 @@ BATCH_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to export and where to: a new or empty folder; of one shard or all; positions first … last.
+    """The shards and positions to export (`shard` None: all, `last` None: to the end), and a new or empty folder.
 
-    The batch of the last one is exported to its end: so every entry is covered by a root.
+    The export continues to the end of the batch that holds `last`, because a root covers whole batches only.
     """
 
     out: Path
@@ -60,9 +60,9 @@ class Selection:
 
 
 async def write_export(connection: asyncpg.Connection, report: Report, selection: Selection) -> None:
-    """Write the files, checking the chain in passing.
+    """Write the files, and check the chain on the way.
 
-    Raises DifferenceError where the chain is broken, ValueError for a selection that there is not.
+    Raise DifferenceError if the chain is broken, ValueError if the shard does not exist or the folder is not empty.
     """
     heads = await heads_of(connection)
     if selection.shard is not None:
@@ -134,7 +134,7 @@ class _ShardExport:
         self._stack.close()
 
     def add(self, link: Link) -> None:
-        """Write what of a batch was selected."""
+        """Write the selected entries of a batch, and the batch itself if its end is selected."""
         grow(self._tree, link, self._shard)
         first, last = link.batch.first, link.batch.last
         earlier = link.rows[: max(0, self._first - first)]
@@ -147,7 +147,10 @@ class _ShardExport:
             self.last_root = (last, link.batch.root.hex())
 
     def summary(self) -> Row:
-        """What the manifest says of the shard. `frontier`: the perfect subtrees over what comes before."""
+        """Return what the manifest says about the shard.
+
+        `frontier` holds the roots of the perfect subtrees over the entries before the first exported one.
+        """
         frontier = self._before.frontier()
         hashes = [frontier[start : start + HASH_BYTES].hex() for start in range(0, len(frontier), HASH_BYTES)]
         return {
@@ -161,7 +164,7 @@ class _ShardExport:
 
 
 class _File:
-    """A file of rows: lines of JSON or CSV, packed if its name ends in .gz."""
+    """A file of rows: lines of JSON or CSV, compressed if its name ends in .gz."""
 
     def __init__(self, path: Path, fields: tuple[str, ...]) -> None:
         self.rows = 0
@@ -173,7 +176,7 @@ class _File:
     def __enter__(self) -> "_File":
         file: IO[bytes] | gzip.GzipFile = self._stack.enter_context(self._path.open("wb"))
         if self._path.suffix == ".gz":
-            # No name and no time within: the same rows are the same file.
+            # gzip stores no name and no time here, so that the same rows give the same bytes.
             packed = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
             file = self._stack.enter_context(packed)
         self._text = self._stack.enter_context(io.TextIOWrapper(file, "utf-8", newline=""))
@@ -189,7 +192,7 @@ class _File:
         return ".csv" in self._path.suffixes
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows."""
+        """Append rows, each with the fields of this file."""
         assert self._text is not None, "the file is open"
         writer = csv.writer(self._text, lineterminator="\n")
         for row in rows:
@@ -203,7 +206,7 @@ class _File:
             self.rows += 1
 
     def summary(self) -> Row:
-        """Name, number of rows, and hash of the closed file."""
+        """Return the name, the number of rows and the SHA-256 of the closed file."""
         with self._path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"file": self._path.name, "rows": self.rows, "sha256": digest}
@@ -251,7 +254,7 @@ def _entry(stored: StoredEntry) -> Row:
 
 
 def _details(stored: StoredEntry) -> Row | None:
-    """Raises DifferenceError where they cannot be read."""
+    """Return an entry's details as the API shows them. Raise DifferenceError if they cannot be read."""
     try:
         return shown_details(stored.line.details)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Folding a shard's entries from nothing, one after the other: what the read models should hold.
+"""Folds a shard's entries one by one, from nothing, into what the read models should hold.
 
-Written against docs/ledger.md, not against the followers' SQL, so that a mistake would have to be made twice. What
-many entries share is their `Line`; where its figures are kept is looked up once a line.
+It is written from docs/ledger.md, not from the followers' SQL, so that a mistake would have to be made twice. Entries
+share `Line` objects: the fold looks up once for each line where its figures are kept.
 """
 
 import json
@@ -17,7 +17,7 @@ from shared.rules.entries import Line
 from shared.rules.money import format_micros
 from shared.rules.vocabulary import CASH_POCKETS, MONEY_KINDS
 
-# Said again of the followers: a mistake there must not be one here.
+# The followers' constants, repeated on purpose: a mistake there must not become one here.
 QUARTER_US: Final = 15 * 60 * 1_000_000
 BLOCK_POSITIONS: Final = 65_536
 MOST_PLANS: Final = 600_000
@@ -28,7 +28,7 @@ Cell = list[int]
 
 
 class _Plan:
-    """Where the figures of a line are kept."""
+    """Where the fold keeps the figures of a line."""
 
     __slots__ = ("block", "cash", "custom", "days", "grant", "limit", "line", "overdelivery", "pocket", "total")
 
@@ -46,7 +46,7 @@ class _Plan:
 
 
 def is_overdelivery(line: Line) -> bool:
-    """Is the entry's amount spend that nobody is billed for, or its reversal? Then it names no pocket and no grant."""
+    """Return whether the amount is spend that nobody is billed for, or its reversal: such a line names no pocket."""
     return line.pocket is None and line.kind != "forfeit"
 
 
@@ -82,7 +82,7 @@ class Fold:
         }
 
     def add(self, stored: Iterable[StoredEntry]) -> None:
-        """Fold entries, in the order of their positions. Raises DifferenceError where a pocket falls below zero."""
+        """Fold entries in the order of their positions. Raise DifferenceError if a debit takes a pocket below zero."""
         plans = self._plans
         for item in stored:
             line, amount, occurred_at, _, _, day, _ = item.entry
@@ -108,7 +108,7 @@ class Fold:
         if grant is not None:
             grant[0] += amount
         if amount < 0 and not plan.limit:
-            # Only a limit cut below what is used may take a credit line below zero; nothing may draw it there.
+            # A credit line may only fall below zero when its limit is set below the used amount, never by a debit.
             if pocket[0] < 0 or (grant is not None and grant[0] < 0):
                 raise DifferenceError(self._below_zero(plan, position, pocket[0]))
         elif plan.limit:
@@ -246,15 +246,15 @@ class Fold:
         self._facts["balance.pauses"][entity] = (tuple(details["causes"]), item.position)
         self._signals[entity] = item.position
 
-    # ---- What comes of it -------------------------------------------------------------------------------------
+    # ---- Results ----------------------------------------------------------------------------------------------
 
     def rows(self, follower: str) -> dict[str, Rows]:
-        """The rows that a follower's tables should hold after the entries folded so far."""
+        """Return the rows that a follower's tables should hold after the entries folded so far, by table."""
         if follower == "incentives":
             return {"incentives.cash_spend": {key: (amount,) for key, amount in self._cash.items()}}
         if follower == "signals":
             return {"signals.latest": {(self.shard, *key): (at,) for key, at in self._signals.items()}}
-        assert follower == "balance", f"the audit does not fold what {follower} makes of the ledger"
+        assert follower == "balance", f"the audit has no fold for the read model {follower}"
         return {
             **self._facts,
             "balance.custom_budgets": {(account,): tuple(kept) for account, kept in self._custom.items()},
@@ -281,21 +281,24 @@ class Fold:
         }
 
     def budget(self, account: str) -> tuple[Any, ...] | None:
-        """Mode, amount, day, changes of that day; of a custom budget its start (position, time) and its count."""
+        """Return an account's budget: mode, amount in micros, day, changes on that day. None: it never had one.
+
+        Then follow, for custom budgets only, its start (position and time in µs) and what it has counted, in micros.
+        """
         kept = self._facts["balance.budgets"].get((account,))
         return None if kept is None else (*kept[:4], *self._custom.get(account, (None, None, None)))
 
     def campaign_budget(self, campaign: tuple[str, str]) -> tuple[Any, ...]:
-        """Mode and amount of a campaign's budget."""
+        """Return the mode and the amount, in micros, of a campaign's budget. The key is ad account and campaign."""
         return self._facts["balance.campaigns"][campaign][:2]
 
     def causes(self, entity: tuple[str, str]) -> tuple[str, ...]:
-        """The set of causes of an ad account ('' for the campaign) or campaign that ever had one."""
+        """Return the pause causes of an ad account (campaign '') or campaign that was paused at least once."""
         causes: tuple[str, ...] = self._facts["balance.pauses"][entity][0]
         return causes
 
     def billed(self) -> dict[str, int]:
-        """What was billed of each Business Center's spend, net of reversals, in micros."""
+        """Return the spend billed to each Business Center, net of reversals, in micros."""
         sums: defaultdict[str, int] = defaultdict(int)
         for (account, _), days in self._days.items():
             sums[self.center_of[account]] += sum(billed for billed, _ in days.values())

@@ -1,15 +1,18 @@
-"""What waits for a shard can be read: the writer would set aside what it cannot, and nobody of ours writes that."""
+"""Checks that the records that wait for a shard can be read. Services write only such records.
+
+The writer would move an unreadable record to quarantine.
+"""
 
 import asyncpg
 
 from services.auditor.difference import DifferenceError
 from shared.ledger.headers import read_headers
 
-_READ_AT_ONCE = 50  # of a megabyte at most
+_READ_AT_ONCE = 50  # records of a megabyte at most
 
 
 async def check_forwarded(connection: asyncpg.Connection) -> int:
-    """Each record that waits has headers, and is a replay or none. Answers how many wait; raises DifferenceError."""
+    """Return the number of waiting records. Raise DifferenceError if one has unreadable headers or half a reference."""
     query = (
         "SELECT shard, id, topic, headers::text, (replay_shard IS NULL) <> (replay_sequence IS NULL) AS is_half"
         " FROM ledger.forwarded ORDER BY shard, id"

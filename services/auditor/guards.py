@@ -1,4 +1,4 @@
-"""What keeps the ledger append-only and its sources unique: are the locks still on the doors?"""
+"""Checks that the database's guards are in place: append-only triggers, unique indexes, bounds, rights and logins."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from services.auditor.bounds import check_bounds
+from services.auditor.constraints import check_bounds
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.logins import check_logins
 from services.auditor.report import Report
@@ -29,7 +29,7 @@ _BEFORE_UPDATE_DELETE_TRUNCATE = 2 | 8 | 16 | 32
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """How many of each were found in order."""
+    """How many guards of each sort are in order."""
 
     triggers: int
     indexes: int
@@ -38,7 +38,7 @@ class Guards:
     logins: int
 
     def tell(self, report: Report) -> None:
-        """Add them to what was checked."""
+        """Add these numbers to the report."""
         report.count("append_only_tables", self.triggers, "tables that refuse every change, enabled always")
         report.count("unique_indexes", self.indexes, "unique indexes of positions and sources")
         report.count("bounds", self.bounds, "tables whose rows are kept within bounds")
@@ -46,7 +46,7 @@ class Guards:
 
 
 async def check_guards(connection: asyncpg.Connection, shards: int) -> Guards:
-    """Raises DifferenceError at the first guard that is missing, disabled or changed."""
+    """Return how many guards are in order. Raise DifferenceError at the first that is missing, disabled or changed."""
     partitions = [f"entries_{shard}" for shard in range(shards)]
     found = await _partitions_of(connection, "entries")
     expect(found == set(partitions), f"ledger.entries has the partitions {sorted(found)}, not {sorted(partitions)}")
@@ -71,7 +71,7 @@ async def _partitions_of(connection: asyncpg.Connection, table: str) -> set[str]
 
 
 async def _check_function(connection: asyncpg.Connection) -> None:
-    """The function that refuses changes still has the body that the migration gave it."""
+    """Raise DifferenceError unless the function that refuses changes has the body that the migration gave it."""
     body = await connection.fetchval("SELECT prosrc FROM pg_proc WHERE oid = 'ledger.refuse_change()'::regprocedure")
     written = (files("shared.ledger") / "schema" / "0001_guards.sql").read_text("utf-8")
     expect(
@@ -98,7 +98,7 @@ async def _check_trigger(connection: asyncpg.Connection, table: str) -> None:
 
 
 async def _check_privileges(connection: asyncpg.Connection, tables: tuple[str, ...]) -> None:
-    """Nobody but the owner was even granted a change."""
+    """Raise DifferenceError if a role other than the owner was granted the right to change these tables."""
     row = await connection.fetchrow(
         """
         SELECT c.relname, a.privilege_type, a.grantee::regrole::text AS grantee
@@ -114,7 +114,7 @@ async def _check_privileges(connection: asyncpg.Connection, tables: tuple[str, .
 
 
 async def _check_indexes(connection: asyncpg.Connection, partition: str) -> None:
-    """A position, and a spend or reversal, stand once: unique indexes see to it."""
+    """Raise DifferenceError if a unique index of positions or of sources (spends and reversals) is missing."""
     rows = await connection.fetch(
         """
         SELECT pg_get_indexdef(indexrelid) FROM pg_index

@@ -1,4 +1,4 @@
-"""The services' logins: each can do what it is there for, and has left nothing behind in the server."""
+"""Checks the services' logins: none has attributes, settings or memberships of its own, or left objects behind."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ _OWN_SETTINGS: Final = """
 
 
 async def check_logins(connection: asyncpg.Connection) -> int:
-    """Answer how many logins were looked at. Raises DifferenceError at the first that is more than it should be."""
+    """Return the number of logins checked. Raise DifferenceError at the first that may do more than it should."""
     for role in SERVICE_ROLES:
         await _check_attributes(connection, role)
         await _check_settings(connection, role)
@@ -28,12 +28,12 @@ async def check_logins(connection: asyncpg.Connection) -> int:
 
 
 async def notes_on_functions(connection: asyncpg.Connection) -> list[str]:
-    """What is not as it should be, though no row is wrong: a sentence, or none."""
+    """Return a note if every login may call functions of PostgreSQL that write or lock. No row is wrong by that."""
     still_open = await open_functions(connection)
     if not still_open:
         return []
     named = f"{still_open[0]} and {len(still_open) - 1} others"
-    return [f"every login may run {named}, which write or lock: let the superuser run deploy/postgres/public.sql"]
+    return [f"every login may run {named}, which write or lock: run deploy/postgres/public.sql as the superuser"]
 
 
 async def _check_attributes(connection: asyncpg.Connection, role: str) -> None:
@@ -48,7 +48,7 @@ async def _check_settings(connection: asyncpg.Connection, role: str) -> None:
     row = await connection.fetchrow(_OWN_SETTINGS, role)
     if row is not None:
         told = f"{row['settings']} (in {row['of_what']})"
-        raise DifferenceError(f"the role {role} has settings of its own: {told}; drawdown migrate takes them away")
+        raise DifferenceError(f"the role {role} has settings of its own: {told}; drawdown migrate removes them")
 
 
 async def _check_memberships(connection: asyncpg.Connection, role: str) -> None:
@@ -63,4 +63,4 @@ async def _check_large_objects(connection: asyncpg.Connection) -> None:
     row = await connection.fetchrow(
         "SELECT count(*), min(pg_get_userbyid(lomowner)::text) FROM pg_largeobject_metadata"
     )
-    expect(not row[0], f"the database holds {row[0]} large objects, some of {row[1]}: nothing of ours makes any")
+    expect(not row[0], f"the database holds {row[0]} large objects, some of {row[1]}: no service creates any")

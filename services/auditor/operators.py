@@ -1,4 +1,4 @@
-"""What went to quarantine by an operator's hand stands in the operators' log."""
+"""Checks that the operators' log names each record that an operator passed over into quarantine."""
 
 import json
 from collections import Counter
@@ -10,17 +10,17 @@ from services.auditor.difference import DifferenceError
 
 Place = tuple[int, str, int]  # shard, topic, offset
 
-# The other way round a month of quarantine may have been dropped.
+# The reverse is not checked: a note may outlive its record, because operators may drop a month of quarantine.
 _SKIPPED = """
     SELECT shard, topic, "offset", count(*) FROM ledger.quarantine WHERE reason = 'skipped'
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """
-# As text: not all that the type json takes can be taken apart again.
+# Read as text, because PostgreSQL's type json accepts values that its own operators cannot take apart.
 _NOTED = "SELECT left(details::text, 10000) FROM ledger.operators_log WHERE action = 'offsets_skipped'"
 
 
 async def check_operators_log(connection: asyncpg.Connection) -> int:
-    """Each record that was passed over is in the log, which says why. Answers the log's length; raises."""
+    """Return the length of the operators' log. Raise DifferenceError if a record passed over is not in it."""
     noted: Counter[Place] = Counter()
     async with connection.transaction():
         async for (details,) in connection.cursor(_NOTED, prefetch=1_000):
@@ -39,7 +39,7 @@ async def check_operators_log(connection: asyncpg.Connection) -> int:
 
 
 def _place(details: str) -> Place | None:
-    """Which record a note is of; None where it is of none."""
+    """Return the place of the record that a note names; None if it names none."""
     try:
         noted: Any = json.loads(details)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`audit replay`: everything that can be known from the ledger alone, and everything that was made of it."""
+"""`audit replay`: decides the ledger again, and compares everything that was derived from it."""
 
 from collections import defaultdict
 
@@ -6,40 +6,40 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
-from services.auditor.bounds import check_times
+from services.auditor.baseline import Baseline, Head, read_baseline
+from services.auditor.constraints import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
-from services.auditor.outcomes import Outcomes, read_outcomes
-from services.auditor.policies import notes_on_policies
-from services.auditor.quarantine import check_quarantine
+from services.auditor.quarantine_gaps import check_quarantine
+from services.auditor.recorded_outcomes import Outcomes, read_outcomes
+from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.report import Progress, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
-from services.auditor.shard import ShardAudit
-from services.auditor.standing import Head, Standing, read_standing
-from services.auditor.tables import no_more
+from services.auditor.shard_audit import ShardAudit
+from services.auditor.tables import expect_none_left
 from shared.rules.money import format_micros
 
 
 async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
-    """Audit every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    """Audit every shard up to its position at the start. Raise DifferenceError at the first difference."""
     await check_times(connection)
-    standing = await read_standing(connection)
-    guards = await check_guards(connection, len(standing.heads))
+    baseline = await read_baseline(connection)
+    guards = await check_guards(connection, len(baseline.heads))
     guards.tell(report)
     report.notes += await notes_on_functions(connection)
-    await check_strays(connection, len(standing.heads))
+    await check_strays(connection, len(baseline.heads))
     report.notes += await notes_on_policies(connection)
-    progress = Progress(sum(head.position for head in standing.heads))
+    progress = Progress(sum(head.position for head in baseline.heads))
     money: defaultdict[str, int] = defaultdict(int)
     try:
-        for head in standing.heads:
+        for head in baseline.heads:
             progress.shard(head.shard, report.entries)
-            audit = await _replay_shard(connection, head, standing, anchors, report, progress)
+            audit = await _replay_shard(connection, head, baseline, anchors, report, progress)
             for name, amount in sums.check_identity(audit.rules, audit.fold).items():
                 money[name] += amount
     finally:
         progress.end()
-    no_more(standing.rows)
+    expect_none_left(baseline.rows)
     report.count("noted_roots", anchors.checked, "roots noted earlier, still contained")
     report.money = {name: format_micros(amount) for name, amount in money.items()}
 
@@ -47,7 +47,7 @@ async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors:
 async def _replay_shard(
     connection: asyncpg.Connection,
     head: Head,
-    standing: Standing,
+    baseline: Baseline,
     anchors: Anchors,
     report: Report,
     progress: Progress,
@@ -56,7 +56,7 @@ async def _replay_shard(
     quarantined = await check_quarantine(connection, head)
     await check_sources(connection, head)
     outcomes = Outcomes(head.shard, await read_outcomes(connection, head.shard, head.outcome_sequence))
-    audit = ShardAudit(connection, head, standing, outcomes, anchors)
+    audit = ShardAudit(connection, head, baseline, outcomes, anchors)
     try:
         await audit.check(progress)
     finally:
@@ -67,12 +67,12 @@ async def _replay_shard(
         ("entries", audit.entries, "entries decided again and the same, byte for byte"),
         ("batches", audit.batches, "batches: positions, times, roots"),
         ("events", events, "spends and reversals decided again, each in the ledger once"),
-        ("commands_accepted", outcomes.accepted, "accepted commands decided again, their outcomes as told"),
+        ("commands_accepted", outcomes.accepted, "accepted commands decided again, with the outcomes they got"),
         ("commands_refused", audit.refused, "refused commands decided again and refused for the same reason"),
         ("commands_hashed", audit.hashed, "refused commands of which a hash is kept: not decided again"),
         ("outcomes_repeated", outcomes.repeated, "repeated commands, answered as before"),
-        ("resting_campaigns", audit.resting.checked, "campaigns at rest, kept as the entries say"),
-        ("quarantined", quarantined, "quarantined records, without a gap but for what operators dropped"),
+        ("resting_campaigns", audit.resting.checked, "campaigns at rest, kept with the state that the entries give"),
+        ("quarantined", quarantined, "quarantined records, without a gap except for what operators dropped"),
         ("read_model_rows", audit.rows, "rows of the read models, folded again and the same"),
         ("pockets", len(audit.fold.pockets), "pockets, never drawn below zero, as the rules hold them"),
         ("business_centers", len(audit.rules.business_centers), "Business Centers: in = held + billed + forfeited"),

@@ -1,4 +1,4 @@
-"""What an audit says: progress while it runs, and in the end what it checked, how many, how fast."""
+"""What an audit prints: its progress while it runs, and at the end what it checked, how much of it and how fast."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ LINE_EVERY_SECONDS = 3.0
 
 
 class Progress:
-    """Lines on stderr: one that is written over again and again on a terminal, else one every few seconds."""
+    """Progress on stderr: one line that is overwritten on a terminal, otherwise a line every few seconds."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -21,12 +21,12 @@ class Progress:
         self.what = ""
 
     def shard(self, shard: int, entries_before: int) -> None:
-        """Which shard is read now, and how many entries came before it."""
+        """Note which shard is read now, and how many entries of other shards were read before it."""
         self.what = f"shard {shard}"
         self._before = entries_before
 
     def __call__(self, position: int) -> None:
-        """The present shard was read up to a position."""
+        """Note that the present shard was read up to this position, and print the progress if it is time."""
         now = time.monotonic()
         if now - self._said < (LIVE_EVERY_SECONDS if self._live else LINE_EVERY_SECONDS):
             return
@@ -37,7 +37,7 @@ class Progress:
         print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Leave the terminal's line empty."""
+        """Clear the line on the terminal."""
         if self._live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
@@ -46,8 +46,8 @@ class Progress:
 class Report:
     """The result of an audit.
 
-    `checked`: name → (how many, in words). `difference`: None, or the first one found. `notes`: sentences about what
-    should be otherwise, though no row is wrong.
+    `checked` maps a name to a number and to the words that follow it. `difference` is the first one found, or None.
+    `notes` are sentences about what an operator should look at, although no row is wrong.
     """
 
     command: str
@@ -61,7 +61,7 @@ class Report:
     seconds: float = 0.0
 
     def count(self, name: str, number: int, words: str) -> None:
-        """Add to what was checked."""
+        """Add a number to what was checked under this name. `words` describe the number in the printed report."""
         before = self.checked.get(name, (0, words))[0]
         self.checked[name] = (before + number, words)
 
@@ -71,11 +71,11 @@ class Report:
 
     @property
     def entries_per_second(self) -> int:
-        """How fast entries were checked, everything included."""
+        """Return how many entries were checked per second of the whole run."""
         return round(self.entries / max(self.seconds, 1e-9))
 
     def as_json(self) -> dict[str, Any]:
-        """One object; the same that `--since` reads."""
+        """Return the report as one JSON object, which `--since` reads."""
         return {
             "audit": self.command,
             "passed": self.difference is None,
@@ -90,7 +90,7 @@ class Report:
         }
 
     def show(self, as_json: bool) -> None:
-        """Print it."""
+        """Print the report, as one JSON object or as lines."""
         if as_json:
             print(json.dumps(self.as_json(), indent=2))
             return

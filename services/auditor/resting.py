@@ -1,12 +1,12 @@
-"""Campaigns that the writer let rest: what it kept of each is what the entries say, and they rest here too."""
+"""Compares the campaigns that the writer let rest with the entries, and lets them rest in the audit as well."""
 
 import json
 from collections import deque
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import expect
-from services.auditor.standing import Head
 from shared.contracts import strict_json
 from shared.ledger.lookup import RestingRow
 from shared.rules.resting import dump_campaign, is_as_dumped
@@ -17,9 +17,9 @@ _MOST_SHOWN = 200
 
 
 async def check_resting(connection: asyncpg.Connection, head: Head) -> int:
-    """Each campaign was let rest by a batch, in an account of the shard, and can be read. How many; raises.
+    """Return the number of resting campaigns of a shard. Their content is not compared: `RestingRows` does that.
 
-    What was kept is compared with the entries by deciding them again: `RestingRows`.
+    Raise DifferenceError if one rests where no batch ends, in an account of another shard, or cannot be read.
     """
     query = """
         SELECT r.ad_account_id, campaign_id, position, state::text, b.last_position, a.shard
@@ -49,7 +49,10 @@ def _can_be_read(state: str) -> bool:
 
 
 class RestingRows:
-    """The rows of a shard up to `last`, in order, read some at a time. `kept` are campaigns that stay in memory."""
+    """The resting campaigns of a shard up to the position `last`, read in pages.
+
+    `kept` are campaigns, by ad account and id, that stay in memory although they rest.
+    """
 
     def __init__(self, connection: asyncpg.Connection, shard: int, last: int, kept: set[tuple[str, str]]) -> None:
         self.checked = 0
@@ -62,9 +65,9 @@ class RestingRows:
         self._is_over = False
 
     async def check(self, rules: Shard, position: int) -> None:
-        """Compare those of a batch that ends there with the rules' state, and take them out of memory.
+        """Compare the campaigns that rest from this position on with the rules' state, and take them out of memory.
 
-        Raises DifferenceError at the first that differs.
+        `position` is the end of a batch that was just decided. Raise DifferenceError at the first that differs.
         """
         while (row := await self._next()) is not None and row.position <= position:
             account_id, campaign_id, at, state = self._rows.popleft()
@@ -73,10 +76,10 @@ class RestingRows:
             account = rules.accounts.get(account_id)
             campaign = None if account is None else account.campaigns.get(campaign_id)
             if campaign is None:
-                expect(False, f"{where} is not in memory by the entries")
+                expect(False, f"{where} is not in memory according to the entries")
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
-            expect(own == state, f"{where} was kept as {state}, by the entries it is {own}")
+            expect(own == state, f"{where} was kept as {state}, the entries give {own}")
             self.checked += 1
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)

@@ -1,13 +1,16 @@
-"""Checks that are one query each: what must be whole, in order and once over a whole shard."""
+"""Checks that take one query each: batches and sources are complete, in order and unique in a shard."""
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.standing import Head
 
 
 async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
-    """Batches follow each other without a gap, in time, under ever newer leases and rules. Answers how many; raises."""
+    """Return the number of batches of a shard.
+
+    Raise DifferenceError if positions have a gap, or if times, leases or versions of the rules go back.
+    """
     row = await connection.fetchrow(
         """
         SELECT first_position, expected, recorded_at < before AS back, epoch < older AS outdated,
@@ -42,7 +45,10 @@ async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
 
 
 async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
-    """A spend, a reversal, a command stands in the ledger once. Counted, not believed from an index. Raises."""
+    """Raise DifferenceError if a spend, reversal or command is in the ledger twice.
+
+    The query reads the table itself, so that it does not depend on the unique index.
+    """
     await connection.execute("RESET enable_seqscan")
     row = await connection.fetchrow(
         """
@@ -56,13 +62,13 @@ async def check_sources(connection: asyncpg.Connection, head: Head) -> None:
     )
     if row is not None:
         raise DifferenceError(
-            f"shard {head.shard}, position {row['again']}: the source {row['source']} stands in the ledger again,"
-            f" it is at {row['first']} already"
+            f"shard {head.shard}, position {row['again']}: the source {row['source']} is in the ledger twice,"
+            f" first at {row['first']}"
         )
 
 
 async def check_strays(connection: asyncpg.Connection, shards: int) -> None:
-    """No row names a shard that there is none of. Raises DifferenceError."""
+    """Raise DifferenceError if a row names a shard that does not exist. `shards` is the number of shards."""
     for table in (
         *("batches", "outcomes", "quarantine", "quarantine_replays", "ad_accounts", "forwarded", "checkpoints"),
         "resting_campaigns",
@@ -71,4 +77,4 @@ async def check_strays(connection: asyncpg.Connection, shards: int) -> None:
             f"SELECT shard FROM ledger.{table} WHERE shard NOT BETWEEN 0 AND $1 - 1 LIMIT 1",  # noqa: S608
             shards,
         )
-        expect(shard is None, f"ledger.{table} holds rows of shard {shard}, there are {shards} shards")
+        expect(shard is None, f"ledger.{table} holds rows of shard {shard}, but there are {shards} shards")

@@ -1,13 +1,13 @@
-"""Sums that must come out, whatever the rules decided.
+"""Sums that must be right whatever the rules decided.
 
 For each Business Center, over all its pockets and those of its ad accounts:
 
     money in = money held + billed + forfeited
 
-Money in is deposits, grants, changes of the credit limit and repayments; held is what the rules have in all pockets
-after deciding everything again (of the credit line: what is available); billed is the spend of all days, net of
-reversals; forfeited is what expired, and what came back to a grant that had. What moves between pockets is in none
-of them, so it must add up to zero by itself.
+Money in is deposits, grants, changes of the credit limit and repayments. Held is what the rules have in all pockets
+after deciding everything again (for the credit line: the available amount). Billed is the spend of all days, net of
+reversals. Forfeited is what expired, and what was returned to a grant that had expired. Movements between pockets are
+in none of these sums, so they must add up to zero.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ _BLOCK = 1_000
 
 
 def check_pockets(rules: Shard, fold: Fold) -> None:
-    """What the entries add up to in each pocket is what the rules hold in it. Raises DifferenceError."""
+    """Raise DifferenceError unless the entries of each pocket add up to what the rules hold in it."""
     held = {key: amount for center in rules.business_centers.values() for key, amount in _held(center)}
     for key in sorted(held.keys() | fold.pockets.keys()):
         folded = fold.pockets[key][0] if key in fold.pockets else 0
@@ -51,9 +51,9 @@ def _held(center: BusinessCenter) -> Iterator[tuple[tuple[str, str, str], int]]:
 
 
 def check_identity(rules: Shard, fold: Fold) -> dict[str, int]:
-    """Money in = held + billed + forfeited, for each Business Center; answers the four sums of the shard, in micros.
+    """Check money in = held + billed + forfeited for each Business Center. Raise DifferenceError.
 
-    Raises DifferenceError.
+    Return the four sums over the whole shard, in micros, as "in", "held", "billed" and "forfeited".
     """
     billed = fold.billed()
     sums: defaultdict[str, int] = defaultdict(int)
@@ -77,7 +77,7 @@ def _total(fold: Fold, center: str, kind: str) -> int:
 
 
 async def check_reversals(connection: asyncpg.Connection, shard: int, fold: Fold) -> None:
-    """No spend was reversed beyond its amount. Raises DifferenceError."""
+    """Raise DifferenceError if a spend was reversed beyond its amount."""
     spends = list(fold.reversed)
     for start in range(0, len(spends), _BLOCK):
         ids = spends[start : start + _BLOCK]

@@ -1,6 +1,6 @@
 """The read models' tables as the auditor compares them: rows by key, in the units of the ledger.
 
-Days are proleptic ordinals, times microseconds since the Unix epoch, so that both sides hold plain numbers.
+Amounts are micros, days proleptic ordinals and times microseconds since the Unix epoch, so that both sides are numbers.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ _TIMES = frozenset({"opened_at", "enabled_at", "started_at", "bucket", "quarter"
 class Table:
     """A table of a read model, its key and its other columns.
 
-    `follower`: whose checkpoint it is compared at, or "history", which is compared at each closing of the books.
+    `follower` names the follower at whose checkpoint the audit compares the table, or is "closings" for tables that
+    the audit compares at each closing of the books.
     """
 
     name: str
@@ -61,55 +62,55 @@ TABLES = (
     Table("balance.ad_account_days", "balance", ("ad_account_id", "day"), ("billed", "overdelivered")),
     Table("balance.campaign_days", "balance", ("ad_account_id", "campaign_id", "day"), ("billed", "overdelivered")),
     Table("balance.entry_blocks", "balance", ("business_center_id", "ad_account_id", "shard", "block")),
-    Table("balance.closings", "history", ("shard", "position")),
+    Table("balance.closings", "closings", ("shard", "position")),
     Table(
         "balance.pocket_movements",
-        "history",
+        "closings",
         ("shard", "closing", "business_center_id", "ad_account_id", "pocket", "quarter"),
         ("amount", "limit_change"),
     ),
     Table(
         "balance.business_center_spend",
-        "history",
+        "closings",
         ("shard", "closing", "business_center_id"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.ad_account_spend",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "day"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.campaign_spend",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "campaign_id", "day"),
         ("billed", "overdelivered"),
     ),
     Table(
         "balance.budget_closings",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id"),
         ("mode", "amount", "day", "changes_today", "start_position", "started_at", "spent"),
     ),
     Table(
         "balance.campaign_budget_closings",
-        "history",
+        "closings",
         ("shard", "closing", "ad_account_id", "campaign_id"),
         ("mode", "amount"),
     ),
-    Table("balance.pause_closings", "history", ("shard", "closing", "ad_account_id", "campaign_id"), ("causes",)),
+    Table("balance.pause_closings", "closings", ("shard", "closing", "ad_account_id", "campaign_id"), ("causes",)),
     Table("incentives.cash_spend", "incentives", ("ad_account_id", "bucket"), ("amount",)),
     Table("signals.latest", "signals", ("shard", "ad_account_id", "campaign_id"), ("position",)),
 )
 
 
 async def read_table(connection: asyncpg.Connection, table: Table) -> Rows:
-    """All rows of a table by key."""
+    """Return all rows of a table by key. Call it in a transaction."""
     columns = ", ".join(_expression(column) for column in (*table.key, *table.values))
     width = len(table.key)
     rows: Rows = {}
-    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 (names from above)
+    query = f"SELECT {columns} FROM {table.name}"  # noqa: S608 (names of TABLES)
     async for row in connection.cursor(query, prefetch=5_000):
         values = tuple(tuple(value) if isinstance(value, list) else value for value in row)
         rows[values[:width]] = values[width:]
@@ -125,7 +126,10 @@ def _expression(column: str) -> str:
 
 
 def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
-    """Take the expected rows out of those held; answer how many. Raises DifferenceError at the first that differs."""
+    """Remove the expected rows from those held, and return their number. Raise DifferenceError if one differs.
+
+    `as_of` says at which position of which shard, in the words of the error.
+    """
     for key, values in expected.items():
         found = held.pop(key, None)
         if found != values:
@@ -137,8 +141,8 @@ def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
     return len(expected)
 
 
-def no_more(held: dict[str, Rows]) -> None:
-    """After every shard's rows were taken out nothing may be left. Raises DifferenceError."""
+def expect_none_left(held: dict[str, Rows]) -> None:
+    """Raise DifferenceError if a row is left after the expected rows of all shards were removed."""
     for table in TABLES:
         for key, values in held[table.name].items():
             raise DifferenceError(
@@ -148,7 +152,7 @@ def no_more(held: dict[str, Rows]) -> None:
 
 
 def say(columns: tuple[str, ...], values: tuple[Any, ...]) -> str:
-    """Columns and their values in words."""
+    """Return columns and their values in words."""
     return ", ".join(_said(columns, values))
 
 

@@ -1,29 +1,29 @@
-"""`audit verify`: the chain of every shard and the guards, no rules. As fast as rows can be read and hashed."""
+"""`audit verify`: checks the chain of every shard and the guards without the rules, as fast as rows can be hashed."""
 
 import asyncpg
 
 from services.auditor.anchors import Anchors
-from services.auditor.bounds import check_times
+from services.auditor.baseline import Head, check_ends, heads_of, notes_on_times
 from services.auditor.chain import grow, links
+from services.auditor.constraints import check_times
 from services.auditor.counts import check_accounts, check_count, check_outcomes
 from services.auditor.forwarded import check_forwarded
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.operators import check_operators_log
-from services.auditor.outcomes import check_contents
-from services.auditor.policies import notes_on_policies
-from services.auditor.quarantine import check_quarantine
+from services.auditor.quarantine_gaps import check_quarantine
+from services.auditor.recorded_outcomes import check_contents
+from services.auditor.recorded_policies import notes_on_policies
+from services.auditor.recorded_zones import check_zones, notes_on_zones
 from services.auditor.report import Progress, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
-from services.auditor.shard import check_frontier
-from services.auditor.standing import Head, check_ends, heads_of, notes_on_times
-from services.auditor.zones import check_zones, notes_on_zones
+from services.auditor.shard_audit import check_frontier
 from shared.ledger.merkle import CompactRange
 
 
 async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors: Anchors) -> None:
-    """Verify every shard up to where it stood at the start. Raises DifferenceError at the first difference."""
+    """Verify every shard up to its position at the start. Raise DifferenceError at the first difference."""
     await check_times(connection)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         heads = await heads_of(connection)
@@ -34,9 +34,9 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
     await check_strays(connection, len(heads))
     guards = await check_guards(connection, len(heads))
     guards.tell(report)
-    report.count("forwarded", await check_forwarded(connection), "records that wait for a shard, and can be read")
+    report.count("forwarded", await check_forwarded(connection), "records that wait for a shard, all of them readable")
     report.notes += await notes_on_functions(connection) + await notes_on_policies(connection)
-    report.count("time_zones", await check_zones(connection), "recorded time zones, as they are installed here")
+    report.count("time_zones", await check_zones(connection), "recorded time zones, the same as installed here")
     report.notes += await notes_on_zones(connection) + await notes_on_times(connection, heads)
     progress = Progress(sum(head.position for head in heads))
     try:
@@ -67,7 +67,7 @@ async def _verify_shard(
     anchors.finish(head.shard)
     report.count("entries", tree.size, "entries at their positions, hashed")
     report.count("batches", batches, "batches: positions, times, roots")
-    report.count("quarantined", quarantined, "quarantined records, without a gap but for what operators dropped")
-    report.count("outcomes", outcomes, "outcomes without a gap, each of a command that can be read")
-    report.count("resting_campaigns", resting, "campaigns at rest, kept where batches end, and can be read")
+    report.count("quarantined", quarantined, "quarantined records, without a gap except for what operators dropped")
+    report.count("outcomes", outcomes, "outcomes without a gap, each with a readable command")
+    report.count("resting_campaigns", resting, "campaigns at rest, kept where batches end, all of them readable")
     report.roots.append((head.shard, head.position, tree.root().hex()))

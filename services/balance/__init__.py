@@ -1,1 +1,1 @@
-"""Balance: a follower that keeps the read model of money, budgets and delivery."""
+"""Balance: the follower that keeps the read model of money, budgets and delivery."""

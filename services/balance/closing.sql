@@ -1,5 +1,5 @@
--- Closes the books of shard $1 at position $3; the closing before was just before $2. Everything up to $3 must have
--- been folded and nothing beyond it: budgets are kept as the read model now has them.
+-- Closes the books of shard $1 at position $3; the previous closing was just before $2. The read model must hold the
+-- entries up to $3 and none beyond it, because the closing copies its present budgets.
 WITH money AS MATERIALIZED (
     SELECT business_center_id, ad_account_id, campaign_id, day, holder, pocket,
         date_bin('15 minutes', recorded_at, 'epoch') AS quarter,

@@ -1,5 +1,5 @@
--- Folds the facts (entries without money) of the positions $2 … $3 of shard $1. Where a later fact replaces an
--- earlier one, the one at the highest position counts: their order within the range does not matter.
+-- Folds the facts (entries without an amount) at the positions $2 … $3 of shard $1. If a later fact replaces an earlier
+-- one, the fact at the highest position counts, so the order of rows does not matter.
 WITH facts AS MATERIALIZED (
     SELECT position, kind, occurred_at, business_center_id, ad_account_id, campaign_id, details
     FROM ledger.entries
@@ -21,7 +21,7 @@ ad_accounts AS (
 automatic_allocation AS (
     INSERT INTO balance.automatic_allocation (business_center_id, enabled_at)
     SELECT DISTINCT business_center_id, occurred_at FROM facts WHERE kind = 'automatic_allocation_enabled'
-    ON CONFLICT DO NOTHING -- Who takes part is listed in as many entries as it takes.
+    ON CONFLICT DO NOTHING -- A long list of accounts is spread over several entries.
 ),
 left_out AS (
     INSERT INTO balance.left_out (business_center_id, ad_account_id, reason)

@@ -1,5 +1,5 @@
--- Folds the money of the positions $2 … $3 of shard $1. The facts up to $3 must have been folded: what a custom
--- budget counts depends on where it last began. The range is read once and added up; all else reads those sums.
+-- Folds the money at the positions $2 … $3 of shard $1. The facts up to $3 must have been folded before, because what a
+-- custom budget counts depends on its last start. The range is read and summed once; all other parts read those sums.
 WITH money AS MATERIALIZED (
     SELECT e.business_center_id, e.ad_account_id, e.campaign_id, e.day, e.holder, e.pocket, e.grant_id,
         e.position / 65536 AS block,
@@ -13,7 +13,7 @@ WITH money AS MATERIALIZED (
     WHERE e.shard = $1 AND e.position BETWEEN $2 AND $3 AND e.amount IS NOT NULL
     GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 ),
--- What was drawn is negative and what came back positive, a forfeit included: billed is the opposite of both.
+-- Debits are negative and returns (a forfeit included) positive. Billed is their sum with the sign reversed.
 spend AS MATERIALIZED (
     SELECT business_center_id, ad_account_id, campaign_id, day,
         COALESCE(-sum(amount) FILTER (WHERE NOT overdelivery), 0) AS billed,

@@ -1,4 +1,4 @@
-"""Balance: folds the ledger into the schema `balance`, which the API answers from."""
+"""Balance: folds the ledger into the schema `balance`, from which the API answers."""
 
 import asyncpg
 
@@ -10,13 +10,16 @@ _FACTS = read_sql(__package__, "facts.sql")
 _MONEY = read_sql(__package__, "money.sql")
 _CLOSING = read_sql(__package__, "closing.sql")
 
-# The books of a shard are closed at the last position below each multiple of this. Who reads the past folds fewer
-# entries than this; fewer still would cost the fold more rows.
+# The books of a shard are closed at the last position below each multiple of this. A read of the past folds fewer
+# entries than this. A smaller distance would make such reads cheaper, but would cost the fold more rows.
 CLOSING_POSITIONS = 524_288
 
 
 async def fold(connection: asyncpg.Connection, entries: Range) -> int:
-    """Fold a range as sets, up to the next closing at most; how the ledger is cut into ranges changes no row."""
+    """Fold a range up to the next closing at most, and return the position reached.
+
+    The rows do not depend on how the ledger is divided into ranges.
+    """
     closed_before = entries.first // CLOSING_POSITIONS * CLOSING_POSITIONS
     closing = closed_before + CLOSING_POSITIONS - 1
     reached = entries._replace(last=min(entries.last, closing))
@@ -27,12 +30,12 @@ async def fold(connection: asyncpg.Connection, entries: Range) -> int:
     return reached.last
 
 
-# The API waits on the channel for the checkpoint that a read needs. Most of a fold's cost is rows written, a few
-# for each entity that a range touches: long ranges make catching up cheaper. The longest lead from closing to closing.
+# The API waits on the channel for the checkpoint that a read needs. Most of a fold's cost is writing rows, a few for
+# each entity in the range, so long ranges make catching up cheaper. The longest range goes from closing to closing.
 FOLLOWER = Follower("balance", fold, longest_range=CLOSING_POSITIONS, channel="balance", rest_seconds=0.05)
 
 
 async def run(settings: Settings) -> None:
-    """Follow until cancelled; raises what a fold raises."""
+    """Follow until cancelled. Raise the last error if the database is lost for too long."""
     async with serving_health(settings) as health:
         await follow(settings, FOLLOWER, health)

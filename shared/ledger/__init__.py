@@ -1,1 +1,1 @@
-"""The log: its schema, appending, reading, following, hashing."""
+"""The ledger: its schema, and how processes read, follow, hash and decide it again."""

@@ -1,6 +1,6 @@
-"""Where PostgreSQL tells who follows the ledger that there is something new; the message is the shard's number.
+"""The channels on which PostgreSQL notifies followers of the ledger; the message is the shard's number.
 
-A notification only wakes. Whoever is woken reads what there is, and reads all the same after a quiet second.
+A notification only wakes a follower. It then reads what there is, as it also does after a second without notifications.
 """
 
 LEDGER_CHANNEL = "ledger"  # after each batch

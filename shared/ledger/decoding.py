@@ -1,4 +1,4 @@
-"""Reading entries back from their canonical bytes, which binary COPY gives as they were written."""
+"""Decodes entries from their canonical bytes, which a binary COPY returns as they were written."""
 
 import asyncio
 import struct
@@ -9,19 +9,19 @@ import asyncpg
 from shared.ledger.encoding import ALL_NUMBERS, COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
-# So many are decoded before other tasks get their turn.
+# Yield to other tasks after decoding this many entries.
 _SLICE = 1_000
 _LENGTH = struct.Struct(">i")
 _LINE_FIELD = FIELDS.index("kind")
 _LINE_FIELDS = len(FIELDS) - _LINE_FIELD
-# Of a row that has every number: the lengths alone.
+# The lengths of the numbers in a row that has all of them.
 _ONLY_LENGTHS = struct.Struct(">2xi2xi8xi8xi8xi8xi16xi4xi4xi4x")
 _ALL_LENGTHS = (2, 8, 8, 8, 8, 16, 4, 4, 4)
 
 
 @dataclass(slots=True)
 class StoredEntry:
-    """An entry as the ledger holds it: where, when, what, and its canonical bytes. Times in µs since the Unix epoch."""
+    """An entry with its place and its canonical bytes. `recorded_at` is ledger time, in µs since the Unix epoch."""
 
     shard: int
     position: int
@@ -31,22 +31,25 @@ class StoredEntry:
 
     @property
     def line(self) -> Line:
-        """What the entry says and of whom."""
+        """Return the line: kind, pocket, holder, details and the other fields that spends share."""
         return self.entry[0]
 
     @property
     def occurred_at(self) -> int:
-        """When it happened, in µs since the Unix epoch."""
+        """Return the time at which it happened, in µs since the Unix epoch."""
         return self.entry[2]
 
     @property
     def source(self) -> bytes | None:
-        """The id of the event or command that caused it; None: time, or another policy, version or release."""
+        """Return the id of the event or command that caused the entry.
+
+        None: a timer caused it, or a change of the policy, the version of the rules or the time zones.
+        """
         return self.entry[3]
 
 
 async def copy_entries(connection: asyncpg.Connection, shard: int, first: int, last: int) -> bytes:
-    """A binary COPY of the entries of a shard at the positions first … last, in order."""
+    """Return a binary COPY of the entries of a shard at the positions first … last, in order."""
     chunks: list[bytes] = []
 
     async def collect(chunk: bytes) -> None:
@@ -65,7 +68,7 @@ async def copy_entries(connection: asyncpg.Connection, shard: int, first: int, l
 
 
 def split_rows(data: bytes) -> list[bytes]:
-    """The canonical bytes of each entry of a binary COPY: split, not read."""
+    """Return the canonical bytes of each entry of a binary COPY, without decoding them."""
     rows = []
     at = len(COPY_HEADER)
     unpack, lengths = _LENGTH.unpack_from, _ONLY_LENGTHS.unpack_from
@@ -85,13 +88,13 @@ def split_rows(data: bytes) -> list[bytes]:
 
 
 class Reader:
-    """Decodes rows; lines that come again are made once."""
+    """Decodes rows. Entries with the same line share one `Line` object."""
 
     def __init__(self) -> None:
         self._lines: dict[bytes, Line] = {}
 
     async def read(self, connection: asyncpg.Connection, shard: int, first: int, last: int) -> list[StoredEntry]:
-        """The entries of a shard at the positions first … last, in order."""
+        """Return the entries of a shard at the positions first … last, in order. Missing positions are left out."""
         data = await copy_entries(connection, shard, first, last)
         entries: list[StoredEntry] = []
         at: int | None = len(COPY_HEADER)
@@ -101,7 +104,7 @@ class Reader:
         return entries
 
     def decode(self, data: bytes) -> list[StoredEntry]:
-        """The entries of a binary COPY of `FIELDS`."""
+        """Return the entries of a binary COPY of `FIELDS`."""
         entries: list[StoredEntry] = []
         at: int | None = len(COPY_HEADER)
         while at is not None:
@@ -109,7 +112,7 @@ class Reader:
         return entries
 
     def _decode_some(self, data: bytes, at: int, entries: list[StoredEntry]) -> int | None:
-        """Append some entries; answer where the next begins. None: there is none."""
+        """Append some entries, and return where the next begins; None after the last."""
         if len(self._lines) > 500_000:
             self._lines.clear()
         for _ in range(_SLICE):
@@ -120,7 +123,7 @@ class Reader:
         return at
 
     def _decode_row(self, data: bytes, start: int) -> tuple[StoredEntry, int]:
-        """One row, and where the next begins. Nearly all have every number: those are unpacked in one call."""
+        """Return one entry, and where the next begins. Most rows have every number: one call unpacks those."""
         numbers = ALL_NUMBERS.unpack_from(data, start) if len(data) - start >= ALL_NUMBERS.size else ()
         if numbers[1::2] != _ALL_LENGTHS:
             return self._decode_sparse_row(data, start)
@@ -148,7 +151,7 @@ class Reader:
         return StoredEntry(_required(shard), _required(position), recorded, entry, data[start:at]), at
 
     def _line(self, data: bytes, start: int) -> tuple[Line, int]:
-        """The line that begins there, and where it ends."""
+        """Return the line that begins at `start`, and where it ends."""
         at = start
         unpack = _LENGTH.unpack_from
         for _ in range(_LINE_FIELDS):
@@ -163,7 +166,7 @@ class Reader:
 
 
 def _split(data: bytes, start: int, fields: int) -> tuple[list[bytes | None], int]:
-    """The values of so many fields, and where the next one begins."""
+    """Return the values of this many fields, and where the next field begins."""
     values: list[bytes | None] = []
     at = start
     for _ in range(fields):

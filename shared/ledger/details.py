@@ -1,4 +1,4 @@
-"""An entry's details as they are shown: inside the ledger amounts are micros and times microseconds."""
+"""An entry's details in the form of the contracts. The ledger keeps amounts as micros and times as microseconds."""
 
 from typing import Any, Final
 
@@ -12,20 +12,20 @@ _TIMES: Final = frozenset({"started_at", "spend_occurred_at"})
 
 
 def shown_details(kept: str | None) -> dict[str, Any] | None:
-    """The details with amounts and times as the contracts have them; None where an entry has none.
+    """Return the details with amounts and times in the form of the contracts; None if an entry has none.
 
-    Raises ValueError for what cannot be read: the database takes any JSON, the rules write none of the kind.
+    Raise ValueError if they are unreadable: the rules write no such details, but the database accepts any JSON.
     """
     if kept is None:
         return None
     details = strict_json.read(kept.encode())
     if not isinstance(details, dict):
-        raise ValueError("they are no object")  # noqa: TRY004 - nobody has called this with a wrong type
+        raise ValueError("they are not an object")  # noqa: TRY004 - the content is wrong, not an argument's type
     return {name: _shown(name, value) for name, value in details.items()}
 
 
 def shown_causes(kind: str, details: dict[str, Any] | None) -> Any:
-    """The causes after a pause or a resume, by its details; None of other entries."""
+    """Return the causes that hold after a pause or resume, from its details; None for other kinds."""
     return details.get("causes") if details and kind in DELIVERY_KINDS else None
 
 

@@ -1,7 +1,7 @@
 """The canonical bytes of entries, version 1 (docs/ledger.md).
 
-They are the rows of PostgreSQL's binary COPY: one encoding serves the hash and the write. This is the hot path:
-what an entry's line says is encoded once, and the numbers of a spend are packed in one call.
+They are the rows of PostgreSQL's binary COPY, so that one encoding serves both the hash and the write. This is the hot
+path: each line is encoded once, and one call packs the numbers of a spend.
 """
 
 import struct
@@ -34,9 +34,9 @@ FIELDS = (
 COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TRAILER = b"\xff\xff"
 EPOCH_2000_US = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-# Of an entry's canonical bytes, so that formats with lengths of 16 bits can hold it.
+# The most canonical bytes of an entry, so that formats with 16-bit lengths can hold it.
 MOST_BYTES = 65_535
-# The first version of the rules knew no bound.
+# The first version of the rules had no such bound.
 UNBOUNDED_BYTES = 2**31 - 1
 DAY_2000 = date(2000, 1, 1).toordinal()
 
@@ -53,9 +53,10 @@ def encode_entries(
     recorded_at: int,
     most_bytes: int = MOST_BYTES,
 ) -> list[bytes]:
-    """The canonical bytes of each entry; the first stands at `first_position`, times in µs since the Unix epoch.
+    """Return the canonical bytes of each entry. The first one gets the position `first_position`, the others follow.
 
-    None is longer than `most_bytes`, which is asserted once a line: the rules see to it.
+    `recorded_at` is the ledger time of the batch, in µs since the Unix epoch. No entry is longer than `most_bytes`:
+    the rules ensure that, and an assertion checks it once for each line.
     """
     pack = ALL_NUMBERS.pack
     recorded = recorded_at - EPOCH_2000_US

@@ -1,9 +1,9 @@
-"""How everything that follows the ledger follows it: a checkpoint per shard, one loop for catching up and living.
+"""Follows the ledger: one checkpoint for each shard, and one loop both for catching up and for live operation.
 
-A follower differs from another in what it does with a range of positions, in nothing else. Each range is one
-transaction: it locks the checkpoint, folds, moves the checkpoint. So a range is folded once, whatever dies and
-when, and two processes of one follower take turns. Entries of a shard become visible in the order of their
-positions, all of a batch at once, so that nothing below `ledger.shards.position` is missing.
+Followers only differ in what they do with a range of positions. Each range is one transaction: it locks the
+checkpoint, folds the entries and moves the checkpoint. So each range is folded once, whichever process dies and when,
+and two processes of one follower take turns. Entries of a shard become visible in the order of their positions, a
+whole batch at a time, so that nothing below `ledger.shards.position` is missing.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from shared.runtime.stopping import first_to_end
 
 __all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_connection", "read_sql"]
 
-POLL_SECONDS = 1.0  # Notifications only wake; one that is lost costs at most this.
-MOST_FRUITLESS_SESSIONS = 10  # Connections lost one after the other without a range folded between.
+POLL_SECONDS = 1.0  # A lost notification delays a fold by at most this long.
+MOST_FRUITLESS_SESSIONS = 10  # Give up after losing this many connections in a row without folding a range.
 LONGEST_REST_SECONDS = 2.0
-STOP_SECONDS = 2.0  # for the steps under way, at the end of a session
-# Without a finished step: not ready. The longest fold of a follower that catches up takes some seconds.
+STOP_SECONDS = 2.0  # for steps in progress when a session ends
+# Not ready after this long without a finished step. During catch-up the longest fold takes a few seconds.
 STALE_SECONDS = 15.0
-LONGEST_REASON = 500  # letters of what is said of an error
+LONGEST_REASON = 500  # characters of an error in a log line or in /readyz
 
-# A fold touches the rows that its range names, however large the tables are: always by index. Plans are made
-# once and do not depend on statistics that a table had when it was empty. What a follower commits can be made
-# again from the ledger, and its checkpoint would be lost with it, so no commit waits for the disk.
+# A fold touches only the rows that its range names, so it must use indexes however large the tables are. Generic plans
+# do not depend on statistics from when a table was empty. No commit waits for the disk, because a lost commit takes its
+# checkpoint with it, and the follower then folds the range again from the ledger.
 _SESSION = """
     SET plan_cache_mode = force_generic_plan;
     SET enable_seqscan = off;
@@ -77,28 +77,33 @@ class Range(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a step did: entries folded, and entries of the ledger still to fold."""
+    """The result of a step: how many entries it folded, and how many of the ledger remain."""
 
     folded: int
     behind: int
 
 
-# Folds a range within the transaction that moves the checkpoint; answers the position it got to, usually
-# `last`, never less than `first`. It is never called twice for an entry unless its transaction was rolled back.
+# Folds a range within the transaction that moves the checkpoint. It returns the position it reached, which is usually
+# `last` and at least `first`. An entry is given to it again only if the transaction was rolled back.
 Fold = Callable[[asyncpg.Connection, Range], Awaitable[int]]
 
 
 @dataclass(frozen=True)
 class Follower:
-    """A name for the checkpoint and a fold.
+    """A fold, and the name under which its checkpoints are kept.
 
-    `longest_range` bounds a step, in entries: the longer, the more often-touched rows are written once instead
-    of many times while catching up. `channel`: notified with the shard after each step, in the same commit.
-    `wakes_on`: the channel that says there is something to fold. `rest_seconds`: the least pause after folding; on a
-    busy ledger it is twice the time that folding took, so that ranges grow, each entry costs less, and the writer has
-    the machine. No pause while there is a whole range to catch up, nor where it is 0. `connections`: so many shards
-    are folded at a time, the others take turns. One at a time catches up with less work than several: while it folds
-    one shard the others' ranges grow. `ends_by`: what a fold raises that is no matter of one shard.
+    Args:
+        longest_range: the most entries of a step. Longer ranges write a frequently updated row once instead of many
+            times during catch-up.
+        channel: notified with the shard's number after each step, in the same commit. None: no channel.
+        wakes_on: the channel whose notifications say that there is something to fold.
+        rest_seconds: the shortest pause after folding. On a busy ledger the pause is twice the time that folding took
+            (2 s at most), so that ranges grow, each entry costs less and the writer gets the machine. There is no pause
+            if this is 0, or while a whole range remains.
+        connections: how many shards are folded at the same time. One is the cheapest for catching up, because the
+            ranges of the other shards grow in the meantime.
+        ends_by: errors of a fold that concern the whole follower instead of one shard.
+
     """
 
     name: str
@@ -116,14 +121,14 @@ class Follower:
 
 
 def read_sql(package: str, name: str) -> str:
-    """The text of an SQL file that lies in a package."""
+    """Return the text of an SQL file of a package."""
     return (files(package) / name).read_text("utf-8")
 
 
 async def advance(connection: asyncpg.Connection, follower: Follower, shard: int) -> Progress:
-    """Fold the next range of a shard, if there is one, and commit.
+    """Fold the next range of a shard, if there is one, commit, and return the progress.
 
-    The checkpoint's row must exist. What the fold raises is raised, and nothing has happened.
+    The checkpoint's row must exist. Errors of the fold pass through, and leave the database unchanged.
     """
     async with connection.transaction():
         checkpoint, ledger = await connection.fetchrow(follower.on_checkpoints(_TAKE_CHECKPOINT), follower.name, shard)
@@ -146,28 +151,29 @@ async def advance(connection: asyncpg.Connection, follower: Follower, shard: int
 
 @contextlib.asynccontextmanager
 async def follower_connection(settings: Settings, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection set up for folding, under the follower's role; waits for a database that is away like `connect`."""
+    """Open a connection for folding under the follower's role. Wait for an unavailable database as `connect` does."""
     connection = await connect(settings, f"drawdown_{name}", name)
     try:
         await connection.execute(_SESSION)
         yield connection
     finally:
-        connection.terminate()  # Nothing is half done: a transaction that was open is undone, whoever answers.
+        connection.terminate()  # PostgreSQL rolls back an open transaction, so no fold is half done.
 
 
 async def follow(settings: Settings, follower: Follower, health: Health) -> None:
-    """Follow all shards until cancelled, and say how that goes.
+    """Follow all shards until cancelled, and report readiness to `health`.
 
-    A lost database is waited for, with bounds; what ends the follower is raised at once. Any other error holds up its
-    shard alone, which is tried again after pauses from 0.1 s to 15 s: no entry is ever skipped.
+    The follower waits for a lost database, but not for ever: then it raises the last error. It raises errors of
+    `ends_by` at once. Any other error only holds up its shard, which is tried again after pauses from 0.1 s to 15 s. No
+    entry is ever skipped.
     """
     await _Following(settings, follower, health).run()
 
 
 class _Bell:
-    """Says which of some shards may have entries to fold: all of them at first and after each quiet second.
+    """Knows which of its shards may have entries to fold: at first, and after each second without a ring, all of them.
 
-    One that failed rests for a while, whatever rings.
+    A shard that failed rests for a while, even if it is rung.
     """
 
     def __init__(self, shards: Iterable[int]) -> None:
@@ -188,7 +194,7 @@ class _Bell:
         self._rung.set()
 
     def stepped(self, shard: int, progress: Progress) -> None:
-        """A step in this shard has been committed."""
+        """Note that a step in this shard was committed."""
         self.behind[shard] = progress.behind
         self.unseen.discard(shard)
         self.failing.pop(shard, None)
@@ -198,7 +204,7 @@ class _Bell:
             self.ring(shard)
 
     def failed(self, shard: int, why: str) -> float:
-        """A step in this shard has come to nothing: it is due again in so many seconds, which are returned."""
+        """Note that a step in this shard failed. Return the seconds after which it is due again."""
         self.failing[shard] = why
         self._resting.add(shard)
         seconds = self._pauses[shard].next(self._folded[shard])
@@ -221,7 +227,7 @@ class _Bell:
 
 
 class _Following:
-    """One process's run of a follower: sessions, each as long as the database stays."""
+    """The run of a follower in one process: a sequence of sessions, each until a connection is lost."""
 
     def __init__(self, settings: Settings, follower: Follower, health: Health) -> None:
         self._settings = settings
@@ -258,7 +264,7 @@ class _Following:
                 self._log.warning("connection lost", error=f"{type(error).__name__}: {error}")
 
     async def _session(self) -> None:
-        """Listen and fold until a connection is lost, or something ends the follower."""
+        """Listen and fold until a connection is lost or an error ends the follower."""
         numbers = range(self._settings.shards)
         workers = min(self._follower.connections, len(numbers))
         bells = [_Bell(numbers[worker::workers]) for worker in range(workers)]
@@ -280,7 +286,7 @@ class _Following:
             )
 
     async def _listen(self, listener: asyncpg.Connection, bells: list[_Bell]) -> None:
-        """Ring the bell of the shard that a notification names. Any login may notify: what names none is nothing."""
+        """Ring for the shard that a notification names. Ignore others, because any login may send notifications."""
         of = {str(shard): (bell, shard) for bell in bells for shard in bell.shards}
 
         def ring(_connection: object, _pid: int, _channel: str, payload: object) -> None:
@@ -291,7 +297,7 @@ class _Following:
         await listener.add_listener(self._follower.wakes_on, ring)
 
     async def _work(self, connection: asyncpg.Connection, bell: _Bell) -> None:
-        """Fold what there is in the bell's shards, again and again."""
+        """Fold the bell's shards as they become due, until cancelled."""
         while True:
             due, started = await bell.due(), monotonic()
             folded = most_behind = 0
@@ -305,7 +311,7 @@ class _Following:
                     await asyncio.sleep(self._rest(monotonic() - started))
 
     async def _step(self, connection: asyncpg.Connection, bell: _Bell, shard: int) -> Progress:
-        """Fold what comes next in a shard; what fails in it is no matter of the others."""
+        """Fold the next range of a shard. An error in it does not hold up the other shards."""
         try:
             progress = await advance(connection, self._follower, shard)
         except Exception as error:

@@ -6,13 +6,13 @@ from typing import Any
 
 
 def read_headers(kept: str | None) -> list[tuple[str, bytes | None]]:
-    """The headers of a record that was passed on, as they came. Raises ValueError where that is no list of headers."""
+    """Return the headers of a forwarded record as they came. Raise ValueError if `kept` is not a list of headers."""
     try:
         headers = json.loads(kept) if kept is not None else []
     except RecursionError as error:
         raise ValueError("they are nested too deeply") from error
     if not isinstance(headers, list):
-        raise ValueError("they are no list")  # noqa: TRY004 - nobody has called this with a wrong type
+        raise ValueError("they are not a list")  # noqa: TRY004 - the content is wrong, not an argument's type
     return [_header(each) for each in headers]
 
 
@@ -22,4 +22,4 @@ def _header(kept: Any) -> tuple[str, bytes | None]:
             return name, None
         case [str(name), str(value)]:
             return name, b64decode(value, validate=True)
-    raise ValueError("a header is no name with a value in base64")
+    raise ValueError("a header is not a name with a value in base64")

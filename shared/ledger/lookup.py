@@ -1,6 +1,6 @@
-"""Looking up what the ledger already holds: events by id, spends that a reversal names, grants that left memory.
+"""Looks up what the ledger holds: events by id, spends that reversals name, grants and campaigns that left memory.
 
-Connections used here take and give UUIDs as 16 bytes: see `plain_types`.
+Connections that are given to these functions must have `plain_types`: UUIDs are 16 bytes.
 """
 
 import json
@@ -19,7 +19,7 @@ from shared.rules.shard import Shard
 from shared.rules.state import Campaign
 
 _BLOCK = 64
-# Ad account and campaign; None for all that the account ever had.
+# Ad account and campaign; None stands for all campaigns of the account.
 CampaignKey = tuple[str, str | None]
 
 
@@ -33,7 +33,7 @@ class RestingRow(NamedTuple):
 
 
 async def plain_types(connection: asyncpg.Connection) -> None:
-    """From now on UUIDs are 16 bytes (far cheaper than objects) and JSON is parsed on this connection."""
+    """Set the connection to return UUIDs as 16 bytes, which are far cheaper than objects, and JSON as parsed values."""
     await connection.set_type_codec("uuid", encoder=bytes, decoder=bytes, schema="pg_catalog", format="binary")
     await connection.set_type_codec(
         "json", encoder=_json_bytes, decoder=json.loads, schema="pg_catalog", format="binary"
@@ -45,7 +45,7 @@ def _json_bytes(value: Any) -> bytes:
 
 
 async def find_events(connection: asyncpg.Connection, shard: int, event_ids: Sequence[bytes]) -> dict[bytes, int]:
-    """Which of these events the ledger holds, with the position of their first entry."""
+    """Return the events among these that the ledger holds, with the position of each one's first entry."""
     rows = await connection.fetch(
         f"SELECT source_event_id, position FROM ledger.entries_{shard:d}"
         " WHERE source_event_id = ANY($1::uuid[]) AND part = 0 AND day IS NOT NULL",
@@ -57,7 +57,10 @@ async def find_events(connection: asyncpg.Connection, shard: int, event_ids: Seq
 async def read_events(
     connection: asyncpg.Connection, shard: int, positions: Iterable[int], currency_of: Callable[[str], str]
 ) -> dict[bytes, Event]:
-    """The content of the events whose first entries stand at these positions."""
+    """Return the events whose first entries are at these positions, by id.
+
+    `currency_of` gives the currency of a Business Center, because entries do not hold it.
+    """
     events: dict[bytes, Event] = {}
     for rows in (await _money_of(connection, shard, positions)).values():
         first = rows[0]
@@ -80,7 +83,10 @@ async def read_events(
 async def read_spends(
     connection: asyncpg.Connection, shard: int, event_ids: Sequence[bytes], before: int = 2**62
 ) -> dict[bytes, ChargedSpend]:
-    """Those of the events that are spends, with what of them was not yet reversed before that position."""
+    """Return the spends among these events below the position `before`, by id.
+
+    Each has the parts that had not been reversed before that position.
+    """
     positions = await find_events(connection, shard, event_ids)
     spends = {}
     for position, rows in (await _money_of(connection, shard, positions.values())).items():
@@ -98,7 +104,7 @@ async def read_spends(
 
 
 def grants_of(commands: Iterable[Mapping[str, Any]], spends: Iterable[ChargedSpend]) -> list[GrantKey]:
-    """The grants that commands name (by their content) and that spends drew on, each once."""
+    """Return the grants that commands name (given by their contents) and that spends drew on, each once."""
     named = {key for command in commands if (key := named_by(command)) is not None}
     for spend in spends:
         center = spend.business_center_id
@@ -109,7 +115,10 @@ def grants_of(commands: Iterable[Mapping[str, Any]], spends: Iterable[ChargedSpe
 async def read_grants(
     connection: asyncpg.Connection, shard: int, keys: Sequence[GrantKey]
 ) -> dict[GrantKey, RecordedGrant]:
-    """Those of these grants that the ledger holds. Raises where an entry of a grant holds no command that makes one."""
+    """Return the grants among these that the ledger holds.
+
+    Raise LookupError, TypeError, ValueError or AttributeError if an entry of a grant holds no command that makes one.
+    """
     grants: dict[GrantKey, RecordedGrant] = {}
     if not keys:
         return grants
@@ -124,13 +133,13 @@ async def read_grants(
         key = (row["business_center_id"], row["pocket"], row["grant_id"])
         if row["kind"] == "grant":
             grants.setdefault(key, _recorded_grant(row))
-        elif key in grants:  # One whose grant is missing was forged: the auditor says where.
+        elif key in grants:  # An allocation without its grant was forged: the auditor says where.
             grants[key].allocated.append((row["position"], row["ad_account_id"]))
     return grants
 
 
 def campaigns_named(rules: Shard, commands: Iterable[Mapping[str, Any]], events: Iterable[Event]) -> set[CampaignKey]:
-    """The campaigns that commands (by their content) and events name, and that may be out of memory."""
+    """Return the campaigns that commands (given by their contents) and events name, if they may be out of memory."""
     if not rules.campaigns.some_rest:
         return set()
     named: set[CampaignKey] = {(account_id, campaign_id) for _, _, account_id, campaign_id, *_ in events}
@@ -154,7 +163,7 @@ def _may_rest(rules: Shard, account_id: str, campaign_id: str | None) -> bool:
 async def read_resting(
     connection: asyncpg.Connection, shard: int, keys: Iterable[CampaignKey], before: int = 2**62
 ) -> Recorded:
-    """What was kept of these campaigns before that position; None for one of which nothing was."""
+    """Return the state with which each of these campaigns last rested before that position; None if it never did."""
     found: dict[str, dict[str, Any]] = {}
     single, whole = [], []
     for account_id, campaign_id in keys:
@@ -185,7 +194,7 @@ _ALL_RESTING = """
 
 
 def resting_row(campaign: Campaign, position: int) -> RestingRow:
-    """What is kept of a campaign that rests from that position on."""
+    """Return the row to keep for a campaign that rests from this position on."""
     return RestingRow(campaign.account.id, campaign.id, position, dump_campaign(campaign))
 
 
@@ -211,7 +220,7 @@ def _charged_spend(position: int, rows: list[Any]) -> ChargedSpend:
 
 
 async def _money_of(connection: asyncpg.Connection, shard: int, positions: Iterable[int]) -> dict[int, list[Any]]:
-    """The money entries that stand together from each of these positions on, by that position."""
+    """Return the money entries of the event that begins at each of these positions, in order, by that position."""
     found: dict[int, list[Any]] = {position: [] for position in positions}
     pending = {position: position for position in found}
     while pending:

@@ -1,6 +1,6 @@
 """The Merkle tree over a shard's entries, as RFC 6962 section 2.1 defines it.
 
-It is kept as a compact range: the roots of the perfect subtrees that the leaves so far make up, largest first.
+It is kept as a compact range: the roots of the perfect subtrees that the present leaves form, largest first.
 """
 
 from collections.abc import Iterable
@@ -11,27 +11,27 @@ EMPTY_ROOT = sha256(b"").digest()
 
 
 def leaf_hash(encoded: bytes) -> bytes:
-    """The hash of an entry's canonical bytes."""
+    """Return the leaf hash of an entry's canonical bytes."""
     return sha256(b"\x00" + encoded).digest()
 
 
 def leaf_hashes(encoded: Iterable[bytes]) -> list[bytes]:
-    """The hash of each: in the hot path a call for every entry shows."""
+    """Return the leaf hash of each entry. This is the hot path, where a call for each entry would cost too much."""
     return [sha256(b"\x00" + each).digest() for each in encoded]
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """The hash of an inner node."""
+    """Return the hash of an inner node."""
     return sha256(b"\x01" + left + right).digest()
 
 
 class CompactRange:
-    """The tree over the first `size` leaves: enough to append to it and to tell its root."""
+    """The tree over the first `size` leaves: enough to append leaves and to compute the root."""
 
     __slots__ = ("_peaks", "size")
 
     def __init__(self, size: int = 0, frontier: bytes = b"") -> None:
-        """Raises ValueError where the frontier is not that of a tree of this size."""
+        """Go on from a tree of this size with this frontier. Raise ValueError if they do not fit together."""
         hashes = [frontier[start : start + HASH_BYTES] for start in range(0, len(frontier), HASH_BYTES)]
         heights = [height for height in range(size.bit_length() - 1, -1, -1) if size >> height & 1]
         if len(frontier) != HASH_BYTES * len(heights):
@@ -40,7 +40,7 @@ class CompactRange:
         self._peaks = dict(zip(heights, hashes, strict=True))
 
     def append(self, leaves: Iterable[bytes]) -> None:
-        """Append leaf hashes, level by level: about two hashes a leaf with the leaf's own."""
+        """Append leaf hashes, level by level. This takes about one more hash for each leaf."""
         nodes = list(leaves)
         size = self.size + len(nodes)
         height = 0
@@ -55,7 +55,7 @@ class CompactRange:
         self.size = size
 
     def root(self) -> bytes:
-        """The root of the tree; of no leaves, the hash of nothing."""
+        """Return the root of the tree; the hash of no bytes if it has no leaves."""
         peaks = [self._peaks[height] for height in sorted(self._peaks)]
         if not peaks:
             return EMPTY_ROOT
@@ -65,5 +65,5 @@ class CompactRange:
         return root
 
     def frontier(self) -> bytes:
-        """What the constructor takes, to go on from here."""
+        """Return the roots of the perfect subtrees, largest first, with which the constructor goes on from here."""
         return b"".join(self._peaks[height] for height in sorted(self._peaks, reverse=True))

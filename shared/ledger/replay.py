@@ -1,8 +1,8 @@
-"""Deciding the ledger again, from what the ledger itself holds.
+"""Decides the ledger again, from what the ledger itself holds.
 
-Spends and reversals are read back from their entries, commands from their first entry, timers from time. The rules
-then decide the same batches at the same ledger times under the same policies, versions of the rules and time zones, and
-must come to the same bytes.
+Spends and reversals are rebuilt from their entries and commands from their first entry. Timers follow from the time.
+The rules then decide the same batches at the same ledger times, under the same policies, versions of the rules and time
+zones, and must produce the same bytes.
 """
 
 import asyncio
@@ -35,17 +35,20 @@ from shared.rules.versions import BOUNDED, CHANGES, CURRENT
 from shared.rules.ways import TOPIC
 from shared.runtime.postgres import is_lost
 
-# So much is decided, encoded or hashed before other tasks get their turn: shards are loaded beside others that write.
+# Yield to other tasks after this many inputs or entries, because the process writes other shards while it loads one.
 SLICE = 500
 
 
 class ReplayDiffersError(Exception):
-    """Deciding again did not give what the ledger holds. The message names the first difference."""
+    """Deciding again gave something else than the ledger holds. The message names the first difference."""
 
 
 @dataclass(slots=True)
 class StoredBatch:
-    """A batch row: positions first … last were appended at `recorded_at` (µs), decided under what it names."""
+    """A row of ledger.batches: the entries first … last, and the policy, rules and zones under which it was decided.
+
+    `recorded_at` is its ledger time, in µs since the Unix epoch.
+    """
 
     first: int
     last: int
@@ -57,9 +60,9 @@ class StoredBatch:
 
 
 async def policies(connection: asyncpg.Connection, versions: Iterable[str]) -> dict[str, Policy]:
-    """Those of these policies that are recorded, by version. What nobody names is not looked at.
+    """Return the recorded policies among these versions, by version. Others are not read.
 
-    Raises ReplayDiffersError for one that is none.
+    Raise ReplayDiffersError if one of them is invalid.
     """
     rows = await connection.fetch(
         "SELECT version, content FROM ledger.policies WHERE version = ANY($1) ORDER BY version", list(versions)
@@ -71,13 +74,13 @@ def _recorded_policy(version: str, content: Any) -> Policy:
     try:
         return policy_of(content)
     except ValueError as error:
-        raise ReplayDiffersError(f"the recorded policy {version!r} is none: {error}") from error
+        raise ReplayDiffersError(f"the recorded policy {version!r} is not valid: {error}") from error
 
 
 async def batches_after(
     connection: asyncpg.Connection, shard: int, position: int, last: int, most: int = 500
 ) -> AsyncIterator[list[StoredBatch]]:
-    """The batches of a shard that lie behind `position`, up to `last`, some at a time."""
+    """Yield the batches of a shard after `position` and up to `last`, at most `most` at a time."""
     while position < last:
         rows = await connection.fetch(
             "SELECT first_position, last_position, recorded_at, policy_version, root, rules_version, zones_release"
@@ -96,18 +99,21 @@ async def batches_after(
 
 @dataclass(frozen=True, slots=True)
 class StoredCommand:
-    """A command as its first entry holds it: its content, and by which way it came (rules before 3 did not keep it)."""
+    """A command as its first entry holds it: its content, and the way by which it came.
+
+    Entries of the first two versions of the rules do not hold the way: then it is the topic.
+    """
 
     content: dict[str, Any]
     via: str
 
 
 class Redecider:
-    """Decides stored batches again, one after the other, and compares bytes and root after each.
+    """Decides stored batches again, one by one, and compares bytes and root after each.
 
-    The connection has `plain_types`. Who wants to look on overrides `before`, `between` and `after`. `grants` are those
-    that something decided there names, beside what the batches themselves name; `zones` the recorded time zones, where
-    they have been read before.
+    A subclass may override `before`, `between`, `after` and `rest`, which are called for each batch. The connection has
+    `plain_types`. `grants` are recorded grants that a subclass needs besides those that batches name. `zones` are the
+    recorded time zones by release, if the caller has read them already.
     """
 
     def __init__(
@@ -130,26 +136,27 @@ class Redecider:
         self._zones: Mapping[str, Zones] = zones or {}
 
     def before(self, batch: StoredBatch) -> None:
-        """The batch comes next: the rules stand where the one before left them."""
+        """Do what is due before a batch. The rules are in the state after the previous one."""
 
     def between(self) -> None:
-        """A batch has begun, or an input of it was decided."""
+        """Do what is due after the beginning of a batch, and after each of its inputs."""
 
     def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
-        """The batch was decided again, and is what the ledger holds."""
+        """Do what is due after a batch that was decided again and is the same as in the ledger."""
 
     async def rest(self, batch: StoredBatch) -> None:
-        """After a batch that is what the ledger holds: let idle campaigns out of memory, where that is bounded."""
+        """Remove idle campaigns from memory after a batch, where memory is bounded."""
 
     async def run(
         self, position: int, last: int, progress: Callable[[int], None] | None = None, others: Iterable[str] = ()
     ) -> None:
-        """Decide everything behind `position` up to `last`. Raises ReplayDiffersError at the first difference.
+        """Decide everything after `position` up to `last`. Raise ReplayDiffersError at the first difference.
 
-        `others` are releases of time zones that something decided there names, beside what the batches name.
+        `progress` is called with each position reached. `others` are releases of time zones that a subclass needs
+        besides those that the batches name.
         """
         self._zones = self._zones or await recorded_zones(self.connection, self.shard, position, others)
-        # Reversed spends are looked up by their index, however young the table's statistics are.
+        # Look reversed spends up by their index, even if the table's statistics are out of date.
         await self.connection.execute("SET enable_seqscan = off; SET jit = off")
         async for batches in batches_after(self.connection, self.shard, position, last):
             await self.read_policies({batch.policy_version for batch in batches})
@@ -159,7 +166,7 @@ class Redecider:
                 if progress is not None:
                     progress(group[-1].last)
         if self.tree.size != last:
-            raise ReplayDiffersError(f"{self._where(self.tree.size + 1)}: no batch holds it, and {last} is the last")
+            raise ReplayDiffersError(f"{self._where(self.tree.size + 1)}: no batch holds it, but {last} is the last")
 
     async def _decide_group(self, group: list[StoredBatch], stored: list[StoredEntry]) -> None:
         start = 0
@@ -202,7 +209,7 @@ class Redecider:
         await self.rest(batch)
 
     async def read_policies(self, versions: set[str]) -> None:
-        """Have these policies at hand, as far as they are recorded. Raises ReplayDiffersError for one that is none."""
+        """Read these policies if they are recorded and not read yet. Raise ReplayDiffersError if one is invalid."""
         unread = versions - self.policies.keys()
         if unread:
             self.policies |= await policies(self.connection, unread)
@@ -219,11 +226,11 @@ class Redecider:
         return replace(policy, rules=batch.rules_version)
 
     def zones_of(self, release: str) -> Zones:
-        """The recorded time zones of a release; without any, where none is recorded."""
+        """Return the recorded time zones of a release; an empty set of zones if none is recorded."""
         return self._zones.get(release) or Zones(release)
 
     async def _decide_inputs(self, batch: StoredBatch, inputs: list[Any]) -> list[bytes]:
-        """The canonical bytes of what the rules write for these inputs."""
+        """Return the canonical bytes of the entries that the rules write for these inputs."""
         self.between()
         for number, item in enumerate(inputs, 1):
             self._decide_input(batch, item)
@@ -261,13 +268,13 @@ class Redecider:
             )
 
     async def _spends_before(self, batch: StoredBatch, event_ids: list[bytes]) -> dict[bytes, Any]:
-        """The spends that the batch reverses, as they stood before it."""
+        """Return the spends that the batch reverses, as they were before it."""
         if not event_ids:
             return {}
         return await read_spends(self.connection, self.shard, event_ids, before=batch.first)
 
     async def resting_before(self, batch: StoredBatch, inputs: list[Any]) -> Recorded:
-        """The campaigns that the batch names and that were out of memory where this began, as they stood before it."""
+        """Return the campaigns that the batch names and that may be out of memory, with their state before it."""
         commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
         named = campaigns_named(self.rules, commands, (item for item in inputs if isinstance(item, tuple)))
         return await read_resting(self.connection, self.shard, named, before=batch.first) if named else {}
@@ -287,7 +294,7 @@ class Redecider:
 
     @contextmanager
     def _guarded(self, batch: StoredBatch) -> Iterator[None]:
-        """What the rules cannot even read was not written by them."""
+        """Turn errors of the rules into ReplayDiffersError: the rules did not write a batch that they cannot read."""
         try:
             yield
         except ReplayDiffersError:
@@ -309,7 +316,8 @@ class Redecider:
                 )
         if len(rows) < len(stored):
             extra = stored[len(rows)]
-            return f"{self._where(extra.position)}: the ledger holds {describe(extra.encoded)}, decided again nothing"
+            held = describe(extra.encoded)
+            return f"{self._where(extra.position)}: the ledger holds {held}, deciding again gives nothing"
         return (
             f"{self._where(batch.last + 1)}: the batch ends at {batch.last},"
             f" decided again {describe(rows[len(stored)])} follows"
@@ -320,12 +328,12 @@ class Redecider:
 
 
 def newer_rules(version: int) -> str:
-    """Why a batch of that version of the rules cannot be decided here."""
+    """Return the reason why this release cannot decide a batch of that version of the rules."""
     return f"written by newer rules (version {version}, this release knows up to {CURRENT}): use a newer release"
 
 
 def describe(encoded: bytes) -> str:
-    """An entry's canonical bytes in words."""
+    """Return an entry in words, with its canonical bytes in hexadecimal."""
     reader = Reader()
     stored = reader.decode(bytes(19) + encoded + b"\xff\xff")[0]
     line, amount, *_ = stored.entry
@@ -335,7 +343,10 @@ def describe(encoded: bytes) -> str:
 
 
 def inputs_of(stored: list[StoredEntry]) -> list[Any]:
-    """The spends and reversals (as events without a currency: it is the BC's) and commands, in order."""
+    """Return the inputs that wrote these entries, in order: spends and reversals as events, and commands.
+
+    The events have no currency, because entries do not hold it: it is that of the Business Center.
+    """
     inputs: list[Any] = []
     for item in stored:
         line, amount, occurred_at, source, part, day, _ = item.entry
@@ -367,7 +378,7 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
 
 
 def groups(batches: list[StoredBatch], most_entries: int = 20_000) -> list[list[StoredBatch]]:
-    """Neighbouring batches, read together as long as they are small."""
+    """Return the batches in groups of neighbours of at most `most_entries` entries, or of one larger batch."""
     groups: list[list[StoredBatch]] = []
     for batch in batches:
         if not groups or batch.last - groups[-1][0].first >= most_entries:

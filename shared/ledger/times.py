@@ -1,4 +1,4 @@
-"""Times between PostgreSQL's and the rules': microseconds since the Unix epoch."""
+"""Converts between PostgreSQL's times and those of the rules: microseconds since the Unix epoch."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -7,10 +7,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def from_datetime(moment: datetime) -> int:
-    """Microseconds since the Unix epoch."""
+    """Return the microseconds since the Unix epoch."""
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def to_datetime(microseconds: int) -> datetime:
-    """The moment in UTC."""
+    """Return the time in UTC."""
     return _EPOCH + timedelta(microseconds=microseconds)

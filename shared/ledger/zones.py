@@ -1,4 +1,4 @@
-"""The time zones that the ledger holds: the days of the past are decided by them, whatever is installed today."""
+"""The time zones that the ledger holds. They decide the days of the past, whatever is installed today."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from shared.rules.calendar import Zones
 
 log = structlog.get_logger()
 
-# What batches name that were written before releases were noted: whatever was installed then.
+# The release in batches that were written before batches named their release.
 UNRECORDED = "unrecorded"
 
 _RECORD = """
@@ -30,16 +30,16 @@ _OTHERS = """
 
 
 class ZonesDifferError(Exception):
-    """Another process has recorded other bytes for the same zone and release. The shard has to be loaded again."""
+    """Another process has recorded other bytes for the same zone and release. The shard must be loaded again."""
 
 
 async def recorded_zones(
     connection: asyncpg.Connection, shard: int, position: int = 0, others: Iterable[str] = ()
 ) -> dict[str, Zones]:
-    """The recorded zones of each release that batches of the shard from `position` on name, and of `others`.
+    """Return the recorded zones of each release that batches of the shard name from `position` on, and of `others`.
 
-    The installed release is among them. What was decided before releases were noted falls back on the installed
-    package, until a shard is loaded once.
+    The installed release is included. For batches that do not name their release, zones that are not recorded come from
+    the installed package, until a shard is loaded once.
     """
     tables: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
     always = [installed_zones().release, UNRECORDED, *others]
@@ -51,7 +51,7 @@ async def recorded_zones(
 
 
 def zones_to_write_with(recorded: Mapping[str, Zones]) -> Zones:
-    """The zones for the next batch: the installed release, but what was recorded of it wins."""
+    """Return the zones for the next batch: those of the installed release, but recorded ones take precedence."""
     installed = installed_zones()
     kept = recorded.get(installed.release)
     if kept is None:
@@ -59,7 +59,7 @@ def zones_to_write_with(recorded: Mapping[str, Zones]) -> Zones:
     for name, data in kept.table.items():
         if installed.table.get(name) != data:
             log.warning(
-                "the ledger holds another table of a time zone under this release: the ledger's is used",
+                "the ledger holds another table for a time zone of this release: the ledger's is used",
                 release=installed.release,
                 zone=name,
             )
@@ -67,15 +67,15 @@ def zones_to_write_with(recorded: Mapping[str, Zones]) -> Zones:
 
 
 async def record_zones(connection: asyncpg.Connection, release: str, used: Iterable[tuple[str, bytes]]) -> None:
-    """Record the zones of a release that are not recorded yet.
+    """Record the zones of a release that are not recorded yet: `used` holds names and TZif files.
 
-    Raises ZonesDifferError where the ledger holds other bytes.
+    Raise ZonesDifferError if the ledger holds other bytes for one of them.
     """
     names, data = zip(*used, strict=True)
     await connection.execute(_RECORD, release, names, data)
     others = await connection.fetchval(_OTHERS, release, names, data)
     if others is not None:
-        raise ZonesDifferError(f"the ledger holds another table of {others} in the time-zone release {release}")
+        raise ZonesDifferError(f"the ledger holds another table for {others} in the time-zone release {release}")
 
 
 def _on_top_of_installed(release: str, recorded: Mapping[str, bytes]) -> Zones:

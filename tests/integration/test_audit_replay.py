@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
-from services.auditor.bounds import SIZED
 from services.auditor.cli import replay, verify
+from services.auditor.constraints import SIZED
 from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
@@ -314,7 +314,7 @@ async def test_a_doubled_spend_is_found_even_with_a_batch_and_roots_of_its_own(
     assert await difference(copy, capsys) == "ledger.entries_0: the unique index of sources is missing or not valid"
     await tamper(copy, f"UPDATE pg_index SET indisunique = true WHERE indexrelid = '{index}'::regclass")
     ((spend, position),) = await fetch(copy, f"SELECT {A_SPEND}, position FROM ledger.shards WHERE shard = 0")
-    said = rf"shard 0, position {position}: the source \S+ stands in the ledger again, it is at {spend} already"
+    said = rf"shard 0, position {position}: the source \S+ is in the ledger twice, first at {spend}"
     assert re.fullmatch(said, await difference(copy, capsys))
 
 
@@ -421,7 +421,7 @@ GUARDS = {
         for table in SIZED
     },
     "ALTER TABLE ledger.time_zones DISABLE TRIGGER few_zones": (
-        "ledger.time_zones: the trigger that keeps the zones of a release few is missing, or not enabled ALWAYS"
+        "ledger.time_zones: the trigger that limits the zones of a release is missing, or not enabled ALWAYS"
     ),
     "DROP TRIGGER not_ahead ON ledger.checkpoints": (
         "ledger.checkpoints: the trigger that keeps checkpoints from running ahead of the ledger is missing"
@@ -432,10 +432,10 @@ GUARDS = {
     """CREATE OR REPLACE TRIGGER only_onward BEFORE UPDATE ON ledger.shards FOR EACH ROW
        WHEN (NEW.shard <> OLD.shard) EXECUTE FUNCTION ledger.refuse_to_go_back();
        ALTER TABLE ledger.shards ENABLE ALWAYS TRIGGER only_onward""": (
-        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+        "ledger.shards: the trigger that lets leases only move forward is missing, or not enabled ALWAYS"
     ),
     "ALTER TABLE ledger.shards DISABLE TRIGGER only_onward": (
-        "ledger.shards: the trigger that lets leases go onward only is missing, or not enabled ALWAYS"
+        "ledger.shards: the trigger that lets leases only move forward is missing, or not enabled ALWAYS"
     ),
 }
 
@@ -512,7 +512,7 @@ async def test_an_epoch_that_no_claims_have_come_to_is_named_by_both(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await tamper(copy, "UPDATE ledger.shards SET epoch = 9223372036854775807 WHERE shard = 0")
-    told = "shard 0: the lease is at epoch 9223372036854775807, which no claims have come to"
+    told = "shard 0: the lease is at epoch 9223372036854775807, which no number of claims can reach"
     assert await difference(copy, capsys) == told
     assert await chain_is_broken(copy, capsys)
 
@@ -560,7 +560,7 @@ async def test_a_row_below_all_others_is_found_by_both_where_the_bound_was_taken
         f"UPDATE another SET {change}",
         f"INSERT INTO ledger.{table} SELECT * FROM another",
     )
-    assert re.match(rf"shard 0: ledger.{table} begins at -\d+, where nothing may stand", await difference(copy, capsys))
+    assert re.match(rf"shard 0: ledger.{table} begins at -\d+, where no row may be", await difference(copy, capsys))
     assert await chain_is_broken(copy, capsys)
 
 

@@ -210,7 +210,7 @@ LIFTED = {
     ),
     "SELECT lo_create(4711)": (
         "SELECT lo_unlink(4711)",
-        "the database holds 1 large objects, some of postgres: nothing of ours makes any",
+        "the database holds 1 large objects, some of postgres: no service creates any",
     ),
 }
 

@@ -17,7 +17,7 @@ from drawdown.deployment.migrate import migrate
 from services.allocation import state
 from services.allocation.lease import claim
 from services.auditor.cli import replay, verify
-from services.auditor.policies import MOST_NOTES
+from services.auditor.recorded_policies import MOST_NOTES
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
 from shared.rules import snapshot
@@ -563,7 +563,7 @@ CASES = [
         "a ledger.resting_campaigns",
         at_rest(),
         by="replay",
-        said="the resting campaign .* was kept as .*, by the entries",
+        said="the resting campaign .* was kept as .*, the entries give",
     ),
     # The others.
     *of_a_follower("balance"),

@@ -72,8 +72,8 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
 @pytest.mark.parametrize(
     ("forged", "told"),
     [
-        ("state = jsonb_set(state::jsonb, '{budget,total}', '77')::json", "by the entries it is"),
-        ("campaign_id = 'nobody'", "is not in memory by the entries"),
+        ("state = jsonb_set(state::jsonb, '{budget,total}', '77')::json", "the entries give"),
+        ("campaign_id = 'nobody'", "is not in memory according to the entries"),
     ],
 )
 async def test_a_forged_one_is_found(

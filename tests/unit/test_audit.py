@@ -12,12 +12,12 @@ import pytest
 
 from services.auditor import exporting, report, sums
 from services.auditor.anchors import read_anchors
+from services.auditor.closings import closings_of
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
-from services.auditor.history import closings_of
-from services.auditor.outcomes import Answer, Outcome, Outcomes
-from services.auditor.shard import campaigns_of
-from services.auditor.tables import TABLES, Rows, compare, no_more
+from services.auditor.recorded_outcomes import Answer, Outcome, Outcomes
+from services.auditor.shard_audit import campaigns_of
+from services.auditor.tables import TABLES, Rows, compare, expect_none_left
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
 from shared.ledger.merkle import CompactRange, leaf_hash
@@ -159,7 +159,7 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
     ("second", "said"),
     [
         (outcome(3, 6), "the outcome 2 is missing"),
-        (outcome(2, 4), "position or time lie before"),
+        (outcome(2, 4), "its position or time lies before"),
         (outcome(2, 5), "accepted with the first position 5"),
         (outcome(2, 6, first=False), "it repeats a decision that was never made"),
         (replace(outcome(1, 5), sequence=2, first=False, via="api"), "repeated with the answer .*'api'"),
@@ -216,7 +216,7 @@ def test_rows_are_compared_both_ways() -> None:
     held[table.name] = {("bc", "", "cash"): (5,), ("bc", "", "voucher"): (1,)}
     assert compare(table, {("bc", "", "cash"): (5,)}, held[table.name], "now") == 1
     with pytest.raises(DifferenceError, match=r"ad_account_id , pocket voucher: the read model holds amount 0\.000001"):
-        no_more(held)
+        expect_none_left(held)
     with pytest.raises(DifferenceError, match=r"holds amount 0\.000001, the ledger gives amount 0\.000002"):
         compare(table, {("bc", "", "voucher"): (2,)}, held[table.name], "now")
 
@@ -268,7 +268,7 @@ def test_a_noted_root_must_be_met(tmp_path: Path) -> None:
     note(2, tree.root().hex())
     anchors = read_anchors(noted)
     anchors.check(0, tree)
-    with pytest.raises(DifferenceError, match="position 2: a root was noted earlier, no batch"):
+    with pytest.raises(DifferenceError, match="position 2: a root was noted earlier, but no batch"):
         anchors.finish(0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.api.past import moments
-from services.auditor import fold, history
+from services.auditor import closings, fold
 from services.auditor.fold import Fold
 from services.balance.service import CLOSING_POSITIONS
 from shared.ledger.decoding import Reader
@@ -94,4 +94,4 @@ def test_groups_of_kinds_and_modes_are_whole() -> None:
 def test_what_is_said_again_is_the_same() -> None:
     blocks = {int(number) for number in re.findall(r"position / (\d+)", text_of("balance"))}
     assert blocks == {moments.BLOCK_POSITIONS} == {fold.BLOCK_POSITIONS}
-    assert history.MOST_BETWEEN == CLOSING_POSITIONS
+    assert closings.MOST_BETWEEN == CLOSING_POSITIONS

@@ -1,8 +1,8 @@
--- What is so now: the read model of money, budgets and delivery, from which the API answers. Every row can be made again
--- from the entries.
+-- The present: the read model of money, budgets and delivery, from which the API answers. Every row can be rebuilt from
+-- the entries.
 --
--- Amounts are micros. They are numeric because sums of spend are not bounded; `…_amounts` keeps NaN, infinity and numbers
--- that no answer can show out of them. No sum of spend comes to 10^38 micros. `…_times` and `…_sizes` are as in the ledger
+-- Amounts are micros. They are numeric because sums of spend are not bounded. `…_amounts` refuses NaN, infinity and
+-- numbers that no answer can show; no sum of spend reaches 10^38 micros. `…_times` and `…_sizes` are as in the ledger
 -- (shared/ledger/schema/0002_tables.sql). Ids compare byte by byte (COLLATE "C").
 -- gross = billed + overdelivered. All figures of spend are net of reversals.
 
@@ -12,7 +12,7 @@ CREATE TABLE ledger.checkpoints_balance PARTITION OF ledger.checkpoints FOR VALU
 GRANT SELECT, INSERT, UPDATE ON ledger.checkpoints_balance TO drawdown_balance;
 GRANT SELECT ON ledger.checkpoints_balance TO drawdown_api, drawdown_auditor;
 
--- Facts: one row each, written when opened.
+-- One row for each Business Center and ad account, written when it is opened.
 CREATE TABLE balance.business_centers (
     business_center_id text COLLATE "C" PRIMARY KEY,
     shard smallint NOT NULL,
@@ -42,8 +42,8 @@ CREATE TABLE balance.ad_accounts (
 );
 CREATE INDEX ad_accounts_of_business_center ON balance.ad_accounts (business_center_id, ad_account_id);
 
--- A row: automatic allocation is on. An account takes part when its Business Center has a row here
--- and the account none in left_out.
+-- A row means that automatic allocation is on. An account takes part if its Business Center has a row here and the
+-- account has no row in left_out.
 CREATE TABLE balance.automatic_allocation (
     business_center_id text COLLATE "C" PRIMARY KEY,
     enabled_at timestamptz NOT NULL,
@@ -51,7 +51,8 @@ CREATE TABLE balance.automatic_allocation (
     CONSTRAINT automatic_allocation_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 
--- Why an account takes no part, known from its opening on; shown only once automatic allocation is on.
+-- The reason why an account takes no part. It is known from its opening on, but only shown once automatic allocation is
+-- on.
 CREATE TABLE balance.left_out (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -62,21 +63,21 @@ CREATE TABLE balance.left_out (
         AND octet_length(reason) <= 1024)
 );
 
--- The present setting of an account's budget. No row: unlimited, never changed.
+-- The present setting of an account's budget. No row means that it is unlimited and was never changed.
 CREATE TABLE balance.budgets (
     ad_account_id text COLLATE "C" PRIMARY KEY,
     mode text NOT NULL,
     amount numeric,
-    day date NOT NULL,                      -- the account's day of the last setting …
-    changes_today integer NOT NULL,         -- … and the changes accepted on it
+    day date NOT NULL,                      -- the day of the last setting, in the account's time zone
+    changes_today integer NOT NULL,         -- the changes accepted on that day
     position bigint NOT NULL,               -- the entry that set it
     CONSTRAINT budgets_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
     CONSTRAINT budgets_amounts CHECK (amount > -1e38 AND amount < 1e38),
     CONSTRAINT budgets_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(mode) <= 1024)
 ) WITH (fillfactor = 70);
 
--- What a custom budget has counted since its start or last reset. A row exists while the mode is custom.
--- Counted is what was charged at a position beyond start_position, and the reversals of that.
+-- The spend that a custom budget has counted since its start or last reset. A row exists while the mode is custom.
+-- A budget counts what was charged at a position beyond start_position, less the reversals of that.
 CREATE TABLE balance.custom_budgets (
     ad_account_id text COLLATE "C" PRIMARY KEY,
     start_position bigint NOT NULL,
@@ -87,7 +88,7 @@ CREATE TABLE balance.custom_budgets (
     CONSTRAINT custom_budgets_sizes CHECK (octet_length(ad_account_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- A campaign exists from its first spend or budget on.
+-- A campaign has a row from its first spend or budget on.
 CREATE TABLE balance.campaigns (
     ad_account_id text COLLATE "C",
     campaign_id text COLLATE "C",
@@ -100,20 +101,20 @@ CREATE TABLE balance.campaigns (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 ) WITH (fillfactor = 90);
 
--- The pause causes of an ad account (campaign_id '') or a campaign: its own set after its last change. No row: none.
+-- The present pause causes of an ad account (campaign_id '') or campaign, without those that it inherits. No row: none.
 CREATE TABLE balance.pauses (
     ad_account_id text COLLATE "C",
     campaign_id text COLLATE "C",
     causes text[] NOT NULL,                 -- sorted
-    position bigint NOT NULL,               -- the entry that made it so
+    position bigint NOT NULL,               -- the entry after which these causes hold
     PRIMARY KEY (ad_account_id, campaign_id),
     CONSTRAINT pauses_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024
         AND octet_length(causes::text) <= 1048576)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Pockets: of an ad account, or of the Business Center itself (ad_account_id ''). No row: 0.
--- credit_line: what is available. Used is the limit less that.
+-- The balances of pockets of an ad account, or of the Business Center itself (ad_account_id ''). No row: 0.
+-- credit_line: the available amount. The used amount is the limit less the available amount.
 CREATE TABLE balance.pockets (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -133,7 +134,8 @@ CREATE TABLE balance.credit_limits (
     CONSTRAINT credit_limits_sizes CHECK (octet_length(business_center_id) <= 1024)
 ) WITH (fillfactor = 90);
 
--- What is left of a voucher or ad credit where it is held: by an ad account, or by the Business Center (ad_account_id '').
+-- The remaining amount of a voucher or ad credit in the pocket of an ad account, or of the Business Center
+-- (ad_account_id '').
 CREATE TABLE balance.grants (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -147,8 +149,8 @@ CREATE TABLE balance.grants (
         AND octet_length(pocket) <= 1024 AND octet_length(grant_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Spend by day: the spend's day in its ad account's time zone. A total is the sum of the days; what a budget
--- period has spent is the sum of billed over its days, so a turn-over needs no entry and no write.
+-- Spend by day, which is the spend's day in its ad account's time zone. A total is the sum of the days. The spend of a
+-- budget period is the sum of billed over its days, so the beginning of a period needs no entry and no write.
 CREATE TABLE balance.business_center_days (
     business_center_id text COLLATE "C",
     day date,
@@ -187,9 +189,9 @@ CREATE TABLE balance.campaign_days (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Where in the ledger to look: block n of a shard holds the positions n * 65536 … n * 65536 + 65535.
--- ad_account_id '': the block has an entry of the Business Center, its ad accounts' included.
--- Otherwise: the block has an entry of that ad account.
+-- The blocks of the ledger in which to look for entries: block n of a shard holds the positions n * 65536 … n * 65536 +
+-- 65535. With ad_account_id '' the block has an entry of the Business Center or one of its ad accounts, otherwise an
+-- entry of that ad account.
 CREATE TABLE balance.entry_blocks (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -200,16 +202,17 @@ CREATE TABLE balance.entry_blocks (
         octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024)
 );
 
--- The most that one spend of a Business Center may be, each time it was set: the last one up to a position holds there.
+-- The largest amount of one spend of a Business Center, one row each time that it was set. At a position, the last row
+-- up to it holds.
 CREATE TABLE balance.largest_spends (
     business_center_id text COLLATE "C",
     position bigint CHECK (position > 0),
-    amount bigint,                          -- null: no bound any more
+    amount bigint,                          -- null: no longer limited
     PRIMARY KEY (business_center_id, position),
     CONSTRAINT largest_spends_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 
--- A closing asks which budgets were set since the one before. Few ever are.
+-- A closing asks which budgets were set since the previous closing. They are few.
 CREATE INDEX budgets_by_position ON balance.budgets (position);
 CREATE INDEX campaigns_by_position ON balance.campaigns (position) WHERE position > 0;
 

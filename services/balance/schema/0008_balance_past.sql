@@ -1,19 +1,19 @@
--- The past of balances, budgets and delivery. The balance follower closes its books of a shard every so many
--- positions: what moved since the closing before is kept as sums, what was so at that position as rows. The state at
--- any position is then the closings up to it and the entries since the last of them.
+-- The past of balances, budgets and delivery. The balance follower closes its books of a shard at regular positions. A
+-- closing keeps movements since the previous closing as sums, and the state at its position as rows. The state at any
+-- position then follows from the closings up to it and the entries since the last of them.
 --
--- Everything here comes from the entries. Keys begin with the closing, so that a closing is written in one place,
--- at the end of each table; a reader looks the entity up once in each closing.
+-- Every row can be rebuilt from the entries. Keys begin with the closing, so that a closing is written in one place, at
+-- the end of each table. A reader looks an entity up once in each closing.
 
--- The positions of a shard up to which the books have been closed.
+-- The positions of a shard at which the books were closed.
 CREATE TABLE balance.closings (
     shard smallint,
     position bigint,
     PRIMARY KEY (shard, position)
 );
 
--- What moved in a pocket since the closing before, by the quarter of an hour in which it was recorded: every time
--- zone's days are whole sums of quarters. ad_account_id '': the Business Center's own pockets.
+-- The movements of a pocket since the previous closing, by the quarter of an hour in which they were recorded, because
+-- the days of every time zone consist of whole quarters. ad_account_id '': the Business Center's own pockets.
 CREATE TABLE balance.pocket_movements (
     shard smallint,
     closing bigint,
@@ -22,7 +22,7 @@ CREATE TABLE balance.pocket_movements (
     pocket text COLLATE "C",
     quarter timestamptz,                    -- its beginning
     amount numeric NOT NULL,
-    limit_change numeric NOT NULL,          -- credit_line: what of it changed the limit
+    limit_change numeric NOT NULL,          -- credit_line: the part that changed the limit
     PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter),
     CONSTRAINT pocket_movements_times CHECK (quarter >= '1960-01-01Z' AND quarter < '3001-01-01Z'),
     CONSTRAINT pocket_movements_amounts CHECK (
@@ -32,7 +32,7 @@ CREATE TABLE balance.pocket_movements (
         AND octet_length(pocket) <= 1024)
 );
 
--- Spend recorded since the closing before, net of reversals. Days are those of the ad account's time zone.
+-- Spend recorded since the previous closing, net of reversals. Days are those of the ad account's time zone.
 CREATE TABLE balance.business_center_spend (
     shard smallint,
     closing bigint,
@@ -75,8 +75,8 @@ CREATE TABLE balance.campaign_spend (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
 );
 
--- An account's budget as it was at a closing. A row where the account has a budget and had spend or a budget fact
--- since the closing before: the last row is what still held.
+-- An account's budget at a closing. There is a row if the account has a budget and had spend or a change of its budget
+-- since the previous closing. Without a row, the one of an earlier closing still holds.
 CREATE TABLE balance.budget_closings (
     shard smallint,
     closing bigint,
@@ -96,7 +96,7 @@ CREATE TABLE balance.budget_closings (
     CONSTRAINT budget_closings_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(mode) <= 1024)
 );
 
--- A campaign's budget as it was at a closing, where it was set since the closing before.
+-- A campaign's budget at a closing, if it was set since the previous closing.
 CREATE TABLE balance.campaign_budget_closings (
     shard smallint,
     closing bigint,
@@ -110,7 +110,7 @@ CREATE TABLE balance.campaign_budget_closings (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 );
 
--- Pause causes as they were at a closing, where they changed since the closing before.
+-- The pause causes at a closing, if they changed since the previous closing.
 CREATE TABLE balance.pause_closings (
     shard smallint,
     closing bigint,

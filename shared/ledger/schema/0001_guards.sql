@@ -1,4 +1,4 @@
--- The ledger is append-only: for every role, for the owner of the schema, and in replication mode as well.
+-- The ledger is append-only for every role, for the owner of the schema, and in replication mode as well.
 
 CREATE SCHEMA ledger;
 
@@ -8,7 +8,7 @@ BEGIN
         USING ERRCODE = 'insufficient_privilege';
 END $$;
 
--- Each table of the ledger that only grows is given to this function where it is made.
+-- Each migration calls this function for every append-only table that it creates.
 CREATE FUNCTION ledger.make_append_only(target regclass) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     EXECUTE format('CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %s

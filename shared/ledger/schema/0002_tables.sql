@@ -1,15 +1,15 @@
--- What was decided, by which process, and from what. All tables of this file are append-only.
+-- The decisions: entries, batches and answers, and what they were decided from. All tables of this file are append-only.
 --
--- Every table bounds its rows, because its roles could write anything that PostgreSQL can keep:
--- * `…_bounds`: positions and sequences begin at 1, offsets and parts at 0. A row below would be seen by no process that
---   reads from the beginning, and could still keep a real spend out: a source may stand in the ledger once.
--- * `…_times`: PostgreSQL keeps infinity, years before Christ and the year 294276; Python has none of them. Ledger time
---   begins in 1970 and ends before 3000. When a spend occurred, and the days that count it, may lie somewhat outside.
--- * `…_sizes`: a row that is larger than anything of ours would end each process that reads it. Ids have at most 64
---   characters, names of releases and policies a few dozen; an entry has at most 65,535 bytes (docs/ledger.md), a command
---   as it came 64 KiB, of which each character may take six as JSON.
+-- Every table bounds its rows, because its roles could otherwise write anything that PostgreSQL can store:
+-- * `…_bounds`: positions and sequences begin at 1, offsets and parts at 0. No process that reads from the beginning
+--   would see a row below, but it could keep a real spend out, because a source may be in the ledger only once.
+-- * `…_times`: PostgreSQL stores infinity, years before Christ and the year 294276, which Python cannot read. Ledger time
+--   begins in 1970 and ends before 3000. The times at which spends occurred, and their days, may lie somewhat outside.
+-- * `…_sizes`: a row that is larger than the services ever write would crash each process that reads it. Ids have at most
+--   64 characters, names of releases and policies a few dozen. An entry has at most 65,535 bytes (docs/ledger.md). A
+--   command as it came has at most 64 KiB, each character of which may take six bytes as JSON.
 
--- One entry: what a spend, reversal, command or timer did to one pocket or entity.
+-- An entry: the effect of a spend, reversal, command or timer on one pocket or entity.
 -- docs/ledger.md describes every kind, its fields and the canonical bytes.
 CREATE TABLE ledger.entries (
     shard smallint NOT NULL,
@@ -43,7 +43,7 @@ CREATE TABLE ledger.entries (
 ) PARTITION BY LIST (shard);
 SELECT ledger.make_append_only('ledger.entries');
 
--- One row a batch that wrote entries.
+-- One row for each batch that wrote entries.
 CREATE TABLE ledger.batches (
     shard smallint NOT NULL,
     first_position bigint NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE ledger.batches (
     policy_version text NOT NULL,
     root bytea NOT NULL,                    -- RFC 6962 root over the entries 1 … last_position of the shard
     epoch bigint NOT NULL,                  -- the lease that wrote it
-    spend_offset bigint NOT NULL,           -- offsets of spend.events and finance.commands consumed up to here
+    spend_offset bigint NOT NULL,           -- the next offsets of spend.events and finance.commands to read
     command_offset bigint NOT NULL,
     rules_version integer NOT NULL,         -- the version of the rules, and the release of the time zones, that decided it
     zones_release text NOT NULL,
@@ -64,11 +64,11 @@ CREATE TABLE ledger.batches (
     CONSTRAINT batches_sizes CHECK (
         octet_length(root) = 32 AND octet_length(policy_version) <= 1024 AND octet_length(zones_release) <= 256)
 );
--- Which position a time corresponds to. Ledger time never goes back within a shard.
+-- Finds the position that corresponds to a time. Ledger time never goes back within a shard.
 CREATE INDEX batches_by_time ON ledger.batches (shard, recorded_at, last_position);
 SELECT ledger.make_append_only('ledger.batches');
 
--- Every answer to a command, also the repeated ones, in the order in which they are published.
+-- Every answer to a command, repeated answers included, in the order in which they are published.
 CREATE TABLE ledger.outcomes (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
@@ -83,10 +83,10 @@ CREATE TABLE ledger.outcomes (
     first_position bigint,                  -- accepted: its entries are first_position … position
     position bigint NOT NULL,
     recorded_at timestamptz NOT NULL,
-    rules_version integer NOT NULL,         -- as in batches: a refused command may stand in a batch without entries
+    rules_version integer NOT NULL,         -- as in batches, because a batch that only refused commands has no row there
     zones_release text NOT NULL,
-    via text CHECK (via IN ('api', 'topic')), -- by which way the command came
-    policy_version text,                    -- the policy that decided it: that may say what the topic may name
+    via text CHECK (via IN ('api', 'topic')), -- the way by which the command came
+    policy_version text,                    -- the policy that decided it; it may restrict commands of the topic
     PRIMARY KEY (shard, sequence),
     CONSTRAINT outcomes_bounds CHECK (
         sequence > 0 AND position >= 0 AND first_position BETWEEN 1 AND position AND rules_version > 0),
@@ -100,7 +100,7 @@ CREATE UNIQUE INDEX outcomes_decision ON ledger.outcomes (command_id, shard) WHE
 CREATE INDEX outcomes_command ON ledger.outcomes (command_id);
 SELECT ledger.make_append_only('ledger.outcomes');
 
--- The waterfall policies that batches name. What is recorded for a version is the policy of that version.
+-- The waterfall policies that batches name. The content recorded for a version has that version.
 CREATE TABLE ledger.policies (
     version text PRIMARY KEY,
     content json NOT NULL,
@@ -109,8 +109,8 @@ CREATE TABLE ledger.policies (
 );
 SELECT ledger.make_append_only('ledger.policies');
 
--- The time zones that batches name: TZif files (RFC 9636), each from the first batch on that uses it. Those of a release
--- are never replaced. A zone has four kilobytes at most, and a release six hundred of them.
+-- The time zones of the releases that batches name: TZif files (RFC 9636), each recorded by the first batch that uses it
+-- and never replaced. A zone has at most four kilobytes, and a release has about six hundred zones.
 CREATE TABLE ledger.time_zones (
     release text COLLATE "C",
     name text COLLATE "C",
@@ -121,7 +121,7 @@ CREATE TABLE ledger.time_zones (
 );
 SELECT ledger.make_append_only('ledger.time_zones');
 
--- A process that loads a shard reads all zones of each release that its batches name: there must not be many.
+-- Bounds the zones of a release, because a process that loads a shard reads all zones of each release that it names.
 CREATE FUNCTION ledger.refuse_many_zones() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM ledger.time_zones WHERE release IN (SELECT release FROM added)
@@ -134,7 +134,7 @@ CREATE TRIGGER few_zones AFTER INSERT ON ledger.time_zones REFERENCING NEW TABLE
     FOR EACH STATEMENT EXECUTE FUNCTION ledger.refuse_many_zones();
 ALTER TABLE ledger.time_zones ENABLE ALWAYS TRIGGER few_zones;
 
--- Ad account ids are unique across the platform; a shard knows only its own.
+-- Makes ad account ids unique across the platform, because a shard knows only its own accounts.
 CREATE TABLE ledger.ad_accounts (
     ad_account_id text PRIMARY KEY,
     shard smallint NOT NULL,
@@ -144,9 +144,9 @@ CREATE TABLE ledger.ad_accounts (
 );
 SELECT ledger.make_append_only('ledger.ad_accounts');
 
--- Campaigns that left the memory of their shard's writer because no record had named them for long: each as it was once
--- the entries up to `position` were decided. A cache of what the entries say, but nothing else tells it as quickly; the
--- newest row before a batch holds for it. docs/decisions/what-leaves-memory.md
+-- Campaigns that left the memory of their shard's writer because no record had named them for a long time, each in its
+-- state after the entries up to `position`. This is a cache: the state also follows from the entries, but slowly. For a
+-- batch, the newest row before it holds. See docs/decisions/what-leaves-memory.md.
 CREATE TABLE ledger.resting_campaigns (
     shard smallint NOT NULL,
     ad_account_id text COLLATE "C" NOT NULL,
@@ -161,7 +161,7 @@ CREATE TABLE ledger.resting_campaigns (
 CREATE INDEX resting_campaigns_position ON ledger.resting_campaigns (shard, position);  -- for the auditor
 SELECT ledger.make_append_only('ledger.resting_campaigns');
 
--- What operators did to the ledger by hand, and why: a record was passed over, a month of quarantine was dropped.
+-- What operators did to the ledger by hand, and why. Examples: a record was passed over, a month of quarantine dropped.
 CREATE TABLE ledger.operators_log (
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY CHECK (sequence > 0),
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -173,8 +173,8 @@ CREATE TABLE ledger.operators_log (
 );
 SELECT ledger.make_append_only('ledger.operators_log');
 
--- Notes that a record was passed over. The writer's login may note this, and nothing else of the kind: in words that a
--- person can read and an audit can compare. Sizes first: what is larger is not looked at.
+-- Notes that a record was passed over. The writer's login may write this sort of note and no other, in a form that people
+-- can read and audits can compare. The sizes are checked first, so that nothing larger is parsed.
 CREATE FUNCTION ledger.note_offset_skipped(person text, because text, details json) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE

@@ -1,11 +1,11 @@
--- Which process may write a shard, and how far it has got: the lease, whose epoch is the fence. These rows change.
+-- The leases: which process may write a shard, and how far it has got. The rows of these tables change.
 
--- One row a shard. Its epoch is the fence, its offsets say what has been consumed.
+-- One row for each shard. Its epoch is the fence, and its offsets say which records have been consumed.
 CREATE TABLE ledger.shards (
     shard smallint PRIMARY KEY,
     epoch bigint NOT NULL DEFAULT 0,
     owner text,
-    owner_pid integer,                      -- the owner's database session: once it is gone, so is the owner
+    owner_pid integer,                      -- the owner's database session; once it has ended, the owner has ended
     position bigint NOT NULL DEFAULT 0,
     ledger_time timestamptz NOT NULL DEFAULT '1970-01-01Z',
     frontier bytea NOT NULL DEFAULT '',     -- RFC 6962 compact range of the entries 1 … position
@@ -25,9 +25,9 @@ CREATE TABLE ledger.shards (
         octet_length(frontier) <= 4096 AND octet_length(owner) <= 1024 AND octet_length(incarnation) <= 1024)
 );
 
--- The lease goes onward only: its shard, epoch, position, time and sequences. Offsets may go back, in another topic: to
--- read records again charges nothing twice. An owner that claims a shard moves its epoch by one, because a far epoch
--- would leave no next one.
+-- A lease never goes back in its epoch, position, time and sequences, and never changes its shard. Offsets may go back
+-- when a topic is replaced: reading records again charges nothing twice. An owner that claims a shard raises its epoch by
+-- one, because the largest epoch would have no successor.
 CREATE FUNCTION ledger.refuse_to_go_back() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'the lease of shard % goes onward only, and by one epoch at a time', OLD.shard
@@ -40,8 +40,8 @@ CREATE TRIGGER only_onward BEFORE UPDATE ON ledger.shards FOR EACH ROW
     EXECUTE FUNCTION ledger.refuse_to_go_back();
 ALTER TABLE ledger.shards ENABLE ALWAYS TRIGGER only_onward;
 
--- The allocation processes that are alive: between them the shards are shared out. Each counts up a row of its own, which
--- no batch locks, so that a batch that takes long does not make its living owner look dead.
+-- The allocation processes that are alive and share the shards. Each one increments a row of its own, which no batch
+-- locks, so that a process does not look dead while one of its batches takes long.
 CREATE TABLE ledger.allocators (
     owner text PRIMARY KEY,
     renewed_at timestamptz NOT NULL,
@@ -50,9 +50,9 @@ CREATE TABLE ledger.allocators (
     CONSTRAINT allocators_sizes CHECK (octet_length(owner) <= 1024)
 );
 
--- What the writer of each shard says of itself, about once a second: /readyz of the API tells it to people. Nothing is
--- decided by it, and a row whose reported_at is old says that no process writes the shard. For `waiting_since` the oldest
--- record that waits counts; both are null or 0 where none does.
+-- What the writer of each shard reports about itself, about once a second. The API's /readyz shows it, and no process
+-- decides anything by it. A row whose reported_at is old means that no process writes the shard. `waiting_since` is that
+-- of the oldest waiting record, and null if none waits.
 CREATE TABLE ledger.shard_states (
     shard smallint PRIMARY KEY,
     owner text NOT NULL,
@@ -70,7 +70,7 @@ CREATE TABLE ledger.shard_states (
         octet_length(owner) <= 1024 AND octet_length(state) <= 64 AND octet_length(detail) <= 8000)
 );
 
--- A cache: the state of a shard's rules at a position. Without it the ledger is decided again from its beginning.
+-- A cache: the state of a shard's rules at a position. Without it a process decides the ledger again from its beginning.
 CREATE TABLE ledger.snapshots (
     shard smallint PRIMARY KEY,
     position bigint NOT NULL,
@@ -80,11 +80,11 @@ CREATE TABLE ledger.snapshots (
     CONSTRAINT snapshots_sizes CHECK (octet_length(state) <= 134217728)
 );
 
--- The moment of a number of microseconds since the Unix epoch.
+-- Returns the time that is this many microseconds after the Unix epoch.
 CREATE FUNCTION ledger.moment(us bigint) RETURNS timestamptz LANGUAGE sql IMMUTABLE
     RETURN timestamptz '1970-01-01Z' + us * interval '1 microsecond';
 
--- The fence: the first statement of a batch. A process that lost the shard finds another epoch and writes nothing.
+-- The fence is the first statement of a batch. A process that lost the shard finds another epoch and writes nothing.
 CREATE FUNCTION ledger.move_lease(
     its_shard smallint, its_epoch bigint, from_position bigint, from_spend_offset bigint, from_command_offset bigint,
     to_position bigint, to_time bigint, to_frontier bytea, to_spend_offset bigint, to_command_offset bigint,
@@ -102,8 +102,9 @@ BEGIN
     END IF;
 END $$;
 
--- Ends what is left of an owner that does not renew: a stopped process may hold locks in an open transaction. Runs as the
--- schema's owner, and ends sessions of the caller's own login only: any login may call its session by the writer's name.
+-- Ends the sessions of an owner that no longer renews, because a stopped process may hold locks in an open transaction.
+-- It runs as the schema's owner, but only ends sessions of the caller's login, because any login may give its session the
+-- application name of a writer.
 CREATE FUNCTION ledger.end_sessions(owner text) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -111,7 +112,7 @@ CREATE FUNCTION ledger.end_sessions(owner text) RETURNS bigint
         AND application_name LIKE 'drawdown allocation %' AND right(application_name, 8) = right(owner, 8)
 $$;
 
--- Makes the shards that are missing: partitions of the entries, in which positions are unique and a source stands once.
+-- Creates the missing shards: partitions of the entries with unique positions and unique sources.
 CREATE FUNCTION ledger.create_shards(shards integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     part text;
@@ -121,7 +122,7 @@ BEGIN
         part := format('ledger.entries_%s', n);
         EXECUTE format('CREATE TABLE %s PARTITION OF ledger.entries FOR VALUES IN (%s)', part, n);
         EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (position)', part);
-        -- Exactly once, enforced here: only spends and reversals have a day.
+        -- This index enforces that each event is charged exactly once. Only spends and reversals have a day.
         EXECUTE format('CREATE UNIQUE INDEX ON %s (source_event_id) WHERE part = 0 AND day IS NOT NULL', part);
         EXECUTE format('CREATE INDEX ON %s (reverses) WHERE reverses IS NOT NULL', part);
         EXECUTE format('CREATE INDEX ON %s (position) WHERE kind IN (''pause'', ''resume'')', part);

@@ -1,12 +1,12 @@
 -- Records that cannot be decided, and records on their way to the shard that decides them.
 
--- Quarantine is kept in parts, one a month, so that what is old can be dropped. A replay names the record that it is of
--- instead of carrying its bytes, on its way back as well as where it fails again: replays multiply nothing. Of a record
--- that is too large, and of a batch that cannot be read, quarantine keeps the first bytes alone; raw_bytes and raw_sha256
--- then say what the whole was: the size and the SHA-256 of the value, or of the batch as Kafka has it.
+-- Quarantine has one partition for each month, so that old months can be dropped. A replay names its record instead of
+-- carrying its bytes, both on its way back and if it fails again, so that replays do not multiply the data. Of a record
+-- that is too large, and of a batch that cannot be read, quarantine keeps only the first bytes. Then raw_bytes and
+-- raw_sha256 are the size and the SHA-256 of the whole value, or of the batch as Kafka has it.
 --
--- A row is no larger than what the writer sets aside: values of at most 64 KiB, records of at most 80 KiB, a header's name
--- with twelve bytes of JSON for each character, and a sentence of at most 2,000 characters.
+-- A row is no larger than what the writer writes: values of at most 64 KiB, records of at most 80 KiB, twelve bytes of
+-- JSON for each character of a header's name, and a sentence of at most 2,000 characters.
 CREATE TABLE ledger.quarantine (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
@@ -18,11 +18,11 @@ CREATE TABLE ledger.quarantine (
     key bytea,
     raw bytea,                              -- null: a record without a value
     headers json,                           -- [[name, base64 value], …]
-    business_center_id text,                -- where it could be read
+    business_center_id text,                -- if it could be read
     recorded_at timestamptz NOT NULL,
-    raw_bytes bigint CHECK (raw_bytes >= 0), -- null: `raw` is the whole
+    raw_bytes bigint CHECK (raw_bytes >= 0), -- null: `raw` is complete
     raw_sha256 bytea CHECK (octet_length(raw_sha256) = 32),
-    replay_shard smallint,                  -- a replay that failed: of which record, the first one. Its bytes are there
+    replay_shard smallint,                  -- of a failed replay: the first record, which holds the bytes
     replay_sequence bigint,
     CHECK ((replay_shard IS NULL) = (replay_sequence IS NULL)),
     CONSTRAINT quarantine_cut CHECK ((raw_bytes IS NULL) = (raw_sha256 IS NULL)),
@@ -38,16 +38,16 @@ CREATE INDEX quarantine_business_center ON ledger.quarantine (business_center_id
 CREATE INDEX quarantine_replay_of ON ledger.quarantine (replay_shard, replay_sequence) WHERE replay_shard IS NOT NULL;
 SELECT ledger.make_append_only('ledger.quarantine');
 
--- Makes the part of a moment's month (UTC) where there is none yet. Attaching waits for no reader and no writer, so a
--- batch may do it. Parts are read and written through their table only.
+-- Creates the partition for the month (UTC) of a time, if it is missing. Attaching it waits for no reader and no writer,
+-- so a batch may do it. Partitions are only read and written through their table.
 --
--- The writer's login could ask for any month, so there is an end to them: fifty years, from 1970 to two years from now, or
--- from a shard's time where that is later. A batch moves its shard's time first, so the month that it is in is never
--- refused, even after somebody has asked for all others.
+-- The writer's login could ask for any month, so their number is bounded: 600 partitions, from 1970 to two years after
+-- now or after the latest time of a shard. A batch moves its shard's time first, so the month of that time is never
+-- refused, even if somebody has created all others.
 --
--- Another transaction's part may be seen a moment before this session is told that quarantine has got it, and until then
--- rows of that month have no place. The session that made it keeps the lock until all sessions are told, so this waits for
--- it also where the part seems to be there. Asked once a month by each writer.
+-- A session may see another transaction's partition a moment before it learns that the partition is attached. Until then,
+-- rows of that month have no place. The session that created it holds the lock until all sessions know, so this function
+-- waits for the lock even if the partition seems to exist. Each writer calls it once a month.
 CREATE FUNCTION ledger.make_quarantine_part(moment timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -76,7 +76,7 @@ BEGIN
 END $$;
 SELECT ledger.make_quarantine_part(clock_timestamp());
 
--- Which records were handed back to be decided again.
+-- The records that were sent back to be decided again.
 CREATE TABLE ledger.quarantine_replays (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
@@ -87,9 +87,9 @@ CREATE TABLE ledger.quarantine_replays (
 CREATE INDEX quarantine_replays_of ON ledger.quarantine_replays (shard, sequence);
 SELECT ledger.make_append_only('ledger.quarantine_replays');
 
--- Records that wait for their shard: they came on another partition, or are replayed from quarantine. Those wait by the
--- name of their record; replay_bytes is how many it has. What waits is a record of a topic that the writer reads, no
--- larger than what it passes on.
+-- Records that wait for their shard: they came on another partition, or are replayed from quarantine. A replay only names
+-- its record, and replay_bytes is the size of that record. Waiting records are of a topic that the writer reads, and no
+-- larger than what it forwards.
 CREATE TABLE ledger.forwarded (
     shard smallint NOT NULL,
     id bigint GENERATED ALWAYS AS IDENTITY,
@@ -111,20 +111,20 @@ CREATE TABLE ledger.forwarded (
         octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576)
 );
 
--- Forwarded records with their bytes, wherever these are.
+-- Forwarded records with their bytes, which those of replays have in quarantine.
 CREATE VIEW ledger.waiting_records AS
     SELECT f.shard, f.id, f.topic, f.partition, f."offset", coalesce(f.key, q.key) AS key, coalesce(f.raw, q.raw) AS raw,
         coalesce(f.headers, q.headers) AS headers, f.replay_shard, f.replay_sequence
     FROM ledger.forwarded f
         LEFT JOIN ledger.quarantine q ON q.shard = f.replay_shard AND q.sequence = f.replay_sequence;
 
--- How many wait for each shard, and how many bytes of them were replayed.
+-- The number of records that wait for each shard, and how many bytes of them are replays.
 CREATE VIEW ledger.forwarded_waiting AS
     SELECT shard, count(*) AS records, sum(replay_bytes) AS replay_bytes FROM ledger.forwarded GROUP BY shard;
 
--- Hands records back to the shards `targets`, and answers which of those asked for. Left out is what waits already, and
--- what was replayed and has not failed since: of a record and its failed replays, only the newest can be replayed. What is
--- not kept whole never is: its beginning could pass for a record of its own.
+-- Sends records back to the shards `targets`, and returns which ones. It leaves out records that wait already, and those
+-- that were replayed and have not failed since: of a record and its failed replays, only the newest can be replayed. It
+-- never replays a record that is not complete, because its beginning could pass for a record of its own.
 CREATE FUNCTION ledger.replay_quarantined(
     shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz
 ) RETURNS TABLE (shard smallint, sequence bigint)
@@ -133,7 +133,7 @@ CREATE FUNCTION ledger.replay_quarantined(
 DECLARE
     crowded smallint;
 BEGIN
-    -- One after the other: two who ask for the same record would both find it free.
+    -- Calls take turns, because two calls for the same record would both find it free.
     LOCK TABLE ledger.quarantine_replays IN SHARE ROW EXCLUSIVE MODE;
     SELECT target INTO crowded FROM (SELECT DISTINCT unnest(targets) AS target) AS t
     WHERE (SELECT count(*) >= 100000 OR sum(replay_bytes) >= 256 * 1024 * 1024

@@ -1,6 +1,6 @@
--- How far each follower has got. A follower's checkpoints lie in a table of its own, which its own migration makes: a role
--- that may move a checkpoint may also lock the table that it lies in, against all that read it. So each follower holds up
--- nobody but itself and its own readers.
+-- The position of each follower. Each has a table of its own, which its migration creates, because a role that may move a
+-- checkpoint may also lock the table against its readers. So a follower can only hold up itself and the readers of its
+-- checkpoints.
 CREATE TABLE ledger.checkpoints (
     follower text NOT NULL,
     shard smallint NOT NULL CHECK (shard >= 0),
@@ -10,10 +10,10 @@ CREATE TABLE ledger.checkpoints (
     CONSTRAINT checkpoints_times CHECK (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z')
 ) PARTITION BY LIST (follower);
 
--- The writer publishes the outcomes itself: its checkpoints count sequences of outcomes, not positions.
+-- The writer itself publishes the outcomes. Its checkpoints count sequences of outcomes instead of positions.
 CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VALUES IN ('outcomes');
 
--- A follower that stood ahead of the ledger would pass over what comes next.
+-- Keeps a checkpoint from being ahead of the ledger, because its follower would skip the next entries.
 CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.position > (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END

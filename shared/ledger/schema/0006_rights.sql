@@ -1,6 +1,6 @@
--- What each role may do with the ledger, and nothing else: docs/database.md holds the same as a table, and a test compares
--- it with the catalog. What a role may do with a read model, the read model's own migration says. The roles, and which may
--- connect, belong to the server, not to this database: shared/runtime/roles.py sees to them.
+-- Everything that each role may do with the ledger. docs/database.md has the same as a table, and a test compares it with
+-- the catalog. The migration of each read model grants the rights on it. The roles themselves, and which of them may
+-- connect, belong to the server instead of this database: shared/runtime/roles.py maintains them.
 
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA ledger FROM PUBLIC;
@@ -19,18 +19,18 @@ GRANT SELECT ON ledger.waiting_records, ledger.operators_log TO drawdown_allocat
 GRANT EXECUTE ON FUNCTION ledger.moment, ledger.move_lease, ledger.end_sessions, ledger.make_quarantine_part,
     ledger.note_offset_skipped TO drawdown_allocation;
 
--- What every follower may: read the entries, and how far they go. Each is a member, and may write its own read model.
+-- Every follower is a member of this role: it may read the entries and how far they go. It also writes its read model.
 GRANT SELECT ON ledger.entries, ledger.shards TO drawdown_follower;
 
--- The API reads. Of the ledger it writes nothing: what it hands back from quarantine, the writer reads as it came, so that
--- a process that speaks for the API cannot make up a record. Of the checkpoints it reads the table of each follower: the
--- table above them waits with each of them.
+-- The API reads and writes nothing in the ledger. The writer reads a replayed record as it came, from quarantine, so that
+-- a process with the API's login cannot invent a record. The API reads the checkpoints of each follower from its own
+-- table, because the table above them waits for locks on each of them.
 GRANT SELECT ON ledger.entries, ledger.batches, ledger.outcomes, ledger.policies, ledger.time_zones, ledger.ad_accounts,
     ledger.quarantine, ledger.quarantine_replays, ledger.forwarded_waiting, ledger.operators_log, ledger.shards,
     ledger.allocators, ledger.shard_states, ledger.checkpoints, ledger.checkpoints_outcomes TO drawdown_api;
 GRANT EXECUTE ON FUNCTION ledger.replay_quarantined TO drawdown_api;
 
--- The auditor reads what it compares, and looks for rows of shards that do not exist.
+-- The auditor reads everything that it compares, and looks for rows of shards that do not exist.
 GRANT SELECT ON ledger.entries, ledger.batches, ledger.outcomes, ledger.policies, ledger.time_zones, ledger.ad_accounts,
     ledger.resting_campaigns, ledger.quarantine, ledger.quarantine_replays, ledger.forwarded, ledger.operators_log,
     ledger.shards, ledger.shard_states, ledger.checkpoints, ledger.checkpoints_outcomes TO drawdown_auditor;

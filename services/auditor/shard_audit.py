@@ -1,4 +1,4 @@
-"""Auditing one shard: deciding its ledger again and, beside that, folding it and asking after every answer."""
+"""Audits one shard: decides its ledger again, folds it at the same time, and looks for each command's answer."""
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -9,13 +9,13 @@ import asyncpg
 
 from services.auditor import sums
 from services.auditor.anchors import Anchors
+from services.auditor.baseline import FOLLOWERS, Baseline, Head
+from services.auditor.closings import ClosingFold, closings_of
 from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
-from services.auditor.history import History, closings_of
-from services.auditor.outcomes import Outcome, Outcomes
+from services.auditor.recorded_outcomes import Outcome, Outcomes
 from services.auditor.resting import RestingRows
-from services.auditor.standing import FOLLOWERS, Head, Standing
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import command_meaning, is_hash
 from shared.ledger.decoding import StoredEntry
@@ -32,29 +32,29 @@ _NEVER = 2**63
 
 
 class ShardAudit(Redecider):
-    """Decides a shard again from its first position on, and compares with all that was made of it."""
+    """Decides a shard again from its first position on, and compares it with everything that was derived from it."""
 
     def __init__(
-        self, connection: asyncpg.Connection, head: Head, standing: Standing, outcomes: Outcomes, anchors: Anchors
+        self, connection: asyncpg.Connection, head: Head, baseline: Baseline, outcomes: Outcomes, anchors: Anchors
     ) -> None:
-        # The window is a setting, not a part of the ledger: it may have been changed since, so no age is judged.
+        # The deduplication window is a setting, not in the ledger, and may have changed since: no limit applies here.
         super().__init__(connection, Shard(deduplication_days=None), head.shard, CompactRange())
-        elsewhere = {account for account, (shard, _) in standing.accounts.items() if shard != head.shard}
+        elsewhere = {account for account, (shard, _) in baseline.accounts.items() if shard != head.shard}
         self.rules.accounts_elsewhere = elsewhere
         self.fold = Fold(head.shard)
         self.batches = self.rows = self.refused = self.hashed = 0
         self._head = head
-        self._standing = standing
+        self._baseline = baseline
         self._outcomes = outcomes
         self._anchors = anchors
         cuts = {name: head.checkpoints.get(name, (0, None))[0] for name in FOLLOWERS}
-        closings = closings_of(head.shard, standing.rows["balance.closings"], cuts["balance"])
-        self._history = History(head.shard, closings)
+        closings = closings_of(head.shard, baseline.rows["balance.closings"], cuts["balance"])
+        self._closing_fold = ClosingFold(head.shard, closings)
         self._cuts = sorted(
-            [*((position, name) for name, position in cuts.items()), *((position, "history") for position in closings)]
+            [*((position, name) for name, position in cuts.items()), *((position, "closings") for position in closings)]
         )
         self._next_refusal = _NEVER
-        # What refusals name is at hand, whatever the writer let rest.
+        # Campaigns that refusals name stay in memory, even if the writer let them rest.
         kept = campaigns_of(outcomes.refusals)
         self.resting = RestingRows(connection, head.shard, head.position, kept)
         self._never_rest: dict[str, dict[str, None]] = {}
@@ -62,7 +62,10 @@ class ShardAudit(Redecider):
             self._never_rest.setdefault(account, {})[campaign] = None
 
     async def check(self, progress: Callable[[int], None]) -> None:
-        """Everything. Raises DifferenceError at the first difference."""
+        """Check everything about the shard. Raise DifferenceError at the first difference.
+
+        Call `progress` with each position reached.
+        """
         await self._look_up_what_refusals_name()
         refusals = self._outcomes.refusals
         self._await_refusal()
@@ -84,18 +87,18 @@ class ShardAudit(Redecider):
     async def _look_up_what_refusals_name(self) -> None:
         contents = (refusal.content for refusal in self._outcomes.refusals)
         named = grants_of((content for content in contents if not is_hash(content)), ())
-        # What cannot be read was forged: deciding again comes to where it stands, and says so.
+        # A command that cannot be read was forged. Deciding again reaches its position later and reports it there.
         with suppress(LookupError, TypeError, ValueError, AttributeError):
             self.grants = await read_grants(self.connection, self.shard, named)
 
     # ---- While deciding ---------------------------------------------------------------------------------------
 
     async def rest(self, batch: StoredBatch) -> None:
-        """What the writer let rest after this batch rests here too, if it was kept as it is."""
+        """Let the campaigns rest that the writer let rest after this batch. Raise DifferenceError if one differs."""
         await self.resting.check(self.rules, batch.last)
 
     async def resting_before(self, batch: StoredBatch, inputs: list[Any]) -> Recorded:
-        """Those that the batch names, and those that refusals name, of which all that there are stay in memory."""
+        """Return the campaigns that the batch names and those that refusals name, which never leave memory here."""
         found = await super().resting_before(batch, inputs)
         return {
             account: {**self._never_rest.get(account, {}), **found.get(account, {})}
@@ -103,7 +106,7 @@ class ShardAudit(Redecider):
         }
 
     def before(self, batch: StoredBatch) -> None:
-        """Refusals of batches that wrote nothing lie between two that wrote something."""
+        """Decide the refusals of batches without entries, which lie before this batch."""
         while self._outcomes.refusals:
             refusal = self._outcomes.refusals[0]
             if refusal.position != batch.first - 1 or not self._is_earlier(refusal, batch):
@@ -111,7 +114,10 @@ class ShardAudit(Redecider):
             self._decide_alone(refusal)
 
     def _is_earlier(self, refusal: Outcome, batch: StoredBatch) -> bool:
-        """Was it refused before this batch? One of the same time and decided under the same may as well be its own."""
+        """Return whether the command was refused before this batch.
+
+        A refusal with the batch's time, rules, zones and policy counts as one of the batch itself.
+        """
         if refusal.recorded_at != batch.recorded_at or refusal.recorded_at == self.rules.now:
             return refusal.recorded_at <= batch.recorded_at
         under = (batch.rules_version, batch.zones_release)
@@ -119,7 +125,7 @@ class ShardAudit(Redecider):
         return (refusal.rules_version, refusal.zones_release) != under or policies[0] != policies[1]
 
     def between(self) -> None:
-        """Refusals of the batch, each after the inputs that it came behind."""
+        """Decide the refusals of the batch, each after the inputs that came before it."""
         position = self.rules.position + len(self.rules.batch.entries)
         if position < self._next_refusal:
             return
@@ -136,7 +142,7 @@ class ShardAudit(Redecider):
             )
 
     def after(self, batch: StoredBatch, stored: list[StoredEntry]) -> None:
-        """Fold what was just decided, as far as each follower had read, and compare there."""
+        """Fold the entries just decided, and compare the read models at each position where a follower stood."""
         self.batches += 1
         begin = batch.first
         for position in sorted({cut for cut, _ in self._cuts if batch.first <= cut <= batch.last}):
@@ -151,23 +157,23 @@ class ShardAudit(Redecider):
         self._anchors.check(self.shard, self.tree)
 
     def _fold(self, stored: list[StoredEntry]) -> None:
-        """Entries between two cuts."""
+        """Fold the entries between two positions at which read models are compared."""
         self.fold.add(stored)
-        if stored and stored[-1].position <= self._history.last:
-            self._history.add(stored)
+        if stored and stored[-1].position <= self._closing_fold.last:
+            self._closing_fold.add(stored)
 
     def _compare_at(self, position: int, recorded_at: int | None) -> None:
         for name in [name for cut, name in self._cuts if cut == position]:
             as_of = f"as of shard {self.shard}, position {position}"
-            if name == "history":
-                rows = self._history.close(position, self.fold)
+            if name == "closings":
+                rows = self._closing_fold.close(position, self.fold)
             else:
                 told = self._head.checkpoints.get(name, (0, None))[1]
-                expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, tells the time of another position")
+                expect(told == recorded_at, f"the checkpoint of {name}, {as_of}, has the time of another position")
                 rows = self.fold.rows(name)
             for table in TABLES:
                 if table.follower == name:
-                    self.rows += compare(table, rows.get(table.name, {}), self._standing.rows[table.name], as_of)
+                    self.rows += compare(table, rows.get(table.name, {}), self._baseline.rows[table.name], as_of)
 
     # ---- Refusals ---------------------------------------------------------------------------------------------
 
@@ -176,9 +182,9 @@ class ShardAudit(Redecider):
             self._decide_alone(self._outcomes.refusals[0])
 
     def _decide_alone(self, refusal: Outcome) -> None:
-        """A refusal in a batch that wrote no entries: time had come to there, and nothing was due.
+        """Decide a refusal of a batch without entries, at whose ledger time no timer was due.
 
-        Where the batch before has left something that was due to the next one, that next one is this.
+        If the batch before left due timers to the next one, this is that next one.
         """
         if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
             where = self._where(refusal.position)
@@ -195,12 +201,12 @@ class ShardAudit(Redecider):
                 line, *_ = self.rules.entries[0]
                 raise DifferenceError(
                     f"{self._where(self.tree.size + 1)}: at the time of outcome {refusal.sequence}"
-                    f" a {line.kind} was due, the ledger does not hold it"
+                    f" a {line.kind} was due, but the ledger does not hold it"
                 )
         self._refuse(refusal)
 
     def _policy_that_refused(self, refusal: Outcome, where: str) -> Policy:
-        """The policy that the refusal names; the one in force where it names none."""
+        """Return the policy that the refusal names, or the one in force if it names none. Raise DifferenceError."""
         if refusal.policy_version is None:
             return self.rules.policy
         policy = self.policies.get(refusal.policy_version)
@@ -209,7 +215,7 @@ class ShardAudit(Redecider):
         return policy
 
     def _is_decided_as_now(self, refusal: Outcome) -> bool:
-        """Does the present batch take commands, and under the policy, rules and time zones that refused this one?"""
+        """Return whether the present batch takes commands, under the policy, rules and zones that refused this one."""
         policy = self.rules.policy
         in_force = (policy.version, policy.rules, self.rules.zones.release)
         named = (refusal.policy_version or policy.version, refusal.rules_version, refusal.zones_release)
@@ -217,7 +223,7 @@ class ShardAudit(Redecider):
 
     def _refuse(self, refusal: Outcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"
-        expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before what stands before it")
+        expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before the last decision")
         if is_hash(refusal.content):
             self.hashed += 1
         else:
@@ -241,7 +247,7 @@ class ShardAudit(Redecider):
         refusals = self._outcomes.refusals
         self._next_refusal = refusals[0].position if refusals else _NEVER
 
-    # ---- In the end -------------------------------------------------------------------------------------------
+    # ---- After the last batch ---------------------------------------------------------------------------------
 
     def _check_lease(self) -> None:
         check_frontier(self._head, self.tree)
@@ -251,7 +257,7 @@ class ShardAudit(Redecider):
 
     def _check_accounts(self) -> None:
         registered = {
-            account: center for account, (shard, center) in self._standing.accounts.items() if shard == self.shard
+            account: center for account, (shard, center) in self._baseline.accounts.items() if shard == self.shard
         }
         opened = self.fold.center_of
         for account in sorted(registered.keys() | opened.keys()):
@@ -263,7 +269,10 @@ class ShardAudit(Redecider):
 
 
 def campaigns_of(refusals: Iterable[Outcome]) -> set[tuple[str, str]]:
-    """The campaigns, by ad account and id, that deciding these again looks for. A hash or a forgery may name none."""
+    """Return the campaigns, by ad account and id, that deciding these refusals again needs.
+
+    A refusal whose content is a hash or was forged may name none.
+    """
     campaigns = set()
     for refusal in refusals:
         if refusal.type == "set_campaign_budget" and refusal.answer.code == "limit_reached":
@@ -274,7 +283,7 @@ def campaigns_of(refusals: Iterable[Outcome]) -> set[tuple[str, str]]:
 
 
 def check_frontier(head: Head, tree: CompactRange) -> None:
-    """The lease must stand where its entries do. Raises DifferenceError."""
+    """Raise DifferenceError unless the lease's position and frontier are those of the entries."""
     expect(
         tree.size == head.position and tree.frontier() == head.frontier,
         f"shard {head.shard}: the lease's frontier at {head.position} is not that of the entries,"
@@ -283,7 +292,7 @@ def check_frontier(head: Head, tree: CompactRange) -> None:
 
 
 def _last_of(stored: list[StoredEntry], start: int) -> int:
-    """The position of the last entry of the command that begins at this index."""
+    """Return the position of the last entry of the command whose first entry has this index."""
     source = stored[start].source
     end = start
     while end + 1 < len(stored) and stored[end + 1].source == source:

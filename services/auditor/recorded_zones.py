@@ -1,4 +1,4 @@
-"""The recorded time zones against those installed here: what was recorded first is what all days are decided by."""
+"""Compares the recorded time zones with those installed here. The recorded ones decide all days of the ledger."""
 
 import asyncpg
 
@@ -16,9 +16,9 @@ _UNNAMED = """
 
 
 async def check_zones(connection: asyncpg.Connection) -> int:
-    """What is recorded of the release that is installed here is what is installed. How many zones; raises.
+    """Return the number of zones recorded for the installed release. Raise DifferenceError if one differs from it.
 
-    Other releases are compared by whoever has them installed.
+    Other releases can only be compared on a machine that has them installed.
     """
     installed = installed_zones()
     rows = await connection.fetch(
@@ -33,8 +33,11 @@ async def check_zones(connection: asyncpg.Connection) -> int:
 
 
 async def notes_on_zones(connection: asyncpg.Connection) -> list[str]:
-    """A sentence for each release that nothing was decided under yet: once it is installed, it is decided by these."""
+    """Return a note for each recorded release that has decided nothing yet.
+
+    The recorded zones will decide once that release is installed, so a forged one would matter then.
+    """
     return [
-        f"time zones of the release {row[0]} are recorded, and nothing was decided under it: are they that release's?"
+        f"time zones of the release {row[0]} are recorded, but it decided nothing yet: compare them with it"
         for row in await connection.fetch(_UNNAMED, UNRECORDED)
     ]

@@ -1,6 +1,6 @@
-"""How things stood at one moment: leases, checkpoints and read models, read in one short transaction.
+"""The leases, checkpoints and read models at one moment, read in one short transaction.
 
-The ledger itself is read later and at leisure, up to the positions noted here: what it held then it holds for ever.
+The audit reads the ledger itself later, up to the positions noted here, because entries never change.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +14,12 @@ from shared.ledger.checkpoints import checkpoints_of
 from shared.ledger.times import from_datetime
 from shared.runtime.read_models import READ_MODELS
 
-LARGEST_LEAD_US = 60_000_000  # No batch takes a time that is further ahead: services/allocation/clock_guard.py.
+# No batch takes a time that is further ahead of the database's clock: services/allocation/clock_guard.py.
+LARGEST_LEAD_US = 60_000_000
 FOLLOWERS = tuple(model.name for model in READ_MODELS)
-# No shard is claimed as often: a claim each millisecond would take three hundred centuries.
+# More claims than there can have been: one each millisecond would take three hundred centuries.
 LARGEST_EPOCH = 10**15
-# As the constraints have it: what lies beyond, Python cannot read.
+# The bounds of the constraints. Python cannot read times beyond them.
 _UNREADABLE_SHARD = """
     SELECT shard, ledger_time::text AS told FROM ledger.shards
     WHERE NOT (ledger_time >= '1970-01-01Z' AND ledger_time < '3000-01-01Z') ORDER BY 1 LIMIT 1
@@ -31,7 +32,7 @@ _UNREADABLE_CHECKPOINT = """
 
 @dataclass(slots=True)
 class Head:
-    """The lease row of a shard, and how far each follower had folded it. Times in µs."""
+    """The lease row of a shard, and each follower's checkpoint: position and its ledger time. Times are in µs."""
 
     shard: int
     position: int
@@ -40,13 +41,13 @@ class Head:
     epoch: int
     outcome_sequence: int
     quarantine_sequence: int
-    entries: int = 0  # rows, wherever they stand
+    entries: int = 0  # number of rows, whatever their positions
     checkpoints: dict[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Standing:
-    """All shards at one moment, the read models' rows by table, and which shard each ad account was opened in."""
+class Baseline:
+    """All shards at one moment, the read models' rows by table, and each ad account's shard and Business Center."""
 
     heads: list[Head]
     rows: dict[str, Rows]
@@ -54,9 +55,9 @@ class Standing:
 
 
 async def heads_of(connection: asyncpg.Connection) -> list[Head]:
-    """The shards as they stand. Run it in the transaction that reads what is compared with them.
+    """Return the present head of each shard. Call it in the transaction that reads what is compared with them.
 
-    Raises DifferenceError where one is missing, or has a time that no clock shows.
+    Raise DifferenceError if one is missing, or has a time that Python cannot read.
     """
     await _check_readable(connection)
     rows = await connection.fetch(
@@ -76,7 +77,7 @@ async def heads_of(connection: asyncpg.Connection) -> list[Head]:
 
 
 async def _check_readable(connection: asyncpg.Connection) -> None:
-    """Each time can be read. The database compares: what Python cannot hold does not leave it but as text."""
+    """Raise DifferenceError if Python could not read a time. The database compares it and returns it as text."""
     shard = await connection.fetchrow(_UNREADABLE_SHARD)
     if shard is not None:
         raise DifferenceError(f"shard {shard['shard']}: ledger time is {shard['told']}, which no clock shows")
@@ -86,20 +87,20 @@ async def _check_readable(connection: asyncpg.Connection) -> None:
         raise DifferenceError(f"{of} is {checkpoint['told']}, which no clock shows")
 
 
-async def read_standing(connection: asyncpg.Connection) -> Standing:
-    """All that is compared with the ledger, as of one moment. Raises DifferenceError where it contradicts itself."""
+async def read_baseline(connection: asyncpg.Connection) -> Baseline:
+    """Return everything that is compared with the ledger, as of one moment. Raise DifferenceError if it conflicts."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         heads = await heads_of(connection)
         for head in heads:
             await check_ends(connection, head)
         rows = {table.name: await read_table(connection, table) for table in TABLES}
         accounts = await connection.fetch("SELECT ad_account_id, shard, business_center_id FROM ledger.ad_accounts")
-    return Standing(heads, rows, {row[0]: (row[1], row[2]) for row in accounts})
+    return Baseline(heads, rows, {row[0]: (row[1], row[2]) for row in accounts})
 
 
 async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
-    """The tables end where the lease says."""
-    told = f"shard {head.shard}: the lease is at epoch {head.epoch}, which no claims have come to"
+    """Raise DifferenceError unless the shard's tables end where its lease says. Set `head.entries`."""
+    told = f"shard {head.shard}: the lease is at epoch {head.epoch}, which no number of claims can reach"
     expect(head.epoch <= LARGEST_EPOCH, told)
     for what, table, column, end in (
         ("entries end", "entries", "position", head.position),
@@ -120,7 +121,7 @@ async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
         "SELECT coalesce(max(sequence), 0) FROM ledger.quarantine WHERE shard = $1", head.shard
     )
     told = f"the quarantine ends at {last}, the lease says {head.quarantine_sequence}"
-    expect(last <= head.quarantine_sequence, f"shard {head.shard}: {told}")  # What is missing is looked for elsewhere.
+    expect(last <= head.quarantine_sequence, f"shard {head.shard}: {told}")  # A gap may be a dropped month.
     last = await connection.fetchval(
         "SELECT coalesce(max(position), 0) FROM ledger.resting_campaigns WHERE shard = $1", head.shard
     )
@@ -132,7 +133,7 @@ async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
 
 
 async def _check_beginnings(connection: asyncpg.Connection, shard: int) -> None:
-    """Nothing stands where nobody begins to read."""
+    """Raise DifferenceError if a row stands below 1, where no process begins to read."""
     for table, column in (
         ("entries", "position"),
         ("batches", "first_position"),
@@ -143,11 +144,11 @@ async def _check_beginnings(connection: asyncpg.Connection, shard: int) -> None:
             f"SELECT coalesce(min({column}), 1) FROM ledger.{table} WHERE shard = $1",  # noqa: S608
             shard,
         )
-        expect(first > 0, f"shard {shard}: ledger.{table} begins at {first}, where nothing may stand")
+        expect(first > 0, f"shard {shard}: ledger.{table} begins at {first}, where no row may be")
 
 
 async def _check_published(connection: asyncpg.Connection, head: Head) -> None:
-    """No more outcomes count as published than there are."""
+    """Raise DifferenceError if more outcomes count as published than there are."""
     told: int | None = await connection.fetchval(
         f"SELECT position FROM {checkpoints_of('outcomes')} WHERE shard = $1",  # noqa: S608
         head.shard,
@@ -159,7 +160,7 @@ async def _check_published(connection: asyncpg.Connection, head: Head) -> None:
 
 
 async def notes_on_times(connection: asyncpg.Connection, heads: list[Head]) -> list[str]:
-    """A sentence for each shard whose time is ahead of the database's clock: what was written under it is dated so."""
+    """Return a note for each shard whose ledger time is ahead of the database's clock: its entries have such times."""
     now = from_datetime(await connection.fetchval("SELECT clock_timestamp()"))
     return [
         f"shard {head.shard}: ledger time is {(head.ledger_time - now) // 1_000_000:,} s ahead of the database's clock"

@@ -1,4 +1,4 @@
-"""The recorded policies: the waterfalls that batches name can be read."""
+"""Checks that the recorded policies can be read: at least each one that a batch names."""
 
 import asyncpg
 
@@ -12,14 +12,14 @@ _PAGE = "SELECT version, content::text FROM ledger.policies WHERE version > $1 O
 
 
 async def notes_on_policies(connection: asyncpg.Connection) -> list[str]:
-    """A sentence for each policy that cannot be read and that no batch names: a newer version may have recorded it.
+    """Return a note for each unreadable policy that no batch names: a newer release may have recorded it.
 
-    Raises DifferenceError for one that a batch names.
+    Raise DifferenceError if a batch names it.
     """
     named = {row[0] for row in await connection.fetch("SELECT DISTINCT policy_version FROM ledger.batches")}
     notes: list[str] = []
     unreadable, after = 0, ""
-    while page := await connection.fetch(_PAGE, after):  # Any number of rows, of 64 KiB each.
+    while page := await connection.fetch(_PAGE, after):  # The table may hold any number of rows of 64 KiB.
         for version, content in page:
             problem = _problem(content)
             if problem:

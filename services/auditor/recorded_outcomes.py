@@ -1,4 +1,4 @@
-"""The answers to commands, compared with what the ledger and the rules say of them."""
+"""Compares the answers to commands with what the ledger holds and the rules decide."""
 
 import json
 from collections import deque
@@ -8,8 +8,8 @@ from uuid import UUID
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.standing import Head
 from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, same_content
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.times import from_datetime
@@ -20,9 +20,10 @@ _MOST_SHOWN = 200
 
 
 class Answer(NamedTuple):
-    """What was answered to a command. `position` is the shard's last when it was decided; accepted: its own last.
+    """The answer to a command.
 
-    `recorded_at` is the time of the batch that decided it, in µs.
+    `position` is the command's last entry if it was accepted, else the shard's last position when it was refused.
+    `recorded_at` is the ledger time of the batch that decided it, in µs.
     """
 
     status: str
@@ -37,8 +38,9 @@ class Answer(NamedTuple):
 class Outcome:
     """A row of ledger.outcomes.
 
-    `rules_version`, `zones_release` and `policy_version` name what it was decided under; of a repetition, what it was
-    repeated under. `via` is the way by which the command came that was decided. Older outcomes lack the last two.
+    `rules_version`, `zones_release` and `policy_version` name what decided the command or, for a repetition, what was
+    in force when it was repeated. `via` is the way by which the decided command came. Older outcomes lack `via` and
+    `policy_version`.
     """
 
     sequence: int
@@ -55,25 +57,25 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """Accepted or rejected."""
+        """Return "accepted" or "rejected"."""
         return self.answer.status
 
     @property
     def position(self) -> int:
-        """The shard's last position when it was decided; accepted: its own last entry."""
+        """Return the position of the command's last entry; of a refused one, the shard's last position at that time."""
         return self.answer.position
 
     @property
     def recorded_at(self) -> int:
-        """The time of the batch that decided it."""
+        """Return the ledger time of the batch that decided it, in µs."""
         return self.answer.recorded_at
 
 
 class Outcomes:
-    """All answers of one shard: refusals, in order, and acceptances that still have to be found in the ledger."""
+    """All answers of one shard: refusals in their order, and acceptances not yet found in the ledger."""
 
     def __init__(self, shard: int, outcomes: list[Outcome]) -> None:
-        """Raises DifferenceError where the answers contradict each other."""
+        """Sort the outcomes of a shard, given in order. Raise DifferenceError if they contradict each other."""
         self.shard = shard
         self.count = len(outcomes)
         self.refusals: deque[Outcome] = deque()
@@ -94,7 +96,7 @@ class Outcomes:
             decided[outcome.command_id] = outcome
             if before is not None:
                 in_order = before.position <= outcome.position and before.recorded_at <= outcome.recorded_at
-                expect(in_order, f"{self._say(outcome)}: position or time lie before those of the outcome before")
+                expect(in_order, f"{self._say(outcome)}: its position or time lies before that of the previous outcome")
             before = outcome
             self._sort(outcome)
 
@@ -102,8 +104,8 @@ class Outcomes:
         content = outcome.content
         if is_hash(content):
             is_done = outcome.first and outcome.status == ACCEPTED
-            expect(not is_done, f"{self._say(outcome)}: it is accepted, and its content is kept as a hash")
-            expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: so short a content is kept whole")
+            expect(not is_done, f"{self._say(outcome)}: it is accepted, but its content is kept as a hash")
+            expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: such short content is kept whole")
 
     def _sort(self, outcome: Outcome) -> None:
         if outcome.status == REJECTED:
@@ -126,7 +128,10 @@ class Outcomes:
             expect(conflict, f"{self._say(outcome)}: other content under a known id must be refused as a conflict")
 
     def match(self, command: StoredEntry, last: int) -> None:
-        """The ledger holds a command, its first entry here, its last at `last`: it must have been answered so."""
+        """Find the answer to a command of the ledger by its first entry; `last` is the position of its last.
+
+        Raise DifferenceError if no outcome accepts it there, or says something else about it.
+        """
         line, source = command.line, command.source
         outcome = self._accepted.pop(command.position, None)
         where = f"shard {self.shard}, position {command.position}"
@@ -141,14 +146,14 @@ class Outcomes:
         kept, via = details["command"], details.get("via")
         same = outcome.content == kept
         expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
-        # Entries of the first two versions of the rules do not say.
+        # The first two versions of the rules did not record the way.
         expect(
             via in (None, outcome.via), f"{where}: the command came by {via}, {self._say(outcome)} says {outcome.via}"
         )
         self.accepted += 1
 
     def finish(self) -> None:
-        """Every acceptance was found in the ledger, every refusal was decided again. Raises DifferenceError."""
+        """Raise DifferenceError if the ledger lacks an accepted command, or a refusal was not decided again."""
         for outcome in [*self._accepted.values(), *self.refusals]:
             raise DifferenceError(
                 f"{self._say(outcome)} is {outcome.status} at position"
@@ -160,7 +165,10 @@ class Outcomes:
 
 
 async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[Outcome]:
-    """The outcomes of a shard up to a sequence number. The connection has `plain_types`. Raises DifferenceError."""
+    """Return the outcomes of a shard up to the sequence number `last`, in order. The connection has `plain_types`.
+
+    Raise DifferenceError if one does not hold the command that its row names.
+    """
     rows = await connection.fetch(
         "SELECT sequence, command_id, first, business_center_id, type, content::text, status, code, message,"
         " first_position, position, recorded_at, via, rules_version, zones_release, policy_version"
@@ -179,7 +187,7 @@ def _outcome(shard: int, sequence: int, command_id: bytes, first: bool, center: 
 
 
 async def check_contents(connection: asyncpg.Connection, head: Head) -> None:
-    """Each outcome holds a command that can be read: the one that its row names. Raises DifferenceError."""
+    """Raise DifferenceError if an outcome holds no readable command, or another one than its row names."""
     query = (
         "SELECT sequence, command_id, business_center_id, type, content::text FROM ledger.outcomes"
         " WHERE shard = $1 AND sequence <= $2 ORDER BY sequence"
@@ -190,7 +198,7 @@ async def check_contents(connection: asyncpg.Connection, head: Head) -> None:
 
 
 def _content(shard: int, sequence: int, command_id: bytes, center: str, type_: str, kept: str) -> dict[str, Any]:
-    """The content of an outcome. Raises DifferenceError where it is none, or not of the command that the row names."""
+    """Return the content of an outcome. Raise DifferenceError if it is unreadable or not of the command of its row."""
     where = f"shard {shard}, outcome {sequence} of command {_hex(command_id)}"
     try:
         content = kept_content(kept)

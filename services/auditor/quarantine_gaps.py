@@ -1,21 +1,24 @@
-"""Quarantine has no gap but where operators have dropped whole months of it: exactly what their log says is missing."""
+"""Checks that quarantine has no gaps except the months that operators dropped and that their log names."""
 
 from typing import Any
 
 import asyncpg
 
+from services.auditor.baseline import Head
 from services.auditor.difference import expect
-from services.auditor.standing import Head
 
 Range = tuple[int, int]  # the first and the last sequence number
 
-_MOST_NAMED = 100  # A quarantine that is whole has as many breaks as months were dropped.
+_MOST_NAMED = 100  # A quarantine without faults has at most one break for each dropped month.
 
 
 async def check_quarantine(connection: asyncpg.Connection, head: Head) -> int:
-    """Records follow each other, in number and in time. Answers how many there are; raises DifferenceError."""
+    """Return the number of quarantined records.
+
+    Raise DifferenceError if one is missing without a note in the operators' log, or if their times go back.
+    """
     async with connection.transaction():
-        # Whoever drops a month waits until the table and the log have been read.
+        # Dropping a month must wait until the audit has read both the table and the log.
         await connection.execute("LOCK TABLE ledger.quarantine IN ACCESS SHARE MODE")
         breaks = await _breaks(connection, head)
         count, last = await connection.fetchrow(
@@ -32,7 +35,7 @@ async def check_quarantine(connection: asyncpg.Connection, head: Head) -> int:
 
 
 async def _breaks(connection: asyncpg.Connection, head: Head) -> list[Any]:
-    """The records that do not follow the one before."""
+    """Return the records that do not directly follow the previous one, in number or in time."""
     rows: list[Any] = await connection.fetch(
         f"""
         SELECT sequence, previous, recorded_at < before AS back FROM (
@@ -48,7 +51,7 @@ async def _breaks(connection: asyncpg.Connection, head: Head) -> list[Any]:
 
 
 def _missing(shard: int, row: Any) -> Range:
-    """What is missing before a record."""
+    """Return the range that is missing before a record. Raise DifferenceError if something else is wrong there."""
     where = f"shard {shard}, quarantined record {row['sequence']}"
     expect(not row["back"], f"{where}: ledger time goes back")
     expect(row["sequence"] > row["previous"], f"{where}: it is there twice")
@@ -56,7 +59,7 @@ def _missing(shard: int, row: Any) -> Range:
 
 
 async def _dropped(connection: asyncpg.Connection, head: Head) -> list[Range]:
-    """What operators say that they have dropped of the shard, neighbours joined. Raises DifferenceError."""
+    """Return the ranges of the shard that the operators' log says were dropped. Adjacent ranges are joined."""
     rows = await connection.fetch(
         """
         SELECT (part ->> 'first')::bigint AS first, (part ->> 'last')::bigint AS last
@@ -78,16 +81,16 @@ async def _dropped(connection: asyncpg.Connection, head: Head) -> list[Range]:
 
 
 def _compare(shard: int, missing: list[Range], dropped: list[Range]) -> None:
-    """Raise DifferenceError at the first record that is missing without a word, or there in spite of one."""
+    """Raise DifferenceError at the first record that is missing but not logged, or logged as dropped but present."""
     lost = _first_outside(missing, dropped)
     expect(lost is None, f"shard {shard}: the quarantined record {lost} is missing")
     kept = _first_outside(dropped, missing)
-    told = f"the operators' log says that the quarantined record {kept} was dropped, it is there"
+    told = f"the operators' log says that the quarantined record {kept} was dropped, but it is there"
     expect(kept is None, f"shard {shard}: {told}")
 
 
 def _first_outside(ranges: list[Range], others: list[Range]) -> int | None:
-    """The first number in one of the ranges that is in none of the others. Both are in order."""
+    """Return the first number in `ranges` that is in none of `others`, or None. Both are in order."""
     for first, last in ranges:
         number = first
         for low, high in others:

@@ -1,7 +1,7 @@
-"""The past as the balance follower keeps it: what moved between two closings of the books, and what held at each.
+"""The closings of the balance follower's books: what moved between two of them, and the state at each.
 
-Folded from nothing like the rest, up to the last closing. Where the books are closed is the follower's choice: its own
-rows say so, and no more than `MOST_BETWEEN` positions may lie between two closings, or behind the last.
+The audit folds it from nothing, like the rest, up to the last closing. The follower chooses where it closes the books,
+and its rows say so. At most `MOST_BETWEEN` positions may lie between two closings, or after the last one.
 """
 
 from collections import defaultdict
@@ -15,12 +15,15 @@ from shared.ledger.decoding import StoredEntry
 from shared.rules.entries import Line
 from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
-# The follower's distance between two closings, said again: a mistake there must not be one here.
+# The follower's distance between two closings, repeated on purpose: a mistake there must not become one here.
 MOST_BETWEEN: Final = 524_288
 
 
 def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
-    """The positions at which the books of a shard were closed. Raises DifferenceError where they cannot be that."""
+    """Return the positions at which the books of a shard were closed, in order.
+
+    Raise DifferenceError if one lies beyond the checkpoint, or if two are too far apart.
+    """
     positions = sorted(position for its_shard, position in held if its_shard == shard)
     for before, position in zip([0, *positions], [*positions, checkpoint], strict=True):
         expect(
@@ -34,8 +37,8 @@ def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
     return positions
 
 
-class History:
-    """What happened since the last closing."""
+class ClosingFold:
+    """The sums and the changed entities of one shard since the last closing."""
 
     def __init__(self, shard: int, closings: list[int]) -> None:
         self.last = closings[-1] if closings else 0
@@ -50,7 +53,7 @@ class History:
         self._entities: set[tuple[str, str]] = set()
 
     def add(self, stored: Iterable[StoredEntry]) -> None:
-        """Note entries, in the order of their positions."""
+        """Add entries, in the order of their positions."""
         moved, spent = self._moved, self._spent
         for item in stored:
             line, amount, _, _, _, day, _ = item.entry
@@ -71,7 +74,10 @@ class History:
             self._entities.add((account, campaign))
 
     def close(self, position: int, fold: Fold) -> dict[str, Rows]:
-        """The rows of the closing at this position, up to which everything was folded; the next begins."""
+        """Return the rows of the closing at this position, by table, and begin the next closing.
+
+        `fold` must hold the entries up to this position and none beyond it.
+        """
         key = (self._shard, position)
         rows: dict[str, Rows] = {"balance.closings": {key: ()}, "balance.pocket_movements": self._movements(key)}
         rows.update(self._spend(key))

@@ -1,4 +1,4 @@
-"""What keeps rows where the audits look, and the leases from going back: constraints, and a trigger."""
+"""The constraints and triggers that keep rows where the audits look for them, and leases from going back."""
 
 import asyncpg
 
@@ -29,15 +29,15 @@ SIZED = (
     "shard_states",
     "allocators",
 )
-# What may wait for a shard.
+# The constraints on the records that may wait for a shard.
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
-# Table, trigger, a part of its definition, and what it does.
+# Table, trigger, a part of its definition, and what it does (in the words of the error).
 _TRIGGERS = (
-    ("shards", "only_onward", "new.epoch - 1", "lets leases go onward only"),
-    ("time_zones", "few_zones", "refuse_many_zones", "keeps the zones of a release few"),
+    ("shards", "only_onward", "new.epoch - 1", "lets leases only move forward"),
+    ("time_zones", "few_zones", "refuse_many_zones", "limits the zones of a release"),
     ("checkpoints", "not_ahead", "refuse_to_run_ahead", "keeps checkpoints from running ahead of the ledger"),
 )
-# The times of a table that no validated constraint of theirs bounds. The parts of a table have what it has.
+# A column with a time or day that no validated constraint bounds. Partitions inherit the constraints of their table.
 _UNBOUNDED = r"""
     SELECT c.oid::regclass::text AS name, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relnamespace::regnamespace::text = ANY($1)
@@ -50,14 +50,17 @@ _UNBOUNDED = r"""
 
 
 async def check_times(connection: asyncpg.Connection) -> None:
-    """Every time has bounds. An audit asks this first: what it reads next can then be read. Raises DifferenceError."""
+    """Check that every column with a time has bounds. Raise DifferenceError.
+
+    An audit begins with this, because Python cannot read a time beyond these bounds.
+    """
     row = await connection.fetchrow(_UNBOUNDED, ["ledger", *(model.name for model in READ_MODELS)])
     if row is not None:
         raise DifferenceError(f"{row['name']}: the constraint that bounds the times of {row['attname']} is missing")
 
 
 async def check_bounds(connection: asyncpg.Connection) -> int:
-    """Every bound is there and was checked for every row. Answers how many; raises DifferenceError."""
+    """Return the number of bounds, each of which was checked for every row. Raise DifferenceError if one is missing."""
     found = await _tables_with(connection, "bounds")
     for table in BOUNDED:
         expect(table in found, f"ledger.{table}: the constraint that keeps its rows within bounds is missing")
