@@ -381,7 +381,7 @@ async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_other
     await writer.send(spend(center))
     await begun.wait()
     await writer.stop()
-    (line,) = writer.told("a shard failed as it was given up")
+    (line,) = writer.told("a shard failed while it was being released")
     assert (line["shard"], "ZeroDivisionError" in line["error"]) == (0, True)
     assert await writer.database.fetchval("SELECT count(*) FROM ledger.shards WHERE owner IS NOT NULL") == 0
 
