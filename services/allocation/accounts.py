@@ -1,7 +1,7 @@
-"""Ids of ad accounts are unique across shards: a shard that opens some keeps the others from opening the same ones.
+"""Locks on the ids of new ad accounts, which must be unique across shards.
 
-Advisory locks of the database are held from before the ids are looked up until the batch is committed. They are taken
-in one order and all at once, and given back before others are taken, so that two shards never wait for each other.
+A shard holds advisory locks of the database from before it looks the ids up until the batch is committed. It takes all
+of them at once and in one order, and releases them before it takes others, so two shards never wait for each other.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from services.allocation.decoding import Command, Fault
 
 log = structlog.get_logger()
 
-# The server's table of locks is small: a batch opens no more accounts than this.
+# A batch opens at most this many accounts, because the server's table of locks is small.
 MOST_LOCKS: Final = 64
-_CLASS: Final = 0x41434354  # keeps these locks apart from others
+_CLASS: Final = 0x41434354  # the first key of these locks, which no other advisory lock has
 LONGEST_WAIT_SECONDS: Final = 1.0
 
 
 def within(records: Decoded) -> Decoded:
-    """As many of the records as open no more ad accounts than there are locks: at least one."""
+    """Return as many records as open at most `MOST_LOCKS` ad accounts."""
     opened = 0
     for number, (_, command) in enumerate(records.commands):
         opened += _opens(command)
@@ -33,7 +33,7 @@ def within(records: Decoded) -> Decoded:
 
 
 def opened_in(records: Decoded) -> list[str]:
-    """The ids of the ad accounts that these records would open."""
+    """Return the ids of the ad accounts that these records would open."""
     return [command.content["ad_account_id"] for _, command in records.commands if _opens(command)]
 
 
@@ -42,22 +42,22 @@ def _opens(command: Command | Fault) -> TypeGuard[Command]:
 
 
 async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:
-    """Keep other shards from opening accounts of these ids, as long as the session has the locks.
+    """Keep other shards from opening accounts with these ids while the session holds the locks.
 
-    After a second it goes on without the rest of them: the table's key still refuses an id that is taken.
+    After a second this returns without the missing locks, because the key of the table still refuses a taken id.
     """
     keys = sorted({int.from_bytes(blake2b(id_.encode(), digest_size=4).digest(), signed=True) for id_ in ids})
     assert len(keys) <= MOST_LOCKS
     try:
-        # In one round trip. A statement that is given up takes its setting back; locks that it has got stay.
+        # All in one round trip. If the server cancels it, the setting is undone and the locks taken so far stay.
         locks = ", ".join(f"pg_advisory_lock({_CLASS}, {key})" for key in keys)
         await connection.execute(
             f"SET statement_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT {locks}; SET statement_timeout = 0"
         )
     except asyncpg.QueryCanceledError:
-        log.warning("another shard has opened accounts for a second: not waiting for it", locks=len(keys))
+        log.warning("another shard has held ids of new accounts for a second: going on without it", locks=len(keys))
 
 
 async def unlock(connection: asyncpg.Connection) -> None:
-    """Let others open accounts again."""
+    """Release the locks, so that other shards can open accounts with these ids."""
     await connection.execute("SELECT pg_advisory_unlock_all()")

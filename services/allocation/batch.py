@@ -180,7 +180,7 @@ class Decision:
 
 
 async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> Decoded:
-    """Return each record with its content or fault. `events` are records of Kafka or `Raw`s: both have value and headers.
+    """Return each record with its content or fault. `events` are records of Kafka or `Raw`s, with value and headers.
 
     `keys` are those with which the API signs commands.
     """

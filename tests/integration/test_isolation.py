@@ -80,7 +80,7 @@ async def test_the_record_that_fails_is_quarantined_and_all_others_are_charged_i
     assert [json.loads(row["raw"])["event_id"] for row in found[:4]] == ids(broken)
     assert figure("drawdown_internal_errors_total", shard=0) - before["drawdown_internal_errors_total"] == 4
     assert figure("drawdown_entries_total", shard=0) - before["drawdown_entries_total"] == 196
-    told = writer.told("for a reason that nobody expected")
+    told = writer.told("a record failed unexpectedly")
     assert [(line["topic"], line["partition"], line["offset"]) for line in told] == [
         ("spend.events", 0, offsets[n]) for n in (0, 7, 8, 199)
     ]
@@ -143,7 +143,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
             await writer.decided()
         await writer.send(*(events[9:] if one_at_a_time else events))
         row = await writer.standing(0, "stopped")
-        assert "5 records failed one after the other" in row["detail"]
+        assert "5 records in a row failed" in row["detail"]
         assert "when the allocation process starts again, with the fault mended and on the same broker" in row["detail"]
         assert figure("drawdown_shard_stopped", shard=0) == 1
         others = [spend(neighbour) for _ in range(20)]
