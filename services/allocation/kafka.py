@@ -58,8 +58,8 @@ class WithoutGaps:
             _gaps[self._partition] = self._next_offset, monotonic()
         elif monotonic() - since > GAP_SECONDS:
             raise OffsetsDoNotFitError(
-                f"{self._partition.topic}-{self._partition.partition} goes on at offset {found}, but {offset} comes next"
-                f" and has not come for {GAP_SECONDS:.0f} s: the records between them are lost, or the topic is"
+                f"{self._partition.topic}-{self._partition.partition} goes on at offset {found}, but {offset} comes"
+                f" next and is missing for {GAP_SECONDS:.0f} s: the records between are lost, or the topic is"
                 " compacted; no record is skipped"
             )
 

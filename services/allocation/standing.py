@@ -1,4 +1,4 @@
-"""How each shard of this process stands, and telling it: to its own readiness, and to all through the ledger."""
+"""The state of each shard of this process, reported to its readiness and, through the database, to all services."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ State = Literal["loading", "writing", "waiting", "stopped"]
 
 
 class Standing:
-    """What one shard is doing, since when, and why it does not write where it does not."""
+    """What a shard is doing, since when, and why, if it is not being written."""
 
     __slots__ = ("detail", "since", "state")
 
@@ -22,25 +22,25 @@ class Standing:
         self.since = monotonic()
 
     def say(self, state: State, detail: str = "") -> None:
-        """Tell what it does now. A state that it is in already has not begun anew."""
+        """Set the state. `since` changes only if the state does."""
         if state != self.state:
             self.state, self.since = state, monotonic()
         self.detail = detail
 
 
 class Lag(Protocol):
-    """What is known of the records that wait."""
+    """What is known about the waiting records of a shard."""
 
     records: int
 
     def seconds(self, now: float) -> float:
-        """For how long the oldest has waited."""
+        """Return for how many seconds the oldest has waited, at `now` in monotonic seconds."""
 
 
 async def report(
     connection: asyncpg.Connection, owner: str, standings: Mapping[int, Standing], lags: Mapping[int, Lag]
 ) -> NoReturn:
-    """Keep the table of shard states up to date, until cancelled."""
+    """Write the states of the shards into the table every second, until cancelled."""
     await connection.execute("SET synchronous_commit = off")
     while True:
         await report_once(connection, owner, standings, lags)
@@ -50,7 +50,7 @@ async def report(
 async def report_once(
     connection: asyncpg.Connection, owner: str, standings: Mapping[int, Standing], lags: Mapping[int, Lag]
 ) -> None:
-    """Write a row for each shard, and take back those of shards that were given up. Times are the database's."""
+    """Write a row for each shard, and delete those of released shards. Times are the database's."""
     now = monotonic()
     shards = sorted(standings)
     told = [standings[shard] for shard in shards]

@@ -1,4 +1,4 @@
-"""Trying again what failed and has no end of its own, so that one part that fails ends no other."""
+"""Trying endless work again after a failure, so that one part of the process that fails does not end the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,9 +14,9 @@ log = structlog.get_logger()
 
 
 async def again_and_again(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoReturn:
-    """Do something that has no end, again whenever it fails, until cancelled. Raises BadSettingError alone.
+    """Run `attempt`, which has no end, again after each failure, until cancelled. Raises only BadSettingError.
 
-    Its pauses grow as long as it fails within the longest of them.
+    The pauses grow until it has run for longer than the longest of them. `what` is its name in the log.
     """
     loop = asyncio.get_running_loop()
     pause, lives = GrowingPause(), 0
