@@ -144,7 +144,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
         await writer.send(*(events[9:] if one_at_a_time else events))
         row = await writer.standing(0, "stopped")
         assert "5 records in a row failed" in row["detail"]
-        assert "when the allocation process starts again, with the fault mended and on the same broker" in row["detail"]
+        assert "mend the fault and start the allocation process again with the same broker" in row["detail"]
         assert figure("drawdown_shard_stopped", shard=0) == 1
         others = [spend(neighbour) for _ in range(20)]
         await writer.send(*others)
