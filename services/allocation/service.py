@@ -23,7 +23,7 @@ import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from services.allocation import metrics, state
+from services.allocation import metrics, snapshots
 from services.allocation.clock_guard import ClockGuard
 from services.allocation.failures import (
     AccountTakenError,
@@ -416,10 +416,10 @@ class Allocation:
             lease = self._leases[lease.shard] = await again(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: close_within(stop_client(consumer)))
-            rules = await state.load(
+            rules = await snapshots.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
-            stack.push_async_callback(state.forget, rules)
+            stack.push_async_callback(snapshots.forget, rules)
             stack.callback(self._memory.hold(lease.shard, rules.campaigns))
             gc.freeze()
             failures.begin_again()

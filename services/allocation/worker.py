@@ -15,7 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import accounts, bounds, metrics, state
+from services.allocation import accounts, bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.batch import (
     Decider,
@@ -124,7 +124,7 @@ class Worker:
         self._commit: asyncio.Task[None] | None = None
         self._has_locks = False
         self._kept_at = lease.position
-        self._next_snapshot = lease.position + state.entries_between(state.objects_in(rules))
+        self._next_snapshot = lease.position + snapshots.entries_between(snapshots.objects_in(rules))
 
     def wake(self) -> None:
         """Make the worker read the table of forwarded records now."""
@@ -369,7 +369,7 @@ class Worker:
         )
         objects = 0
         try:
-            kept = await state.dump(self._rules, self.lease.tree)
+            kept = await snapshots.dump(self._rules, self.lease.tree)
             write.snapshot, objects = (kept.position, kept.format, kept.state), kept.objects
             await append(self._writing, self.lease, write)
         except Exception as error:
@@ -381,7 +381,7 @@ class Worker:
                 error=said(error),
             )
         self._kept_at = self.lease.position
-        self._next_snapshot = self.lease.position + state.entries_between(objects)
+        self._next_snapshot = self.lease.position + snapshots.entries_between(objects)
 
     async def _finish(self) -> None:
         under_way = self._commit if self._commit is not None and not self._commit.done() else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.allocation import accounts, bounds, state
+from services.allocation import accounts, bounds, snapshots
 from services.allocation.bounds import Bounds
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
@@ -151,10 +151,10 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
 
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
-    kept = await state.dump(rules, CompactRange())
+    kept = await snapshots.dump(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
-    await asyncio.to_thread(state._restore, restored, kept.state)
-    await state.forget(restored)
+    await asyncio.to_thread(snapshots._restore, restored, kept.state)
+    await snapshots.forget(restored)
     seconds = time.perf_counter() - began
     ticking.cancel()
     assert kept.objects > 1_000
@@ -164,12 +164,12 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
 
 def test_a_kept_state_is_what_it_was() -> None:
     rules = large_state(30, 20)
-    kept = state._dump(rules, CompactRange())
+    kept = snapshots._dump(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
-    tree = state._restore(restored, kept.state)
+    tree = snapshots._restore(restored, kept.state)
     assert (tree.size, kept.position) == (0, 0)
-    assert state.objects_in(restored) == state.objects_in(rules) == 30 + 600
-    assert state._dump(restored, CompactRange()).state == kept.state
+    assert snapshots.objects_in(restored) == snapshots.objects_in(rules) == 30 + 600
+    assert snapshots._dump(restored, CompactRange()).state == kept.state
 
 
 async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
@@ -179,7 +179,7 @@ async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
     assert before >= 20 + 200 + 1
     gc.disable()
     try:
-        await state.forget(rules)
+        await snapshots.forget(rules)
         after = sum(isinstance(thing, Campaign | AdAccount | BusinessCenter) for thing in gc.get_objects())
     finally:
         gc.enable()

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import append, outcomes, service, state, worker
+from services.allocation import append, outcomes, service, snapshots, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
@@ -165,7 +165,9 @@ async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_othe
     await writer.stop()
     with monkeypatch.context() as patch:
         error = ReplayDiffersError("shard 0, position 3: the ledger holds something else")
-        patch.setattr(state, "load", breaks_later(state.load, lambda _connection, lease, *_: lease.shard == 0, error))
+        patch.setattr(
+            snapshots, "load", breaks_later(snapshots.load, lambda _connection, lease, *_: lease.shard == 0, error)
+        )
         writer.start()
         row = await writer.standing(0, "waiting")
         assert "position 3: the ledger holds something else" in row["detail"]

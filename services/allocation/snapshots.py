@@ -50,7 +50,7 @@ _FORGOTTEN_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Snapshot:
     """A snapshot as the ledger keeps it: compressed lines of JSON. `objects` is the number of pieces in it."""
 
     position: int
@@ -150,7 +150,7 @@ async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> N
         log.info("time zones of the past recorded", zones=[name for name, _ in used])
 
 
-async def dump(rules: Shard, tree: CompactRange) -> Kept:
+async def dump(rules: Shard, tree: CompactRange) -> Snapshot:
     """Return a snapshot of the state after the batch that `tree` ends with. Decide nothing until this returns."""
     return await asyncio.to_thread(_dump, rules, tree)
 
@@ -183,14 +183,14 @@ async def forget(rules: Shard) -> None:
         await asyncio.sleep(0)
 
 
-def _dump(rules: Shard, tree: CompactRange) -> Kept:
+def _dump(rules: Shard, tree: CompactRange) -> Snapshot:
     head = {"position": tree.size, "frontier": tree.frontier().hex()}
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
     for line in _restful(_in_lines(chain([head], snapshot.dump(rules)))):
         parts.append(compressor.compress(_encode(line).encode() + b"\n"))
         objects += len(line)
-    return Kept(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
+    return Snapshot(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
