@@ -25,6 +25,7 @@ from aiokafka.errors import KafkaError
 
 from services.allocation import metrics, snapshots
 from services.allocation.clock_guard import ClockGuard
+from services.allocation.consuming import open_consumer
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -34,7 +35,6 @@ from services.allocation.failures import (
     ShardStoppedError,
     said,
 )
-from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.lease import (
     RELEASED_CHANNEL,

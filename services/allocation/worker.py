@@ -15,7 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import accounts, bounds, metrics, snapshots
+from services.allocation import account_locks, bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.batch import (
     Decider,
@@ -260,12 +260,12 @@ class Worker:
         if now is None:
             return
         self._memory.share_out(self.lease.shard)
-        portion = accounts.within(within(self._rules, self._failures.portion(self._backlog)))
-        opened = accounts.opened_in(portion)
+        portion = account_locks.within(within(self._rules, self._failures.portion(self._backlog)))
+        opened = account_locks.opened_in(portion)
         if opened:
             await self._committed()
             self._has_locks = True
-            await accounts.lock(self._writing, opened)
+            await account_locks.lock(self._writing, opened)
         write = BatchWrite(0, self._policy.version, self._spend_offset, self._command_offset)
         decision = await self._decide(portion, now, write)
         decided = portion.decided(decision)
@@ -348,7 +348,7 @@ class Worker:
         """Release the locks on the ids of new ad accounts, if this shard holds some."""
         if self._has_locks and not self._writing.is_closed():
             self._has_locks = False
-            await accounts.unlock(self._writing)
+            await account_locks.unlock(self._writing)
 
     async def _committed(self) -> None:
         """Wait until the batch before is in the ledger. Raises the error of its commit."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.allocation import accounts, bounds, snapshots
+from services.allocation import account_locks, bounds, snapshots
 from services.allocation.bounds import Bounds
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
@@ -204,8 +204,8 @@ async def test_a_batch_opens_no_more_accounts_than_there_are_locks(
             " GROUP BY recorded_at"
         )
         assert sum(row[0] for row in opened) == len(names) + 1
-        assert max(row[0] for row in opened) <= accounts.MOST_LOCKS
-        assert len(await batches(writer)) > before + len(names) // accounts.MOST_LOCKS
+        assert max(row[0] for row in opened) <= account_locks.MOST_LOCKS
+        assert len(await batches(writer)) > before + len(names) // account_locks.MOST_LOCKS
 
 
 @pytest.mark.parametrize("records", [20, 500], ids=["a few at a time", "more at once than there are locks"])
@@ -255,7 +255,7 @@ async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
         opened = {"currency": "USD", "time_zone": "UTC"}
         await writer.send(*[command(center, "open_business_center", **opened) for center in centers])
         await writer.decided()
-        monkeypatch.setattr(accounts, "lock", both_at_once)
+        monkeypatch.setattr(account_locks, "lock", both_at_once)
         for number in range(10):
             pair = [command(each, "open_ad_account", ad_account_id=f"main-{number}", **SHARED) for each in centers]
             await writer.send(*pair)

@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import bounds, kafka, records
+from services.allocation import bounds, consuming, records
 from services.allocation.decoding import Command, Raw, decode_command, decode_event
 from services.allocation.records import FetchedRecords
 from tests.raw_batches import (
@@ -61,13 +61,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MemoryRecords", "PartitionRecords", "FetchResult"):
         monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
     monkeypatch.setattr(records, "_bad_crcs", {})
-    kafka.install()
+    consuming.install()
 
 
 def fetched(data: bytes, offset: int = 0, aborted: Any = None) -> tuple[Any, Assignment]:
     """What a fetch gave, as the consumer holds it."""
     found = fetcher.MemoryRecords(data)
-    parsed = fetcher.PartitionRecords(PLACE, found, aborted, offset, kafka.parsed, None, True, fetcher.READ_COMMITTED)
+    parsed = fetcher.PartitionRecords(
+        PLACE, found, aborted, offset, consuming.parsed, None, True, fetcher.READ_COMMITTED
+    )
     assignment = Assignment(offset)
     return fetcher.FetchResult(PLACE, partition_records=parsed, assignment=assignment, backoff=0), assignment
 

@@ -13,7 +13,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import kafka, records
+from services.allocation import consuming, records
 from services.allocation.records import FetchedRecords
 from tests.any_headers import Headers, batch_of
 from tests.raw_batches import batch, record
@@ -128,9 +128,9 @@ def test_it_is_installed_where_aiokafka_looks_for_it(monkeypatch: pytest.MonkeyP
     for name in names:
         assert isinstance(getattr(fetcher, name), type)
         monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
-    kafka.install()
+    consuming.install()
     assert fetcher.MemoryRecords is FetchedRecords
-    assert fetcher.PartitionRecords is kafka._ParsedRecords
-    assert fetcher.FetchResult is kafka._Taken
+    assert fetcher.PartitionRecords is consuming._ParsedRecords
+    assert fetcher.FetchResult is consuming._Taken
     assert names <= set(fetcher.Fetcher._proc_fetch_request.__code__.co_names)
     assert {"FetchResult", "getall"} <= set(fetcher.Fetcher.fetched_records.__code__.co_names)
