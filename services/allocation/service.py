@@ -52,8 +52,8 @@ from services.allocation.lease import (
 )
 from services.allocation.memory import CampaignMemory, Watch
 from services.allocation.outcomes import publish_outcomes
+from services.allocation.retrying import retry_forever
 from services.allocation.standing import Standing, report
-from services.allocation.trying import again_and_again
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lookup import plain_types
@@ -231,7 +231,7 @@ class Allocation:
             try:
                 await first_to_end(
                     self._keep_shards(keeper, partial(publish_outcomes, database, producer)),
-                    again_and_again("reporting the states of the shards", self._report),
+                    retry_forever("reporting the states of the shards", self._report),
                     self._watch_kafka(),
                     # The keeper's connection may be waiting for a release, so this needs one of its own.
                     watch_reachability(self._database, lambda: self._guard.ask(watching)),

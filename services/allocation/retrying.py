@@ -13,7 +13,7 @@ from shared.runtime.settings import BadSettingError
 log = structlog.get_logger()
 
 
-async def again_and_again(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoReturn:
+async def retry_forever(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoReturn:
     """Run `attempt`, which has no end, again after each failure, until cancelled. Raises only BadSettingError.
 
     The pauses grow until it has run for longer than the longest of them. `what` is its name in the log.
