@@ -53,7 +53,7 @@ from services.allocation.lease import (
 from services.allocation.memory import CampaignMemory, Watch
 from services.allocation.outcomes import publish_outcomes
 from services.allocation.retrying import retry_forever
-from services.allocation.standing import Standing, report
+from services.allocation.shard_states import ShardState, report
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lookup import plain_types
@@ -192,7 +192,7 @@ class Allocation:
         self._workers: dict[int, Worker] = {}
         self._tasks: dict[int, asyncio.Task[Lease]] = {}
         self._leases: dict[int, Lease] = {}
-        self._standings: dict[int, Standing] = {}
+        self._states: dict[int, ShardState] = {}
         self._is_ending = False
         self._released = asyncio.Event()
         self._has_written = False
@@ -250,9 +250,9 @@ class Allocation:
         if self._due is None:
             return False, "starting: it has not yet asked which shards it should write"
         failing = [
-            f"shard {shard} {_FAILING[standing.state]}: {standing.detail}"
-            for shard, standing in sorted(self._standings.items())
-            if standing.state in _FAILING
+            f"shard {shard} {_FAILING[state.name]}: {state.detail}"
+            for shard, state in sorted(self._states.items())
+            if state.name in _FAILING
         ]
         if failing:
             return False, "; ".join(failing)
@@ -270,7 +270,7 @@ class Allocation:
             return True, "standing by: other processes write every shard"
         waiting = sum(lag.records for lag in self._lags.values())
         taken = self._memory_watch.look()
-        noted = [f"; shard {shard} is {said.detail}" for shard, said in sorted(self._standings.items()) if said.detail]
+        noted = [f"; shard {shard} is {state.detail}" for shard, state in sorted(self._states.items()) if state.detail]
         return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}{''.join(noted)}"
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
@@ -355,8 +355,8 @@ class Allocation:
             before.cancel()
             await asyncio.wait({before})
         self._leases[lease.shard] = lease
-        standing = self._standings[lease.shard] = Standing()
-        holding = self._hold(lease, standing, publish)
+        state = self._states[lease.shard] = ShardState()
+        holding = self._hold(lease, state, publish)
         self._tasks[lease.shard] = asyncio.create_task(holding, name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
@@ -371,13 +371,13 @@ class Allocation:
             " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
 
-    async def _hold(self, lease: Lease, standing: Standing, publish: Publish) -> Lease:
+    async def _hold(self, lease: Lease, state: ShardState, publish: Publish) -> Lease:
         """Write one shard and publish its outcomes until it is released. Returns and raises like `_keep_writing`."""
         written = asyncio.Event()
         async with in_background(publish(lease.shard, written)):
-            return await self._keep_writing(lease, standing, written)
+            return await self._keep_writing(lease, state, written)
 
-    async def _keep_writing(self, lease: Lease, standing: Standing, written: asyncio.Event) -> Lease:
+    async def _keep_writing(self, lease: Lease, state: ShardState, written: asyncio.Event) -> Lease:
         """Write one shard until it is released, loading it again after each failure. Returns its lease.
 
         Raises LeaseLostError if another process owns the shard, and any error that concerns all shards.
@@ -385,18 +385,18 @@ class Allocation:
         failures, pause = Failures(lease.shard), GrowingPause()
         while True:
             try:
-                return await self._write(lease, failures, standing, written)
+                return await self._write(lease, failures, state, written)
             except (LeaseLostError, BadSettingError, OtherTopicsError):
                 raise
             except ShardStoppedError as error:
-                await self._stand_still(lease.shard, str(error), standing)
+                await self._stand_still(lease.shard, str(error), state)
             except (RecordFailedError, BatchFailedError) as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
                     log.warning("the last batch is undone", shard=lease.shard, error=said(error.__cause__ or error))
                     return self._leases[lease.shard]
                 failures.learn(error)
-                standing.say("loading")
+                state.set("loading")
             except Exception as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
@@ -405,10 +405,10 @@ class Allocation:
                     return self._leases[lease.shard]
                 seconds = pause.next(self._leases[lease.shard].reached())
                 _tell_of(lease.shard, error, seconds)
-                standing.say("waiting", said(error))
+                state.set("waiting", said(error))
                 await asyncio.sleep(seconds)
 
-    async def _write(self, lease: Lease, failures: Failures, standing: Standing, written: asyncio.Event) -> Lease:
+    async def _write(self, lease: Lease, failures: Failures, state: ShardState, written: asyncio.Event) -> Lease:
         """Load one shard from the ledger and write it until it is released or something fails."""
         async with AsyncExitStack() as stack:
             reading = await self._connect(stack, f"reads {lease.shard}")
@@ -435,7 +435,7 @@ class Allocation:
                 self._guard,
                 written,
                 failures,
-                standing,
+                state,
                 self._memory,
                 self._keys,
             )
@@ -451,12 +451,12 @@ class Allocation:
     async def _report(self) -> None:
         async with AsyncExitStack() as stack:
             connection = await self._connect(stack, "reports", plain=False)
-            await report(connection, self._owner, self._standings, self._lags)
+            await report(connection, self._owner, self._states, self._lags)
 
-    async def _stand_still(self, shard: int, why: str, standing: Standing) -> None:
+    async def _stand_still(self, shard: int, why: str, state: ShardState) -> None:
         """Hold the shard without writing it until this process ends: another owner would fail at the same records."""
         log.error(why, shard=shard)
-        standing.say("stopped", why)
+        state.set("stopped", why)
         metrics.STOPPED.labels(shard).set(1)
         try:
             await asyncio.get_running_loop().create_future()
@@ -469,7 +469,7 @@ class Allocation:
             if not task.done():
                 continue
             lease = self._leases.pop(shard)
-            del self._tasks[shard], self._standings[shard]
+            del self._tasks[shard], self._states[shard]
             self._lags.pop(shard, None)
             metrics.forget(shard)
             try:

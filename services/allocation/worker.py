@@ -44,7 +44,7 @@ from services.allocation.failures import (
 from services.allocation.lease import Lease
 from services.allocation.memory import CampaignMemory
 from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
-from services.allocation.standing import Standing
+from services.allocation.shard_states import ShardState
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
 from shared.ledger.headers import read_headers
@@ -87,7 +87,7 @@ class Worker:
         guard: ClockGuard,
         outcomes_written: asyncio.Event,
         failures: Failures,
-        standing: Standing,
+        state: ShardState,
         memory: CampaignMemory,
         keys: CommandKeys,
     ) -> None:
@@ -103,7 +103,7 @@ class Worker:
         self._guard = guard
         self._outcomes_written = outcomes_written
         self._failures = failures
-        self._standing = standing
+        self._state = state
         self._memory = memory
         self._keys = keys
         self._spends = TopicPartition(SPEND_EVENTS, lease.shard)
@@ -150,8 +150,8 @@ class Worker:
 
     async def run(self) -> None:
         """Write until stopped. After an error the memory may be ahead of the ledger and must be dropped."""
-        if self._standing.state == "loading":  # A shard that has failed counts as written only after a fetch.
-            self._standing.say("writing", self._ahead)
+        if self._state.name == "loading":  # A shard that has failed counts as written only after a fetch.
+            self._state.set("writing", self._ahead)
             self._tell_if_ahead(self._clock.now_us())
         try:
             while not self._stopping:
@@ -187,7 +187,7 @@ class Worker:
         records: dict[TopicPartition, list[Any]] = {}
         if self._fetching.done():
             records, self._fetching = self._fetching.result(), None
-            self._standing.say("writing", self._ahead)
+            self._state.set("writing", self._ahead)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -285,11 +285,11 @@ class Worker:
         now = await self._guard.time_of_batch(self._reading)
         if now is None:
             await self._committed()
-            self._standing.say("waiting", self._guard.problem or "")
+            self._state.set("waiting", self._guard.problem or "")
             await asyncio.sleep(DISAGREEING_SECONDS)
             return None
-        if self._standing.state == "waiting":
-            self._standing.say("writing", self._ahead)
+        if self._state.name == "waiting":
+            self._state.set("writing", self._ahead)
         self._tell_if_ahead(now)
         return max(now, self.lease.ledger_time)
 
@@ -307,7 +307,7 @@ class Worker:
             until = format_time(self.lease.ledger_time)
             self._ahead = f"ahead of the clock: what is decided before {until} is dated then"
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
-        self._standing.say("writing", self._ahead)
+        self._state.set("writing", self._ahead)
 
     async def _decide(self, portion: Decoded, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):
