@@ -51,7 +51,7 @@ from services.allocation.lease import (
     withdraw,
 )
 from services.allocation.memory import CampaignMemory, Watch
-from services.allocation.outcomes import publish_outcomes
+from services.allocation.outcome_publishing import publish_outcomes
 from services.allocation.retrying import retry_forever
 from services.allocation.shard_states import ShardState, report
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import append, outcomes, service, snapshots, worker
+from services.allocation import append, outcome_publishing, service, snapshots, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
@@ -263,7 +263,7 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
         """The real publisher puts the checkpoint right between the two steps, now and then: then nothing is late."""
         while not late.is_set():
             await writer.database.execute("UPDATE ledger.checkpoints SET position = 1")
-            await outcomes._publish_some(connection, Slow(), 0)
+            await outcome_publishing._publish_some(connection, Slow(), 0)
 
     class Slow:
         """The producer of a process that lost the shard."""
@@ -288,7 +288,7 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(outcomes, "_message", breaks(outcomes._message, lambda _row: True, FAULT))
+        patch.setattr(outcome_publishing, "_message", breaks(outcome_publishing._message, lambda _row: True, FAULT))
         center = await writer.opened()
         await writer.send(spend(center))
         await writer.decided()
@@ -311,7 +311,7 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
 async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    publish = outcomes._publish_some
+    publish = outcome_publishing._publish_some
 
     async def failing(database: Any, producer: Any, shard: int) -> int:
         if shard != 0:
@@ -326,7 +326,7 @@ async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
 
     with monkeypatch.context() as patch:
         await writer.stop()
-        patch.setattr(outcomes, "_publish_some", failing)
+        patch.setattr(outcome_publishing, "_publish_some", failing)
         writer.start()
         for shard in range(4):
             await writer.opened(shard)
