@@ -9,8 +9,8 @@ from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
 from services.allocation import bounds, metrics
+from services.allocation.kafka_batches import FetchedRecords
 from services.allocation.lease import Lease
-from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.runtime.incarnation import is_same_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client, stop_client
@@ -73,7 +73,7 @@ def parsed(key: bytes | None) -> bytes | None:
 
 
 class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """For marked consumers: the records of `records.Batch`, a slice at a time, without gaps."""
+    """For marked consumers: the records of `KafkaBatch`, a slice at a time, without gaps."""
 
     def __init__(
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any

@@ -13,8 +13,8 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import consuming, records
-from services.allocation.records import FetchedRecords
+from services.allocation import consuming, kafka_batches
+from services.allocation.kafka_batches import FetchedRecords
 from tests.any_headers import Headers, batch_of
 from tests.raw_batches import batch, record
 
@@ -40,7 +40,7 @@ def headers_of(data: bytes) -> list[list[tuple[str, bytes | None]]]:
 
 @pytest.fixture(params=[DefaultRecordBatch, _DefaultRecordBatchPy], ids=["compiled", "Python"])
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "DefaultRecordBatch", request.param)
+    monkeypatch.setattr(kafka_batches, "DefaultRecordBatch", request.param)
 
 
 def test_the_compiled_parser_is_there_and_takes_utf_8_alone() -> None:

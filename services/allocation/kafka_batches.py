@@ -71,12 +71,12 @@ class FetchedRecords:
         """Return the batches as aiokafka reads them, for consumers that are not marked."""
         return MemoryRecords(self._data)
 
-    def batches(self, partition: TopicPartition) -> "Batches":
+    def batches(self, partition: TopicPartition) -> "KafkaBatches":
         """Return the batches as this module reads them."""
-        return Batches(partition, self._data)
+        return KafkaBatches(partition, self._data)
 
 
-class Batches:
+class KafkaBatches:
     """An iterator over the batches of a fetch, with the methods that aiokafka expects."""
 
     def __init__(self, partition: TopicPartition, data: bytes) -> None:
@@ -89,7 +89,7 @@ class Batches:
         """Return whether there is another whole batch."""
         return self._end() is not None
 
-    def next_batch(self) -> "Batch":
+    def next_batch(self) -> "KafkaBatch":
         """Return the next batch. Call this only after `has_next` has returned True.
 
         Raises CorruptRecordException if the batch is too short to have a head.
@@ -103,7 +103,7 @@ class Batches:
             return LegacyBatch(self._partition, self._data, start, end)
         if end - start < RECORDS_AT:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
-        return Batch(self._partition, self._data, start, end)
+        return KafkaBatch(self._partition, self._data, start, end)
 
     def _end(self) -> int | None:
         return _end_of(self._data, self._start, self._bytes)
@@ -126,7 +126,7 @@ class Slice(list[Any]):
         return Slice([_beginning_at(record, offset) for record in self if record.offset >= offset], self.weight)
 
 
-class Batch:
+class KafkaBatch:
     """One batch: its head as aiokafka reads it, and its records, a slice at a time."""
 
     def __init__(self, partition: TopicPartition, data: bytes, start: int, end: int) -> None:
@@ -237,7 +237,7 @@ class Batch:
         return int(kind.unpack_from(self._data, self._start + at)[0])
 
 
-class LegacyBatch(Batch):
+class LegacyBatch(KafkaBatch):
     """A message of the formats before version 2: one record, or compressed records in its value."""
 
     def _read_head(self) -> None:
