@@ -18,7 +18,7 @@ import asyncpg
 
 from services.allocation import metrics
 from services.allocation.append import BatchWrite
-from services.allocation.bounds import UNBOUNDED, Bounds
+from services.allocation.batch_bounds import UNBOUNDED, Bounds
 from services.allocation.decoding import (
     NO_VALUE,
     Command,

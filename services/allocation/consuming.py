@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
-from services.allocation import bounds, metrics
+from services.allocation import batch_bounds, metrics
 from services.allocation.kafka_batches import FetchedRecords
 from services.allocation.lease import Lease
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
@@ -91,7 +91,7 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     def take(self, most: int) -> list[Any]:
         """Return at most `most` records, and no more bytes than a batch may hold plus those of the last slice."""
-        taken, room = self._waiting, bounds.BOUNDS.bytes
+        taken, room = self._waiting, batch_bounds.BOUNDS.bytes
         while len(taken) < most and room > 0 and not self._has_ended:
             part = next(self._records_iterator, None)
             if part is None:
@@ -130,7 +130,7 @@ class _Taken(fetcher.FetchResult):  # type: ignore[misc]
             return super().getall(max_records)  # type: ignore[no-any-return]
         if not self.check_assignment(self._topic_partition):
             return []
-        taken = records.take(max_records or bounds.UNBOUNDED.records)
+        taken = records.take(max_records or batch_bounds.UNBOUNDED.records)
         self._update_position()
         if records.is_used_up:
             self._partition_records = None

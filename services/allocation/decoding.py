@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from services.allocation.bounds import LARGEST_VALUE_BYTES
+from services.allocation.batch_bounds import LARGEST_VALUE_BYTES
 from services.allocation.cloudevents import (
     STRUCTURED,
     Headers,

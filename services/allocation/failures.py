@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 import structlog
 
-from services.allocation import bounds, metrics
+from services.allocation import batch_bounds, metrics
 from services.allocation.decoding import Fault, Raw, printable
 from services.allocation.lease import LeaseLostError
 from shared.ledger.zones import ZonesDifferError
@@ -114,7 +114,7 @@ class Failures:
     def __init__(self, shard: int) -> None:
         self._shard = shard
         self._culprits: dict[Place, Fault] = {}
-        self._most = bounds.BOUNDS.records
+        self._most = batch_bounds.BOUNDS.records
         self._dead_end = ""
         # Internal errors in a row: after the last decided record, and after the last committed one.
         self._in_a_row = self._committed_in_a_row = 0
@@ -173,7 +173,7 @@ class Failures:
     def decided(self, portion: "Decoded", decided: "Decoded") -> None:
         """Note which records of a portion were decided, and adapt the size of the next portion."""
         if len(decided) == len(portion):
-            self._most = min(bounds.BOUNDS.records, 2 * self._most)
+            self._most = min(batch_bounds.BOUNDS.records, 2 * self._most)
         elif decided:
             self._most = 2 * len(decided)
         self._in_a_row = self._at_the_end_of(decided, self._in_a_row)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.allocation import bounds
+from services.allocation import batch_bounds
 from services.allocation.batch import as_raw
 from services.allocation.consuming import start_consumer
 from services.allocation.decoding import Raw
@@ -22,7 +22,7 @@ from shared.runtime.settings import Settings
 
 READ_SECONDS: Final = 20.0
 _FETCH_SECONDS: Final = 5.0
-_ADDRESS_SPACE_BYTES: Final = 1024 * bounds.MIB
+_ADDRESS_SPACE_BYTES: Final = 1024 * batch_bounds.MIB
 
 
 class NotYet(NamedTuple):

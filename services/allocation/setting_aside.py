@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, Final
 
-from services.allocation.bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
+from services.allocation.batch_bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
 from services.allocation.decoding import Cut, Fault, Raw, printable
 from shared.ledger.times import to_datetime
 

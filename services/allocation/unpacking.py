@@ -14,7 +14,7 @@ from typing import Final
 import cramjam
 from aiokafka.errors import CorruptRecordException
 
-from services.allocation.bounds import RECORDS_OF_A_BATCH, UNPACKED_BYTES
+from services.allocation.batch_bounds import RECORDS_OF_A_BATCH, UNPACKED_BYTES
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 NAMES: Final = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}

@@ -15,7 +15,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import account_locks, bounds, metrics, snapshots
+from services.allocation import account_locks, batch_bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.batch import (
     Decider,
@@ -95,7 +95,7 @@ class Worker:
         self._rules = rules
         self._policy = policy
         zones = zones_to_write_with(rules.tables)
-        self._decider = Decider(lease.shard, shards, rules, policy, zones, bounds.BOUNDS)
+        self._decider = Decider(lease.shard, shards, rules, policy, zones, batch_bounds.BOUNDS)
         self._consumer = consumer
         self._reading = reading
         self._writing = writing
@@ -193,7 +193,7 @@ class Worker:
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
         try:
             records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
-                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=bounds.BOUNDS.records
+                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=batch_bounds.BOUNDS.records
             )
         except OffsetOutOfRangeError as error:
             raise OffsetsDoNotFitError(
@@ -217,7 +217,7 @@ class Worker:
         """Return the first of the forwarded records, up to a number and a size. The next call reads more."""
         self._looked_at = perf_counter()
         rows = await self._reading.fetch(
-            _FORWARDED, self.lease.shard, list(self._taking), bounds.BOUNDS.records, bounds.BOUNDS.bytes
+            _FORWARDED, self.lease.shard, list(self._taking), batch_bounds.BOUNDS.records, batch_bounds.BOUNDS.bytes
         )
         if rows:
             self._wake.set()

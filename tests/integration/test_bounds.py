@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.allocation import account_locks, bounds, snapshots
-from services.allocation.bounds import Bounds
+from services.allocation import account_locks, batch_bounds, snapshots
+from services.allocation.batch_bounds import Bounds
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
@@ -29,8 +29,8 @@ ACCOUNTS = 200
 async def bounded_writing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, **changed: Any
 ) -> AsyncIterator[Writing]:
-    usual = {"records": 5_000, "bytes": 8 * bounds.MIB, "entries": 20_000, "seconds": 60.0}
-    monkeypatch.setattr(bounds, "BOUNDS", Bounds(**{**usual, **changed}))
+    usual = {"records": 5_000, "bytes": 8 * batch_bounds.MIB, "entries": 20_000, "seconds": 60.0}
+    monkeypatch.setattr(batch_bounds, "BOUNDS", Bounds(**{**usual, **changed}))
     async with writing(settings) as writer:
         yield writer
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.allocation.append import BatchWrite
 from services.allocation.batch import Decider, Known, decode
-from services.allocation.bounds import Bounds
+from services.allocation.batch_bounds import Bounds
 from services.allocation.decoding import Raw
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
