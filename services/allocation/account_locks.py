@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from services.allocation.batch import Decoded
-from services.allocation.decoding import Command, Fault
+from services.allocation.record_decoding import Command, Fault
 
 log = structlog.get_logger()
 

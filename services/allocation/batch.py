@@ -19,7 +19,14 @@ import asyncpg
 from services.allocation import metrics
 from services.allocation.append import BatchWrite
 from services.allocation.batch_bounds import UNBOUNDED, Bounds
-from services.allocation.decoding import (
+from services.allocation.failures import (
+    INTERNAL_ERROR,
+    BatchFailedError,
+    BeginFailedError,
+    RecordFailedError,
+    said,
+)
+from services.allocation.record_decoding import (
     NO_VALUE,
     Command,
     Fault,
@@ -28,13 +35,6 @@ from services.allocation.decoding import (
     center_of_event,
     decode_command,
     decode_event,
-)
-from services.allocation.failures import (
-    INTERNAL_ERROR,
-    BatchFailedError,
-    BeginFailedError,
-    RecordFailedError,
-    said,
 )
 from services.allocation.setting_aside import held, kept_bytes, quarantine_row, weight
 from shared.contracts.commands import kept_meaning, refused_content, same_content

@@ -13,8 +13,8 @@ import asyncpg
 import structlog
 
 from services.allocation import batch_bounds, metrics
-from services.allocation.decoding import Fault, Raw, printable
 from services.allocation.lease import LeaseLostError
+from services.allocation.record_decoding import Fault, Raw, printable
 from shared.ledger.zones import ZonesDifferError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS

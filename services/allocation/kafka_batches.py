@@ -26,8 +26,8 @@ from aiokafka.structs import TopicPartition
 
 from services.allocation import frames, legacy, metrics
 from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
-from services.allocation.decoding import Raw
 from services.allocation.frames import RECORDS_AT
+from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
 from services.allocation.unpacking import NAMES, NONE, TooLargeError, require_few, unpack
 

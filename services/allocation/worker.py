@@ -29,7 +29,6 @@ from services.allocation.batch import (
     within,
 )
 from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
-from services.allocation.decoding import Raw
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -43,6 +42,7 @@ from services.allocation.failures import (
 )
 from services.allocation.lease import Lease
 from services.allocation.memory import CampaignMemory
+from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.shard_states import ShardState
 from shared.contracts.fields import format_time

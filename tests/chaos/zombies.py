@@ -18,8 +18,8 @@ from drawdown.deployment.migrate import migrate
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.batch import Decider, decode, look_up
-from services.allocation.decoding import Raw
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
+from services.allocation.record_decoding import Raw
 from services.allocation.service import ROLE
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types

@@ -10,8 +10,8 @@ import pytest
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.batch import Decider, decode, look_up
-from services.allocation.decoding import Raw
 from services.allocation.lease import Lease, claim
+from services.allocation.record_decoding import Raw
 from services.auditor.cli import replay
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries

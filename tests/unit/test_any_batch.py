@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.allocation import batch_bounds, consuming, kafka_batches
-from services.allocation.decoding import Command, Raw, decode_command, decode_event
 from services.allocation.kafka_batches import FetchedRecords
+from services.allocation.record_decoding import Command, Raw, decode_command, decode_event
 from tests.raw_batches import (
     GZIP,
     LZ4,
