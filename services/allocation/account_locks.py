@@ -11,7 +11,7 @@ from typing import Final, TypeGuard
 import asyncpg
 import structlog
 
-from services.allocation.batch import Decoded
+from services.allocation.deciding import DecodedRecords
 from services.allocation.record_decoding import Command, Fault
 
 log = structlog.get_logger()
@@ -22,7 +22,7 @@ _CLASS: Final = 0x41434354  # the first key of these locks, which no other advis
 LONGEST_WAIT_SECONDS: Final = 1.0
 
 
-def within(records: Decoded) -> Decoded:
+def within(records: DecodedRecords) -> DecodedRecords:
     """Return as many records as open at most `MOST_LOCKS` ad accounts."""
     opened = 0
     for number, (_, command) in enumerate(records.commands):
@@ -32,7 +32,7 @@ def within(records: Decoded) -> Decoded:
     return records
 
 
-def opened_in(records: Decoded) -> list[str]:
+def opened_in(records: DecodedRecords) -> list[str]:
     """Return the ids of the ad accounts that these records would open."""
     return [command.content["ad_account_id"] for _, command in records.commands if _opens(command)]
 

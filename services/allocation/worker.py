@@ -17,10 +17,11 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import account_locks, batch_bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import (
+from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
+from services.allocation.deciding import (
     Decider,
     Decision,
-    Decoded,
+    DecodedRecords,
     as_raw,
     decode,
     is_command,
@@ -28,7 +29,6 @@ from services.allocation.batch import (
     next_offset,
     within,
 )
-from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -112,7 +112,7 @@ class Worker:
         self._next = {self._spends: lease.spend_offset, self._commands: lease.command_offset}
         self._spend_offset, self._command_offset = lease.spend_offset, lease.command_offset
         # Records that were taken in and not yet decided. Nothing more is taken in until this is empty.
-        self._backlog = Decoded()
+        self._backlog = DecodedRecords()
         self._taking: set[int] = set()
         self._wake = asyncio.Event()
         self._wake.set()
@@ -309,12 +309,12 @@ class Worker:
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
         self._state.set("writing", self._ahead)
 
-    async def _decide(self, portion: Decoded, now: int, write: BatchWrite) -> Decision:
+    async def _decide(self, portion: DecodedRecords, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):
             known = await look_up(self._reading, self.lease.shard, self._rules, portion)
             return await self._decider.decide(portion, known, now, write)
 
-    async def _append(self, write: BatchWrite, decided: Decoded, decision: Decision, started: float) -> None:
+    async def _append(self, write: BatchWrite, decided: DecodedRecords, decision: Decision, started: float) -> None:
         nothing = not (
             write.rows
             or write.outcomes
@@ -401,7 +401,7 @@ class Worker:
             self._tell_of(self._commit)
         # Their errors refer to this worker. Such a cycle would stay, because `gc.freeze` hides it at the next load.
         self._fetching = self._woken = self._commit = None
-        self._backlog = Decoded()
+        self._backlog = DecodedRecords()
 
     def _tell_of(self, commit: asyncio.Task[None]) -> None:
         says = log.bind(shard=self.lease.shard, position=self.lease.position)
@@ -415,7 +415,7 @@ class Worker:
 
 
 @contextmanager
-def _blamed_on(records: Decoded) -> Iterator[None]:
+def _blamed_on(records: DecodedRecords) -> Iterator[None]:
     """Turn an error that the records of a batch have caused into BatchFailedError. Errors of a server stay."""
     try:
         yield

@@ -17,7 +17,7 @@ import asyncpg
 from drawdown.deployment.migrate import migrate
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, decode, look_up
+from services.allocation.deciding import Decider, decode, look_up
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from services.allocation.record_decoding import Raw
 from services.allocation.service import ROLE

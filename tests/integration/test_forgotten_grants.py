@@ -9,7 +9,7 @@ import pytest
 
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, decode, look_up
+from services.allocation.deciding import Decider, decode, look_up
 from services.allocation.lease import Lease, claim
 from services.allocation.record_decoding import Raw
 from services.auditor.cli import replay

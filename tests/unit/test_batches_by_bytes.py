@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from services.allocation.append import BatchWrite
-from services.allocation.batch import Decider, Known, decode
 from services.allocation.batch_bounds import Bounds
+from services.allocation.deciding import Decider, Known, decode
 from services.allocation.record_decoding import Raw
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard

@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
     via: str | None
 
 
-class Decided(NamedTuple):
+class DecidedCommand(NamedTuple):
     """The meaning of a decided command (None if its content can no longer be read), and its outcome."""
 
     meaning: str | None
@@ -96,13 +96,13 @@ class Known:
     events: dict[bytes, Event] = field(default_factory=dict)
     spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
     grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
-    commands: dict[bytes, Decided] = field(default_factory=dict)
+    commands: dict[bytes, DecidedCommand] = field(default_factory=dict)
     accounts_elsewhere: set[str] = field(default_factory=set)
     resting: Recorded = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Decoded:
+class DecodedRecords:
     """Records in order, each with its content or fault. Commands precede events; in each, forwarded ones come first."""
 
     commands: list[tuple[Raw, Command | Fault]] = field(default_factory=list)
@@ -111,22 +111,22 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.commands) + len(self.events)
 
-    def first(self, count: int) -> "Decoded":
+    def first(self, count: int) -> "DecodedRecords":
         """Return the first `count` records, or all if there are fewer."""
         if count >= len(self):
             return self
         commands = self.commands[:count]
-        return Decoded(commands, self.events[: count - len(commands)])
+        return DecodedRecords(commands, self.events[: count - len(commands)])
 
-    def decided(self, decision: "Decision") -> "Decoded":
+    def decided(self, decision: "Decision") -> "DecodedRecords":
         """Return the records that a decision has dealt with."""
         if decision.commands + decision.events == len(self):
             return self
-        return Decoded(self.commands[: decision.commands], self.events[: decision.events])
+        return DecodedRecords(self.commands[: decision.commands], self.events[: decision.events])
 
-    def without(self, decided: "Decoded") -> "Decoded":
+    def without(self, decided: "DecodedRecords") -> "DecodedRecords":
         """Return the records that are left after the decided ones, which are the first."""
-        return Decoded(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
+        return DecodedRecords(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
 
     def records(self) -> list[Any]:
         """Return the records as they came."""
@@ -179,12 +179,12 @@ class Decision:
         metrics.ENTRIES.labels(shard).inc(self.entries)
 
 
-async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> Decoded:
+async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> DecodedRecords:
     """Return each record with its content or fault. `events` are records of Kafka or `Raw`s, with value and headers.
 
     `keys` are those with which the API signs commands.
     """
-    decoded = Decoded()
+    decoded = DecodedRecords()
     for start in range(0, len(commands), SLICE_RECORDS):
         some = commands[start : start + SLICE_RECORDS]
         decoded.commands += [
@@ -201,7 +201,7 @@ async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_
     return decoded
 
 
-def within(rules: Shard, decoded: Decoded) -> Decoded:
+def within(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
     """Return as many records as bring no more than `MOST_AWOKEN` campaigns back into memory, but at least one."""
     if not rules.campaigns.some_rest:
         return decoded
@@ -219,7 +219,7 @@ def _why(record: Any) -> Fault:
     return record.cut.fault if isinstance(record, Raw) and record.cut else NO_VALUE
 
 
-async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
+async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: DecodedRecords) -> Known:
     """Return what the ledger holds about these records: repeated ids, reversed spends, grants, decided commands."""
     known = Known()
     events = [event for _, event in decoded.events if type(event) is tuple]
@@ -252,14 +252,16 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
     return known
 
 
-async def _decided_commands(connection: asyncpg.Connection, shard: int, ids: list[bytes]) -> dict[bytes, Decided]:
+async def _decided_commands(
+    connection: asyncpg.Connection, shard: int, ids: list[bytes]
+) -> dict[bytes, DecidedCommand]:
     rows = await connection.fetch(
         "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
         " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
         ids,
         shard,
     )
-    return {id: Decided(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
+    return {id: DecidedCommand(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
 
 
 class Decider:
@@ -276,10 +278,10 @@ class Decider:
         self._recorded: set[str] = set()
         self._bounds = bounds
         self._room = bounds.bytes
-        self._decided: dict[bytes, Decided] = {}
-        self._decided_before: dict[bytes, Decided] = {}
+        self._decided: dict[bytes, DecidedCommand] = {}
+        self._decided_before: dict[bytes, DecidedCommand] = {}
 
-    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> Decision:
+    async def decide(self, decoded: DecodedRecords, known: Known, now: int, write: BatchWrite) -> Decision:
         """Decide a batch at ledger time `now` (µs) and fill `write` with the results.
 
         The batch may be full before all records are decided: the decision says how many were. After an error the
@@ -316,7 +318,9 @@ class Decider:
         self._count(write, decision)
         return decision
 
-    async def _decide_records(self, decoded: Decoded, known: Known, write: BatchWrite, decision: Decision) -> None:
+    async def _decide_records(
+        self, decoded: DecodedRecords, known: Known, write: BatchWrite, decision: Decision
+    ) -> None:
         """Decide until the batch is full. Time that other tasks take meanwhile does not count."""
         commands, events, left = iter(decoded.commands), iter(decoded.events), self._bounds.seconds
         has_room = True
@@ -403,7 +407,7 @@ class Decider:
             else:
                 told = (refused.code, refused.message)
                 outcome = Outcome("rejected", *told, None, last, to_datetime(rules.now), command.via)
-            self._decided[command.id] = Decided(meaning, outcome)
+            self._decided[command.id] = DecidedCommand(meaning, outcome)
         elif before.meaning == meaning:
             outcome = before.outcome
         else:
