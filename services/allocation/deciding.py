@@ -24,7 +24,7 @@ from services.allocation.failures import (
     BatchFailedError,
     BeginFailedError,
     RecordFailedError,
-    said,
+    describe,
 )
 from services.allocation.record_decoding import (
     NO_VALUE,
@@ -36,7 +36,7 @@ from services.allocation.record_decoding import (
     decode_command,
     decode_event,
 )
-from services.allocation.setting_aside import held, kept_bytes, quarantine_row, weight
+from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
 from shared.contracts.commands import kept_meaning, refused_content, same_content
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.encoding import encode_entries
@@ -201,7 +201,7 @@ async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_
     return decoded
 
 
-def within(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
+def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
     """Return as many records as bring no more than `MOST_AWOKEN` campaigns back into memory, but at least one."""
     if not rules.campaigns.some_rest:
         return decoded
@@ -299,7 +299,7 @@ class Decider:
         try:
             rules.begin(now, self._policy, known.events, known.spends, known.grants, self._zones, known.resting)
         except Exception as error:
-            raise BeginFailedError(said(error)) from error
+            raise BeginFailedError(describe(error)) from error
         write.recorded_at = rules.now
         write.policy_version, write.rules_version = self._policy.version, self._policy.rules
         write.zones_release = self._zones.release
@@ -428,7 +428,7 @@ class Decider:
         if target == self._shard:
             return False
         self._room -= weight(raw)
-        kept = held(raw, raw.value, raw.headers_json())
+        kept = kept_columns(raw, raw.value, raw.headers_json())
         write.forwarded.append((target, raw.topic, raw.partition, raw.offset, *kept))
         return True
 

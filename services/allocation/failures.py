@@ -96,10 +96,10 @@ def _taken(error: Exception) -> str:
 
 def internal_error(error: BaseException) -> Fault:
     """Return the fault with which quarantine describes an unexpected error."""
-    return Fault(INTERNAL_ERROR, said(error))
+    return Fault(INTERNAL_ERROR, describe(error))
 
 
-def said(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return an error as `Type: text`, bounded in length, in characters that any log or table takes."""
     try:
         text = str(error)
@@ -136,7 +136,7 @@ class Failures:
                 "a batch could not be written and is undone: the first half of its records is tried next",
                 shard=self._shard,
                 records=len(error.records),
-                error=said(cause),
+                error=describe(cause),
                 exc_info=cause,
             )
 
@@ -200,8 +200,8 @@ class Failures:
         """Quarantine this record from now on instead of deciding it. If that has failed too, stop the shard."""
         if _place(record) in self._culprits:
             self._dead_end = (
-                f"shard {self._shard}: {self._name(record)} cannot even be quarantined: {said(error)}; mend the fault"
-                " and start the allocation process again with the same broker: the shard then goes on from there"
+                f"shard {self._shard}: {self._name(record)} cannot even be quarantined: {describe(error)}; mend the"
+                " fault and start the allocation process again with the same broker: the shard then goes on from there"
             )
         else:
             self._note(record, internal_error(error), error)

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from services.allocation import batch_bounds
 from services.allocation.consuming import start_consumer
 from services.allocation.deciding import as_raw
-from services.allocation.failures import said
+from services.allocation.failures import describe
 from services.allocation.record_decoding import Raw
 from shared.runtime.kafka import start_client, stop_client
 from shared.runtime.settings import Settings
@@ -65,7 +65,7 @@ def _read_into(sending: Connection, settings: Settings, topic: str, partition: i
     try:
         found = asyncio.run(_read(settings, topic, partition, offset))
     except Exception as error:
-        found = f"it could not be read: {said(error)}"
+        found = f"it could not be read: {describe(error)}"
     sending.send(found)
 
 

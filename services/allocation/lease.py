@@ -117,7 +117,7 @@ async def wait_for_no_disk(connection: asyncpg.Connection) -> None:
     await connection.execute("SET synchronous_commit = off")
 
 
-async def again(connection: asyncpg.Connection, lease: Lease) -> Lease:
+async def reload_lease(connection: asyncpg.Connection, lease: Lease) -> Lease:
     """Return the lease as the ledger has it now. Raises LeaseLostError if another process has taken the shard."""
     row = await connection.fetchrow(
         "SELECT * FROM ledger.shards WHERE shard = $1 AND epoch = $2", lease.shard, lease.epoch

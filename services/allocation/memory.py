@@ -51,7 +51,7 @@ class CampaignMemory:
         metrics.CAMPAIGNS.labels(shard).set(campaigns.count)
 
 
-class Watch:
+class MemoryWatch:
     """Measures the memory of the process, and logs once when it comes close to the limit."""
 
     def __init__(self) -> None:

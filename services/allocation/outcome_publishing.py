@@ -10,7 +10,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from services.allocation import metrics
-from services.allocation.failures import said
+from services.allocation.failures import describe
 from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
@@ -50,7 +50,7 @@ async def publish_outcomes(
                 "publishing outcomes failed: it is tried again",
                 shard=shard,
                 again_in_seconds=seconds,
-                error=said(error),
+                error=describe(error),
             )
             await asyncio.sleep(seconds)
             continue

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import structlog
 
-from services.allocation.failures import said
+from services.allocation.failures import describe
 from shared.runtime.retries import LONGEST_OF_ONE_PART_SECONDS, GrowingPause
 from shared.runtime.settings import BadSettingError
 
@@ -29,5 +29,5 @@ async def retry_forever(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoR
         except Exception as error:
             lives += loop.time() - began > LONGEST_OF_ONE_PART_SECONDS
             seconds = pause.next(lives)
-            log.error(f"{what} failed: it is tried again", again_in_seconds=seconds, error=said(error))
+            log.error(f"{what} failed: it is tried again", again_in_seconds=seconds, error=describe(error))
             await asyncio.sleep(seconds)

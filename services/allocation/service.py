@@ -33,7 +33,7 @@ from services.allocation.failures import (
     PlaceTakenError,
     RecordFailedError,
     ShardStoppedError,
-    said,
+    describe,
 )
 from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.lease import (
@@ -41,16 +41,16 @@ from services.allocation.lease import (
     Lease,
     LeaseLostError,
     Peers,
-    again,
     announce,
     claim,
     end_sessions,
     owned,
     release,
+    reload_lease,
     wait_for_no_disk,
     withdraw,
 )
-from services.allocation.memory import CampaignMemory, Watch
+from services.allocation.memory import CampaignMemory, MemoryWatch
 from services.allocation.outcome_publishing import publish_outcomes
 from services.allocation.retrying import retry_forever
 from services.allocation.shard_states import ShardState, report
@@ -171,7 +171,7 @@ def _tell_of(shard: int, error: Exception, seconds: float) -> None:
         "the shard cannot be written: it is loaded again; other shards go on",
         shard=shard,
         again_in_seconds=seconds,
-        error=said(error),
+        error=describe(error),
         exc_info=None if is_foreseen else error,
     )
 
@@ -201,7 +201,7 @@ class Allocation:
         self._connections: set[asyncpg.Connection] = set()
         self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
-        self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), Watch()
+        self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), MemoryWatch()
         # How many shards this process should write; None until the first heartbeat.
         self._due: int | None = None
 
@@ -393,7 +393,7 @@ class Allocation:
             except (RecordFailedError, BatchFailedError) as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
-                    log.warning("the last batch is undone", shard=lease.shard, error=said(error.__cause__ or error))
+                    log.warning("the last batch is undone", shard=lease.shard, error=describe(error.__cause__ or error))
                     return self._leases[lease.shard]
                 failures.learn(error)
                 state.set("loading")
@@ -401,11 +401,11 @@ class Allocation:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
                     # Raising this error would hide the reason why the process ends.
-                    log.warning("a shard failed while it was being released", shard=lease.shard, error=said(error))
+                    log.warning("a shard failed while it was being released", shard=lease.shard, error=describe(error))
                     return self._leases[lease.shard]
                 seconds = pause.next(self._leases[lease.shard].reached())
                 _tell_of(lease.shard, error, seconds)
-                state.set("waiting", said(error))
+                state.set("waiting", describe(error))
                 await asyncio.sleep(seconds)
 
     async def _write(self, lease: Lease, failures: Failures, state: ShardState, written: asyncio.Event) -> Lease:
@@ -413,7 +413,7 @@ class Allocation:
         async with AsyncExitStack() as stack:
             reading = await self._connect(stack, f"reads {lease.shard}")
             writing = await self._connect(stack, f"writes {lease.shard}")
-            lease = self._leases[lease.shard] = await again(reading, lease)
+            lease = self._leases[lease.shard] = await reload_lease(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: close_within(stop_client(consumer)))
             rules = await snapshots.load(

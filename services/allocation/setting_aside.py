@@ -106,7 +106,7 @@ def quarantine_row(
         raw.topic,
         raw.partition,
         cut.first_offset if cut else raw.offset,
-        *held(raw, cut.kept if cut else raw.value, headers),
+        *kept_columns(raw, cut.kept if cut else raw.value, headers),
         center,
         to_datetime(recorded_at),
         cut.whole_bytes if cut else None,
@@ -114,7 +114,7 @@ def quarantine_row(
     )
 
 
-def held(raw: Raw, value: bytes | None, headers: list[list[str | None]] | None) -> tuple[Any, ...]:
+def kept_columns(raw: Raw, value: bytes | None, headers: list[list[str | None]] | None) -> tuple[Any, ...]:
     """Return key, value and headers; for a replay only shard and sequence of the quarantined record with these."""
     if raw.replay_of is None:
         return raw.key, value, headers, None, None

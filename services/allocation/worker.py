@@ -27,7 +27,7 @@ from services.allocation.deciding import (
     is_command,
     look_up,
     next_offset,
-    within,
+    within_memory,
 )
 from services.allocation.failures import (
     AccountTakenError,
@@ -35,10 +35,10 @@ from services.allocation.failures import (
     Failures,
     PlaceTakenError,
     RecordFailedError,
+    describe,
     is_of_the_records,
     is_taken_account,
     is_taken_place,
-    said,
 )
 from services.allocation.lease import Lease
 from services.allocation.memory import CampaignMemory
@@ -260,7 +260,7 @@ class Worker:
         if now is None:
             return
         self._memory.share_out(self.lease.shard)
-        portion = account_locks.within(within(self._rules, self._failures.portion(self._backlog)))
+        portion = account_locks.within(within_memory(self._rules, self._failures.portion(self._backlog)))
         opened = account_locks.opened_in(portion)
         if opened:
             await self._committed()
@@ -378,7 +378,7 @@ class Worker:
             log.error(
                 "the snapshot was not kept: the next load of the shard takes longer",
                 shard=self.lease.shard,
-                error=said(error),
+                error=describe(error),
             )
         self._kept_at = self.lease.position
         self._next_snapshot = self.lease.position + snapshots.entries_between(objects)
@@ -409,7 +409,7 @@ class Worker:
         if commit.cancelled() or (error is not None and is_lost(error.__cause__ or error)):
             says.warning("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
         elif error is not None:
-            says.warning("the batch that was being committed is undone", error=said(error.__cause__ or error))
+            says.warning("the batch that was being committed is undone", error=describe(error.__cause__ or error))
         else:
             says.info("the batch that was being committed is in the ledger")
 
@@ -423,11 +423,11 @@ def _blamed_on(records: DecodedRecords) -> Iterator[None]:
         raise
     except Exception as error:
         if is_taken_account(error):
-            raise AccountTakenError(said(error)) from error
+            raise AccountTakenError(describe(error)) from error
         if is_taken_place(error):
             raise PlaceTakenError(
                 "the ledger holds a row in the place of the next one, which no allocation process has written: run"
-                f" 'drawdown audit verify' and see docs/runbook.md; {said(error)}"
+                f" 'drawdown audit verify' and see docs/runbook.md; {describe(error)}"
             ) from error
         if records and is_of_the_records(error):
             raise BatchFailedError(records.records()) from error
