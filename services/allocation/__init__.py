@@ -1,1 +1,1 @@
-"""Allocation: the writer. It decides which pocket pays for each spend, and appends that to the ledger."""
+"""Allocation is the writer: it decides which pocket pays for each spend, and appends the result to the ledger."""

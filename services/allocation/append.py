@@ -1,7 +1,7 @@
-"""Appending a batch: one transaction that holds everything that came of it, or nothing.
+"""Appending a batch: one transaction with all of its results, or nothing.
 
-Entries, outcomes, quarantine, forwarded records, the consumed offsets and the lease move together. PostgreSQL is the
-one authority: what is not in this transaction did not happen.
+Entries, outcomes, quarantine, forwarded records, consumed offsets and the lease move together. PostgreSQL is the only
+authority: a result that is not in this transaction does not exist.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ OUTCOME_COLUMNS = (
     "zones_release",
     "policy_version",
 )
-# A record where it is kept: whole, or by the name of the quarantined one of which it is a replay.
+# A kept record: either its own bytes, or shard and sequence of the quarantined record of which it is a replay.
 _RECORD_COLUMNS = ("topic", "partition", "offset", "key", "raw", "headers", "replay_shard", "replay_sequence")
 QUARANTINE_COLUMNS = (
     "shard",
@@ -53,9 +53,7 @@ QUARANTINE_COLUMNS = (
 )
 LEASE_LOST = "DD001"
 FORWARDED_COLUMNS = ("shard", *_RECORD_COLUMNS)
-
-
-# Whoever was named and decided nothing rests again as it was.
+# A campaign that was brought back and not changed has its row already.
 _REST = (
     "INSERT INTO ledger.resting_campaigns SELECT $1, * FROM unnest($2::text[], $3::text[], $4::bigint[], $5::json[])"
     " ON CONFLICT DO NOTHING"
@@ -64,11 +62,12 @@ _REST = (
 
 @dataclass(slots=True)
 class BatchWrite:
-    """What a batch appends. `rows` are canonical bytes; the other lists hold records without shard and sequence.
+    """All that a batch appends. `rows` are canonical bytes; the other lists hold records without shard and sequence.
 
-    `forwarded` are records for other shards, `taken` the ids of forwarded records that this batch has dealt with.
-    `policy_version`, `rules_version` and `zones_release` name what it was decided under, `zones` are the time zones of
-    that release that may not be recorded yet, `resting` the campaigns that leave memory after it.
+    `recorded_at` is in µs. `forwarded` are records for other shards, `taken` the ids of forwarded records that this
+    batch has dealt with. `policy_version`, `rules_version` and `zones_release` name the policy, rules and time zones
+    that decided it. `zones` are those of the release that may not be recorded yet, `resting` the campaigns that leave
+    memory after the batch.
     """
 
     recorded_at: int
@@ -92,7 +91,7 @@ class BatchWrite:
 async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
     """Append a batch and move the lease.
 
-    Raises LeaseLostError, with nothing written, for who owns the shard no more.
+    Raises LeaseLostError, and writes nothing, if the caller no longer owns the shard.
     """
     if write.rows:
         _assert_rows_follow(lease, write.rows)
@@ -116,14 +115,14 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
 
 
 def _assert_rows_follow(lease: Lease, rows: list[bytes]) -> None:
-    """The rules count positions, and so does the lease: what one would write must be what the other expects."""
+    """Assert that the rows begin after the lease's position: the rules and the lease count positions separately."""
     places = place_of(rows[0]), place_of(rows[-1])
     expected = (lease.shard, lease.position + 1), (lease.shard, lease.position + len(rows))
     assert places == expected, f"entries {places} where {expected} come next"
 
 
 async def append_aside(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
-    """Append what has no entries and move the lease, within a transaction of the caller's. Raises as `append` does."""
+    """Append a batch without entries and move the lease, inside the caller's transaction. Raises like `append`."""
     assert not write.rows
     try:
         await connection.execute(_move_lease(lease, write))
@@ -135,7 +134,7 @@ async def append_aside(connection: asyncpg.Connection, lease: Lease, write: Batc
 
 
 def _move_lease(lease: Lease, write: BatchWrite) -> str:
-    """As text, not as a prepared statement: one round trip with BEGIN, and small batches are many."""
+    """Return the statement as text, so that it goes in one round trip with BEGIN: many batches are small."""
     values = (
         lease.epoch,
         lease.position,
@@ -164,9 +163,9 @@ def _close_batch(lease: Lease, write: BatchWrite) -> str:
 
 
 def _wake(lease: Lease, write: BatchWrite) -> str:
-    """Followers are woken by a transaction of its own that waits for no disk.
+    """Return the statements that wake followers, in a transaction of their own that does not wait for the disk.
 
-    One that notifies holds a lock of the whole server until it is on disk: all shards' batches would wait in line.
+    A transaction that notifies holds a server-wide lock until it is on disk, so batches of all shards would queue.
     """
     channels = (LEDGER_CHANNEL, DELIVERY_CHANNEL) if write.changes_delivery else (LEDGER_CHANNEL,)
     notify = "".join(f"NOTIFY {channel}, '{lease.shard}';" for channel in channels)
@@ -189,7 +188,7 @@ async def _copy(connection: asyncpg.Connection, lease: Lease, write: BatchWrite)
         f"entries_{lease.shard}",
         schema_name="ledger",
         columns=FIELDS,
-        source=memoryview(rows),  # bytes would be taken for a path
+        source=memoryview(rows),  # asyncpg takes bytes for a path
         format="binary",
     )
 
@@ -201,7 +200,7 @@ async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: Batc
     if write.accounts:
         await connection.executemany(
             "INSERT INTO ledger.ad_accounts (ad_account_id, shard, business_center_id) VALUES ($1, $2, $3)",
-            # In one order, so that two shards with the same ids never wait for each other.
+            # All shards insert in one order, so that two of them with the same ids never wait for each other.
             [(account, shard, center) for account, center in sorted(write.accounts)],
         )
     if write.outcomes:
@@ -242,12 +241,12 @@ async def _forward(connection: asyncpg.Connection, records: list[tuple[Any, ...]
 
 
 async def keep_resting(connection: asyncpg.Connection, shard: int, rows: Sequence[RestingRow]) -> None:
-    """Keep the campaigns that leave memory. What is kept of one at a position follows from the entries up to there."""
+    """Keep the campaigns that leave memory. Their rows follow from the entries up to the position that they name."""
     await connection.execute(_REST, shard, *map(list, zip(*rows, strict=True)))
 
 
 def _month_of(write: BatchWrite) -> tuple[int, int]:
-    """Quarantine is kept in parts, one a month."""
+    """Return year and month: the quarantine table has one partition a month."""
     moment = to_datetime(write.recorded_at)
     return moment.year, moment.month
 

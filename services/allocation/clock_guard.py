@@ -1,7 +1,7 @@
-"""The time of a batch: this process's clock, as long as the database's agrees with it.
+"""The time of a batch is that of this process's clock, if the database's clock agrees with it.
 
 A clock that jumps ahead by hours would let vouchers expire for good and refuse spends that are not late. So a batch
-takes no time that is more than a minute from the database's (domain page, section 1), and waits until they agree.
+waits while the clocks are more than a minute apart (domain page, section 1). The setting
 `DRAWDOWN_CLOCK_OFFSET_SECONDS` moves both.
 """
 
@@ -16,23 +16,23 @@ from shared.ledger.times import from_datetime
 from shared.runtime.clock import Clock
 
 LARGEST_DIFFERENCE_US: Final = 60_000_000
-# How long an answer of the database holds, as long as this process's clocks, wall and monotonic, move alike.
+# An answer of the database is valid this long, provided that this process's wall and monotonic clocks move alike.
 FRESH_US: Final = 100_000
 LARGEST_STEP_US: Final = 1_000_000
 
 
 class ClockGuard:
-    """Compares one process's clock with the database's."""
+    """Compares this process's clock with the database's."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._log = structlog.get_logger()
         self.difference_us = 0
-        self._agreed_at: tuple[int, int] | None = None  # by both clocks
+        self._agreed_at: tuple[int, int] | None = None  # by this machine's wall clock and monotonic clock, µs
 
     @property
     def problem(self) -> str | None:
-        """What keeps batches waiting, as a sentence; None if the clocks agree."""
+        """Return why batches wait, as a sentence; None if the clocks agree."""
         if abs(self.difference_us) <= LARGEST_DIFFERENCE_US:
             return None
         direction = "ahead of" if self.difference_us > 0 else "behind"
@@ -44,8 +44,8 @@ class ClockGuard:
     async def time_of_batch(self, connection: asyncpg.Connection) -> int | None:
         """Return the time of a batch that begins now, in µs since the Unix epoch; None if the clocks disagree.
 
-        The database is asked unless it has just agreed. Whichever of this machine's clocks has jumped since, it is
-        asked again.
+        The database is asked unless it agreed less than `FRESH_US` ago and neither clock of this machine has jumped
+        since.
         """
         now = self._clock.now_us()
         return now if self._has_just_agreed(now) else await self.ask(connection)

@@ -1,10 +1,10 @@
-"""CloudEvents 1.0 on Kafka, binary and structured mode, brought to the plain form of `spend.events`.
+"""CloudEvents 1.0 on Kafka, in binary and structured mode, converted to the plain form of `spend.events`.
 
 Sources: the Kafka protocol binding and the JSON format of CloudEvents 1.0.2. A `content-type` header that begins with
-`application/cloudevents` is structured mode; otherwise a header `ce_specversion` is binary mode; otherwise what is no
-plain event and is a JSON object with a member `specversion` is structured mode. The CloudEvents `id` is the event id
-and its `time` the `occurred_at` where the data has none; where both are there they must agree. No other attribute is
-looked at: the data's `type` decides, and data that is JSON is read whatever `datacontenttype` says.
+`application/cloudevents` means structured mode; otherwise a header `ce_specversion` means binary mode; otherwise a JSON
+object with a member `specversion` that is no plain event is structured mode. If the data has no `event_id` or
+`occurred_at`, the CloudEvent's `id` and `time` are taken; if both are there, they must agree. Other attributes are
+ignored: the `type` of the data decides, and JSON data is read whatever `datacontenttype` says.
 """
 
 from base64 import b64decode
@@ -25,12 +25,12 @@ _READ: Final = {"ce_specversion": "specversion", "ce_id": "id", "ce_time": "time
 
 
 def is_cloud_event(headers: Headers) -> bool:
-    """Do the headers say that this is a CloudEvent, in either mode?"""
+    """Return whether the headers say that the record is a CloudEvent, in either mode."""
     return _is_binary(headers) or _says_structured(headers)
 
 
 def is_structured(value: bytes) -> bool:
-    """Are these bytes, whose headers say nothing, a CloudEvent in structured mode?"""
+    """Return whether the bytes are a CloudEvent in structured mode, if the headers say nothing."""
     try:
         return _is_envelope(from_json(value))
     except ValueError:
@@ -38,15 +38,15 @@ def is_structured(value: bytes) -> bool:
 
 
 def may_be_structured(document: Any, headers: Headers) -> bool:
-    """Is this document, or what its headers say of it, an envelope around the data?"""
+    """Return whether the document is an envelope around the data, by its own form or by its headers."""
     return _says_structured(headers) or _is_envelope(document)
 
 
 def plain_form(value: bytes, headers: Headers) -> dict[str, Any]:
-    """The plain form of a CloudEvent whose headers say that it is one.
+    """Return the plain form of a CloudEvent whose headers say that it is one.
 
-    Raises MalformedError for broken JSON, also in `data_base64`, and ValueError where it is no CloudEvent 1.0 with
-    JSON data, or its attributes contradict its data.
+    Raises MalformedError for broken JSON, also in `data_base64`. Raises ValueError if it is not a CloudEvent 1.0 with
+    JSON data, or if its attributes contradict its data.
     """
     attributes, data = _structured(value, headers) if _says_structured(headers) else _binary(value, headers)
     if attributes.get("specversion") != "1.0":
@@ -59,9 +59,9 @@ def plain_form(value: bytes, headers: Headers) -> dict[str, Any]:
 
 
 def data_of(value: bytes, headers: Headers) -> Any:
-    """What the plain form would be made of, whatever else is wrong: a CloudEvent's data, or all of a plain event.
+    """Return the data of a CloudEvent, or all of a plain event, even if other parts of it are wrong.
 
-    Raises ValueError where no JSON can be read.
+    Raises ValueError if no JSON can be read.
     """
     document = from_json(value)
     if _says_structured(headers) or (_is_envelope(document) and not _is_binary(headers)):
@@ -82,7 +82,7 @@ def _is_binary(headers: Headers) -> bool:
 
 
 def _media_type(headers: Headers) -> bytes:
-    """The `content-type` without its parameters, in small letters (RFC 9110 section 8.3.1)."""
+    """Return the `content-type` without its parameters, in lower case (RFC 9110 section 8.3.1)."""
     held = [value for name, value in headers if name.lower() == "content-type"]
     return (held[-1] or b"").split(b";", 1)[0].strip().lower() if held else b""
 
@@ -126,14 +126,14 @@ def _data(event: Any, read_json: Callable[[bytes], Any]) -> Any:
 
 
 def _agree(outer: Any, data: dict[str, Any], attribute: str, field: str, meaning: Callable[[Any], Any]) -> None:
-    """The data takes the attribute's value where it has none; raises ValueError where both differ."""
+    """Copy the attribute into the data if the data has no such field. Raises ValueError if both exist and differ."""
     inner = data.get(field)
     if outer is None:
         return
     if inner is None:
         data[field] = outer
     elif meaning(outer) is None or meaning(outer) != meaning(inner):
-        raise ValueError(f"{attribute} and {field} differ, or one of them is none")
+        raise ValueError(f"{attribute} and {field} differ, or one of them is invalid")
 
 
 def _uuid(value: Any) -> bytes | None:

@@ -1,7 +1,7 @@
-"""The records inside a batch, byte by byte: where each begins and ends, and reading one whatever it holds.
+"""The records inside a batch, byte by byte: where each begins and ends, and how to read any of them safely.
 
-Source: https://kafka.apache.org/documentation/#record. Each record stands behind its length, so that one can be passed
-over without reading it. Nothing that a record declares is believed: its fields have to fill its length exactly.
+Source: https://kafka.apache.org/documentation/#record. The length of a record precedes it, so a record can be skipped
+without being read. Nothing that a record declares is trusted: its fields must fill its length exactly.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from aiokafka.record.util import decode_varint_py as decode_varint
 from services.allocation.cloudevents import Headers
 from services.allocation.setting_aside import short_frame
 
-RECORDS_AT: Final = 61  # behind the head of a batch
-# Twice the fewest bytes of a record: its attributes, two deltas, two lengths and the number of headers.
+RECORDS_AT: Final = 61  # the first byte after the head of a batch
+# Twice the size of the smallest record: its attributes, two deltas, two lengths and the number of headers.
 _SMALLEST_DOUBLED: Final = 12
-# In the first byte of a length: it goes on in a second one, or is below zero.
+# Bits in the first byte of a length: the length continues in a second byte, or it is negative.
 _NO_SHORT_LENGTH: Final = 0x81
 
 
 def longest(buffer: bytes, at: int, end: int, count: int) -> int:
-    """The length of the longest record between two places.
+    """Return the length in bytes of the longest record between two places.
 
-    Raises CorruptRecordException where it is not exactly so many records that fill the bytes.
+    Raises CorruptRecordException if the bytes are not exactly this many records.
     """
     reached, most = _walk(buffer, at, count)
     if reached != end:
@@ -34,17 +34,17 @@ def longest(buffer: bytes, at: int, end: int, count: int) -> int:
 
 
 def behind(buffer: bytes, at: int, count: int) -> int:
-    """The place behind so many records."""
+    """Return the place after this many records."""
     return _walk(buffer, at, count)[0]
 
 
 def _walk(buffer: bytes, at: int, count: int) -> tuple[int, int]:
-    """Where so many records end, or the first that is too short begins, and how long the longest is."""
+    """Return where this many records end, or where the first too short one begins, and the length of the longest."""
     most = 0
     try:
         for _ in range(count):
             size = buffer[at]
-            if size > 0x7F:  # A number of two bytes, written out: nearly all records have one.
+            if size > 0x7F:  # Numbers of two bytes are decoded inline, because nearly all records have one.
                 second = buffer[at + 1]
                 if second > 0x7F:
                     size, at = _long_size(buffer, at)
@@ -64,13 +64,13 @@ def _walk(buffer: bytes, at: int, count: int) -> tuple[int, int]:
 
 
 def _long_size(buffer: bytes, at: int) -> tuple[int, int]:
-    """A length in the form of the short ones: the number doubled, odd where it is negative."""
+    """Return a long length in the form of the short ones: the number doubled, or 1 if it is negative."""
     size, at = decode_varint(buffer, at)
     return (2 * size if size >= 0 else 1), at
 
 
 class Reader:
-    """Reads the records of one batch, whose head tells what their deltas are counted from."""
+    """Reads the records of one batch. Their offsets and times are relative to the head of the batch."""
 
     def __init__(self, place: tuple[str, int], head: Any, huge_bytes: int) -> None:
         self._place = place
@@ -78,7 +78,7 @@ class Reader:
         self._huge_bytes = huge_bytes
 
     def read(self, buffer: bytes, at: int, end: int) -> Iterator[Any]:
-        """The records between two places. Raises CorruptRecordException at the first that cannot be read."""
+        """Yield the records between two places. Raises CorruptRecordException at the first that cannot be read."""
         while at < end:
             length, start = decode_varint(buffer, at)
             at = start + length
@@ -109,12 +109,12 @@ class Reader:
 
 
 def _headers(record: memoryview, at: int) -> list[tuple[str, bytes | None]]:
-    """All headers of a record, which they have to fill."""
+    """Return all headers of a record. Raises ValueError if they do not fill its rest."""
     count, at = decode_varint(record, at)
     read = bytes(record)
     headers: list[tuple[str, bytes | None]] = []
     for _ in range(count):
-        # A name and a value of less than 64 bytes, written out: a batch of 9 KB may unpack to millions of them.
+        # Names and values below 64 bytes are decoded inline: a batch of 9 KB may unpack to millions of them.
         size = read[at]
         behind_name = at + 1 + (size >> 1)
         if not size & _NO_SHORT_LENGTH and not (size := read[behind_name]) & _NO_SHORT_LENGTH:
@@ -130,7 +130,7 @@ def _headers(record: memoryview, at: int) -> list[tuple[str, bytes | None]]:
 
 
 def _first_headers(record: memoryview, at: int) -> Iterator[tuple[str, bytes | None]]:
-    """The headers one by one: as many as are wanted are read."""
+    """Yield the headers one by one, so that only as many as the caller wants are read."""
     count, at = decode_varint(record, at)
     for _ in range(count):
         header, at = _header(record, at)
@@ -144,15 +144,15 @@ def _header(record: memoryview, at: int) -> tuple[tuple[str, bytes | None], int]
 
 
 def _shown(name: bytes) -> str:
-    """A header's name; bytes that are no UTF-8 are shown."""
+    """Return the name of a header, with bytes that are not UTF-8 as escapes."""
     return name.decode(errors="backslashreplace")
 
 
-_short_name: Final = lru_cache(maxsize=1_024)(_shown)  # showing bytes is dear, and a producer's names are few
+_short_name: Final = lru_cache(maxsize=1_024)(_shown)  # decoding is expensive, and a producer has few names
 
 
 def _bytes(record: memoryview, at: int) -> tuple[memoryview | None, int]:
-    """A length and as many bytes; no bytes at all where it is negative."""
+    """Return the bytes after a length, None if the length is negative, and the place after them."""
     length, at = decode_varint(record, at)
     if length < 0:
         return None, at

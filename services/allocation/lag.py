@@ -1,6 +1,7 @@
-"""How far each shard is behind its topics, for how long, and whether it moves: asked of the broker, beside the writing.
+"""The lag of each shard: how many records wait, for how long, and whether any is decided.
 
-Kafka's own tools know nothing of it, for there is no consumer group. A worker that hangs says nothing either.
+The broker is asked next to the writing. Kafka's own tools do not know the lag, because there is no consumer group, and
+a worker that hangs reports nothing.
 """
 
 import asyncio
@@ -15,21 +16,21 @@ from shared.runtime.kafka import CONSUMED
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 4.0
-STUCK_SECONDS = 10.0  # Many times what the largest batch takes.
+STUCK_SECONDS = 10.0  # many times as long as the largest batch takes
 
 
 class ShardLag:
-    """What looking at one shard's topics again and again has shown."""
+    """The lag of one shard, from repeated looks at its topics."""
 
     def __init__(self) -> None:
         self.records = 0
-        # (when, the ends of the topics then): what is decided up to those ends was published before that moment.
+        # (time, end offsets of the topics then): records below those offsets were published before that time.
         self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
         self._decided: tuple[int, ...] = ()
         self._moved_at = monotonic()
 
     def look(self, now: float, ends: tuple[int, ...], decided: tuple[int, ...]) -> None:
-        """Take in the topics' ends and the offsets that the ledger wants next."""
+        """Note the end offsets of the topics and the next offsets of the ledger, at `now` in monotonic seconds."""
         if decided != self._decided:
             self._moved_at = now
         self._decided = decided
@@ -39,11 +40,11 @@ class ShardLag:
             self._seen.popleft()
 
     def seconds(self, now: float) -> float:
-        """How long the oldest record that waits has waited, at most; 0 where none does."""
+        """Return for how many seconds the oldest waiting record has waited at most; 0 if no record waits."""
         return now - self._seen[0][0] if self.records else 0.0
 
     def is_stuck(self, now: float) -> bool:
-        """Whether records wait and none was decided for long."""
+        """Return whether records wait and none was decided for `STUCK_SECONDS`."""
         return min(self.seconds(now), now - self._moved_at) > STUCK_SECONDS
 
 
@@ -54,7 +55,7 @@ def _reaches(decided: tuple[int, ...], ends: tuple[int, ...]) -> bool:
 async def watch_lag(worker: Worker, lags: dict[int, ShardLag]) -> None:
     """Keep `lags` and the metrics up to date for a shard that is being written, until cancelled.
 
-    It asks over the worker's consumer, so it ends before that is closed. What was last known of the shard stays.
+    This uses the worker's consumer, so it must end before that is closed. The last known lag of the shard stays.
     """
     while True:
         await _look(worker, lags)
@@ -62,9 +63,9 @@ async def watch_lag(worker: Worker, lags: dict[int, ShardLag]) -> None:
 
 
 async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
-    """Look at one shard; with a broker that does not answer the last ends count: what waits still waits.
+    """Look at one shard. If the broker does not answer, the last known ends stay, because the records still wait.
 
-    Whatever it raises is no matter of the writing.
+    Errors are ignored, because they must not disturb the writing.
     """
     with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):

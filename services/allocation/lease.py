@@ -1,11 +1,11 @@
-"""The lease of a shard: who may write it, and how far it has got.
+"""The lease of a shard: which process may write it, and how far it has got.
 
-The epoch is the fence. Every batch moves the row by compare-and-set on it, so a process that lost the shard can write
-nothing more, whatever it still believes. An owner is dead when its database session is gone (a killed process: at
-once) or when the others have seen no beat of it for `LEASE_SECONDS` (a stopped one: see `Peers`).
+The epoch is the fence. Every batch updates the row only if the epoch is still the same, so a process that has lost the
+shard can no longer write, whatever it believes. An owner counts as dead when its database session is gone (at once if
+the process was killed) or when the others have seen no beat of it for `LEASE_SECONDS` (if it was stopped: see `Peers`).
 
-A beat is counted in a row of its own that no batch locks, and its commit waits for no disk: a batch may take as long
-as it needs, and its owner still counts as alive.
+A beat updates a row of its own that no batch locks, and its commit does not wait for the disk. So an owner counts as
+alive however long its batch takes.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,14 +23,14 @@ RELEASED_CHANNEL = "released"
 
 
 class LeaseLostError(Exception):
-    """Another process owns the shard now: drop its state and write nothing."""
+    """Another process owns the shard now. Drop the state of the shard and write nothing."""
 
 
 @dataclass(slots=True)
 class Lease:
     """The lease row as its owner knows it. `ledger_time` is in µs; `tree` covers the entries 1 … position.
 
-    `quarantine_month`, year and month, is the last one that quarantine is known to have a part for.
+    `quarantine_month` is the last month (year, month) for which the quarantine table is known to have a partition.
     """
 
     shard: int
@@ -46,7 +46,7 @@ class Lease:
     quarantine_month: tuple[int, int] | None = None
 
     def reached(self) -> tuple[int, int, int]:
-        """How far it has got: something of it is another after every batch."""
+        """Return position and offsets. At least one of them changes with every batch that decides records."""
         return self.position, self.spend_offset, self.command_offset
 
 
@@ -67,7 +67,7 @@ def _lease_of(row: Any) -> Lease:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A process that takes part: how often it has announced itself, and whether its lease session is open."""
+    """An allocation process: how often it has announced itself, and whether its lease session is open."""
 
     owner: str
     beat: int
@@ -75,11 +75,11 @@ class Peer:
 
 
 class Peers:
-    """The other processes, as this one has seen them beat.
+    """The allocation processes, as this one has seen their beats.
 
-    Clocks and the database's own delays decide nothing: a peer is stale once this process has looked again and again
-    for `LEASE_SECONDS` and seen no new beat. While the database answers nobody, nobody looks, and nobody grows stale:
-    a pause between two looks counts as `LONGEST_LOOK_SECONDS` at most.
+    Wall clocks and delays of the database decide nothing. A peer is stale if this process has kept looking for
+    `LEASE_SECONDS` and seen no new beat. While the database answers no process, no peer becomes stale, because a pause
+    between two looks counts as at most `LONGEST_LOOK_SECONDS`.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Peers:
         self._looked_at: float | None = None
 
     def look(self, peers: Iterable[Peer], now: float) -> None:
-        """Take in what `announce` answered at `now`, in seconds of a monotonic clock."""
+        """Note what `announce` returned at `now`, in seconds of a monotonic clock."""
         passed = 0.0 if self._looked_at is None else min(now - self._looked_at, LONGEST_LOOK_SECONDS)
         self._looked_at = now
         beats = {peer.owner: peer.beat for peer in peers if peer.has_session}
@@ -100,25 +100,25 @@ class Peers:
 
     @property
     def stale(self) -> list[str]:
-        """The owners whose session is open, but who do not beat: stopped, or hung."""
+        """Return the owners whose session is open but whose beat is missing: they were stopped, or hang."""
         return [owner for owner, seconds in self._silent_seconds.items() if seconds > LEASE_SECONDS]
 
     @property
     def alive(self) -> int:
-        """How many processes the shards are shared out between, this one included."""
+        """Return how many processes share the shards, including this one."""
         return len(self._beats) - len(self.stale)
 
 
 async def wait_for_no_disk(connection: asyncpg.Connection) -> None:
-    """Let no commit of this connection wait for the disk.
+    """Let commits of this connection return before they are on disk.
 
-    Safe for leases: a batch that is on disk has everything before it on disk too, also the claim that it rests on.
+    This is safe for leases: if a batch is on disk, everything before it is too, also the claim of its lease.
     """
     await connection.execute("SET synchronous_commit = off")
 
 
-async def again(connection: asyncpg.Connection, lease: Lease) -> Lease:
-    """The lease as the ledger has it now. Raises LeaseLostError where another process has taken the shard."""
+async def reload_lease(connection: asyncpg.Connection, lease: Lease) -> Lease:
+    """Return the lease as the ledger has it now. Raises LeaseLostError if another process has taken the shard."""
     row = await connection.fetchrow(
         "SELECT * FROM ledger.shards WHERE shard = $1 AND epoch = $2", lease.shard, lease.epoch
     )
@@ -128,7 +128,7 @@ async def again(connection: asyncpg.Connection, lease: Lease) -> Lease:
 
 
 async def announce(connection: asyncpg.Connection, owner: str) -> list[Peer]:
-    """Say that this process is alive; answer all that have said so, this one included."""
+    """Announce that this process is alive. Returns all processes that have done so, including this one."""
     await connection.execute(
         "INSERT INTO ledger.allocators (owner, beat, renewed_at) VALUES ($1, 1, clock_timestamp())"
         " ON CONFLICT (owner) DO UPDATE SET beat = allocators.beat + 1, renewed_at = clock_timestamp()",
@@ -142,7 +142,7 @@ async def announce(connection: asyncpg.Connection, owner: str) -> list[Peer]:
 
 
 async def withdraw(connection: asyncpg.Connection, owner: str) -> None:
-    """Let this process, which ends, count no longer."""
+    """Remove this process, which is shutting down, from the count, and with it processes silent for an hour."""
     await connection.execute(
         "DELETE FROM ledger.allocators WHERE owner = $1 OR renewed_at < clock_timestamp() - interval '1 hour'", owner
     )
@@ -155,12 +155,20 @@ async def claim(
     stale: Collection[str] = (),
     held: Collection[int] | None = None,
 ) -> list[Lease]:
-    """Take at most this many shards that nobody owns, or whose owner is dead; each gets a new epoch.
+    """Take at most `most` shards that are free or whose owner is dead. Each gets a new epoch.
 
-    The connection's session stands for the owner: it must stay open as long as the owner lives, under an application
-    name that ends with the last eight characters of the owner's. `stale` are owners that count as dead although their
-    session is open. A shard whose row a batch has locked is left out. `held` are the shards that the owner writes:
-    another one that names it, at an epoch that it never had, is nobody's. None: all that name it are held.
+    The session of the connection stands for the owner. It must stay open as long as the owner lives, with an
+    application name that ends with the last eight characters of `owner`. A shard whose row a batch has locked is left
+    out.
+
+    Args:
+        connection: the connection of the owner.
+        owner: the name of the process.
+        most: how many shards to take at most.
+        stale: owners that count as dead although their session is open.
+        held: the shards that the owner writes. Any other shard that names the owner, at an epoch that the process
+            never had, is free. None: the owner holds all shards that name it.
+
     """
     rows = await connection.fetch(
         """
@@ -183,9 +191,9 @@ async def claim(
 
 
 async def take_over(connection: asyncpg.Connection, shard: int) -> Lease:
-    """Overtake whoever owns a shard, within a transaction of the caller's: it is free then, at a new epoch.
+    """Take a shard from its owner, inside the caller's transaction. The shard is then free, at a new epoch.
 
-    Waits for a batch that is being committed.
+    This waits for a batch that is being committed.
     """
     row = await connection.fetchrow(
         "UPDATE ledger.shards SET epoch = epoch + 1, owner = NULL, owner_pid = NULL, released_at = clock_timestamp()"
@@ -196,19 +204,19 @@ async def take_over(connection: asyncpg.Connection, shard: int) -> Lease:
 
 
 async def end_sessions(connection: asyncpg.Connection, owners: Collection[str]) -> None:
-    """End the database sessions of these owners, which count as dead: a stopped process may hold a shard's locks."""
+    """End the database sessions of these owners, which count as dead: a stopped process may hold locks of a shard."""
     for owner in owners:
         await connection.execute("SELECT ledger.end_sessions($1)", owner)
 
 
 async def owned(connection: asyncpg.Connection, owner: str) -> dict[int, int]:
-    """The shards of this owner with their epochs."""
+    """Return the shards of this owner with their epochs."""
     rows = await connection.fetch("SELECT shard, epoch FROM ledger.shards WHERE owner = $1", owner)
     return {row["shard"]: row["epoch"] for row in rows}
 
 
 async def release(connection: asyncpg.Connection, lease: Lease) -> None:
-    """Give the shard up, and wake those who could take it."""
+    """Release the shard, and wake the processes that could take it."""
     await connection.execute(
         "WITH released AS (UPDATE ledger.shards SET owner = NULL, owner_pid = NULL,"
         " released_at = clock_timestamp() WHERE shard = $1 AND epoch = $2 RETURNING shard)"

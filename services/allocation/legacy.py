@@ -1,7 +1,7 @@
 """Messages of Kafka's formats before version 2, which old topics may still hold.
 
-Source: https://kafka.apache.org/documentation/#messageset. A message is a record; records that are packed stand in the
-value of one message, which has the offset of the last of them.
+Source: https://kafka.apache.org/documentation/#messageset. A message is a record. Compressed records are in the value
+of one message, which has the offset of the last of them.
 """
 
 import struct
@@ -22,7 +22,7 @@ _OFFSET, _LENGTH, _TIMESTAMP = Struct(">q"), Struct(">i"), Struct(">q")
 
 
 def message(data: memoryview) -> Any:
-    """The record that one message is. Raises CorruptRecordException where it is none."""
+    """Return the record that a message is. Raises CorruptRecordException if it is malformed."""
     try:
         offset, _length, _crc, magic, _attributes = _HEAD.unpack_from(data)
         at, timestamp = _HEAD.size, None
@@ -39,7 +39,7 @@ def message(data: memoryview) -> Any:
 
 
 def packed_messages(data: bytes, last_offset: int) -> Iterator[Any]:
-    """The records that were packed, whose last has the given offset: theirs may be counted from the first."""
+    """Yield compressed records, of which the last has the given offset. Their own offsets may be relative."""
     shift = last_offset - _last_offset(data)
     at, view = 0, memoryview(data)
     while at < len(data):
@@ -62,7 +62,7 @@ def _last_offset(data: bytes) -> int:
 
 
 def _end_of(data: bytes, at: int) -> int:
-    """Where the message ends that begins at a place."""
+    """Return where the message ends that begins at a place. Raises CorruptRecordException if it has no end."""
     if at + _HEAD.size > len(data):
         raise CorruptRecordException("its last message is too short")
     length = _LENGTH.unpack_from(data, at + _LENGTH_AT)[0]
@@ -73,7 +73,7 @@ def _end_of(data: bytes, at: int) -> int:
 
 
 def _field(data: memoryview, at: int) -> tuple[bytes | None, int]:
-    """A length and as many bytes; no bytes at all where it is negative."""
+    """Return the bytes after a length, None if the length is negative, and the place after them."""
     length = _LENGTH.unpack_from(data, at)[0]
     at += _LENGTH.size
     if length < 0:

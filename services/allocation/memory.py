@@ -1,7 +1,6 @@
-"""How much memory the process has, and which share of it each shard's campaigns may take.
+"""The memory of the process, and the share of it that the campaigns of each shard may take.
 
-Records name campaigns, so their number is bounded by nobody but us: those that are idle rest in the database
-(`shared.rules.resting`).
+Records name campaigns, so only this bounds their number: idle campaigns rest in the database (`shared.rules.resting`).
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from shared.rules.resting import CampaignsInMemory
 
 log = structlog.get_logger()
 
-SHORT: Final = 0.9  # of the limit
+SHORT: Final = 0.9  # memory is short above this part of the limit
 _MIB: Final = 2**20
 _LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _UNBOUNDED: Final = 2**60
@@ -23,14 +22,14 @@ _STATUS: Final = Path("/proc/self/status")
 
 
 class CampaignMemory:
-    """`most` campaigns for all shards of a process: what one does not need another may take."""
+    """Room for `most` campaigns, shared by all shards of a process: one may take what the others do not need."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._shards: dict[int, CampaignsInMemory] = {}
 
     def hold(self, shard: int, campaigns: CampaignsInMemory) -> Callable[[], None]:
-        """Count a shard's campaigns too. Answers what ends that."""
+        """Count the campaigns of a shard too. Returns a function that ends this."""
         self._shards[shard] = campaigns
 
         def let_go() -> None:
@@ -41,19 +40,19 @@ class CampaignMemory:
         return let_go
 
     def part(self, shards: int) -> int:
-        """An equal part for each of so many shards, for one that is being loaded."""
+        """Return how many campaigns a shard may have while it is being loaded: an equal part of all."""
         return self._most // max(1, shards)
 
     def share_out(self, shard: int) -> None:
-        """Before a batch of the shard: it may have what the others leave, and no less than its equal part."""
+        """Set the bound of a shard before a batch: what the others leave, but at least its equal part."""
         others = sum(campaigns.count for other, campaigns in self._shards.items() if other != shard)
         campaigns = self._shards[shard]
         campaigns.most = max(self._most - others, self._most // len(self._shards))
         metrics.CAMPAIGNS.labels(shard).set(campaigns.count)
 
 
-class Watch:
-    """Looks at what the process takes; says once in the log when that gets close to its limit."""
+class MemoryWatch:
+    """Measures the memory of the process, and logs once when it comes close to the limit."""
 
     def __init__(self) -> None:
         self._limit = memory_limit()
@@ -61,14 +60,14 @@ class Watch:
         metrics.MEMORY_LIMIT.set(self._limit or 0)
 
     def look(self) -> str:
-        """How much is taken, of how much, in words."""
+        """Return in words how much memory is taken, of how much."""
         taken = resident_bytes()
         if self._limit is None:
             return f"{taken // _MIB} MiB of memory"
         is_short = taken > SHORT * self._limit
         if is_short and not self._was_short:
             log.warning(
-                "memory is short: give the process more, or let it keep fewer campaigns (DRAWDOWN_CAMPAIGNS_IN_MEMORY)",
+                "memory is short: give the process more, or lower DRAWDOWN_CAMPAIGNS_IN_MEMORY",
                 taken_mib=taken // _MIB,
                 limit_mib=self._limit // _MIB,
             )
@@ -77,7 +76,7 @@ class Watch:
 
 
 def memory_limit() -> int | None:
-    """The control group's limit in bytes; None where there is none."""
+    """Return the memory limit of the control group in bytes; None if there is no limit."""
     for file in _LIMITS:
         try:
             text = file.read_text().strip()
@@ -88,7 +87,7 @@ def memory_limit() -> int | None:
 
 
 def resident_bytes() -> int:
-    """What the process has in memory now; 0 where the system does not tell."""
+    """Return the resident bytes of the process now; 0 if the system does not tell."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

@@ -1,10 +1,10 @@
-"""What the allocation process tells Prometheus."""
+"""The metrics of the allocation process for Prometheus."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from shared.runtime.kafka import CONSUMED
 
-EVENTS = Counter("drawdown_spends", "Spend events by what became of them", ["shard", "outcome"])
+EVENTS = Counter("drawdown_spends", "Spend events by outcome", ["shard", "outcome"])
 ENTRIES = Counter("drawdown_entries", "Entries appended to the ledger", ["shard"])
 COMMANDS = Counter("drawdown_commands", "Finance commands by outcome", ["shard", "status"])
 PAUSES = Counter("drawdown_pauses", "Pause causes added", ["cause"])
@@ -12,23 +12,23 @@ RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
 QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
 QUARANTINED_BYTES = Counter("drawdown_quarantined_bytes", "Bytes of records kept in quarantine", ["reason"])
 BATCHES_SET_ASIDE = Counter(
-    "drawdown_batches_set_aside", "Kafka's batches quarantined as a whole: too large or broken", ["shard"]
+    "drawdown_batches_set_aside", "Batches of Kafka quarantined as a whole, because too large or broken", ["shard"]
 )
-UNPACKED_BYTES = Counter("drawdown_unpacked_bytes", "Bytes of records that came packed, as they were unpacked")
+UNPACKED_BYTES = Counter("drawdown_unpacked_bytes", "Bytes of compressed records after decompression")
 INTERNAL_ERRORS = Counter("drawdown_internal_errors", "Records that failed unexpectedly", ["shard"])
-STOPPED = Gauge("drawdown_shard_stopped", "1: the shard was stopped, because record after record failed", ["shard"])
+STOPPED = Gauge("drawdown_shard_stopped", "1: the shard is stopped, because several records in a row failed", ["shard"])
 RESTARTS = Counter("drawdown_shard_restarts", "How often a shard's state was dropped and loaded again", ["shard"])
 LAG = Gauge("drawdown_lag_records", "Records not yet decided", ["shard", "topic"])
 LAG_SECONDS = Gauge("drawdown_lag_seconds", "How long the oldest record not yet decided has waited here", ["shard"])
-OUTCOMES_WAITING = Gauge("drawdown_outcomes_waiting", "Outcomes not yet published when last looked at", ["shard"])
-GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch, and were repeated", ["shard", "topic"])
+OUTCOMES_WAITING = Gauge("drawdown_outcomes_waiting", "Outcomes not yet published at the last look", ["shard"])
+GAPS = Counter("drawdown_fetch_gaps", "Fetches that left out a batch and were repeated", ["shard", "topic"])
 POSITION = Gauge("drawdown_ledger_position", "Last position of the shard", ["shard"])
 CLOCK_DIFFERENCE = Gauge("drawdown_clock_difference_seconds", "How far this process's clock is ahead of the database's")
 AHEAD = Gauge(
     "drawdown_ledger_time_ahead_seconds", "How far the shard's time is ahead of this process's clock", ["shard"]
 )
 CAMPAIGNS = Gauge("drawdown_campaigns_in_memory", "Campaigns that are not at rest", ["shard"])
-MEMORY_LIMIT = Gauge("drawdown_memory_limit_bytes", "What the process may take before it is ended; 0: unbounded")
+MEMORY_LIMIT = Gauge("drawdown_memory_limit_bytes", "Memory limit of the process; 0: unbounded")
 BATCH_RECORDS = Histogram(
     "drawdown_batch_records", "Records in a batch", buckets=(1, 10, 100, 500, 1000, 2000, 5000, 10_000)
 )
@@ -40,7 +40,7 @@ BATCH_SECONDS = Histogram(
 
 
 def forget(shard: int) -> None:
-    """Say no more how a shard stands: another process does now."""
+    """Remove the metrics of a shard that this process no longer writes."""
     for topic in CONSUMED:
         LAG.remove(shard, topic)
     for gauge in (LAG_SECONDS, OUTCOMES_WAITING, POSITION, STOPPED, AHEAD):

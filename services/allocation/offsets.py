@@ -1,4 +1,4 @@
-"""Saying on purpose that Kafka's offsets begin anew, and what operators did by hand."""
+"""The commands `offsets adopt`, which begins again at offset 0 of new topics, and `offsets log`."""
 
 import structlog
 
@@ -13,7 +13,7 @@ ROLE = "drawdown_allocation"
 
 
 async def print_log(settings: Settings) -> None:
-    """Print the operators' log, oldest first."""
+    """Print the operators' log, oldest entry first."""
     connection = await connect(settings, ROLE, "drawdown offsets log")
     try:
         rows = await connection.fetch(
@@ -26,9 +26,10 @@ async def print_log(settings: Settings) -> None:
 
 
 async def adopt(settings: Settings) -> None:
-    """Start with the present cluster's topics from their beginning. Nothing is charged twice: event ids are compared.
+    """Let all shards read the topics of the present cluster from their beginning.
 
-    A running owner is fenced: its next batch finds another epoch and is refused.
+    Nothing is charged twice, because the ledger compares event ids. Running owners are fenced: their next batch finds
+    another epoch and is refused.
     """
     present = await incarnation(settings, *CONSUMED)
     connection = await connect(settings, ROLE, "drawdown offsets adopt")
@@ -40,4 +41,4 @@ async def adopt(settings: Settings) -> None:
         )
     finally:
         await connection.close()
-    log.info("offsets begin anew", incarnation=present)
+    log.info("all shards read the topics from offset 0", incarnation=present)

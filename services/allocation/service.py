@@ -1,8 +1,8 @@
-"""The allocation process: takes shards, writes each in a worker of its own, gives them up when others come.
+"""The allocation process: takes shards, writes each in a worker of its own, releases some when other processes join.
 
-Shards are shared out by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). Whatever fails in a
-worker ends that worker alone, because its memory may be ahead of the ledger: the shard's state is loaded again, and the
-other shards go on (docs/decisions/failures.md). Only what concerns all shards ends the process.
+Processes share the shards by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). A failure in a
+worker ends only that worker. Its memory may be ahead of the ledger, so the shard is loaded again while the other shards
+go on (docs/decisions/failures.md). Only a failure that concerns all shards ends the process.
 """
 
 import asyncio
@@ -23,8 +23,9 @@ import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from services.allocation import metrics, state
+from services.allocation import metrics, snapshots
 from services.allocation.clock_guard import ClockGuard
+from services.allocation.consuming import open_consumer
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -32,28 +33,27 @@ from services.allocation.failures import (
     PlaceTakenError,
     RecordFailedError,
     ShardStoppedError,
-    said,
+    describe,
 )
-from services.allocation.kafka import open_consumer
 from services.allocation.lag import ShardLag, watch_lag
 from services.allocation.lease import (
     RELEASED_CHANNEL,
     Lease,
     LeaseLostError,
     Peers,
-    again,
     announce,
     claim,
     end_sessions,
     owned,
     release,
+    reload_lease,
     wait_for_no_disk,
     withdraw,
 )
-from services.allocation.memory import CampaignMemory, Watch
-from services.allocation.outcomes import publish_outcomes
-from services.allocation.standing import Standing, report
-from services.allocation.trying import again_and_again
+from services.allocation.memory import CampaignMemory, MemoryWatch
+from services.allocation.outcome_publishing import publish_outcomes
+from services.allocation.retrying import retry_forever
+from services.allocation.shard_states import ShardState, report
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lookup import plain_types
@@ -75,23 +75,26 @@ log = structlog.get_logger()
 
 ROLE = "drawdown_allocation"
 HEARTBEAT_SECONDS = 0.25
-# Of the ten seconds that a process has to end: for batches under way and the release of their shards, then for the
-# tasks whose connections were closed.
+# A process has ten seconds to end: this long to finish batches and release shards, then this long for the tasks whose
+# connections were cut.
 FINISH_SECONDS = 6.0
 CUT_OFF_SECONDS = 1.0
 MOST_FRUITLESS_TRIES = 5
-# Connections that read outcomes, for all shards: a look takes a millisecond, and waits no longer than this.
+# All shards share these connections to read outcomes, because a read takes a millisecond.
 MOST_PUBLISHING = 2
-STATEMENT_SECONDS, LOCK_SECONDS = 10, 1
+STATEMENT_SECONDS, LOCK_SECONDS = 10, 1  # the longest that such a read may take, and may wait for a lock
 _POLICY_VERSION = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _FAILING = {"waiting": "waits", "stopped": "is stopped"}
 
-# Publishes the outcomes of a shard, until cancelled, when the event says so.
+# Publishes the outcomes of a shard whenever the event is set, until cancelled.
 Publish = Callable[[int, asyncio.Event], Coroutine[Any, Any, NoReturn]]
 
 
 def read_policy(path: Path | None) -> Policy:
-    """The waterfall policy of a JSON file, or the built-in one. Raises BadSettingError for a file that holds none."""
+    """Return the waterfall policy in a JSON file; without a file, the built-in one.
+
+    Raises BadSettingError if the file does not hold a policy.
+    """
     if path is None:
         return STANDARD
     try:
@@ -106,7 +109,7 @@ def read_policy(path: Path | None) -> Policy:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose names differ: of two the last would hold, and whoever reads the file may see the first."""
+    """Return a JSON object. Raises ValueError if a name is in it twice, because a person may read the wrong one."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise ValueError("a name stands in it twice")
@@ -114,13 +117,15 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_command_keys(path: Path | None) -> CommandKeys:
-    """The keys with which the API signs, of a PEM file; none: as far as anybody knows, all has come by the topic.
+    """Return the keys with which the API signs commands, from a PEM file.
 
-    Raises BadSettingError for a file that holds none.
+    Without a file there are no keys, and every command counts as sent to the topic directly. Raises BadSettingError if
+    the file does not hold keys.
     """
     if path is None:
         log.warning(
-            "the API's commands are taken for the topic's: DRAWDOWN_COMMAND_KEYS_FILE names no keys to tell them by"
+            "commands of the API look like those sent to the topic directly:"
+            " set DRAWDOWN_COMMAND_KEYS_FILE to the API's public keys to tell them apart"
         )
         return NO_KEYS
     try:
@@ -130,8 +135,8 @@ def read_command_keys(path: Path | None) -> CommandKeys:
 
 
 async def run(settings: Settings) -> None:
-    """Write shards until cancelled. Raises what must end the process."""
-    # The state lives as long as the process, and batches hold no cycles. Looking for some cost 5 % of `make bench`.
+    """Write shards until cancelled. Raises any error that must end the process."""
+    # The state lives as long as the process, and batches hold no cycles. Searching for cycles cost 5 % of `make bench`.
     gc.set_threshold(1_000_000, 50, 100)
     async with serving_health(settings) as health:
         tries = 0
@@ -142,7 +147,8 @@ async def run(settings: Settings) -> None:
             except Exception as error:
                 if not is_lost(error):
                     raise
-                # Away, or cut off by whoever took our shards for dead: memory is dropped and we take part anew.
+                # The database is unavailable, or another process took this one for dead and closed its sessions.
+                # Drop the memory and take part again.
                 if _is_asked_to_end():
                     raise asyncio.CancelledError from error
                 tries = 0 if allocation.has_written else tries + 1
@@ -152,20 +158,20 @@ async def run(settings: Settings) -> None:
 
 
 def _is_asked_to_end() -> bool:
-    """Whether a cancellation came, even if an error of the database has taken its place meanwhile."""
+    """Return whether this task was cancelled, even if a database error has replaced the cancellation."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _tell_of(shard: int, error: Exception, seconds: float) -> None:
-    """Log why a shard is not written. What a sentence tells needs no stack trace."""
+    """Log why a shard is not written, with a stack trace only if the error is unexpected."""
     foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, PlaceTakenError, KafkaError)
     is_foreseen = is_lost(error) or isinstance(error, foreseen)
     log.error(
         "the shard cannot be written: it is loaded again; other shards go on",
         shard=shard,
         again_in_seconds=seconds,
-        error=said(error),
+        error=describe(error),
         exc_info=None if is_foreseen else error,
     )
 
@@ -186,7 +192,7 @@ class Allocation:
         self._workers: dict[int, Worker] = {}
         self._tasks: dict[int, asyncio.Task[Lease]] = {}
         self._leases: dict[int, Lease] = {}
-        self._standings: dict[int, Standing] = {}
+        self._states: dict[int, ShardState] = {}
         self._is_ending = False
         self._released = asyncio.Event()
         self._has_written = False
@@ -195,12 +201,12 @@ class Allocation:
         self._connections: set[asyncpg.Connection] = set()
         self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
-        self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), Watch()
-        # How many shards nobody else is due to write; unknown before the first heartbeat.
+        self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), MemoryWatch()
+        # How many shards this process should write; None until the first heartbeat.
         self._due: int | None = None
 
     async def run(self) -> None:
-        """Take part until cancelled; then give up the shards in good order."""
+        """Take part until cancelled, then finish the batches under way and release the shards."""
         async with AsyncExitStack() as stack:
             keeper = await self._connect(stack, "lease")
             await wait_for_no_disk(keeper)
@@ -225,9 +231,9 @@ class Allocation:
             try:
                 await first_to_end(
                     self._keep_shards(keeper, partial(publish_outcomes, database, producer)),
-                    again_and_again("reporting how the shards stand", self._report),
+                    retry_forever("reporting the states of the shards", self._report),
                     self._watch_kafka(),
-                    # Not over the keeper's connection, which waits where a shard is released.
+                    # The keeper's connection may be waiting for a release, so this needs one of its own.
                     watch_reachability(self._database, lambda: self._guard.ask(watching)),
                     watch_broker_reachability(self._broker, producer),
                     seconds=CUT_OFF_SECONDS,
@@ -237,16 +243,16 @@ class Allocation:
 
     @property
     def has_written(self) -> bool:
-        """Did it ever get as far as owning a shard?"""
+        """Return whether this process has ever loaded a shard and begun to write it."""
         return self._has_written
 
     def _readiness(self) -> tuple[bool, str]:
         if self._due is None:
-            return False, "has not yet taken part in sharing out the shards"
+            return False, "starting: it has not yet asked which shards it should write"
         failing = [
-            f"shard {shard} {_FAILING[standing.state]}: {standing.detail}"
-            for shard, standing in sorted(self._standings.items())
-            if standing.state in _FAILING
+            f"shard {shard} {_FAILING[state.name]}: {state.detail}"
+            for shard, state in sorted(self._states.items())
+            if state.name in _FAILING
         ]
         if failing:
             return False, "; ".join(failing)
@@ -257,19 +263,19 @@ class Allocation:
             return False, f"loading the shards {loading}"
         stuck = sorted(shard for shard, lag in self._lags.items() if lag.is_stuck(monotonic()))
         if stuck:
-            return False, f"records wait and none is decided in the shards {stuck}"
+            return False, f"records wait but none is decided in the shards {stuck}"
         if len(self._workers) < self._due:
-            return False, f"waiting for {self._due - len(self._workers)} shards whose last owner has not let go yet"
+            return False, f"waiting for {self._due - len(self._workers)} shards that another process has not released"
         if not self._workers:
             return True, "standing by: other processes write every shard"
         waiting = sum(lag.records for lag in self._lags.values())
         taken = self._memory_watch.look()
-        noted = [f"; shard {shard} is {said.detail}" for shard, said in sorted(self._standings.items()) if said.detail]
+        noted = [f"; shard {shard} is {state.detail}" for shard, state in sorted(self._states.items()) if state.detail]
         return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}{''.join(noted)}"
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
         for number, worker in self._workers.items():
-            if shard == str(number):  # Any login may notify, of whatever it likes.
+            if shard == str(number):  # Any login may notify with any text, so the text is compared, not parsed.
                 worker.wake()
 
     def _on_released(self, *_: object) -> None:
@@ -281,7 +287,7 @@ class Allocation:
         stack.push_async_callback(self._close, connection)
         if plain:
             await plain_types(connection)
-            # Look-ups by id must use their index from the first batch on, before statistics know the tables.
+            # Look-ups by id must use their index from the first batch on, when the tables have no statistics yet.
             await connection.execute("SET enable_seqscan = off; SET jit = off")
         return connection
 
@@ -300,12 +306,15 @@ class Allocation:
         kept = await connection.fetchval("SELECT content FROM ledger.policies WHERE version = $1", content["version"])
         if kept != content:
             raise BadSettingError(
-                f"DRAWDOWN_POLICY_FILE: the ledger knows another policy {self._policy.version!r}:"
-                " a changed policy needs a new version"
+                f"DRAWDOWN_POLICY_FILE: the ledger holds another policy of version {self._policy.version!r}:"
+                " give a changed policy a new version"
             )
 
     async def _keep_shards(self, keeper: asyncpg.Connection, publish: Publish) -> None:
-        """Renew the leases, take free shards, give up those that are others' due. Raises what ends a worker badly."""
+        """Renew the leases, take free shards and release the surplus when other processes join.
+
+        Raises the error of a worker if it concerns all shards.
+        """
         while True:
             self._released.clear()
             self._peers.look(await announce(keeper, self._owner), monotonic())
@@ -327,9 +336,9 @@ class Allocation:
             await self._reap(keeper)
 
     async def _heartbeat(self) -> None:
-        """Wait until the leases are due for renewal, or a worker has ended, or somebody has released a shard.
+        """Wait until the leases are due for renewal, a worker has ended, or another process has released a shard.
 
-        A shard that is handed over stands still until its heir has loaded it: neither waits for the next heartbeat.
+        Nobody writes a shard between two owners, so neither of them waits for its next heartbeat.
         """
         released = asyncio.create_task(self._released.wait())
         try:
@@ -340,21 +349,21 @@ class Allocation:
             released.cancel()
 
     async def _start(self, lease: Lease, publish: Publish) -> None:
-        """Begin to write a shard; a task that lost it before has to end first."""
+        """Begin to write a shard, after the end of the task that has lost the shard before."""
         before = self._tasks.pop(lease.shard, None)
         if before is not None:
             before.cancel()
             await asyncio.wait({before})
         self._leases[lease.shard] = lease
-        standing = self._standings[lease.shard] = Standing()
-        holding = self._hold(lease, standing, publish)
+        state = self._states[lease.shard] = ShardState()
+        holding = self._hold(lease, state, publish)
         self._tasks[lease.shard] = asyncio.create_task(holding, name=f"shard {lease.shard}")
 
     async def _watch_kafka(self) -> None:
-        """End the process when the topics are not those any more whose offsets the ledger holds.
+        """Raise OffsetsDoNotFitError as soon as the topics are not those whose offsets the ledger holds.
 
-        Until that is noticed a worker may go on in a new topic that is long enough already. Nothing is lost by it:
-        what it charges is in the ledger under its event id, and whoever adopts the new topic reads it from offset 0.
+        Until then a worker may go on in a new topic, if that is long enough. Nothing is lost: the charges of the worker
+        are in the ledger under their event ids, and `offsets adopt` reads the new topic from offset 0.
         """
         now = await wait_for_another_incarnation(self._settings, self._incarnation, *CONSUMED)
         raise OffsetsDoNotFitError(
@@ -362,55 +371,55 @@ class Allocation:
             " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
         )
 
-    async def _hold(self, lease: Lease, standing: Standing, publish: Publish) -> Lease:
-        """Write one shard and publish its outcomes until it is given up; answers and raises as `_keep_writing`."""
+    async def _hold(self, lease: Lease, state: ShardState, publish: Publish) -> Lease:
+        """Write one shard and publish its outcomes until it is released. Returns and raises like `_keep_writing`."""
         written = asyncio.Event()
         async with in_background(publish(lease.shard, written)):
-            return await self._keep_writing(lease, standing, written)
+            return await self._keep_writing(lease, state, written)
 
-    async def _keep_writing(self, lease: Lease, standing: Standing, written: asyncio.Event) -> Lease:
-        """Write one shard until it is given up, again after whatever fails in it; answer the lease.
+    async def _keep_writing(self, lease: Lease, state: ShardState, written: asyncio.Event) -> Lease:
+        """Write one shard until it is released, loading it again after each failure. Returns its lease.
 
-        Raises LeaseLostError when another process has the shard, and what concerns all shards.
+        Raises LeaseLostError if another process owns the shard, and any error that concerns all shards.
         """
         failures, pause = Failures(lease.shard), GrowingPause()
         while True:
             try:
-                return await self._write(lease, failures, standing, written)
+                return await self._write(lease, failures, state, written)
             except (LeaseLostError, BadSettingError, OtherTopicsError):
                 raise
             except ShardStoppedError as error:
-                await self._stand_still(lease.shard, str(error), standing)
+                await self._stand_still(lease.shard, str(error), state)
             except (RecordFailedError, BatchFailedError) as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
-                    log.warning("the last batch is undone", shard=lease.shard, error=said(error.__cause__ or error))
+                    log.warning("the last batch is undone", shard=lease.shard, error=describe(error.__cause__ or error))
                     return self._leases[lease.shard]
                 failures.learn(error)
-                standing.say("loading")
+                state.set("loading")
             except Exception as error:
                 metrics.RESTARTS.labels(lease.shard).inc()
                 if self._is_ending:
-                    # Raised, it would stand in the place of why the process ends, and of what failed in no shard.
-                    log.warning("a shard failed as it was given up", shard=lease.shard, error=said(error))
+                    # Raising this error would hide the reason why the process ends.
+                    log.warning("a shard failed while it was being released", shard=lease.shard, error=describe(error))
                     return self._leases[lease.shard]
                 seconds = pause.next(self._leases[lease.shard].reached())
                 _tell_of(lease.shard, error, seconds)
-                standing.say("waiting", said(error))
+                state.set("waiting", describe(error))
                 await asyncio.sleep(seconds)
 
-    async def _write(self, lease: Lease, failures: Failures, standing: Standing, written: asyncio.Event) -> Lease:
-        """Write one shard, from what the ledger says of it now, until it is given up or something fails."""
+    async def _write(self, lease: Lease, failures: Failures, state: ShardState, written: asyncio.Event) -> Lease:
+        """Load one shard from the ledger and write it until it is released or something fails."""
         async with AsyncExitStack() as stack:
             reading = await self._connect(stack, f"reads {lease.shard}")
             writing = await self._connect(stack, f"writes {lease.shard}")
-            lease = self._leases[lease.shard] = await again(reading, lease)
+            lease = self._leases[lease.shard] = await reload_lease(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: close_within(stop_client(consumer)))
-            rules = await state.load(
+            rules = await snapshots.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
-            stack.push_async_callback(state.forget, rules)
+            stack.push_async_callback(snapshots.forget, rules)
             stack.callback(self._memory.hold(lease.shard, rules.campaigns))
             gc.freeze()
             failures.begin_again()
@@ -426,7 +435,7 @@ class Allocation:
                 self._guard,
                 written,
                 failures,
-                standing,
+                state,
                 self._memory,
                 self._keys,
             )
@@ -442,12 +451,12 @@ class Allocation:
     async def _report(self) -> None:
         async with AsyncExitStack() as stack:
             connection = await self._connect(stack, "reports", plain=False)
-            await report(connection, self._owner, self._standings, self._lags)
+            await report(connection, self._owner, self._states, self._lags)
 
-    async def _stand_still(self, shard: int, why: str, standing: Standing) -> None:
-        """Keep the shard from everybody, until this process ends: others would fail at the same records."""
+    async def _stand_still(self, shard: int, why: str, state: ShardState) -> None:
+        """Hold the shard without writing it until this process ends: another owner would fail at the same records."""
         log.error(why, shard=shard)
-        standing.say("stopped", why)
+        state.set("stopped", why)
         metrics.STOPPED.labels(shard).set(1)
         try:
             await asyncio.get_running_loop().create_future()
@@ -455,12 +464,12 @@ class Allocation:
             metrics.STOPPED.labels(shard).set(0)
 
     async def _reap(self, keeper: asyncpg.Connection) -> None:
-        """Release the shards whose workers have ended well; raise what ended one badly."""
+        """Release the shards whose workers have ended without an error. Raises the error of one that failed."""
         for shard, task in list(self._tasks.items()):
             if not task.done():
                 continue
             lease = self._leases.pop(shard)
-            del self._tasks[shard], self._standings[shard]
+            del self._tasks[shard], self._states[shard]
             self._lags.pop(shard, None)
             metrics.forget(shard)
             try:
@@ -472,7 +481,10 @@ class Allocation:
             await release(keeper, lease)
 
     async def _give_up_all(self, keeper: asyncpg.Connection) -> None:
-        """Be counted no more, finish what is under way and release the shards; cut off what a server holds up."""
+        """Withdraw from the count, finish the batches under way and release the shards.
+
+        After `FINISH_SECONDS` the connections are cut, because a server may not answer.
+        """
         self._is_ending = True
         for shard, task in self._tasks.items():
             worker = self._workers.get(shard)
@@ -484,14 +496,15 @@ class Allocation:
             async with asyncio.timeout(FINISH_SECONDS):
                 await self._release_all(keeper)
         except TimeoutError:
-            log.warning("shards not given up in order: what is being committed is cut off", shards=sorted(self._tasks))
+            log.warning("shards were not released in time: their connections are cut", shards=sorted(self._tasks))
             await self._cut_off()
 
     async def _release_all(self, keeper: asyncpg.Connection) -> None:
-        """Release each shard as soon as its worker has ended. Raises what ended one badly, once all are released."""
+        """Release each shard as soon as its worker has ended. Raises the first error once all are released."""
         failure: Exception | None = None
         try:
-            await withdraw(keeper, self._owner)  # First: a shard is then others' due as soon as it is released.
+            # First, so that the other processes count a shard as theirs as soon as it is released.
+            await withdraw(keeper, self._owner)
         except Exception as error:
             failure = error
         while self._tasks:

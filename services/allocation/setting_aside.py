@@ -1,15 +1,15 @@
-"""What is too large, or broken, as it goes to quarantine: short, with the size and the SHA-256 of the whole.
+"""Records for quarantine: those too large or broken are cut short, with the size and SHA-256 of the whole.
 
-Nobody mends a record of a megabyte by hand, and a table that nobody may delete from must not take in what any producer
-packs. What is within the bounds is kept whole: it can be mended and replayed.
+Nobody mends a record of a megabyte by hand, and nobody may delete from the quarantine table. So producers must not
+fill it. A record within the bounds is kept whole, because it can be mended and replayed.
 """
 
 from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, Final
 
-from services.allocation.bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
-from services.allocation.decoding import Cut, Fault, Raw, printable
+from services.allocation.batch_bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
+from services.allocation.record_decoding import Cut, Fault, Raw, printable
 from shared.ledger.times import to_datetime
 
 Bytes = bytes | memoryview
@@ -17,17 +17,17 @@ _LONGEST_WHY: Final = 200
 
 
 def weight(record: Any) -> int:
-    """The bytes of a record, and what its headers take beside theirs."""
+    """Return the bytes of a record, with `HEADER_BYTES` more for each header."""
     return len(record.key or b"") + len(record.value or b"") + sum(map(_header_weight, record.headers))
 
 
 def is_too_large(record: Any) -> bool:
-    """Is its value above its bound, or all of it?"""
+    """Return whether the value, or the whole record, is above its bound."""
     return len(record.value or b"") > LARGEST_VALUE_BYTES or weight(record) > LARGEST_RECORD_BYTES
 
 
 def short_record(record: Any, topic: str, partition: int, forwarded_id: int | None = None) -> Raw:
-    """A record that is too large, cut short."""
+    """Return a record that is too large, cut short."""
     place, key, value = (topic, partition), record.key, record.value
     return short_frame(place, record.offset, key, value, record.headers, weight(record), forwarded_id)
 
@@ -41,7 +41,7 @@ def short_frame(
     size: int,
     forwarded_id: int | None = None,
 ) -> Raw:
-    """The same for a record that is known by its fields. Its headers are read as far as they are kept."""
+    """Return a record that is too large, cut short, from its fields. Only the headers that are kept are read."""
     digest = sha256(value or b"")
     detail = (
         f"the record has {size} bytes, its value {len(value or b'')}: {LARGEST_VALUE_BYTES} are allowed for the value,"
@@ -55,7 +55,7 @@ def short_frame(
 def unreadable_record(
     place: tuple[str, int, int], key: bytes | None, value: bytes | None, why: str, forwarded_id: int
 ) -> Raw:
-    """A record that waited for its shard and cannot be read: its first bytes, without its headers."""
+    """Return a forwarded record that cannot be read: its first bytes, without its headers."""
     detail = f"the record waited for this shard and cannot be read: {printable(why)[:_LONGEST_WHY]}"
     return _short(place, key, value, (), Fault("malformed", detail), sha256(value or b"").digest(), forwarded_id)
 
@@ -69,7 +69,7 @@ def _short(
     digest: bytes,
     forwarded_id: int | None,
 ) -> Raw:
-    """The first bytes of a record, and why no more of it is kept."""
+    """Return the first bytes of a record, with the fault for which no more of it is kept."""
     kept = None if value is None else bytes(value[:KEPT_BYTES])
     cut = Cut(fault, place[2], len(value or b""), digest, kept)
     short_key = None if key is None else bytes(key[:KEPT_BYTES])
@@ -78,7 +78,7 @@ def _short(
 
 
 def short_batch(place: tuple[str, int], first: int, last: int, packed: memoryview, reason: str, why: str) -> Raw:
-    """A batch of which no record can be decided, from the first to the last offset that it still had to give."""
+    """Return one record that stands for the undecided rest of a batch, from its first to its last offset."""
     digest = sha256(packed)
     detail = (
         f"none of the records from offset {first} to {last} was decided; their batch has {len(packed)} bytes with"
@@ -89,7 +89,7 @@ def short_batch(place: tuple[str, int], first: int, last: int, packed: memoryvie
 
 
 def kept_bytes(raw: Raw) -> int:
-    """What a record takes in quarantine; nothing, where it is a replay of one that is there."""
+    """Return how many bytes a record takes in quarantine; 0 for a replay, because the bytes are there already."""
     if raw.replay_of is not None:
         return 0
     return weight(raw) + (len(raw.cut.kept or b"") if raw.cut else 0)
@@ -98,7 +98,7 @@ def kept_bytes(raw: Raw) -> int:
 def quarantine_row(
     raw: Raw, fault: Fault, headers: list[list[str | None]] | None, center: str | None, recorded_at: int
 ) -> tuple[Any, ...]:
-    """A record as `BatchWrite.quarantined` takes it; of one that was cut short what is kept, and what the whole was."""
+    """Return a record as a row of `BatchWrite.quarantined`, with size and SHA-256 of the whole if it was cut short."""
     cut = raw.cut if raw.replay_of is None else None
     return (
         fault.reason,
@@ -106,7 +106,7 @@ def quarantine_row(
         raw.topic,
         raw.partition,
         cut.first_offset if cut else raw.offset,
-        *held(raw, cut.kept if cut else raw.value, headers),
+        *kept_columns(raw, cut.kept if cut else raw.value, headers),
         center,
         to_datetime(recorded_at),
         cut.whole_bytes if cut else None,
@@ -114,15 +114,15 @@ def quarantine_row(
     )
 
 
-def held(raw: Raw, value: bytes | None, headers: list[list[str | None]] | None) -> tuple[Any, ...]:
-    """Key, value and headers, and no record; of a replay nothing but the quarantined record that holds them."""
+def kept_columns(raw: Raw, value: bytes | None, headers: list[list[str | None]] | None) -> tuple[Any, ...]:
+    """Return key, value and headers; for a replay only shard and sequence of the quarantined record with these."""
     if raw.replay_of is None:
         return raw.key, value, headers, None, None
     return None, None, None, *raw.replay_of
 
 
 def _first(headers: Iterable[tuple[str, bytes | None]], room: int) -> Iterable[tuple[str, bytes | None]]:
-    """The headers as far as there is room for them."""
+    """Yield the headers as long as there is room for them, in bytes."""
     for header in headers:
         room -= _header_weight(header)
         if room < 0:

@@ -1,8 +1,8 @@
-"""Passing over one record that stops a shard, for what nobody foresaw: on purpose, by hand, and never unseen.
+"""The command `offsets skip`: an operator passes over one record that stops a shard, as a last resort.
 
-Whoever does it has to name the very record that the ledger needs next. It goes to quarantine as `skipped`, and the
-operators' log says who did it and why, in the transaction that moves the offset. The shard gets a new epoch there: the
-writer that stumbled is overtaken, whatever it is doing, and whoever writes next loads the shard again.
+The operator has to name exactly the record that the ledger needs next. One transaction moves the offset, quarantines
+the record as `skipped` and notes in the operators' log who did it and why. It also gives the shard a new epoch: the
+failing writer is fenced, whatever it is doing, and the next owner loads the shard again.
 """
 
 import getpass
@@ -16,9 +16,9 @@ import asyncpg
 import structlog
 
 from services.allocation.append import BatchWrite, append_aside
-from services.allocation.decoding import Fault, Raw, center_of_command, center_of_event, printable
+from services.allocation.isolated_reading import NotYet, read_one
 from services.allocation.lease import RELEASED_CHANNEL, Lease, take_over
-from services.allocation.reading import NotYet, read_one
+from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event, printable
 from services.allocation.setting_aside import is_too_large, quarantine_row, short_record
 from shared.ledger.lookup import plain_types
 from shared.ledger.times import from_datetime
@@ -35,7 +35,10 @@ _LONGEST_BECAUSE: Final = 300
 
 
 async def skip(settings: Settings, shard: int, topic: str, offset: int, because: str) -> None:
-    """Let a shard pass one record. Raises CannotGoOnError, with nothing changed, where it is not the next one."""
+    """Let a shard pass over one record.
+
+    Raises CannotGoOnError, and changes nothing, if the record is not the next one or Kafka does not have it yet.
+    """
     because = printable(because).strip()
     if topic not in CONSUMED:
         raise CannotGoOnError(f"the writer reads {' and '.join(CONSUMED)}, not {topic}: nothing was passed over")
@@ -63,7 +66,7 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
         log.warning("one record was passed over: it is in quarantine", shard=shard, topic=topic, offset=offset)
     else:
         log.warning(
-            "one record was passed over unread: quarantine has its place alone, and Kafka the record while it keeps it",
+            "one record was passed over unread: quarantine has only its place; Kafka has the record until it expires",
             shard=shard,
             topic=topic,
             offset=offset,
@@ -83,13 +86,13 @@ async def _require_next(connection: asyncpg.Connection, shard: int, topic: str, 
 
 
 async def _now(connection: asyncpg.Connection, settings: Settings) -> int:
-    """The database's time, in µs: the clock of whoever types this decides nothing."""
+    """Return the database's time in µs, because the clock of the operator's machine must not decide anything."""
     now = from_datetime(await connection.fetchval("SELECT clock_timestamp()"))
     return int(now + settings.clock_offset_seconds * 1_000_000)
 
 
 def _write(lease: Lease, topic: str, now: int) -> BatchWrite:
-    """What moves the offset of one topic by one."""
+    """Return a batch that moves the offset of one topic by one."""
     spends = topic == SPEND_EVENTS
     return BatchWrite(
         max(now, lease.ledger_time), STANDARD.version, lease.spend_offset + spends, lease.command_offset + (not spends)
@@ -97,7 +100,7 @@ def _write(lease: Lease, topic: str, now: int) -> BatchWrite:
 
 
 def _row(found: Raw | str, topic: str, shard: int, offset: int, because: str, write: BatchWrite) -> tuple[Any, ...]:
-    """The record as quarantine keeps it, as far as it could be read."""
+    """Return the record as a row for quarantine, as far as it could be read."""
     told = f"passed over by an operator, because {because}"[:_LONGEST_BECAUSE]
     if isinstance(found, str):
         nothing = Raw(topic, shard, offset, None, None, [])
@@ -107,7 +110,7 @@ def _row(found: Raw | str, topic: str, shard: int, offset: int, because: str, wr
         told = f"{told}; {raw.cut.fault.detail}"
         raw = replace(raw, cut=replace(raw.cut, first_offset=offset))
     center = headers = None
-    with suppress(Exception):  # Reading it may be what fails.
+    with suppress(Exception):  # Reading the record may be what fails.
         headers = raw.headers_json()
         center = center_of_event(raw) if topic == SPEND_EVENTS else center_of_command(raw)
     return quarantine_row(raw, Fault("skipped", told), headers, center, write.recorded_at)
@@ -122,7 +125,7 @@ async def _note(
 
 
 def _person() -> str:
-    """Who is at the terminal, as far as the machine knows."""
+    """Return the user at the terminal and the name of the machine."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # A container may have no name for its user.

@@ -1,9 +1,9 @@
-"""Unpacking what a producer has packed, up to a bound and no further, whatever the codec.
+"""Decompressing batches up to a bound, whatever the codec.
 
-aiokafka unpacks all of a batch at once: 0.9 MB of gzip become 0.9 GB. Here the unpacked bytes go into one buffer of
-the size of the bound; a codec that has filled it stops. Sizes that the packed bytes declare are not believed: nothing
-is allocated because of one, except zstd's window, which the library bounds at 128 MiB and touches no more of than it
-has unpacked. Sequences of frames are read as one, as the codecs' own tools do.
+aiokafka decompresses a batch at once: 0.9 MB of gzip become 0.9 GB. Here the result goes into one buffer of the size of
+the bound, and a codec that has filled it stops. Sizes that the compressed bytes declare are not trusted, and nothing is
+allocated because of them. The exception is zstd's window: the library bounds it at 128 MiB, and touches only as much
+of it as was decompressed. A sequence of frames is read as one, as the codecs' own tools do.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from typing import Final
 import cramjam
 from aiokafka.errors import CorruptRecordException
 
-from services.allocation.bounds import RECORDS_OF_A_BATCH, UNPACKED_BYTES
+from services.allocation.batch_bounds import RECORDS_OF_A_BATCH, UNPACKED_BYTES
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 NAMES: Final = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
 
-_IS_FULL: Final = "failed to write whole buffer"  # how Rust's `std::io::Write::write_all` says it
-# xerial's framing, as Java writes it: a magic word, two numbers of versions, then blocks behind their lengths.
+_IS_FULL: Final = "failed to write whole buffer"  # the message of Rust's `std::io::Write::write_all`
+# xerial's framing, as Java writes it: a magic word, two version numbers, then blocks, each after its length.
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEAD_BYTES: Final = 16
 _LENGTH: Final = Struct(">i")
@@ -28,17 +28,18 @@ _UNPACKS_TO_MORE: Final = f"it unpacks to more than {UNPACKED_BYTES}"
 
 
 class TooLargeError(Exception):
-    """Packed bytes unpack to more than a bound allows. The message says which."""
+    """A batch unpacks to more than a bound allows. The message says to which bound."""
 
 
-# Memory of it is taken as far as it was ever filled. There is one: a fetch is unpacked by one thread, without a pause.
+# The system provides only the memory that was ever filled. One buffer is enough, because the event loop's thread
+# decompresses a batch without a pause.
 _room: Final = memoryview(mmap(-1, UNPACKED_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS))
 
 
 def unpack(codec: int, packed: memoryview) -> memoryview:
-    """What the bytes unpack to, valid until the next call.
+    """Return the decompressed bytes, which are valid until the next call.
 
-    Raises TooLargeError where that is more than the bound, CorruptRecordException where they do not unpack.
+    Raises TooLargeError if they are more than the bound, CorruptRecordException if they cannot be decompressed.
     """
     into_room = _CODECS.get(codec)
     if into_room is None:
@@ -53,7 +54,7 @@ def unpack(codec: int, packed: memoryview) -> memoryview:
 
 
 def require_few(count: int) -> None:
-    """Raise TooLargeError where a batch really holds more records than the bound."""
+    """Raise TooLargeError if a batch, whose count is known to be true, holds more records than the bound."""
     if count > RECORDS_OF_A_BATCH:
         raise TooLargeError(f"it holds {count} records, more than {RECORDS_OF_A_BATCH}")
 

@@ -1,7 +1,7 @@
 """The loop of one shard: take records, decide them, append them.
 
-While a batch is being committed the next one is decoded, looked up and decided; so at most one batch is ahead of the
-ledger. Whatever fails, memory is forgotten and the ledger loaded again: see `service`.
+While a batch is being committed, the next one is decoded, looked up and decided. So memory is at most one batch ahead
+of the ledger. After any failure `service` drops the memory and loads the ledger again.
 """
 
 import asyncio
@@ -15,36 +15,36 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import accounts, bounds, metrics, state
+from services.allocation import account_locks, batch_bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import (
+from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
+from services.allocation.deciding import (
     Decider,
     Decision,
-    Decoded,
+    DecodedRecords,
     as_raw,
     decode,
     is_command,
     look_up,
     next_offset,
-    within,
+    within_memory,
 )
-from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
-from services.allocation.decoding import Raw
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
     Failures,
     PlaceTakenError,
     RecordFailedError,
+    describe,
     is_of_the_records,
     is_taken_account,
     is_taken_place,
-    said,
 )
 from services.allocation.lease import Lease
 from services.allocation.memory import CampaignMemory
+from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
-from services.allocation.standing import Standing
+from services.allocation.shard_states import ShardState
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
 from shared.ledger.headers import read_headers
@@ -59,20 +59,20 @@ from shared.runtime.postgres import is_lost
 log = structlog.get_logger()
 
 LONGEST_WAIT_SECONDS = 1.0
-FORWARDED_SECONDS = 5.0  # between two looks for forwarded records at most: a notification may be lost
-DISAGREEING_SECONDS = 0.25  # between two looks at clocks that do not agree
+FORWARDED_SECONDS = 5.0  # the longest time between two looks for forwarded records: a notification may be lost
+DISAGREEING_SECONDS = 0.25  # the time between two comparisons of clocks that disagree
 
 
 class OffsetsDoNotFitError(CannotGoOnError):
-    """The topic does not hold the records that come next: some would be skipped. The message says what to do."""
+    """The topic no longer holds the next records, so some would be skipped. The message says what to do."""
 
 
 class OtherTopicsError(OffsetsDoNotFitError):
-    """The topics are not those whose offsets the ledger holds: that concerns every shard."""
+    """The topics are not those whose offsets the ledger holds, which concerns every shard."""
 
 
 class Worker:
-    """Writes one shard as long as it owns it."""
+    """Writes one shard as long as this process owns it."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Worker:
         guard: ClockGuard,
         outcomes_written: asyncio.Event,
         failures: Failures,
-        standing: Standing,
+        state: ShardState,
         memory: CampaignMemory,
         keys: CommandKeys,
     ) -> None:
@@ -95,7 +95,7 @@ class Worker:
         self._rules = rules
         self._policy = policy
         zones = zones_to_write_with(rules.tables)
-        self._decider = Decider(lease.shard, shards, rules, policy, zones, bounds.BOUNDS)
+        self._decider = Decider(lease.shard, shards, rules, policy, zones, batch_bounds.BOUNDS)
         self._consumer = consumer
         self._reading = reading
         self._writing = writing
@@ -103,16 +103,16 @@ class Worker:
         self._guard = guard
         self._outcomes_written = outcomes_written
         self._failures = failures
-        self._standing = standing
+        self._state = state
         self._memory = memory
         self._keys = keys
         self._spends = TopicPartition(SPEND_EVENTS, lease.shard)
         self._commands = TopicPartition(FINANCE_COMMANDS, lease.shard)
-        # What comes next from each topic: to be taken in, and to be decided.
+        # The next offset of each topic: first the one to take in, then the one to decide.
         self._next = {self._spends: lease.spend_offset, self._commands: lease.command_offset}
         self._spend_offset, self._command_offset = lease.spend_offset, lease.command_offset
-        # Taken in and not yet decided. Nothing more is taken in before all of it is.
-        self._backlog = Decoded()
+        # Records that were taken in and not yet decided. Nothing more is taken in until this is empty.
+        self._backlog = DecodedRecords()
         self._taking: set[int] = set()
         self._wake = asyncio.Event()
         self._wake.set()
@@ -124,34 +124,34 @@ class Worker:
         self._commit: asyncio.Task[None] | None = None
         self._has_locks = False
         self._kept_at = lease.position
-        self._next_snapshot = lease.position + state.entries_between(state.objects_in(rules))
+        self._next_snapshot = lease.position + snapshots.entries_between(snapshots.objects_in(rules))
 
     def wake(self) -> None:
-        """Records wait in the table of forwarded ones."""
+        """Make the worker read the table of forwarded records now."""
         self._wake.set()
 
     async def ends(self) -> tuple[int, ...]:
-        """Where the topics of spends and of commands end now, as far as the broker counts."""
+        """Return the end offsets of the topics of spends and of commands, as the broker knows them now."""
         partitions = (self._spends, self._commands)
         ends = await self._consumer.end_offsets(partitions)
-        # The embedded broker counts up to the start of its last batch; a fetch may know better.
+        # The embedded broker counts only up to the start of its last batch; a fetch may have seen a later end.
         known = (max(ends[partition], self._consumer.highwater(partition) or 0) for partition in partitions)
         return tuple([await self._last_record(*each) for each in zip(partitions, known, strict=True)])
 
     async def _last_record(self, partition: TopicPartition, end: int) -> int:
-        """The end, or the offset behind the last record where all that follows it are ends of transactions."""
+        """Return the end, or the offset after the last record if only ends of transactions follow it."""
         position = await self._consumer.position(partition)
         return self._next[partition] if position >= end else end
 
     def stop(self) -> None:
-        """Finish what is under way, keep the state, and end."""
+        """Let `run` finish the batch under way, keep a snapshot and return."""
         self._stopping = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Write until stopped. Raises what went wrong; then memory may be ahead of the ledger and must be dropped."""
-        if self._standing.state == "loading":  # One that failed before has to fetch something first.
-            self._standing.say("writing", self._ahead)
+        """Write until stopped. After an error the memory may be ahead of the ledger and must be dropped."""
+        if self._state.name == "loading":  # A shard that has failed counts as written only after a fetch.
+            self._state.set("writing", self._ahead)
             self._tell_if_ahead(self._clock.now_us())
         try:
             while not self._stopping:
@@ -160,7 +160,7 @@ class Worker:
                 await self._process()
             await self._finish()
         except Exception:
-            await self._committed()  # Its error comes first: what was decided later was decided on top of it.
+            await self._committed()  # Its error goes first, because later batches were decided on top of it.
             raise
         finally:
             await self._leave()
@@ -168,7 +168,7 @@ class Worker:
     # ---- Taking in ----------------------------------------------------------------------------------------------
 
     async def _take_in(self) -> None:
-        """Wait until there is something to do, and decode it."""
+        """Wait until there are records or a timer is due, and decode the records."""
         self._fetching = self._fetching or asyncio.create_task(self._fetch())
         self._woken = self._woken or asyncio.create_task(self._wake.wait())
         if perf_counter() - self._looked_at > FORWARDED_SECONDS:
@@ -187,23 +187,23 @@ class Worker:
         records: dict[TopicPartition, list[Any]] = {}
         if self._fetching.done():
             records, self._fetching = self._fetching.result(), None
-            self._standing.say("writing", self._ahead)
+            self._state.set("writing", self._ahead)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
         try:
             records: dict[TopicPartition, list[Any]] = await self._consumer.getmany(
-                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=bounds.BOUNDS.records
+                timeout_ms=int(LONGEST_WAIT_SECONDS * 1000), max_records=batch_bounds.BOUNDS.records
             )
         except OffsetOutOfRangeError as error:
             raise OffsetsDoNotFitError(
                 f"shard {self.lease.shard}: Kafka does not have the offsets that come next ({error}): the topic was"
-                " made anew; 'drawdown offsets adopt' starts from its beginning"
+                " created again; 'drawdown offsets adopt' starts from its beginning"
             ) from error
         return records
 
     def _patience(self) -> float:
-        """How long nothing may come before something is due, in seconds."""
+        """Return for how many seconds to wait for records before a timer is due."""
         due = self._rules.next_due()
         if due is None:
             return LONGEST_WAIT_SECONDS
@@ -214,10 +214,10 @@ class Worker:
         return due is not None and due <= self._clock.now_us()
 
     async def _read_forwarded(self) -> list[Raw]:
-        """The first of the forwarded records, bounded in number and bytes; the others are read once these are."""
+        """Return the first of the forwarded records, up to a number and a size. The next call reads more."""
         self._looked_at = perf_counter()
         rows = await self._reading.fetch(
-            _FORWARDED, self.lease.shard, list(self._taking), bounds.BOUNDS.records, bounds.BOUNDS.bytes
+            _FORWARDED, self.lease.shard, list(self._taking), batch_bounds.BOUNDS.records, batch_bounds.BOUNDS.bytes
         )
         if rows:
             self._wake.set()
@@ -238,12 +238,12 @@ class Worker:
         self._failures.mark(self._backlog)
 
     def _note_offsets(self, partition: TopicPartition, records: Sequence[Any]) -> None:
-        """Offsets must not go back."""
+        """Note which offset comes next. Raises OffsetsDoNotFitError if the offsets have gone back."""
         if not records:
             return
         expected = self._next[partition]
         if records[0].offset < expected:
-            raise OffsetsDoNotFitError(f"{partition} gave offset {records[0].offset}, {expected} comes next")
+            raise OffsetsDoNotFitError(f"{partition} gave offset {records[0].offset}, but {expected} comes next")
         self._next[partition] = records[-1].offset + 1
         end = self._consumer.highwater(partition)
         if end is not None:
@@ -252,7 +252,7 @@ class Worker:
     # ---- Deciding -----------------------------------------------------------------------------------------------
 
     async def _process(self) -> None:
-        """Decide one batch of what was taken in, and begin to commit it."""
+        """Decide one batch of the backlog and begin to commit it."""
         if not self._backlog and not self._is_due():
             return
         started = perf_counter()
@@ -260,12 +260,12 @@ class Worker:
         if now is None:
             return
         self._memory.share_out(self.lease.shard)
-        portion = accounts.within(within(self._rules, self._failures.portion(self._backlog)))
-        opened = accounts.opened_in(portion)
+        portion = account_locks.within(within_memory(self._rules, self._failures.portion(self._backlog)))
+        opened = account_locks.opened_in(portion)
         if opened:
             await self._committed()
             self._has_locks = True
-            await accounts.lock(self._writing, opened)
+            await account_locks.lock(self._writing, opened)
         write = BatchWrite(0, self._policy.version, self._spend_offset, self._command_offset)
         decision = await self._decide(portion, now, write)
         decided = portion.decided(decision)
@@ -281,22 +281,22 @@ class Worker:
             await self._keep_state()
 
     async def _time_of_batch(self) -> int | None:
-        """The ledger time of a batch that begins now; None, after a while, where the clocks do not agree on it."""
+        """Return the ledger time (µs) of a batch that begins now; None, after a pause, if the clocks disagree."""
         now = await self._guard.time_of_batch(self._reading)
         if now is None:
             await self._committed()
-            self._standing.say("waiting", self._guard.problem or "")
+            self._state.set("waiting", self._guard.problem or "")
             await asyncio.sleep(DISAGREEING_SECONDS)
             return None
-        if self._standing.state == "waiting":
-            self._standing.say("writing", self._ahead)
+        if self._state.name == "waiting":
+            self._state.set("writing", self._ahead)
         self._tell_if_ahead(now)
         return max(now, self.lease.ledger_time)
 
     def _tell_if_ahead(self, now: int) -> None:
-        """Say it where ledger time is ahead of the clock: both clocks were, once, and ledger time never goes back.
+        """Report ledger time that is ahead of the clock. Both clocks were ahead once, and ledger time never goes back.
 
-        To wait would charge nobody and pause nothing until the clock has caught up, which may be months.
+        The shard does not wait: nothing would be charged or paused until the clock has caught up, maybe for months.
         """
         ahead_us = self.lease.ledger_time - now
         metrics.AHEAD.labels(self.lease.shard).set(max(0, ahead_us) / 1e6)
@@ -307,14 +307,14 @@ class Worker:
             until = format_time(self.lease.ledger_time)
             self._ahead = f"ahead of the clock: what is decided before {until} is dated then"
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
-        self._standing.say("writing", self._ahead)
+        self._state.set("writing", self._ahead)
 
-    async def _decide(self, portion: Decoded, now: int, write: BatchWrite) -> Decision:
+    async def _decide(self, portion: DecodedRecords, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):
             known = await look_up(self._reading, self.lease.shard, self._rules, portion)
             return await self._decider.decide(portion, known, now, write)
 
-    async def _append(self, write: BatchWrite, decided: Decoded, decision: Decision, started: float) -> None:
+    async def _append(self, write: BatchWrite, decided: DecodedRecords, decision: Decision, started: float) -> None:
         nothing = not (
             write.rows
             or write.outcomes
@@ -345,13 +345,13 @@ class Worker:
             self._outcomes_written.set()
 
     async def _unlock(self) -> None:
-        """Let other shards open the accounts again that this one has kept them from."""
+        """Release the locks on the ids of new ad accounts, if this shard holds some."""
         if self._has_locks and not self._writing.is_closed():
             self._has_locks = False
-            await accounts.unlock(self._writing)
+            await account_locks.unlock(self._writing)
 
     async def _committed(self) -> None:
-        """Wait until the batch before is in the ledger."""
+        """Wait until the batch before is in the ledger. Raises the error of its commit."""
         if self._commit is not None:
             await self._commit
             self._commit = None
@@ -359,9 +359,9 @@ class Worker:
     # ---- Keeping the state, and leaving -------------------------------------------------------------------------
 
     async def _keep_state(self) -> None:
-        """Keep the state as of the last batch, in a transaction of its own that the lease guards too.
+        """Keep a snapshot of the state after the last batch, in a transaction of its own that the lease also guards.
 
-        It is a cache: where it cannot be kept the ledger is decided again, and the shard goes on.
+        A snapshot is only a cache. If it cannot be kept, the next load decides more of the ledger again.
         """
         await self._committed()
         write = BatchWrite(
@@ -369,15 +369,19 @@ class Worker:
         )
         objects = 0
         try:
-            kept = await state.dump(self._rules, self.lease.tree)
+            kept = await snapshots.dump(self._rules, self.lease.tree)
             write.snapshot, objects = (kept.position, kept.format, kept.state), kept.objects
             await append(self._writing, self.lease, write)
         except Exception as error:
             if not is_of_the_records(error):
                 raise
-            log.error("the state was not kept: a start takes longer", shard=self.lease.shard, error=said(error))
+            log.error(
+                "the snapshot was not kept: the next load of the shard takes longer",
+                shard=self.lease.shard,
+                error=describe(error),
+            )
         self._kept_at = self.lease.position
-        self._next_snapshot = self.lease.position + state.entries_between(objects)
+        self._next_snapshot = self.lease.position + snapshots.entries_between(objects)
 
     async def _finish(self) -> None:
         under_way = self._commit if self._commit is not None and not self._commit.done() else None
@@ -388,16 +392,16 @@ class Worker:
             await self._keep_state()
 
     async def _leave(self) -> None:
-        """End what is under way, and say what became of a commit that was."""
+        """Cancel the tasks under way, and log how a commit among them has ended."""
         tasks = [task for task in (self._fetching, self._woken, self._commit) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._commit is not None:
             self._tell_of(self._commit)
-        # Their errors lead back here: such a circle would stay, because `gc.freeze` sets it apart at the next load.
+        # Their errors refer to this worker. Such a cycle would stay, because `gc.freeze` hides it at the next load.
         self._fetching = self._woken = self._commit = None
-        self._backlog = Decoded()
+        self._backlog = DecodedRecords()
 
     def _tell_of(self, commit: asyncio.Task[None]) -> None:
         says = log.bind(shard=self.lease.shard, position=self.lease.position)
@@ -405,33 +409,33 @@ class Worker:
         if commit.cancelled() or (error is not None and is_lost(error.__cause__ or error)):
             says.warning("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
         elif error is not None:
-            says.warning("the batch that was being committed is undone", error=said(error.__cause__ or error))
+            says.warning("the batch that was being committed is undone", error=describe(error.__cause__ or error))
         else:
             says.info("the batch that was being committed is in the ledger")
 
 
 @contextmanager
-def _blamed_on(records: Decoded) -> Iterator[None]:
-    """Turn what the records of a batch have caused into BatchFailedError; what a server has caused stays."""
+def _blamed_on(records: DecodedRecords) -> Iterator[None]:
+    """Turn an error that the records of a batch have caused into BatchFailedError. Errors of a server stay."""
     try:
         yield
     except (RecordFailedError, BatchFailedError):
         raise
     except Exception as error:
         if is_taken_account(error):
-            raise AccountTakenError(said(error)) from error
+            raise AccountTakenError(describe(error)) from error
         if is_taken_place(error):
             raise PlaceTakenError(
-                "the ledger holds a row in the place of the next one, and no process of ours has written it: run"
-                f" 'drawdown audit verify' and see docs/runbook.md; {said(error)}"
+                "the ledger holds a row in the place of the next one, which no allocation process has written: run"
+                f" 'drawdown audit verify' and see docs/runbook.md; {describe(error)}"
             ) from error
         if records and is_of_the_records(error):
             raise BatchFailedError(records.records()) from error
         raise
 
 
-# The bytes of a row are those of its columns: a record of no value may have headers of megabytes. Of rows from before
-# there was a bound one may be above it: it comes alone.
+# The size of a row counts all its columns, because a record without a value may have headers of megabytes. A row from
+# before the bound existed may be larger than the bound: it is then read alone.
 _FORWARDED: Final = """
     SELECT id, topic, partition, "offset", key, raw, headers::text, replay_shard, replay_sequence FROM (
         SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before FROM (
@@ -443,9 +447,9 @@ _FORWARDED: Final = """
 
 
 def _forwarded(row: asyncpg.Record) -> Raw:
-    """A record that waited for its shard; one that is too large, from before there was a bound, is cut short.
+    """Return a record that waited for its shard, cut short if it is too large: older releases had no bound.
 
-    Raises nothing: what cannot be read, which nobody of ours has written, goes to quarantine.
+    Raises nothing. A row that cannot be read was not written by an allocation process, and goes to quarantine.
     """
     topic, partition, replay = row["topic"], row["partition"], (row["replay_shard"], row["replay_sequence"])
     place = (topic, partition, row["offset"])

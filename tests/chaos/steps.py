@@ -58,7 +58,7 @@ _COMMANDS = "services.api.commands.publishing:"
 _ALLOCATION: Final = (
     Step("allocation", "lease taken", _SERVICE + "Allocation._start", most=1),
     Step("allocation", "consumer open", _SERVICE + "open_consumer", "after", most=2),
-    Step("allocation", "state loaded", "services.allocation.state:load", "after", most=2),
+    Step("allocation", "state loaded", "services.allocation.snapshots:load", "after", most=2),
     Step("allocation", "fetched", _WORKER + "Worker._fetch", "after"),
     Step("allocation", "decoded", _WORKER + "decode", "after"),
     Step("allocation", "looked up", _WORKER + "look_up", "after"),
@@ -80,7 +80,7 @@ _ALLOCATION: Final = (
     Step("allocation", "outcome sent", _SEND, "after", _of("finance.outcomes"), most=5),
     Step("allocation", "outcomes acknowledged", _EXECUTE, "before", _says("INSERT INTO ledger.checkpoints"), most=5),
     Step("allocation", "outcomes checkpointed", _EXECUTE, "after", _says("INSERT INTO ledger.checkpoints"), most=5),
-    Step("allocation", "snapshot due", "services.allocation.state:dump", most=1, at_stop=True),
+    Step("allocation", "snapshot due", "services.allocation.snapshots:dump", most=1, at_stop=True),
     Step("allocation", "snapshot written", _EXECUTE, "after", _says("INTO ledger.snapshots"), most=1, at_stop=True),
     Step("allocation", "before release", _SERVICE + "release", most=2, at_stop=True),
     Step("allocation", "released", _SERVICE + "release", "after", most=2, at_stop=True),

@@ -43,9 +43,9 @@ def run(victim: Victim) -> None:
     os.environ.update(victim.environment)
     random.seed()
     from drawdown.serving import serve
-    from services.allocation import state
+    from services.allocation import snapshots
 
-    state.FEWEST_ENTRIES_BETWEEN = ENTRIES_BETWEEN_SNAPSHOTS
+    snapshots.FEWEST_ENTRIES_BETWEEN = ENTRIES_BETWEEN_SNAPSHOTS
     for each in STEPS:
         find(each.target)
     if victim.step is not None:

@@ -15,11 +15,11 @@ from typing import Any
 import asyncpg
 
 from drawdown.deployment.migrate import migrate
-from services.allocation import state
+from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, decode, look_up
-from services.allocation.decoding import Raw
+from services.allocation.deciding import Decider, decode, look_up
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
+from services.allocation.record_decoding import Raw
 from services.allocation.service import ROLE
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
@@ -136,7 +136,7 @@ async def _take_over(settings: Settings, stale: Sequence[Any] = ()) -> Writer:
         while not (leases := await claim(keeper, owner, 1, owners)):
             await end_sessions(keeper, owners)
     (lease,) = leases
-    return Writer(stack, writing, lease, await state.load(writing, lease, STANDARD, 7))
+    return Writer(stack, writing, lease, await snapshots.load(writing, lease, STANDARD, 7))
 
 
 async def _open(writer: Writer) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 
-from services.allocation.decoding import Command
+from services.allocation.record_decoding import Command
 from shared.ledger.encoding import UNBOUNDED_BYTES, encode_entries
 from shared.ledger.merkle import leaf_hashes
 from shared.rules.calendar import Zones

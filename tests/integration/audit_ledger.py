@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, decode, look_up
-from services.allocation.decoding import Raw
+from services.allocation.deciding import Decider, decode, look_up
 from services.allocation.lease import Lease, claim
+from services.allocation.record_decoding import Raw
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES

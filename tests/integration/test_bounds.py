@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.allocation import accounts, bounds, state
-from services.allocation.bounds import Bounds
+from services.allocation import account_locks, batch_bounds, snapshots
+from services.allocation.batch_bounds import Bounds
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
@@ -29,8 +29,8 @@ ACCOUNTS = 200
 async def bounded_writing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, **changed: Any
 ) -> AsyncIterator[Writing]:
-    usual = {"records": 5_000, "bytes": 8 * bounds.MIB, "entries": 20_000, "seconds": 60.0}
-    monkeypatch.setattr(bounds, "BOUNDS", Bounds(**{**usual, **changed}))
+    usual = {"records": 5_000, "bytes": 8 * batch_bounds.MIB, "entries": 20_000, "seconds": 60.0}
+    monkeypatch.setattr(batch_bounds, "BOUNDS", Bounds(**{**usual, **changed}))
     async with writing(settings) as writer:
         yield writer
 
@@ -151,10 +151,10 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
 
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
-    kept = await state.dump(rules, CompactRange())
+    kept = await snapshots.dump(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
-    await asyncio.to_thread(state._restore, restored, kept.state)
-    await state.forget(restored)
+    await asyncio.to_thread(snapshots._restore, restored, kept.state)
+    await snapshots.forget(restored)
     seconds = time.perf_counter() - began
     ticking.cancel()
     assert kept.objects > 1_000
@@ -164,12 +164,12 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
 
 def test_a_kept_state_is_what_it_was() -> None:
     rules = large_state(30, 20)
-    kept = state._dump(rules, CompactRange())
+    kept = snapshots._dump(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
-    tree = state._restore(restored, kept.state)
+    tree = snapshots._restore(restored, kept.state)
     assert (tree.size, kept.position) == (0, 0)
-    assert state.objects_in(restored) == state.objects_in(rules) == 30 + 600
-    assert state._dump(restored, CompactRange()).state == kept.state
+    assert snapshots.objects_in(restored) == snapshots.objects_in(rules) == 30 + 600
+    assert snapshots._dump(restored, CompactRange()).state == kept.state
 
 
 async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
@@ -179,7 +179,7 @@ async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
     assert before >= 20 + 200 + 1
     gc.disable()
     try:
-        await state.forget(rules)
+        await snapshots.forget(rules)
         after = sum(isinstance(thing, Campaign | AdAccount | BusinessCenter) for thing in gc.get_objects())
     finally:
         gc.enable()
@@ -204,8 +204,8 @@ async def test_a_batch_opens_no_more_accounts_than_there_are_locks(
             " GROUP BY recorded_at"
         )
         assert sum(row[0] for row in opened) == len(names) + 1
-        assert max(row[0] for row in opened) <= accounts.MOST_LOCKS
-        assert len(await batches(writer)) > before + len(names) // accounts.MOST_LOCKS
+        assert max(row[0] for row in opened) <= account_locks.MOST_LOCKS
+        assert len(await batches(writer)) > before + len(names) // account_locks.MOST_LOCKS
 
 
 @pytest.mark.parametrize("records", [20, 500], ids=["a few at a time", "more at once than there are locks"])
@@ -255,7 +255,7 @@ async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
         opened = {"currency": "USD", "time_zone": "UTC"}
         await writer.send(*[command(center, "open_business_center", **opened) for center in centers])
         await writer.decided()
-        monkeypatch.setattr(accounts, "lock", both_at_once)
+        monkeypatch.setattr(account_locks, "lock", both_at_once)
         for number in range(10):
             pair = [command(each, "open_ad_account", ad_account_id=f"main-{number}", **SHARED) for each in centers]
             await writer.send(*pair)

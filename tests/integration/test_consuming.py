@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from services.allocation import kafka
-from services.allocation.kafka import WithoutGaps, open_consumer
+from services.allocation import consuming
+from services.allocation.consuming import WithoutGaps, open_consumer
 from services.allocation.lease import Lease
 from services.allocation.worker import OffsetsDoNotFitError
 from shared.ledger.merkle import CompactRange
@@ -64,8 +64,8 @@ def test_a_fetch_ends_before_a_gap(batches: list[tuple[int, int]], offset: int, 
 
 
 def test_a_gap_that_stays_stops_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "GAP_SECONDS", -1.0)
-    monkeypatch.setattr(kafka, "_gaps", {})
+    monkeypatch.setattr(consuming, "GAP_SECONDS", -1.0)
+    monkeypatch.setattr(consuming, "_gaps", {})
     assert read(Fetched((4, 9)), 3) == []
     with pytest.raises(OffsetsDoNotFitError, match="3 comes next"):
         read(Fetched((4, 9)), 3)

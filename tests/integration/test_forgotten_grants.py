@@ -7,11 +7,11 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.allocation import state
+from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, decode, look_up
-from services.allocation.decoding import Raw
+from services.allocation.deciding import Decider, decode, look_up
 from services.allocation.lease import Lease, claim
+from services.allocation.record_decoding import Raw
 from services.auditor.cli import replay
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries
@@ -112,7 +112,7 @@ async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
 
     assert await replay(Settings(database_url=database_url), as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["checked"]["commands_refused"] > 0
-    heir = await state.load(connection, lease, POLICIES[0], deduplication_days=7)
+    heir = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7)
     assert len(heir.business_centers["b"].grants) < len(remembering.rules.business_centers["b"].grants) / 2
 
 

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
-from services.allocation import state
+from services.allocation import snapshots
 from services.allocation.lease import claim
 from services.auditor.cli import replay, verify
 from services.auditor.recorded_policies import MOST_NOTES
@@ -698,7 +698,7 @@ async def load_all(url: str) -> None:
     try:
         await plain_types(connection)
         for lease in await claim(connection, "heir", SHARDS):
-            await state.load(connection, lease, STANDARD, deduplication_days=7)
+            await snapshots.load(connection, lease, STANDARD, deduplication_days=7)
     finally:
         await connection.close()
 

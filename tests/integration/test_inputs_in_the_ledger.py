@@ -13,7 +13,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from services.allocation import state
+from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
 from services.auditor.cli import DIFFERS, PASSED
@@ -92,7 +92,7 @@ HOLDS = snapshot.fields_of(Holding).index("remaining")
 
 async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     """The shard is loaded as it stands in the writer's memory."""
-    loaded = await state.load(database, lease, STANDARD, 7)
+    loaded = await snapshots.load(database, lease, STANDARD, 7)
     kept, made = list(snapshot.dump(writer.rules(lease.shard))), list(snapshot.dump(loaded))
     for of_shard, _ in (kept[0], made[0]):
         # What a batch without entries leaves no trace of.
@@ -113,7 +113,7 @@ def without_used_up_grants(pieces: list[Any]) -> list[Any]:
 
 
 async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
-    kept = await state.dump(writer.rules(lease.shard), lease.tree)
+    kept = await snapshots.dump(writer.rules(lease.shard), lease.tree)
     await database.execute(
         "INSERT INTO ledger.snapshots VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (shard) DO UPDATE SET position = $2, format = $3, state = $4",
@@ -237,7 +237,7 @@ async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
     await write_days_of_changes(writer, seed=3)
     lease = writer.leases[0]
     await keep_state(database, writer, lease)
-    monkeypatch.setattr(state, "memory_limit", lambda: 1)
+    monkeypatch.setattr(snapshots, "memory_limit", lambda: 1)
     with capture_logs() as logs:
         await is_loaded_as_written(database, writer, lease)
     assert [each["error"] for each in logs if each["event"].startswith("a snapshot was no use")] == [
@@ -323,7 +323,7 @@ async def test_newer_rules_are_refused_in_a_sentence(
     [lease] = [lease for lease in writer.leases if lease.position]
     sentence = newer_rules(CURRENT + 1)
     with pytest.raises(CannotGoOnError) as refusal:
-        await state.load(database, lease, STANDARD, 7)
+        await snapshots.load(database, lease, STANDARD, 7)
     assert str(refusal.value) == f"shard {lease.shard}: {sentence}"
     await fold(database_url)
     assert await audited(database_url) == DIFFERS
@@ -399,7 +399,7 @@ async def test_the_golden_ledger_passes_an_audit(database: asyncpg.Connection, d
         assert lease.tree.root() == batch.root
     await fold(database_url)
     assert await audited(database_url) == PASSED
-    loaded = await state.load(database, lease, STANDARD, 7)
+    loaded = await snapshots.load(database, lease, STANDARD, 7)
     assert loaded.batch.position + len(loaded.batch.entries) == lease.position
 
 

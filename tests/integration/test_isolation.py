@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import append, outcomes, service, state, worker
+from services.allocation import append, outcome_publishing, service, snapshots, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
@@ -80,7 +80,7 @@ async def test_the_record_that_fails_is_quarantined_and_all_others_are_charged_i
     assert [json.loads(row["raw"])["event_id"] for row in found[:4]] == ids(broken)
     assert figure("drawdown_internal_errors_total", shard=0) - before["drawdown_internal_errors_total"] == 4
     assert figure("drawdown_entries_total", shard=0) - before["drawdown_entries_total"] == 196
-    told = writer.told("for a reason that nobody expected")
+    told = writer.told("a record failed unexpectedly")
     assert [(line["topic"], line["partition"], line["offset"]) for line in told] == [
         ("spend.events", 0, offsets[n]) for n in (0, 7, 8, 199)
     ]
@@ -143,8 +143,8 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
             await writer.decided()
         await writer.send(*(events[9:] if one_at_a_time else events))
         row = await writer.standing(0, "stopped")
-        assert "5 records failed one after the other" in row["detail"]
-        assert "when the allocation process starts again, with the fault mended and on the same broker" in row["detail"]
+        assert "5 records in a row failed" in row["detail"]
+        assert "mend the fault and start the allocation process again with the same broker" in row["detail"]
         assert figure("drawdown_shard_stopped", shard=0) == 1
         others = [spend(neighbour) for _ in range(20)]
         await writer.send(*others)
@@ -165,7 +165,9 @@ async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_othe
     await writer.stop()
     with monkeypatch.context() as patch:
         error = ReplayDiffersError("shard 0, position 3: the ledger holds something else")
-        patch.setattr(state, "load", breaks_later(state.load, lambda _connection, lease, *_: lease.shard == 0, error))
+        patch.setattr(
+            snapshots, "load", breaks_later(snapshots.load, lambda _connection, lease, *_: lease.shard == 0, error)
+        )
         writer.start()
         row = await writer.standing(0, "waiting")
         assert "position 3: the ledger holds something else" in row["detail"]
@@ -261,7 +263,7 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
         """The real publisher puts the checkpoint right between the two steps, now and then: then nothing is late."""
         while not late.is_set():
             await writer.database.execute("UPDATE ledger.checkpoints SET position = 1")
-            await outcomes._publish_some(connection, Slow(), 0)
+            await outcome_publishing._publish_some(connection, Slow(), 0)
 
     class Slow:
         """The producer of a process that lost the shard."""
@@ -286,7 +288,7 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(outcomes, "_message", breaks(outcomes._message, lambda _row: True, FAULT))
+        patch.setattr(outcome_publishing, "_message", breaks(outcome_publishing._message, lambda _row: True, FAULT))
         center = await writer.opened()
         await writer.send(spend(center))
         await writer.decided()
@@ -309,7 +311,7 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
 async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    publish = outcomes._publish_some
+    publish = outcome_publishing._publish_some
 
     async def failing(database: Any, producer: Any, shard: int) -> int:
         if shard != 0:
@@ -324,7 +326,7 @@ async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
 
     with monkeypatch.context() as patch:
         await writer.stop()
-        patch.setattr(outcomes, "_publish_some", failing)
+        patch.setattr(outcome_publishing, "_publish_some", failing)
         writer.start()
         for shard in range(4):
             await writer.opened(shard)
@@ -381,7 +383,7 @@ async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_other
     await writer.send(spend(center))
     await begun.wait()
     await writer.stop()
-    (line,) = writer.told("a shard failed as it was given up")
+    (line,) = writer.told("a shard failed while it was being released")
     assert (line["shard"], "ZeroDivisionError" in line["error"]) == (0, True)
     assert await writer.database.fetchval("SELECT count(*) FROM ledger.shards WHERE owner IS NOT NULL") == 0
 

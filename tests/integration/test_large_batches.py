@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.allocation import bounds
+from services.allocation import batch_bounds
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until
@@ -88,7 +88,7 @@ async def test_batches_beyond_the_bound_are_a_row_each_and_what_is_around_them_i
 async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_decided(
     settings: Settings, topic: str
 ) -> None:
-    many = bounds.RECORDS_OF_A_BATCH + 1
+    many = batch_bounds.RECORDS_OF_A_BATCH + 1
     async with writing(settings) as writer:
         center = await writer.opened()
         first = await writer.send_batch(packed([b""] * many, "zstd"), 0, topic)
@@ -105,8 +105,8 @@ async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_dec
 
 async def test_many_large_records_are_many_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records that fit are kept whole: eight megabytes at a time, and here one."""
-    few = bounds.Bounds(records=5_000, bytes=bounds.MIB, entries=20_000, seconds=60.0)
-    monkeypatch.setattr(bounds, "BOUNDS", few)
+    few = batch_bounds.Bounds(records=5_000, bytes=batch_bounds.MIB, entries=20_000, seconds=60.0)
+    monkeypatch.setattr(batch_bounds, "BOUNDS", few)
     async with writing(settings) as writer:
         center, elsewhere = await writer.opened(), await writer.opened(1)
         bad = dumps([spend(center, ad_account_id="nobody", note="x" * 50 * KIB) for _ in range(150)])
@@ -120,7 +120,7 @@ async def test_many_large_records_are_many_transactions(settings: Settings, monk
             (each, None, None) for each in bad
         ]
         at_once = await writer.database.fetch("SELECT count(*) FROM ledger.quarantine GROUP BY recorded_at")
-        assert max(row[0] for row in at_once) <= bounds.MIB // (50 * KIB) + 1
+        assert max(row[0] for row in at_once) <= batch_bounds.MIB // (50 * KIB) + 1
         assert await writer.charged(elsewhere) == [event["event_id"] for event in good]
 
 
@@ -178,7 +178,9 @@ async def test_forwarded_records_are_read_by_all_their_bytes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows from before there was a bound: of no value and a key or headers of any size, each above the bound or not."""
-    monkeypatch.setattr(bounds, "BOUNDS", bounds.Bounds(records=5_000, bytes=4_000, entries=20_000, seconds=60.0))
+    monkeypatch.setattr(
+        batch_bounds, "BOUNDS", batch_bounds.Bounds(records=5_000, bytes=4_000, entries=20_000, seconds=60.0)
+    )
     async with writing(settings) as writer:
         center = await writer.opened()
         await writer.database.execute("ALTER TABLE ledger.forwarded DROP CONSTRAINT forwarded_sizes")

@@ -7,8 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.allocation import batch as batches
-from services.allocation import reading, worker
+from services.allocation import deciding, isolated_reading, worker
 from services.allocation.skipping import skip
 from services.auditor.cli import replay, verify
 from shared.runtime.errors import CannotGoOnError
@@ -33,7 +32,7 @@ def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return decoding
 
-    monkeypatch.setattr(worker, "decode", stumbles(batches.decode))
+    monkeypatch.setattr(worker, "decode", stumbles(deciding.decode))
 
 
 async def operators_log(writer: Writing) -> list[asyncpg.Record]:
@@ -137,7 +136,7 @@ async def test_nothing_but_the_next_record_is_passed_over(settings: Settings) ->
 async def test_it_works_while_nobody_writes_and_where_the_record_cannot_be_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(isolated_reading, "READ_SECONDS", 0.0)
     async with writing(settings) as writer:
         center = await writer.opened()
         await writer.stop()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from services.allocation import state
+from services.allocation import snapshots
 from services.allocation.lease import Lease, claim
 from services.auditor.cli import replay, verify
 from shared.ledger.decoding import copy_entries, split_rows
@@ -59,7 +59,7 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
         assert await audit(Settings(database_url=database_url), as_json=True) == 0
         assert json.loads(capsys.readouterr().out)["checked"]["resting_campaigns"] == kept
 
-    heir = await state.load(connection, lease, POLICIES[0], deduplication_days=7, most_campaigns=MOST)
+    heir = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7, most_campaigns=MOST)
     named = {id: account.named for id, account in heir.accounts.items()}
     assert named == {id: account.named for id, account in writer.rules.accounts.items()}
     assert heir.campaigns.count < sum(named.values())

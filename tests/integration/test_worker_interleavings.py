@@ -14,7 +14,7 @@ import pytest
 
 from services.allocation import worker
 from services.allocation.append import BatchWrite, append
-from services.allocation.batch import Decider, Decision, Decoded, Known, look_up
+from services.allocation.deciding import Decider, Decision, DecodedRecords, Known, look_up
 from services.allocation.lease import Lease
 from shared.rules.shard import Shard
 from shared.runtime.settings import Settings
@@ -57,7 +57,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Steps:
     steps = Steps()
     decide = Decider.decide
 
-    async def looking_up(connection: asyncpg.Connection, shard: int, rules: Shard, portion: Decoded) -> Known:
+    async def looking_up(connection: asyncpg.Connection, shard: int, rules: Shard, portion: DecodedRecords) -> Known:
         if shard != SHARD:
             return await look_up(connection, shard, rules, portion)
         await steps.take(LOOK_UP)

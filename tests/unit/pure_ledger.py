@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from services.allocation.decoding import Command, decode_command, decode_event
+from services.allocation.record_decoding import Command, decode_command, decode_event
 from shared.contracts.commands import command_meaning, same_content
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones

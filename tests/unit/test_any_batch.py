@@ -15,9 +15,9 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import bounds, kafka, records
-from services.allocation.decoding import Command, Raw, decode_command, decode_event
-from services.allocation.records import FetchedRecords
+from services.allocation import batch_bounds, consuming, kafka_batches
+from services.allocation.kafka_batches import FetchedRecords
+from services.allocation.record_decoding import Command, Raw, decode_command, decode_event
 from tests.raw_batches import (
     GZIP,
     LZ4,
@@ -60,14 +60,16 @@ class Assignment:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MemoryRecords", "PartitionRecords", "FetchResult"):
         monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
-    monkeypatch.setattr(records, "_bad_crcs", {})
-    kafka.install()
+    monkeypatch.setattr(kafka_batches, "_bad_crcs", {})
+    consuming.install()
 
 
 def fetched(data: bytes, offset: int = 0, aborted: Any = None) -> tuple[Any, Assignment]:
     """Return what a fetch gave, in the form in which the consumer holds it."""
     found = fetcher.MemoryRecords(data)
-    parsed = fetcher.PartitionRecords(PLACE, found, aborted, offset, kafka.parsed, None, True, fetcher.READ_COMMITTED)
+    parsed = fetcher.PartitionRecords(
+        PLACE, found, aborted, offset, consuming.parsed, None, True, fetcher.READ_COMMITTED
+    )
     assignment = Assignment(offset)
     return fetcher.FetchResult(PLACE, partition_records=parsed, assignment=assignment, backoff=0), assignment
 
@@ -131,7 +133,7 @@ def test_bombs_of_every_codec_take_no_more_memory_than_the_bound() -> None:
     before, after = memory_of(
         """
         from tests.raw_batches import batch, bombs, mines
-        from services.allocation.records import FetchedRecords
+        from services.allocation.kafka_batches import FetchedRecords
         from aiokafka.structs import TopicPartition
         made = [batch(held, 9, codec=codec) for codec, held in [*bombs(200).values(), *mines().values()]]
         measure()
@@ -150,7 +152,7 @@ def empty_records(count: int) -> bytes:
 
 
 def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quarantine() -> None:
-    most = bounds.RECORDS_OF_A_BATCH
+    most = batch_bounds.RECORDS_OF_A_BATCH
     found, position = takes(batch(empty_records(most), most, codec=ZSTD))
     assert (sum(map(len, found)), position) == (most, most)
     one_more, many = (batch(empty_records(count), count, codec=ZSTD) for count in (most + 1, 1_150_000))
@@ -160,9 +162,9 @@ def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quara
     assert time.monotonic() - began < SECONDS
 
 
-@pytest.mark.parametrize("says", [0, 1, -5, bounds.RECORDS_OF_A_BATCH, 2**31 - 1])
+@pytest.mark.parametrize("says", [0, 1, -5, batch_bounds.RECORDS_OF_A_BATCH, 2**31 - 1])
 def test_a_head_that_lies_about_the_many_records_of_its_batch_is_not_believed(says: int) -> None:
-    many = bounds.RECORDS_OF_A_BATCH + 1
+    many = batch_bounds.RECORDS_OF_A_BATCH + 1
     check_batch_is_set_aside(batch(empty_records(many), says, codec=ZSTD, last=many - 1), 0, many - 1, "malformed")
 
 
@@ -186,7 +188,7 @@ def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None
     assert isinstance(decode_command(repaid), Command)
     bare = [(name.encode(), held) for name, held in headers]
     least = min(map(len, (record(spent), record(data, headers=bare), record(repaid))))
-    assert bounds.UNPACKED_BYTES // least < bounds.RECORDS_OF_A_BATCH
+    assert batch_bounds.UNPACKED_BYTES // least < batch_bounds.RECORDS_OF_A_BATCH
 
 
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)
@@ -195,11 +197,11 @@ def test_a_batch_of_exactly_the_bound_is_read_and_one_byte_more_is_not(
 ) -> None:
     codec, packed = pack
     small = [record(b"x" * 60 * KIB, offset=number) for number in range(273)]
-    rest = bounds.UNPACKED_BYTES - sum(map(len, small))
+    rest = batch_bounds.UNPACKED_BYTES - sum(map(len, small))
     last = record(b"y" * (rest - 12), offset=273)
     inside = b"".join([*small, last]) + b""
-    inside = inside[: -len(last)] + record(b"y" * (rest - 12 - (len(inside) - bounds.UNPACKED_BYTES)), offset=273)
-    assert len(inside) == bounds.UNPACKED_BYTES
+    inside = inside[: -len(last)] + record(b"y" * (rest - 12 - (len(inside) - batch_bounds.UNPACKED_BYTES)), offset=273)
+    assert len(inside) == batch_bounds.UNPACKED_BYTES
     found, position = takes(batch(packed(inside), 274, codec=codec))
     assert len(found) == 2, "eight megabytes at once, not sixteen"
     assert position == 274
@@ -385,7 +387,7 @@ def test_headers_by_the_million_take_no_more_memory_than_a_few_records() -> None
     before, after = memory_of(
         """
         from tests.raw_batches import PACK, batch, record_of_many_headers
-        from services.allocation.records import FetchedRecords
+        from services.allocation.kafka_batches import FetchedRecords
         from aiokafka.structs import TopicPartition
         codec, pack = PACK["gzip"]
         of_one = record_of_many_headers(2_000_000)
@@ -409,7 +411,7 @@ def test_records_are_taken_by_number_and_by_bytes() -> None:
     assert [each.offset for taken in found for each in taken] == list(range(12_200))
     assert position == 12_200
     weights = [sum(len(each.value) for each in taken) for taken in found]
-    assert max(weights) <= bounds.BOUNDS.bytes + 300 * KIB
+    assert max(weights) <= batch_bounds.BOUNDS.bytes + 300 * KIB
     assert max(len(taken) for taken in found) == 5_000
     assert len(found) == 4
 
@@ -494,7 +496,7 @@ def test_packed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> 
         (PACK["gzip"][1](message(b"x")[:-1]), GZIP, "malformed"),
         (PACK["gzip"][1](struct.pack(">qi", 0, -12) * 9), GZIP, "malformed"),
         (PACK["gzip"][1](struct.pack(">qi", 0, 2**31 - 1) * 9), GZIP, "malformed"),
-        (PACK["zstd"][1](message(b"") * (bounds.RECORDS_OF_A_BATCH + 1)), ZSTD, "too_large"),
+        (PACK["zstd"][1](message(b"") * (batch_bounds.RECORDS_OF_A_BATCH + 1)), ZSTD, "too_large"),
     ],
 )
 def test_messages_of_the_old_formats_that_cannot_be_read_are_one_record_in_quarantine(

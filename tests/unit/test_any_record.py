@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.allocation.decoding import (
+from services.allocation.record_decoding import (
     Command,
     Fault,
     Raw,

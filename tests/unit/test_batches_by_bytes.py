@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from services.allocation.append import BatchWrite
-from services.allocation.batch import Decider, Known, decode
-from services.allocation.bounds import Bounds
-from services.allocation.decoding import Raw
+from services.allocation.batch_bounds import Bounds
+from services.allocation.deciding import Decider, Known, decode
+from services.allocation.record_decoding import Raw
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis.strategies import integers, lists
 
-from services.allocation import decoding
-from services.allocation.decoding import (
+from services.allocation import record_decoding
+from services.allocation.record_decoding import (
     Command,
     Fault,
     Raw,
@@ -454,8 +454,8 @@ def test_what_nobody_foresaw_is_an_internal_error(error: Exception, monkeypatch:
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(decoding, "parse_time", fail)
-    monkeypatch.setattr(decoding, "command_content", fail)
+    monkeypatch.setattr(record_decoding, "parse_time", fail)
+    monkeypatch.setattr(record_decoding, "command_content", fail)
     for found in (
         decode_event(encoded(), ()),
         decode_event(encoded(), binary()),

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.allocation import memory
-from services.allocation.memory import CampaignMemory, Watch, memory_limit, resident_bytes
+from services.allocation.memory import CampaignMemory, MemoryWatch, memory_limit, resident_bytes
 from shared.rules.resting import CampaignsInMemory
 from tests.unit.test_rules_tables import Book
 
@@ -56,7 +56,7 @@ def test_the_limit_is_the_control_groups(
 
 def test_memory_that_is_short_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 100 * 2**20)
-    watch = Watch()
+    watch = MemoryWatch()
     monkeypatch.setattr(memory, "resident_bytes", lambda: 80 * 2**20)
     assert watch.look() == "80 of 100 MiB of memory"
     monkeypatch.setattr(memory, "resident_bytes", lambda: 95 * 2**20)

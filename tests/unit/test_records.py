@@ -13,8 +13,8 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import kafka, records
-from services.allocation.records import FetchedRecords
+from services.allocation import consuming, kafka_batches
+from services.allocation.kafka_batches import FetchedRecords
 from tests.any_headers import Headers, batch_of
 from tests.raw_batches import batch, record
 
@@ -40,7 +40,7 @@ def headers_of(data: bytes) -> list[list[tuple[str, bytes | None]]]:
 
 @pytest.fixture(params=[DefaultRecordBatch, _DefaultRecordBatchPy], ids=["compiled", "Python"])
 def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "DefaultRecordBatch", request.param)
+    monkeypatch.setattr(kafka_batches, "DefaultRecordBatch", request.param)
 
 
 def test_the_compiled_parser_is_there_and_takes_utf_8_alone() -> None:
@@ -128,9 +128,9 @@ def test_it_is_installed_where_aiokafka_looks_for_it(monkeypatch: pytest.MonkeyP
     for name in names:
         assert isinstance(getattr(fetcher, name), type)
         monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
-    kafka.install()
+    consuming.install()
     assert fetcher.MemoryRecords is FetchedRecords
-    assert fetcher.PartitionRecords is kafka._ParsedRecords
-    assert fetcher.FetchResult is kafka._Taken
+    assert fetcher.PartitionRecords is consuming._ParsedRecords
+    assert fetcher.FetchResult is consuming._Taken
     assert names <= set(fetcher.Fetcher._proc_fetch_request.__code__.co_names)
     assert {"FetchResult", "getall"} <= set(fetcher.Fetcher.fetched_records.__code__.co_names)

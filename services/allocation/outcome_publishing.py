@@ -1,4 +1,4 @@
-"""Publishing outcomes: a follower of the outcomes in the ledger, at least once, in their order."""
+"""Publishing outcomes to Kafka: a follower of the ledger's outcomes, at least once and in their order."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 
 from services.allocation import metrics
-from services.allocation.failures import said
+from services.allocation.failures import describe
 from shared.contracts.fields import format_time
 from shared.ledger.times import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
@@ -19,21 +19,21 @@ from shared.runtime.settings import BadSettingError
 
 FOLLOWER = "outcomes"
 MOST_OUTCOMES = 1_000
-LOOK_SECONDS = 1.0  # between two looks at most, also where nothing was said to be written
+LOOK_SECONDS = 1.0  # the longest time between two looks, even if `written` was not set
 
 
 async def publish_outcomes(
     database: asyncpg.Pool, producer: AIOKafkaProducer, shard: int, written: asyncio.Event
 ) -> NoReturn:
-    """Publish what one shard decides, until cancelled; what fails is tried again, and no other shard waits for it.
+    """Publish the outcomes of one shard until cancelled. A failure is tried again, and no other shard waits for it.
 
-    Raises BadSettingError where the database is another than at the start.
+    Raises BadSettingError if the settings now lead to another database than at the start.
 
     Args:
-        database: connections of the writer's role.
-        producer: of the outcomes' topic.
-        shard: one that this process owns.
-        written: is set when it has decided something.
+        database: connections with the role of allocation.
+        producer: publishes to the topic of outcomes.
+        shard: a shard that this process owns.
+        written: an event that is set when the shard has committed outcomes.
 
     """
     pause, published = GrowingPause(), 0
@@ -50,7 +50,7 @@ async def publish_outcomes(
                 "publishing outcomes failed: it is tried again",
                 shard=shard,
                 again_in_seconds=seconds,
-                error=said(error),
+                error=describe(error),
             )
             await asyncio.sleep(seconds)
             continue
@@ -77,7 +77,7 @@ async def _publish_some(database: asyncpg.Pool | asyncpg.Connection, producer: A
     )
     if not rows:
         return 0
-    # All of them first: where one cannot be made, none is sent again at each try.
+    # All messages are made before the first is sent. Otherwise one that fails would send the others at each try.
     messages = [(str(row["command_id"]).encode(), json.dumps(_message(row)).encode()) for row in rows]
     sent = [await producer.send(FINANCE_OUTCOMES, key=key, value=value) for key, value in messages]
     await asyncio.gather(*sent)
@@ -85,7 +85,7 @@ async def _publish_some(database: asyncpg.Pool | asyncpg.Connection, producer: A
         "INSERT INTO ledger.checkpoints_outcomes AS known (follower, shard, position, recorded_at)"
         " VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (follower, shard) DO UPDATE SET position = excluded.position, recorded_at = excluded.recorded_at"
-        # Whoever owned the shard before may still be publishing: what it has sent last is behind what was sent since.
+        # The previous owner of the shard may still be publishing. Its last position must not overwrite a later one.
         " WHERE known.position < excluded.position",
         FOLLOWER,
         shard,

@@ -1,4 +1,4 @@
-"""Reading a shard's partitions from where the ledger says, and from nowhere else."""
+"""The consumer of a shard's partitions, which begins at the offsets that the ledger holds and nowhere else."""
 
 import struct
 from time import monotonic
@@ -8,9 +8,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
-from services.allocation import bounds, metrics
+from services.allocation import batch_bounds, metrics
+from services.allocation.kafka_batches import FetchedRecords
 from services.allocation.lease import Lease
-from services.allocation.records import FetchedRecords
 from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
 from shared.runtime.incarnation import is_same_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client, stop_client
@@ -20,10 +20,10 @@ GAP_SECONDS: Final = 30.0
 
 
 class WithoutGaps:
-    """The batches of a fetch up to the first gap: what lies behind it is fetched again, with what was left out.
+    """The batches of a fetch up to the first gap. The batches after the gap are fetched again, with the missing ones.
 
-    A partition's batches stand one behind the other, so a fetch that leaves one out would lose its spends. The
-    embedded broker does that when several producers write at once: a batch may be seen before the one below it.
+    The batches of a partition follow each other, so a fetch that leaves one out would lose its spends. The embedded
+    broker does that if several producers write at once: it may show a batch before the one with the lower offsets.
     """
 
     def __init__(self, partition: TopicPartition, records: Any, offset: int) -> None:
@@ -34,7 +34,7 @@ class WithoutGaps:
         self._ended = False
 
     def has_next(self) -> bool:
-        """Is there another batch without a gap before it? Raises OffsetsDoNotFitError where a gap stays."""
+        """Return whether another batch follows without a gap. Raises OffsetsDoNotFitError if a gap stays."""
         if self._batch is None and not self._ended and self._records.has_next():
             batch = self._records.next_batch()
             if batch.base_offset > self._next_offset:
@@ -45,7 +45,7 @@ class WithoutGaps:
         return self._batch is not None
 
     def next_batch(self) -> Any:
-        """The next batch; `has_next` was true."""
+        """Return the next batch. Call this only after `has_next` has returned True."""
         batch, self._batch = self._batch, None
         self._next_offset = batch.next_offset
         _gaps.pop(self._partition, None)
@@ -58,9 +58,9 @@ class WithoutGaps:
             _gaps[self._partition] = self._next_offset, monotonic()
         elif monotonic() - since > GAP_SECONDS:
             raise OffsetsDoNotFitError(
-                f"{self._partition.topic}-{self._partition.partition} goes on at offset {found}, {offset} comes next"
-                f" and has not come for {GAP_SECONDS:.0f} s: the records between are lost or the topic is compacted;"
-                " none is skipped"
+                f"{self._partition.topic}-{self._partition.partition} goes on at offset {found}, but {offset} comes"
+                f" next and is missing for {GAP_SECONDS:.0f} s: the records between are lost, or the topic is"
+                " compacted; no record is skipped"
             )
 
 
@@ -68,12 +68,12 @@ _gaps: dict[TopicPartition, tuple[int, float]] = {}
 
 
 def parsed(key: bytes | None) -> bytes | None:
-    """Marks a consumer, as its `key_deserializer`: give the parser's own records, none left out."""
+    """Return the key. As `key_deserializer` this marks a consumer that wants the parser's own records without gaps."""
     return key
 
 
 class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """For consumers so marked: the records of `records.Batch`, a slice at a time, and no gaps."""
+    """For marked consumers: the records of `KafkaBatch`, a slice at a time, without gaps."""
 
     def __init__(
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any
@@ -86,12 +86,12 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     @property
     def is_used_up(self) -> bool:
-        """Is there nothing left to take?"""
+        """Return whether all records were taken."""
         return self._has_ended and not self._waiting
 
     def take(self, most: int) -> list[Any]:
-        """The next records: at most so many, and no more bytes than a batch may hold, but for the last slice's."""
-        taken, room = self._waiting, bounds.BOUNDS.bytes
+        """Return at most `most` records, and no more bytes than a batch may hold plus those of the last slice."""
+        taken, room = self._waiting, batch_bounds.BOUNDS.bytes
         while len(taken) < most and room > 0 and not self._has_ended:
             part = next(self._records_iterator, None)
             if part is None:
@@ -105,13 +105,13 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         return taken
 
     def _consumer_record(self, partition: TopicPartition, record: Any) -> Any:
-        """A record for the consumer; for those so marked it is a slice of records."""
+        """Return a record for the consumer; for a marked consumer, a slice of records."""
         if self.is_parsed:
             return record.beginning_at(self.next_fetch_offset)
         return super()._consumer_record(partition, record)
 
     def _contains_abort_marker(self, batch: Any) -> bool:
-        """Does it end a transaction that is aborted? One that cannot be read ends none."""
+        """Return whether a batch ends an aborted transaction. A batch that cannot be read does not."""
         try:
             return bool(super()._contains_abort_marker(batch))
         except (TypeError, struct.error, KafkaError):
@@ -119,18 +119,18 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 class _Taken(fetcher.FetchResult):  # type: ignore[misc]
-    """What a fetch gave for one partition, taken many records at a time."""
+    """The result of a fetch for one partition, from which many records are taken at a time."""
 
     _partition_records: _ParsedRecords | None
 
     def getall(self, max_records: int | None = None) -> list[Any]:
-        """As many records as one may take at once."""
+        """Return as many records as a consumer may take at once."""
         records = self._partition_records
         if not (records and records.is_parsed):
             return super().getall(max_records)  # type: ignore[no-any-return]
         if not self.check_assignment(self._topic_partition):
             return []
-        taken = records.take(max_records or bounds.UNBOUNDED.records)
+        taken = records.take(max_records or batch_bounds.UNBOUNDED.records)
         self._update_position()
         if records.is_used_up:
             self._partition_records = None
@@ -138,12 +138,12 @@ class _Taken(fetcher.FetchResult):  # type: ignore[misc]
 
 
 def install() -> None:
-    """Put our reading of a fetch into aiokafka, for all consumers of this process.
+    """Replace three classes of aiokafka by our own, for all consumers of this process.
 
-    `fetcher.MemoryRecords` becomes `FetchedRecords`: whatever a batch holds, reading it is bounded and ends.
-    `fetcher.PartitionRecords` becomes `_ParsedRecords` and `fetcher.FetchResult` `_Taken`: making a dataclass from each
-    record was a third of the writer's time (`make bench`), a gap must not lose spends, and records are not only counted
-    but weighed. aiokafka offers no other way. Its version is pinned, and tests fail should the names move.
+    `fetcher.MemoryRecords` becomes `FetchedRecords`, which reads any batch in bounded time and memory.
+    `fetcher.PartitionRecords` becomes `_ParsedRecords` and `fetcher.FetchResult` `_Taken`: making a dataclass of
+    each record was a third of the writer's time (`make bench`), a gap must not lose spends, and fetches are bounded by
+    bytes as well. aiokafka offers no other way. Its version is pinned, and tests fail if the names move.
     """
     fetcher.MemoryRecords = FetchedRecords
     fetcher.PartitionRecords = _ParsedRecords
@@ -151,7 +151,7 @@ def install() -> None:
 
 
 async def start_consumer(settings: Settings, **options: Any) -> AIOKafkaConsumer:
-    """A consumer of committed records, read as `install` says, without a group; where it begins is still to be said."""
+    """Return a consumer of committed records, without a group and without a position, that reads as `install` says."""
     install()
     consumer: AIOKafkaConsumer = await start_client(
         settings,
@@ -166,10 +166,14 @@ async def start_consumer(settings: Settings, **options: Any) -> AIOKafkaConsumer
 
 
 async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> AIOKafkaConsumer:
-    """A consumer of the shard's two partitions, at the offsets that the ledger says come next.
+    """Return a consumer of the shard's two partitions, at the next offsets of the ledger.
 
-    There is no consumer group: who reads what follows from the leases, and PostgreSQL keeps the offsets.
-    Raises OtherTopicsError where the topics are others than those whose offsets the ledger holds.
+    There is no consumer group, because leases assign the shards and PostgreSQL keeps the offsets.
+
+    Raises:
+        OtherTopicsError: the topics are not those whose offsets the ledger holds.
+        OffsetsDoNotFitError: a topic no longer holds the next record.
+
     """
     if lease.incarnation is not None and not is_same_incarnation(lease.incarnation, incarnation):
         raise OtherTopicsError(
@@ -203,9 +207,9 @@ async def _seek(consumer: AIOKafkaConsumer, lease: Lease) -> None:
         if offset < first[partition]:
             raise OffsetsDoNotFitError(
                 f"{partition.topic}-{partition.partition} begins at offset {first[partition]}, the ledger needs"
-                f" {offset} next: its retention is too short, and what lay between is gone;"
+                f" {offset} next: its retention is too short, and the records between are gone;"
                 " 'drawdown offsets adopt' goes on from its beginning"
             )
-        # An offset behind the end is refused by the broker at the first fetch. Its end is not asked for: the
+        # The broker refuses an offset after the end at the first fetch. The end is not compared here, because the
         # embedded broker counts only up to the start of its last batch.
         consumer.seek(partition, offset)

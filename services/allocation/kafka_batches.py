@@ -1,10 +1,12 @@
-"""Kafka's batches as the consumer reads them: whatever a producer puts into one, reading it is bounded and ends.
+"""Kafka's batches as the consumer reads them: any batch is read in bounded time and memory.
 
-aiokafka's compiled parser reads the records; what it cannot be trusted with is done before or behind it. A packed batch
-is unpacked here, up to a bound. Where its records begin and end is looked through first, because the parser may read
-past the end. It takes header names of UTF-8 alone, where Kafka stores any bytes and Java writes what it likes: such a
-record is read again in Python, with names whose foreign bytes are shown as `\\xfc`. A batch that cannot be read gives
-one record in the place of all that it has left: it goes to quarantine, and reading goes on behind it.
+aiokafka's compiled parser reads the records. This module does what the parser cannot be trusted with:
+
+- It decompresses a batch, up to a bound.
+- It checks where records begin and end, because the parser may read past the end.
+- It reads records again in Python if a header name is not UTF-8, which the parser refuses. Kafka stores any bytes and
+  Java writes them. Foreign bytes in names become escapes such as `\\xfc`.
+- It replaces the rest of a batch that cannot be read by one record for quarantine. Reading goes on after the batch.
 """
 
 from collections.abc import Iterator
@@ -23,27 +25,28 @@ from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from services.allocation import frames, legacy, metrics
-from services.allocation.bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
-from services.allocation.decoding import Raw
+from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
 from services.allocation.frames import RECORDS_AT
+from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
 from services.allocation.unpacking import NAMES, NONE, TooLargeError, require_few, unpack
 
 _HEAD: Final = Struct(">qi")  # the base offset, and the length of what follows
 _MAGIC_AT: Final = 16
-_SMALLEST_BYTES: Final = 26  # of a batch of the oldest format
+_SMALLEST_BYTES: Final = 26  # the size of the smallest batch of the oldest format
 _ATTRIBUTES: Final = Struct(">h")
 _ATTRIBUTES_AT: Final = 21
 _CODEC: Final = 0x07
 _COUNT: Final = Struct(">i")
 _COUNT_AT: Final = 57
-# The compiled parser may read a few bytes behind a record that lies about its fields.
+# The compiled parser may read a few bytes past a record that lies about its fields.
 _PADDING: Final = bytes(64)
 
-# Records are read some at a time: so many, and not many more bytes, because headers take 30 times theirs in memory.
+# At most this many records, of about this many bytes, are read at a time: headers take 30 times their bytes in memory.
 _SLICE_RECORDS: Final = 250
 _SLICE_BYTES: Final = MIB // 4
-# In batches up to the first nobody looks for the longest record. Of one above the second not all headers are read.
+# Up to the first size a batch is not searched for its longest record. Of a record above the second size, only the first
+# headers are read.
 _SMALL_BYTES: Final = MIB // 16
 _HUGE_BYTES: Final = MIB // 8
 _headers: Final = attrgetter("headers")
@@ -51,30 +54,30 @@ _offset: Final = attrgetter("offset")
 
 
 class FetchedRecords:
-    """In the place of aiokafka's `MemoryRecords`: the batches that a fetch gave for a partition."""
+    """The batches that a fetch gave for a partition. Replaces aiokafka's `MemoryRecords`."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def has_next(self) -> bool:
-        """Is there a whole batch?"""
+        """Return whether there is a whole batch."""
         return _end_of(self._data, 0, len(self._data)) is not None
 
     def size_in_bytes(self) -> int:
-        """Of all that was fetched."""
+        """Return the size of all that was fetched."""
         return len(self._data)
 
     def plain(self) -> MemoryRecords:
-        """As aiokafka reads them, for other consumers than the writer's."""
+        """Return the batches as aiokafka reads them, for consumers that are not marked."""
         return MemoryRecords(self._data)
 
-    def batches(self, partition: TopicPartition) -> "Batches":
-        """As they are read here."""
-        return Batches(partition, self._data)
+    def batches(self, partition: TopicPartition) -> "KafkaBatches":
+        """Return the batches as this module reads them."""
+        return KafkaBatches(partition, self._data)
 
 
-class Batches:
-    """The batches of a fetch, one after the other."""
+class KafkaBatches:
+    """An iterator over the batches of a fetch, with the methods that aiokafka expects."""
 
     def __init__(self, partition: TopicPartition, data: bytes) -> None:
         self._partition = partition
@@ -83,11 +86,14 @@ class Batches:
         self._start = 0
 
     def has_next(self) -> bool:
-        """Is there another whole one?"""
+        """Return whether there is another whole batch."""
         return self._end() is not None
 
-    def next_batch(self) -> "Batch":
-        """The next one; `has_next` was true."""
+    def next_batch(self) -> "KafkaBatch":
+        """Return the next batch. Call this only after `has_next` has returned True.
+
+        Raises CorruptRecordException if the batch is too short to have a head.
+        """
         start, end = self._start, self._end()
         assert end is not None
         if end - start < _SMALLEST_BYTES:
@@ -97,14 +103,14 @@ class Batches:
             return LegacyBatch(self._partition, self._data, start, end)
         if end - start < RECORDS_AT:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
-        return Batch(self._partition, self._data, start, end)
+        return KafkaBatch(self._partition, self._data, start, end)
 
     def _end(self) -> int | None:
         return _end_of(self._data, self._start, self._bytes)
 
 
 class Slice(list[Any]):
-    """A few records of a batch in order: the offset of the last, and what they weigh together."""
+    """A few records of a batch in order, with the offset of the last and the weight of all in bytes."""
 
     __slots__ = ("offset", "weight")
 
@@ -114,14 +120,14 @@ class Slice(list[Any]):
         self.weight = weighs
 
     def beginning_at(self, offset: int) -> "Slice":
-        """Without what lies before an offset."""
+        """Return the slice without the records before an offset."""
         if _first_offset(self[0]) >= offset:
             return self
         return Slice([_beginning_at(record, offset) for record in self if record.offset >= offset], self.weight)
 
 
-class Batch:
-    """One batch: aiokafka's head of it, and its records a slice at a time."""
+class KafkaBatch:
+    """One batch: its head as aiokafka reads it, and its records, a slice at a time."""
 
     def __init__(self, partition: TopicPartition, data: bytes, start: int, end: int) -> None:
         self._place = partition.topic, partition.partition
@@ -131,14 +137,17 @@ class Batch:
         self._read_head()
 
     def validate_crc(self) -> bool:
-        """Is it what its producer sent? One that comes again as it was is stored so, and goes to quarantine."""
+        """Return whether the CRC fits, or was wrong in the same way before.
+
+        In the second case the broker stores the batch like this, and it goes to quarantine.
+        """
         if self._head.validate_crc():
             return True
         self._has_bad_crc = _comes_again(self._place, self._packed())
         return self._has_bad_crc
 
     def __next__(self) -> Any:
-        """Its first record, by which a control batch tells what it is."""
+        """Return the first record, which says what kind of control batch this is."""
         return next(iter(self))[0]
 
     def __iter__(self) -> Iterator[Slice]:
@@ -157,7 +166,7 @@ class Batch:
     def _read_head(self) -> None:
         head = self._head = DefaultRecordBatch(self._packed())
         self.base_offset: int = head.base_offset
-        # A head whose last offset lies before its first is not believed.
+        # Do not trust a head whose last offset is below its first.
         self.next_offset: int = max(head.next_offset, head.base_offset + 1)
         self.is_control_batch: bool = head.is_control_batch
         self.is_transactional: bool = head.is_transactional
@@ -171,7 +180,7 @@ class Batch:
         longest = size
         if size > _SMALL_BYTES:
             longest = frames.longest(buffer, start + RECORDS_AT, end, count)
-            require_few(count)  # Now it is known not to lie; a small batch has no room for too many.
+            require_few(count)  # The count is now known to be true. A small batch has no room for too many records.
         mean = size // max(count, 1)
         for records in self._records(buffer, start, end, longest):
             headers = HEADER_BYTES * max(map(len, filter(None, map(_headers, records))), default=0)
@@ -181,7 +190,7 @@ class Batch:
                 yield Slice(records, (mean + headers) * len(records))
 
     def _unpacked(self) -> tuple[bytes, int, int]:
-        """The batch as if it had never been packed, with something behind it: the bytes, its start, its end."""
+        """Return the uncompressed batch, with padding after it: the bytes, its start and its end."""
         codec = self.compression_type
         if codec == NONE:
             return self._data, self._start, self._end
@@ -193,11 +202,11 @@ class Batch:
         return b"".join((head, records, _PADDING)), 0, RECORDS_AT + len(records)
 
     def _records(self, buffer: bytes, start: int, end: int, longest: int) -> Iterator[list[Any]]:
-        """All records, some at a time: a record costs nothing more than aiokafka's parser does."""
+        """Yield all records, some at a time, at no more cost a record than aiokafka's parser."""
         done, at_once = 0, max(1, min(_SLICE_RECORDS, _SLICE_BYTES // (longest or 1)))
         if longest <= _HUGE_BYTES:
-            records = chain(DefaultRecordBatch(memoryview(buffer)[start:end]))  # its iterator may be asked for once
-            with suppress(Exception):  # It raises whatever it likes; what is really corrupt is told below.
+            records = chain(DefaultRecordBatch(memoryview(buffer)[start:end]))  # only one iterator of it is allowed
+            with suppress(Exception):  # The parser may raise anything. The reader below finds what is really corrupt.
                 while part := list(islice(records, at_once)):
                     yield part
                     done += len(part)
@@ -208,18 +217,18 @@ class Batch:
             yield [record]
 
     def _weighed(self, records: list[Any], size: int) -> Slice:
-        """The records, those cut short that are too large. To read what is cut was as dear as what is not."""
+        """Return the records, and cut short those that are too large. Reading these cost as much as their full size."""
         weighs = max(size, sum(map(weight, records)))
         return Slice([short_record(each, *self._place) if is_too_large(each) else each for each in records], weighs)
 
     def _require_crc(self) -> None:
         if self._has_bad_crc:
-            raise CorruptRecordException("its CRC is another")
+            raise CorruptRecordException("its CRC is wrong")
 
     def _set_aside(self, first: int, reason: str, why: str) -> Slice:
         codec, packed = NAMES.get(self.compression_type, "no codec"), self._packed()
         record = short_batch(self._place, first, self.next_offset - 1, packed, reason, f"{codec}: {why}")
-        return Slice([record], UNPACKED_BYTES)  # as dear as any batch may be
+        return Slice([record], UNPACKED_BYTES)  # reading it cost at most as much as the largest batch
 
     def _packed(self) -> memoryview:
         return memoryview(self._data)[self._start : self._end]
@@ -228,8 +237,8 @@ class Batch:
         return int(kind.unpack_from(self._data, self._start + at)[0])
 
 
-class LegacyBatch(Batch):
-    """A message of the formats before version 2: one record, or records packed together in its value."""
+class LegacyBatch(KafkaBatch):
+    """A message of the formats before version 2: one record, or compressed records in its value."""
 
     def _read_head(self) -> None:
         head = self._head = LegacyRecordBatch(self._packed(), self._data[self._start + _MAGIC_AT])
@@ -237,7 +246,7 @@ class LegacyBatch(Batch):
         self.producer_id = None
         self.compression_type = self._data[self._start + legacy.ATTRIBUTES_AT] & _CODEC
         self.next_offset = head.next_offset
-        # Of packed ones the last offset is known alone, so they never seem to leave a gap.
+        # Of compressed records only the last offset is known. This base never looks like a gap.
         self.base_offset = -1 if self.compression_type else head.next_offset - 1
 
     def _slices(self) -> Iterator[Slice]:
@@ -251,7 +260,7 @@ class LegacyBatch(Batch):
 
 
 def _end_of(data: bytes, start: int, end: int) -> int | None:
-    """Where the batch ends that begins at a place; None where it is not all there."""
+    """Return where the batch ends that begins at a place; None if it is incomplete."""
     if end - start < _HEAD.size:
         return None
     its_end = start + _HEAD.size + int(_HEAD.unpack_from(data, start)[1])
@@ -263,14 +272,14 @@ def _first_offset(record: Any) -> int:
 
 
 def _beginning_at(record: Any, offset: int) -> Any:
-    """The same record; a batch in the place of records whose first are decided begins behind them."""
+    """Return the record. One that stands for a batch is shortened if its first records are already decided."""
     if _first_offset(record) >= offset:
         return record
     return replace(record, cut=replace(record.cut, first_offset=offset))
 
 
 def _require_order(part: Slice, first: int, last: int) -> None:
-    """Offsets must ascend, and stay within what the head of the batch says."""
+    """Raise CorruptRecordException if the offsets do not ascend, or leave the range in the head of the batch."""
     offsets = list(map(_offset, part))
     if offsets != list(range(first, first + len(offsets))) or offsets[-1] > last:  # nearly always they are
         within = [first - 1, *offsets, last + 1]
@@ -282,7 +291,10 @@ _bad_crcs: dict[tuple[str, int], bytes] = {}
 
 
 def _comes_again(place: tuple[str, int], packed: memoryview) -> bool:
-    """Has the last batch of a partition whose CRC was wrong been this one? Else it may have been damaged on its way."""
+    """Return whether the last batch of the partition with a wrong CRC was the same one.
+
+    If it was not, the batch may only have been damaged on its way here.
+    """
     digest = sha256(packed).digest()
     before, _bad_crcs[place] = _bad_crcs.get(place), digest
     return before == digest

@@ -1,4 +1,4 @@
-"""Trying again what failed and has no end of its own, so that one part that fails ends no other."""
+"""Trying endless work again after a failure, so that one part of the process that fails does not end the others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,17 +6,17 @@ from typing import Any, NoReturn
 
 import structlog
 
-from services.allocation.failures import said
+from services.allocation.failures import describe
 from shared.runtime.retries import LONGEST_OF_ONE_PART_SECONDS, GrowingPause
 from shared.runtime.settings import BadSettingError
 
 log = structlog.get_logger()
 
 
-async def again_and_again(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoReturn:
-    """Do something that has no end, again whenever it fails, until cancelled. Raises BadSettingError alone.
+async def retry_forever(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoReturn:
+    """Run `attempt`, which has no end, again after each failure, until cancelled. Raises only BadSettingError.
 
-    Its pauses grow as long as it fails within the longest of them.
+    The pauses grow until it has run for longer than the longest of them. `what` is its name in the log.
     """
     loop = asyncio.get_running_loop()
     pause, lives = GrowingPause(), 0
@@ -29,5 +29,5 @@ async def again_and_again(what: str, attempt: Callable[[], Awaitable[Any]]) -> N
         except Exception as error:
             lives += loop.time() - began > LONGEST_OF_ONE_PART_SECONDS
             seconds = pause.next(lives)
-            log.error(f"{what} failed: it is tried again", again_in_seconds=seconds, error=said(error))
+            log.error(f"{what} failed: it is tried again", again_in_seconds=seconds, error=describe(error))
             await asyncio.sleep(seconds)

@@ -1,7 +1,7 @@
-"""From Kafka's bytes to what the rules take, one record at a time.
+"""Decoding one record: from Kafka's bytes to the event or command that the rules take.
 
-A record that cannot be decoded is quarantined with the reason and its bytes; it never stops the rest. This is the hot
-path: one prepared validator, no framework.
+A record that cannot be decoded is quarantined with the reason and its bytes; it never stops the others. This is on the
+hot path, so it uses one prepared validator and no framework.
 """
 
 from base64 import b64encode
@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from services.allocation.bounds import LARGEST_VALUE_BYTES
+from services.allocation.batch_bounds import LARGEST_VALUE_BYTES
 from services.allocation.cloudevents import (
     STRUCTURED,
     Headers,
@@ -38,7 +38,7 @@ RecordId = tuple[int, int]
 
 @dataclass(slots=True)
 class Fault:
-    """Why a record is quarantined: the contract's reason and a sentence; `error` where it should not have happened."""
+    """Why a record is quarantined: a reason of the contract and a sentence. `error` is set if it was unexpected."""
 
     reason: str
     detail: str
@@ -47,9 +47,9 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Why a record, or a whole batch, is not decided, and what is kept of it: its first bytes, its size, its SHA-256.
+    """Why a record or a whole batch is not decided, with the part that is kept: first bytes, size and SHA-256.
 
-    A batch begins at `first_offset`; its last is that of the record in whose place it stands.
+    `first_offset` is the first offset of a batch; its last one is the offset of the `Raw` that stands for it.
     """
 
     fault: Fault
@@ -62,10 +62,10 @@ class Cut:
 
 @dataclass(slots=True)
 class Raw:
-    """A record as it came, wherever it came from; `forwarded_id` if another shard, or a replay, passed it on.
+    """A record as it came, from Kafka or from the table of forwarded records.
 
-    One that is too large has no value; a `cut` instead. `replay_of` is the quarantined record of which it is a replay,
-    by shard and sequence.
+    `forwarded_id` is set if another shard or a replay has passed it on. A record that is too large has a `cut` in place
+    of its value. `replay_of` names the quarantined record of which it is a replay, by shard and sequence.
     """
 
     topic: str
@@ -79,7 +79,7 @@ class Raw:
     replay_of: RecordId | None = None
 
     def headers_json(self) -> list[list[str | None]] | None:
-        """The headers as `[[name, base64 value or null], …]`."""
+        """Return the headers as `[[name, Base64 of the value or null], …]`; None if there are none."""
         if not self.headers:
             return None
         return [[printable(name), None if value is None else b64encode(value).decode()] for name, value in self.headers]
@@ -87,7 +87,7 @@ class Raw:
 
 @dataclass(slots=True)
 class Command:
-    """A finance command: its content as it came, what it means to the rules, its id's 16 bytes, and how it came."""
+    """A finance command: the 16 bytes of its id, its content as it came, its meaning to the rules, and its way."""
 
     id: bytes
     content: dict[str, Any]
@@ -97,13 +97,13 @@ class Command:
 
 _validate_event = SPEND_EVENT.validator.validate_json
 _validate_plain_form = SPEND_EVENT.validator.validate_python
-# No shorter event has room for nesting beyond the bound beside its eight fields.
+# A shorter event has no room for its eight fields and for nesting beyond the bound.
 _ROOM_FOR_NESTING_BYTES: Final = 448
 NO_VALUE: Final = Fault("malformed", "the record has no value")
 
 
 def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
-    """A spend or reversal, plain or as a CloudEvent, or why it is none. Raises nothing, whatever the bytes are."""
+    """Return a spend or reversal, plain or as a CloudEvent, or the fault of the record. Raises nothing."""
     try:
         if value is None:
             return NO_VALUE
@@ -114,8 +114,8 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
             event = _validate_plain_form(plain_form(value, headers))
         else:
             event = _validate_event(value)
-            # NaN and Infinity need these letters (N, I), and a ninth member to stand in: all eight of a spend are texts
-            # without commas. So next to no event is looked at twice.
+            # NaN and Infinity need these letters (N, I) and a ninth member to stand in, because the eight of a spend
+            # are texts without commas. So almost no event is read twice.
             if ((78 in value or 73 in value) and value.count(b",") > 7) or size > _ROOM_FOR_NESTING_BYTES:
                 refused = refusal(value)
                 if refused is not None:
@@ -144,10 +144,10 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
 
 
 def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> Command | Fault:
-    """A finance command, or why it is none. Raises nothing, whatever the bytes are.
+    """Return a finance command, or the fault of the record. Raises nothing for any bytes.
 
-    It came by the API where one of these keys has signed it. A signature that does not fit is no command at all:
-    whoever claims to be the API and is not shall be seen.
+    A command came by the API if one of these keys has signed it. A record with a wrong signature goes to quarantine, so
+    that a sender that pretends to be the API is noticed.
     """
     try:
         if value is None:
@@ -166,7 +166,7 @@ def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys
 
 
 def business_center_of(value: bytes | None, headers: Headers) -> str | None:
-    """The Business Center that a quarantined event names, where the decoder would have read it."""
+    """Return the Business Center that a quarantined event names in the place where the decoder reads it."""
     try:
         return _named_center(data_of(value or b"", headers))
     except ValueError:
@@ -174,7 +174,7 @@ def business_center_of(value: bytes | None, headers: Headers) -> str | None:
 
 
 def business_center_of_command(value: bytes | None) -> str | None:
-    """The Business Center that a quarantined command names."""
+    """Return the Business Center that a quarantined command names."""
     try:
         return _named_center(from_json(value or b""))
     except ValueError:
@@ -182,18 +182,18 @@ def business_center_of_command(value: bytes | None) -> str | None:
 
 
 def center_of_event(record: Any) -> str | None:
-    """The Business Center that a quarantined event names, as far as its bytes are there."""
+    """Return the Business Center that a quarantined event names, as far as its bytes were kept."""
     cut = record.cut if isinstance(record, Raw) else None
     return _center_of_start(cut, record.headers) if cut else business_center_of(record.value, record.headers)
 
 
 def center_of_command(raw: Raw) -> str | None:
-    """The Business Center that a quarantined command names, as far as its bytes are there."""
+    """Return the Business Center that a quarantined command names, as far as its bytes were kept."""
     return _center_of_start(raw.cut, ()) if raw.cut else business_center_of_command(raw.value)
 
 
 def _center_of_start(cut: Cut, headers: Headers) -> str | None:
-    """What the first bytes name, where they are no CloudEvent whose data may name another."""
+    """Return the center that the first bytes name; None for a CloudEvent, because its data may name another."""
     try:
         document = from_json(cut.kept or b"", allow_partial=True)
     except ValueError:
@@ -211,7 +211,7 @@ def _too_large(size: int) -> Fault:
 
 
 def _refused_event(error: Exception, value: bytes | None, headers: Headers) -> Event | Fault:
-    """What is no plain event may be a CloudEvent whose headers do not say so."""
+    """Decode a record that is no plain event as a CloudEvent, if it looks like one; else return its fault."""
     fault = _refused(error, value)
     if fault.reason == "invalid" and not is_cloud_event(headers) and is_structured(value or b""):
         return decode_event(value, STRUCTURED)
@@ -219,7 +219,7 @@ def _refused_event(error: Exception, value: bytes | None, headers: Headers) -> E
 
 
 def _refused(error: Exception, value: bytes | None) -> Fault:
-    """Why decoding ended with this error; `internal_error` for one that should not happen."""
+    """Return the fault for an error of decoding; `internal_error` if the error is unexpected."""
     try:
         if isinstance(error, ValidationError):
             return _not_valid(error, value or b"")
@@ -250,7 +250,7 @@ def _fault(reason: str, text: str) -> Fault:
 
 
 def printable(text: str) -> str:
-    """The text without anything that PostgreSQL refuses: NUL and lone surrogates are shown as escapes."""
-    if text.isascii() and "\0" not in text:  # as nearly all, of which a batch may hold millions
+    """Return the text without characters that PostgreSQL refuses: NUL and lone surrogates become escapes."""
+    if text.isascii() and "\0" not in text:  # nearly every text, and a batch may hold millions
         return text
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

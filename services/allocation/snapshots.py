@@ -1,7 +1,7 @@
-"""Loading a shard's state when it is taken, and keeping it: a snapshot, and the entries after it decided again.
+"""Loading the state of a shard from a snapshot and the entries after it, and writing snapshots.
 
-A large state takes seconds to write and to read. Threads do it, piece by piece, and let the event loop go first:
-other shards are written meanwhile, and leases renewed.
+A large state takes seconds to write and to read. Threads do this piece by piece and give way to the event loop, which
+writes other shards and renews leases meanwhile.
 """
 
 import asyncio
@@ -34,24 +34,24 @@ from shared.runtime.postgres import is_unavailable
 log = structlog.get_logger()
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
-# The heir of a killed process decides as many again for each of its shards, and they all stand still meanwhile.
+# The process that takes over a shard decides up to this many entries again, and the shard stands still meanwhile.
 FEWEST_ENTRIES_BETWEEN = 20_000
 ENTRIES_PER_OBJECT = 10
-# A thread works this long, then sleeps that long: whoever waits for the interpreter gets it at once.
+# A thread works this long, then sleeps this long, so that other threads get the interpreter at once.
 WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
 _READ_BYTES: Final = 64 * 1024
 _PIECES_OF_A_LINE: Final = 50
-# What is longer is no line of ours: fifty grants that name a thousand campaigns each have three megabytes.
+# No line of a snapshot is longer: fifty grants that name a thousand campaigns each take three megabytes.
 _LONGEST_LINE_BYTES: Final = 16 * 1024 * 1024
-# To ask how much memory is taken costs as much as fifty pieces.
+# The memory of the process is measured once in this many bytes, because measuring costs as much as fifty pieces.
 _LOOKED_AFTER_BYTES: Final = 1024 * 1024
 _FORGOTTEN_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A snapshot as the ledger keeps it: lines of JSON, compressed. `objects`: how many pieces it has."""
+class Snapshot:
+    """A snapshot as the ledger keeps it: compressed lines of JSON. `objects` is the number of pieces in it."""
 
     position: int
     format: int
@@ -60,7 +60,7 @@ class Kept:
 
 
 class _Loading(Redecider):
-    """Decides again what no snapshot holds yet, within the memory that the process has for campaigns."""
+    """Decides the entries after the snapshot again, within the memory that the process has for campaigns."""
 
     async def rest(self, batch: StoredBatch) -> None:
         idle = self.rules.let_rest()
@@ -75,11 +75,12 @@ async def load(
     deduplication_days: int,
     most_campaigns: int | None = None,
 ) -> Shard:
-    """The state at the lease's position, whose `tables` are the recorded time zones.
+    """Return the state at the lease's position. Its `tables` are the recorded time zones.
 
     Raises:
-        ReplayDiffersError: the ledger is not what the rules decide.
-        CannotGoOnError: newer rules than these have written it.
+        ReplayDiffersError: the rules decide something else than the ledger holds.
+        CannotGoOnError: the ledger was written by newer rules than those of this release.
+        ValueError: the ledger does not end where the lease says.
 
     """
     await _require_known_rules(connection, lease)
@@ -89,7 +90,7 @@ async def load(
         snapshot.FORMAT,
         lease.position,
     )
-    # What was charged was young enough then, whatever the window was.
+    # No window while deciding again: a charged spend was young enough, whatever the window was then.
     rules = Shard(policy, deduplication_days=None)
     if kept is not None:
         try:
@@ -98,7 +99,7 @@ async def load(
             if is_unavailable(error):
                 raise
             log.error(
-                "a snapshot was no use: all entries of the shard are decided again, which may take long",
+                "a snapshot was no use: all entries of the shard are decided again, which may take a long time",
                 shard=lease.shard,
                 error=repr(error),
             )
@@ -133,7 +134,7 @@ async def _load(
 
 
 async def _require_known_rules(connection: asyncpg.Connection, lease: Lease) -> None:
-    """Whoever knows older rules than the shard's last batch must not go on with it: nobody could replay that."""
+    """Raise CannotGoOnError if the last batch has newer rules, because older ones after it could not be replayed."""
     last = await connection.fetchval(
         "SELECT rules_version FROM ledger.batches WHERE shard = $1 ORDER BY last_position DESC LIMIT 1", lease.shard
     )
@@ -142,32 +143,32 @@ async def _require_known_rules(connection: asyncpg.Connection, lease: Lease) -> 
 
 
 async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> None:
-    """The zones of a shard that was written before releases were noted, as they are installed now."""
+    """Record the time zones that a shard uses as they are installed now, if its batches name no release."""
     used = rules.zones_used()
     if used:
         await record_zones(connection, UNRECORDED, used)
         log.info("time zones of the past recorded", zones=[name for name, _ in used])
 
 
-async def dump(rules: Shard, tree: CompactRange) -> Kept:
-    """A snapshot of the state after the present batch, whose tree is given. Nothing may be decided meanwhile."""
+async def dump(rules: Shard, tree: CompactRange) -> Snapshot:
+    """Return a snapshot of the state after the batch that `tree` ends with. Decide nothing until this returns."""
     return await asyncio.to_thread(_dump, rules, tree)
 
 
 def entries_between(objects: int) -> int:
-    """How many entries to let pass between snapshots: so many that writing them costs little beside the entries."""
+    """Return after how many entries to write the next snapshot, so that snapshots cost little compared to entries."""
     return max(FEWEST_ENTRIES_BETWEEN, ENTRIES_PER_OBJECT * objects)
 
 
 def objects_in(rules: Shard) -> int:
-    """How many accounts and campaigns a shard has."""
+    """Return how many accounts and campaigns a shard has in memory."""
     return len(rules.accounts) + sum(len(account.campaigns) for account in rules.accounts.values())
 
 
 async def forget(rules: Shard) -> None:
-    """Let go of a state that is needed no more, a few accounts at a time.
+    """Free a state that is no longer needed, a few objects at a time.
 
-    Its objects point at each other, and the collector of such circles does not look at what `gc.freeze` has set apart.
+    Its objects refer to each other, and the garbage collector does not look at what `gc.freeze` has set apart.
     """
     objects: list[Any] = list(rules.accounts.values())
     for center in rules.business_centers.values():
@@ -182,27 +183,27 @@ async def forget(rules: Shard) -> None:
         await asyncio.sleep(0)
 
 
-def _dump(rules: Shard, tree: CompactRange) -> Kept:
+def _dump(rules: Shard, tree: CompactRange) -> Snapshot:
     head = {"position": tree.size, "frontier": tree.frontier().hex()}
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
     for line in _restful(_in_lines(chain([head], snapshot.dump(rules)))):
         parts.append(compressor.compress(_encode(line).encode() + b"\n"))
         objects += len(line)
-    return Kept(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
+    return Snapshot(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
     pieces = chain.from_iterable(_restful(json.loads(line) for line in _fitting(_lines(state))))
     head = next(pieces, None)
-    if head is None:  # A StopIteration would never reach who waits for this thread.
+    if head is None:  # A StopIteration would never reach the task that awaits this thread.
         raise ValueError("the snapshot is empty")
     snapshot.load(rules, pieces)
     return CompactRange(head["position"], bytes.fromhex(head["frontier"]))
 
 
 def _fitting(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """The lines, as long as there is memory for what is made of them. Deciding the ledger again lets campaigns rest."""
+    """Yield the lines while there is memory, then raise ValueError: deciding again lets campaigns rest instead."""
     most = (memory_limit() or sys.maxsize) * SHORT
     unseen_bytes = _LOOKED_AFTER_BYTES
     for line in lines:
@@ -215,7 +216,7 @@ def _fitting(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _lines(state: bytes) -> Iterator[bytes]:
-    """The lines of a compressed text; no more than a part of it is unpacked at any time."""
+    """Yield the lines of a compressed text, of which only a part is decompressed at any time."""
     line = bytearray()
     for part in _unpacked(state):
         *whole, rest = part.split(b"\n")
@@ -236,19 +237,19 @@ def _unpacked(state: bytes) -> Iterator[bytes]:
         while packed:
             yield unpacking.decompress(packed, _READ_BYTES)
             packed = unpacking.unconsumed_tail
-    yield unpacking.flush()  # What a few bits still give.
+    yield unpacking.flush()  # The last bits may hold some bytes more.
     if not unpacking.eof:
         raise ValueError("the snapshot ends early")
 
 
 def _in_lines(pieces: Iterator[Any]) -> Iterator[list[Any]]:
-    """The pieces, some in a line: a line for each costs more than the pieces do."""
+    """Yield the pieces, many in a line, because a line for each would cost more than the pieces do."""
     while line := list(islice(pieces, _PIECES_OF_A_LINE)):
         yield line
 
 
 def _restful(lines: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """The same lines, with a rest after each stretch of work."""
+    """Yield the same lines, and sleep after each stretch of work."""
     rest_at = time.perf_counter() + WORK_SECONDS
     for line in lines:
         yield line

@@ -1,7 +1,7 @@
-"""Deciding one batch of records: from raw records to what is appended.
+"""Deciding one batch of records: from raw records to a `BatchWrite`.
 
-Decoding, looking up what the ledger knows, and deciding are separate steps, so that the next batch can be decoded
-and looked up while this one is being committed.
+Decoding, looking up what the ledger holds, and deciding are separate steps. So the next batch can be decoded and looked
+up while this one is being committed.
 """
 
 import asyncio
@@ -18,8 +18,15 @@ import asyncpg
 
 from services.allocation import metrics
 from services.allocation.append import BatchWrite
-from services.allocation.bounds import UNBOUNDED, Bounds
-from services.allocation.decoding import (
+from services.allocation.batch_bounds import UNBOUNDED, Bounds
+from services.allocation.failures import (
+    INTERNAL_ERROR,
+    BatchFailedError,
+    BeginFailedError,
+    RecordFailedError,
+    describe,
+)
+from services.allocation.record_decoding import (
     NO_VALUE,
     Command,
     Fault,
@@ -29,14 +36,7 @@ from services.allocation.decoding import (
     decode_command,
     decode_event,
 )
-from services.allocation.failures import (
-    INTERNAL_ERROR,
-    BatchFailedError,
-    BeginFailedError,
-    RecordFailedError,
-    said,
-)
-from services.allocation.setting_aside import held, kept_bytes, quarantine_row, weight
+from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
 from shared.contracts.commands import kept_meaning, refused_content, same_content
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.encoding import encode_entries
@@ -60,18 +60,18 @@ from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import CHARGED, DUPLICATE, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
-# This many records are decoded or decided before other tasks (the commit of the batch before) get their turn.
+# Yield to the event loop after this many records, so that the commit of the previous batch can go on.
 SLICE_RECORDS = 250
 SLICE_COMMANDS = 20
 SLICE_ENTRIES = 500
-# So many campaigns vouchers may bring back in one batch: an account's campaigns all come where one is tied to some.
+# Vouchers of one batch may bring back this many campaigns. A voucher tied to campaigns brings back all of its account.
 MOST_AWOKEN = 20_000
 
 T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """The answer to a command. `via` is the way by which it came; None: nobody noted it then."""
+    """The answer to a command. `via` is the way by which the command came; None if that was not recorded then."""
 
     status: str
     code: str | None
@@ -82,8 +82,8 @@ class Outcome(NamedTuple):
     via: str | None
 
 
-class Decided(NamedTuple):
-    """What a command that was decided meant (None: nobody can read it), and its outcome."""
+class DecidedCommand(NamedTuple):
+    """The meaning of a decided command (None if its content can no longer be read), and its outcome."""
 
     meaning: str | None
     outcome: Outcome
@@ -91,19 +91,19 @@ class Decided(NamedTuple):
 
 @dataclass(slots=True)
 class Known:
-    """What the ledger already holds of a batch."""
+    """What the ledger already holds about the records of a batch."""
 
     events: dict[bytes, Event] = field(default_factory=dict)
     spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
     grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
-    commands: dict[bytes, Decided] = field(default_factory=dict)
+    commands: dict[bytes, DecidedCommand] = field(default_factory=dict)
     accounts_elsewhere: set[str] = field(default_factory=set)
     resting: Recorded = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Decoded:
-    """Records in order, with what each holds. Commands come before events; within each, forwarded ones come first."""
+class DecodedRecords:
+    """Records in order, each with its content or fault. Commands precede events; in each, forwarded ones come first."""
 
     commands: list[tuple[Raw, Command | Fault]] = field(default_factory=list)
     events: list[tuple[Any, Event | Fault]] = field(default_factory=list)
@@ -111,29 +111,29 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.commands) + len(self.events)
 
-    def first(self, count: int) -> "Decoded":
-        """As many of them, or all."""
+    def first(self, count: int) -> "DecodedRecords":
+        """Return the first `count` records, or all if there are fewer."""
         if count >= len(self):
             return self
         commands = self.commands[:count]
-        return Decoded(commands, self.events[: count - len(commands)])
+        return DecodedRecords(commands, self.events[: count - len(commands)])
 
-    def decided(self, decision: "Decision") -> "Decoded":
-        """Those that a decision has taken."""
+    def decided(self, decision: "Decision") -> "DecodedRecords":
+        """Return the records that a decision has dealt with."""
         if decision.commands + decision.events == len(self):
             return self
-        return Decoded(self.commands[: decision.commands], self.events[: decision.events])
+        return DecodedRecords(self.commands[: decision.commands], self.events[: decision.events])
 
-    def without(self, decided: "Decoded") -> "Decoded":
-        """Those that are left when the first of them are decided."""
-        return Decoded(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
+    def without(self, decided: "DecodedRecords") -> "DecodedRecords":
+        """Return the records that are left after the decided ones, which are the first."""
+        return DecodedRecords(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
 
     def records(self) -> list[Any]:
-        """As they came."""
+        """Return the records as they came."""
         return [record for part in (self.commands, self.events) for record, _ in part]
 
     def forwarded(self) -> list[int]:
-        """The ids of the forwarded records among them."""
+        """Return the ids of the forwarded records among them."""
         return [
             record.forwarded_id
             for part in (self.commands, self.events)
@@ -141,7 +141,7 @@ class Decoded:
         ]
 
     def faults(self) -> list[str | None]:
-        """Of each record in order why it is quarantined before any rule has seen it; None where it is not."""
+        """Return for each record, in order, the reason why it could not be decoded; None if it could."""
         return [
             held.reason if isinstance(held, Fault) else None
             for part in (self.commands, self.events)
@@ -151,7 +151,7 @@ class Decoded:
 
 @dataclass(slots=True)
 class Decision:
-    """How many records of each kind a batch has taken, and what is counted once it is in the ledger."""
+    """How many commands and events a batch has decided, and the counts for Prometheus once it is in the ledger."""
 
     commands: int = 0
     events: int = 0
@@ -164,7 +164,7 @@ class Decision:
     entries: int = 0
 
     def count(self, shard: int) -> None:
-        """Tell Prometheus. Only what was committed counts: a batch that is undone is decided again."""
+        """Add to the metrics. Call this only after the commit: a batch that was undone is decided again."""
         self.fates[CHARGED] = self.events - self.fates.total()
         for fate, count in self.fates.items():
             metrics.EVENTS.labels(shard, fate).inc(count)
@@ -179,12 +179,12 @@ class Decision:
         metrics.ENTRIES.labels(shard).inc(self.entries)
 
 
-async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> Decoded:
-    """Decode each record by itself. `events` are Kafka's records or `Raw`s: both have value and headers.
+async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> DecodedRecords:
+    """Return each record with its content or fault. `events` are records of Kafka or `Raw`s, with value and headers.
 
     `keys` are those with which the API signs commands.
     """
-    decoded = Decoded()
+    decoded = DecodedRecords()
     for start in range(0, len(commands), SLICE_RECORDS):
         some = commands[start : start + SLICE_RECORDS]
         decoded.commands += [
@@ -201,8 +201,8 @@ async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_
     return decoded
 
 
-def within(rules: Shard, decoded: Decoded) -> Decoded:
-    """As many of the records as do not bring too many campaigns back into memory at once: at least one."""
+def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
+    """Return as many records as bring no more than `MOST_AWOKEN` campaigns back into memory, but at least one."""
     if not rules.campaigns.some_rest:
         return decoded
     awoken = 0
@@ -215,12 +215,12 @@ def within(rules: Shard, decoded: Decoded) -> Decoded:
 
 
 def _why(record: Any) -> Fault:
-    """Why a record without a value is no event: it may be one that was cut short."""
+    """Return the fault of a record without a value, which may be one that was cut short."""
     return record.cut.fault if isinstance(record, Raw) and record.cut else NO_VALUE
 
 
-async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: Decoded) -> Known:
-    """What the ledger holds of these records: repeated ids, reversed spends, grants, decided commands."""
+async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: DecodedRecords) -> Known:
+    """Return what the ledger holds about these records: repeated ids, reversed spends, grants, decided commands."""
     known = Known()
     events = [event for _, event in decoded.events if type(event) is tuple]
     if events:
@@ -252,14 +252,16 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
     return known
 
 
-async def _decided_commands(connection: asyncpg.Connection, shard: int, ids: list[bytes]) -> dict[bytes, Decided]:
+async def _decided_commands(
+    connection: asyncpg.Connection, shard: int, ids: list[bytes]
+) -> dict[bytes, DecidedCommand]:
     rows = await connection.fetch(
         "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
         " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
         ids,
         shard,
     )
-    return {id: Decided(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
+    return {id: DecidedCommand(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
 
 
 class Decider:
@@ -276,14 +278,20 @@ class Decider:
         self._recorded: set[str] = set()
         self._bounds = bounds
         self._room = bounds.bytes
-        self._decided: dict[bytes, Decided] = {}
-        self._decided_before: dict[bytes, Decided] = {}
+        self._decided: dict[bytes, DecidedCommand] = {}
+        self._decided_before: dict[bytes, DecidedCommand] = {}
 
-    async def decide(self, decoded: Decoded, known: Known, now: int, write: BatchWrite) -> Decision:
-        """Decide a batch at ledger time `now` (µs) and fill `write` with what comes of it.
+    async def decide(self, decoded: DecodedRecords, known: Known, now: int, write: BatchWrite) -> Decision:
+        """Decide a batch at ledger time `now` (µs) and fill `write` with the results.
 
-        The batch may be full before all records are decided: the decision says how many are. Raises
-        RecordFailedError for the one at which the rules failed; their memory is then good for nothing.
+        The batch may be full before all records are decided: the decision says how many were. After an error the
+        memory of the rules must be dropped.
+
+        Raises:
+            BeginFailedError: a timer or a new policy failed, before any record was decided.
+            RecordFailedError: the rules failed at this record.
+            BatchFailedError: the entries of the batch could not be encoded.
+
         """
         decision = Decision()
         rules = self._rules
@@ -291,13 +299,13 @@ class Decider:
         try:
             rules.begin(now, self._policy, known.events, known.spends, known.grants, self._zones, known.resting)
         except Exception as error:
-            raise BeginFailedError(said(error)) from error
+            raise BeginFailedError(describe(error)) from error
         write.recorded_at = rules.now
         write.policy_version, write.rules_version = self._policy.version, self._policy.rules
         write.zones_release = self._zones.release
         self._decided_before, self._decided = self._decided, {}
         self._room = self._bounds.bytes
-        if not rules.has_due():  # Otherwise what was due has filled this batch.
+        if not rules.has_due():  # Otherwise the timers that were due have filled this batch.
             await self._decide_records(decoded, known, write, decision)
         write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
         self._recorded.update(rules.batch.zones)
@@ -310,8 +318,10 @@ class Decider:
         self._count(write, decision)
         return decision
 
-    async def _decide_records(self, decoded: Decoded, known: Known, write: BatchWrite, decision: Decision) -> None:
-        """Decide until the batch is full. Time in which other tasks have their turn does not count."""
+    async def _decide_records(
+        self, decoded: DecodedRecords, known: Known, write: BatchWrite, decision: Decision
+    ) -> None:
+        """Decide until the batch is full. Time that other tasks take meanwhile does not count."""
         commands, events, left = iter(decoded.commands), iter(decoded.events), self._bounds.seconds
         has_room = True
         while has_room and left > 0 and length_hint(commands):
@@ -366,7 +376,7 @@ class Decider:
         return True
 
     def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
-        """What cannot be charged here goes to its own shard or to quarantine."""
+        """Pass an event that cannot be charged here on to its own shard, or quarantine it. Returns which it was."""
         center = event[BUSINESS_CENTER_ID]
         if fault.reason == "unknown_business_center" and self._forward(raw, center, write):
             return "forwarded"
@@ -397,14 +407,14 @@ class Decider:
             else:
                 told = (refused.code, refused.message)
                 outcome = Outcome("rejected", *told, None, last, to_datetime(rules.now), command.via)
-            self._decided[command.id] = Decided(meaning, outcome)
+            self._decided[command.id] = DecidedCommand(meaning, outcome)
         elif before.meaning == meaning:
             outcome = before.outcome
         else:
             told = ("conflict", "another command with this command_id was decided before")
             outcome = Outcome("rejected", *told, None, position, to_datetime(rules.now), command.via)
         self._room -= len(raw.value or b"")
-        is_done = before is None and outcome.status == "accepted"  # Then its entry holds the content as well.
+        is_done = before is None and outcome.status == "accepted"  # Then an entry of the ledger holds the content too.
         content = command.content if is_done else refused_content(command.content)
         write.outcomes.append((command.id, before is None, center, content["type"], content, *outcome))
         decision.outcomes[outcome.status] += 1
@@ -413,12 +423,12 @@ class Decider:
         return as_raw(record, SPEND_EVENTS, self._shard)
 
     def _forward(self, raw: Raw, center: str, write: BatchWrite) -> bool:
-        """Pass a record on to its BC's shard, if that is another one."""
+        """Pass a record on to the shard of its Business Center. Returns False if that is this shard."""
         target = murmur2_partition(center.encode(), self._shards)
         if target == self._shard:
             return False
         self._room -= weight(raw)
-        kept = held(raw, raw.value, raw.headers_json())
+        kept = kept_columns(raw, raw.value, raw.headers_json())
         write.forwarded.append((target, raw.topic, raw.partition, raw.offset, *kept))
         return True
 
@@ -450,7 +460,7 @@ class Decider:
 
 @contextmanager
 def _attributed(records: Sequence[tuple[Any, Any]], rest: Iterator[Any]) -> Iterator[None]:
-    """Name the record of which the iterator had come in the error of whatever is raised."""
+    """Turn any error into a RecordFailedError that names the last record that the iterator gave."""
     try:
         yield
     except Exception as error:
@@ -458,7 +468,7 @@ def _attributed(records: Sequence[tuple[Any, Any]], rest: Iterator[Any]) -> Iter
 
 
 def _if_readable(fault: Fault, read: Callable[..., T], *arguments: Any) -> T | None:
-    """What a quarantined record holds beside its bytes; None where reading it may be what failed."""
+    """Return what `read` finds in a quarantined record. An error there gives None if the record has failed before."""
     try:
         return read(*arguments)
     except Exception:
@@ -468,7 +478,7 @@ def _if_readable(fault: Fault, read: Callable[..., T], *arguments: Any) -> T | N
 
 
 def next_offset(records: Sequence[tuple[Any, Any]], before: int) -> int:
-    """The offset after the records that came from the topic itself; `before` where there are none."""
+    """Return the offset after the records that came from the topic itself; `before` if there are none."""
     for record, _ in reversed(records):
         if not _is_forwarded(record):
             return int(record.offset) + 1
@@ -480,12 +490,12 @@ def _is_forwarded(record: Any) -> bool:
 
 
 def as_raw(record: Any, topic: str, partition: int) -> Raw:
-    """A record that the consumer gave for a partition, as it is kept; what is one already stays."""
+    """Return a record that the consumer gave for a partition as a `Raw`. A `Raw` is returned unchanged."""
     if isinstance(record, Raw):
         return record
     return Raw(topic, partition, record.offset, record.key, record.value, record.headers)
 
 
 def is_command(topic: str) -> bool:
-    """Does the topic carry finance commands?"""
+    """Return whether the topic carries finance commands."""
     return topic == FINANCE_COMMANDS

@@ -1,4 +1,4 @@
-"""How each shard of this process stands, and telling it: to its own readiness, and to all through the ledger."""
+"""The state of each shard of this process, reported to its readiness and, through the database, to all services."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,52 +8,52 @@ from typing import Literal, NoReturn, Protocol
 import asyncpg
 
 REPORT_SECONDS = 1.0
-State = Literal["loading", "writing", "waiting", "stopped"]
+StateName = Literal["loading", "writing", "waiting", "stopped"]
 
 
-class Standing:
-    """What one shard is doing, since when, and why it does not write where it does not."""
+class ShardState:
+    """What a shard is doing, since when, and why, if it is not being written."""
 
-    __slots__ = ("detail", "since", "state")
+    __slots__ = ("detail", "name", "since")
 
     def __init__(self) -> None:
-        self.state: State = "loading"
+        self.name: StateName = "loading"
         self.detail = ""
         self.since = monotonic()
 
-    def say(self, state: State, detail: str = "") -> None:
-        """Tell what it does now. A state that it is in already has not begun anew."""
-        if state != self.state:
-            self.state, self.since = state, monotonic()
+    def set(self, name: StateName, detail: str = "") -> None:
+        """Set the state. `since` changes only if the state does."""
+        if name != self.name:
+            self.name, self.since = name, monotonic()
         self.detail = detail
 
 
 class Lag(Protocol):
-    """What is known of the records that wait."""
+    """What is known about the waiting records of a shard."""
 
     records: int
 
     def seconds(self, now: float) -> float:
-        """For how long the oldest has waited."""
+        """Return for how many seconds the oldest has waited, at `now` in monotonic seconds."""
 
 
 async def report(
-    connection: asyncpg.Connection, owner: str, standings: Mapping[int, Standing], lags: Mapping[int, Lag]
+    connection: asyncpg.Connection, owner: str, states: Mapping[int, ShardState], lags: Mapping[int, Lag]
 ) -> NoReturn:
-    """Keep the table of shard states up to date, until cancelled."""
+    """Write the states of the shards into the table every second, until cancelled."""
     await connection.execute("SET synchronous_commit = off")
     while True:
-        await report_once(connection, owner, standings, lags)
+        await report_once(connection, owner, states, lags)
         await asyncio.sleep(REPORT_SECONDS)
 
 
 async def report_once(
-    connection: asyncpg.Connection, owner: str, standings: Mapping[int, Standing], lags: Mapping[int, Lag]
+    connection: asyncpg.Connection, owner: str, states: Mapping[int, ShardState], lags: Mapping[int, Lag]
 ) -> None:
-    """Write a row for each shard, and take back those of shards that were given up. Times are the database's."""
+    """Write a row for each shard, and delete those of released shards. Times are the database's."""
     now = monotonic()
-    shards = sorted(standings)
-    told = [standings[shard] for shard in shards]
+    shards = sorted(states)
+    told = [states[shard] for shard in shards]
     waiting = [lags.get(shard) for shard in shards]
     await connection.execute(
         """
@@ -68,7 +68,7 @@ async def report_once(
         """,
         owner,
         shards,
-        [each.state for each in told],
+        [each.name for each in told],
         [each.detail for each in told],
         [lag.records if lag else 0 for lag in waiting],
         [lag.seconds(now) if lag else 0.0 for lag in waiting],

@@ -1,7 +1,7 @@
-"""Reading one record of a topic in a process of its own, because it may be what no process survives.
+"""Reading one record of a topic in a process of its own, because no process may survive reading it.
 
-A record that makes the writer loop, or take all memory, does the same to whoever reads it here: that one is ended after
-some seconds, and has so much memory and no more.
+A record that makes the writer hang or take all memory does the same to this process. So its time and memory are
+bounded.
 """
 
 import asyncio
@@ -12,21 +12,21 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.allocation import bounds
-from services.allocation.batch import as_raw
-from services.allocation.decoding import Raw
-from services.allocation.failures import said
-from services.allocation.kafka import start_consumer
+from services.allocation import batch_bounds
+from services.allocation.consuming import start_consumer
+from services.allocation.deciding import as_raw
+from services.allocation.failures import describe
+from services.allocation.record_decoding import Raw
 from shared.runtime.kafka import start_client, stop_client
 from shared.runtime.settings import Settings
 
 READ_SECONDS: Final = 20.0
 _FETCH_SECONDS: Final = 5.0
-_ADDRESS_SPACE_BYTES: Final = 1024 * bounds.MIB
+_ADDRESS_SPACE_BYTES: Final = 1024 * batch_bounds.MIB
 
 
 class NotYet(NamedTuple):
-    """There is nothing to be read at an offset, and nothing is wrong with it."""
+    """There is no record to read at an offset yet, and nothing is wrong with it."""
 
     why: str
 
@@ -35,7 +35,7 @@ Found = Raw | str | NotYet
 
 
 async def read_one(settings: Settings, topic: str, partition: int, offset: int) -> Found:
-    """The committed record at an offset, or why it could not be read, or why there is none yet."""
+    """Return the committed record at an offset, the reason why it cannot be read, or why there is none yet."""
     return await asyncio.to_thread(_read_apart, settings, topic, partition, offset)
 
 
@@ -50,7 +50,7 @@ def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> 
             return f"it could not be read within {READ_SECONDS:.0f} s"
         found: Found = receiving.recv()
     except EOFError:
-        return "the process that read it was ended by it"
+        return "the process that read it died"
     else:
         return found
     finally:
@@ -59,13 +59,13 @@ def _read_apart(settings: Settings, topic: str, partition: int, offset: int) -> 
 
 
 def _read_into(sending: Connection, settings: Settings, topic: str, partition: int, offset: int) -> None:
-    """The process: find the record, or say why not."""
+    """Run in the process: find the record and send it, or why it could not be read."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTES, _ADDRESS_SPACE_BYTES))
     found: Found
     try:
         found = asyncio.run(_read(settings, topic, partition, offset))
     except Exception as error:
-        found = f"it could not be read: {said(error)}"
+        found = f"it could not be read: {describe(error)}"
     sending.send(found)
 
 
@@ -80,9 +80,9 @@ async def _read(settings: Settings, topic: str, partition: int, offset: int) -> 
             return _the_one(records[place][0], topic, partition, offset)
         end = (await consumer.end_offsets([place]))[place]
         written = await _written(settings, place)
-        # A fetch may know better than the embedded broker counts.
+        # A fetch may have seen a later end than the embedded broker reports.
         if offset >= max(end, written, consumer.highwater(place) or 0):
-            return NotYet("has no record yet, and nothing stands in its way")
+            return NotYet("has no record yet, and no record blocks the shard")
         if end < written:
             return NotYet("stands behind a transaction that has not ended (docs/runbook.md, A shard stops, 8)")
         return "there is no committed record at that offset"
@@ -91,7 +91,7 @@ async def _read(settings: Settings, topic: str, partition: int, offset: int) -> 
 
 
 async def _written(settings: Settings, place: TopicPartition) -> int:
-    """Where the partition ends, with what is not committed."""
+    """Return the end offset of the partition, including records that are not committed."""
     consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
     try:
         end: int = (await consumer.end_offsets([place]))[place]
@@ -101,7 +101,7 @@ async def _written(settings: Settings, place: TopicPartition) -> int:
 
 
 def _the_one(record: Any, topic: str, partition: int, offset: int) -> Raw | str:
-    """The record at an offset, if it is the first from there on; it may be a batch that stands for its records."""
+    """Return the record if it covers the offset: it may be a batch that stands for all of its records."""
     raw = as_raw(record, topic, partition)
     first = raw.cut.first_offset if raw.cut else raw.offset
     return raw if first <= offset else f"there is no record at that offset, the next one is at {first}"
