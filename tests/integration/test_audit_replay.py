@@ -583,7 +583,7 @@ FORGED = {
         "is accepted at position|no outcome accepts it there|names it|with the first position"
     ),
     f"code = 'invalid ' || code WHERE {REFUSED}": "was refused as invalid .*, decided again as",
-    f"position = position + 1 WHERE {ACCEPTED}": "ends at|before those of the outcome before",
+    f"position = position + 1 WHERE {ACCEPTED}": "ends at|before that of the previous outcome",
     f"status = 'rejected', code = 'invalid', first_position = NULL WHERE {ACCEPTED}": (
         "was refused|no outcome accepts it there"
     ),

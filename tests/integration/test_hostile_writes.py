@@ -94,7 +94,7 @@ UNREADABLE_CONTENTS = {
     "(repeat('[', 150) || repeat(']', 150))::json": " cannot be read: Invalid JSON: it is nested deeper",
     '\'{"command_id": "zz", "actor": {"role": "admin"}}\'': " cannot be read: badly formed hexadecimal UUID string",
     '\'{"command_id": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is not a command: AttributeError",
-    '\'{"command_id": "zz", "sha256": 7, "bytes": 7}\'': " cannot be read: it is no hash of a command",
+    '\'{"command_id": "zz", "sha256": 7, "bytes": 7}\'': " cannot be read: it is not the hash of a command",
     '\'{"command_id": "zz", "amount": 7, "actor": {"role": "admin"}}\'': " cannot be read: it is not a command",
     '\'{"type": "\\ud800"}\'': " cannot be read: Invalid JSON",
     """'{"command_id": "00000000-0000-0000-0000-00000000dead", "business_center_id": 1, "type": 2, "actor":

@@ -368,7 +368,7 @@ async def test_two_processes_never_record_different_bytes_for_one_zone(database:
     write = BatchWrite(1, "standard-1", 0, 1, zones_release="2030a", zones=[("UTC", b"one")])
     await append(database, lease, write)
     await append(database, lease, replace(write, command_offset=2))
-    with pytest.raises(ZonesDifferError, match="another table of UTC in the time-zone release 2030a"):
+    with pytest.raises(ZonesDifferError, match="another table for UTC in the time-zone release 2030a"):
         await append(database, lease, replace(write, command_offset=3, zones=[("UTC", b"two")]))
     assert await database.fetchval("SELECT command_offset FROM ledger.shards WHERE shard = $1", lease.shard) == 2
 

@@ -250,7 +250,7 @@ async def test_what_is_not_to_be_dropped_is_not(ledger: Settings, database: asyn
             await drop(ledger, month)
     with pytest.raises(CannotGoOnError, match="there is no quarantine of 2026-05, only of: 2026-06, 2026-07"):
         await drop(ledger, "2026-05")
-    with pytest.raises(BadSettingError, match="say why"):
+    with pytest.raises(BadSettingError, match="give the reason"):
         await drop_month(ledger, "2026-07", " ", lambda _: True)
     assert (await drop(ledger, "2026-07", answer=False))[0] == 1
     await database.execute(
