@@ -12,7 +12,8 @@ import asyncpg
 import structlog
 
 from services.allocation.deciding import DecodedRecords
-from services.allocation.record_decoding import Command, Fault
+from services.allocation.record_decoding import Fault
+from shared.contracts.commands import SentCommand
 
 log = structlog.get_logger()
 
@@ -37,8 +38,8 @@ def opened_in(records: DecodedRecords) -> list[str]:
     return [command.content["ad_account_id"] for _, command in records.commands if _opens(command)]
 
 
-def _opens(command: Command | Fault) -> TypeGuard[Command]:
-    return isinstance(command, Command) and command.content["type"] == "open_ad_account"
+def _opens(command: SentCommand | Fault) -> TypeGuard[SentCommand]:
+    return isinstance(command, SentCommand) and command.content["type"] == "open_ad_account"
 
 
 async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:

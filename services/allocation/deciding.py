@@ -28,7 +28,6 @@ from services.allocation.failures import (
 )
 from services.allocation.record_decoding import (
     NO_VALUE,
-    Command,
     Fault,
     Raw,
     center_of_command,
@@ -37,7 +36,7 @@ from services.allocation.record_decoding import (
     decode_event,
 )
 from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
-from shared.contracts.commands import kept_meaning, refused_content, same_content
+from shared.contracts.commands import SentCommand, kept_meaning, refused_content, same_content
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import (
@@ -105,7 +104,7 @@ class Known:
 class DecodedRecords:
     """Records in order, each with its content or fault. Commands precede events; in each, forwarded ones come first."""
 
-    commands: list[tuple[Raw, Command | Fault]] = field(default_factory=list)
+    commands: list[tuple[Raw, SentCommand | Fault]] = field(default_factory=list)
     events: list[tuple[Any, Event | Fault]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -207,8 +206,8 @@ def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
         return decoded
     awoken = 0
     for number, (_, command) in enumerate(decoded.commands):
-        if isinstance(command, Command):
-            awoken += rules.awoken_by(command.content)
+        if isinstance(command, SentCommand):
+            awoken += rules.awoken_by(command.command)
         if awoken > MOST_AWOKEN and number:
             return decoded.first(number)
     return decoded
@@ -232,7 +231,7 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
         reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
         if reversed_ids:
             known.spends = await read_spends(connection, shard, reversed_ids)
-    commands = [command for _, command in decoded.commands if isinstance(command, Command)]
+    commands = [command for _, command in decoded.commands if isinstance(command, SentCommand)]
     if commands:
         known.commands = await _decided_commands(connection, shard, [command.id for command in commands])
         opened = [command.content.get("ad_account_id") for command in commands]
@@ -244,9 +243,9 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
                 shard,
             )
         }
-    named = grants_of((command.content for command in commands), known.spends.values())
+    named = grants_of((each.command for each in commands), known.spends.values())
     known.grants = await read_grants(connection, shard, rules.forgotten(named))
-    campaigns = campaigns_named(rules, (command.content for command in commands), events)
+    campaigns = campaigns_named(rules, (each.command for each in commands), events)
     if campaigns:
         known.resting = await read_resting(connection, shard, campaigns)
     return known
@@ -340,7 +339,7 @@ class Decider:
         decision.events = len(decoded.events) - length_hint(events)
 
     def _decide_commands(
-        self, commands: Iterator[tuple[Raw, Command | Fault]], known: Known, write: BatchWrite, decision: Decision
+        self, commands: Iterator[tuple[Raw, SentCommand | Fault]], known: Known, write: BatchWrite, decision: Decision
     ) -> bool:
         """Decide the next few commands. Returns whether the batch has room for more."""
         for raw, command in islice(commands, SLICE_COMMANDS):
@@ -384,7 +383,7 @@ class Decider:
         return "quarantined"
 
     def _decide_command(
-        self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite, decision: Decision
+        self, raw: Raw, command: SentCommand | Fault, known: Known, write: BatchWrite, decision: Decision
     ) -> None:
         if isinstance(command, Fault):
             named = _if_readable(command, center_of_command, raw)
@@ -398,7 +397,7 @@ class Decider:
         rules = self._rules
         position = rules.position + len(rules.entries)
         if before is None:
-            refused = rules.command(command.meaning, command.id, command.content, command.via)
+            refused = rules.command(command.command, command.id, command.content, command.via)
             last = rules.position + len(rules.entries)
             if refused is None:
                 outcome = Outcome("accepted", None, "done", position + 1, last, to_datetime(rules.now), command.via)

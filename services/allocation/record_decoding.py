@@ -21,7 +21,7 @@ from services.allocation.cloudevents import (
     may_be_structured,
     plain_form,
 )
-from shared.contracts.commands import FINANCE_COMMAND, command_content, command_meaning
+from shared.contracts.commands import FINANCE_COMMAND, SentCommand, command_content, sent_command
 from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT
@@ -85,16 +85,6 @@ class Raw:
         return [[printable(name), None if value is None else b64encode(value).decode()] for name, value in self.headers]
 
 
-@dataclass(slots=True)
-class Command:
-    """A finance command: the 16 bytes of its id, its content as it came, its meaning to the rules, and its way."""
-
-    id: bytes
-    content: dict[str, Any]
-    meaning: dict[str, Any]
-    via: str = TOPIC
-
-
 _validate_event = SPEND_EVENT.validator.validate_json
 _validate_plain_form = SPEND_EVENT.validator.validate_python
 # A shorter event has no room for its eight fields and for nesting beyond the bound.
@@ -143,7 +133,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
         return _refused_event(error, value, headers)
 
 
-def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> Command | Fault:
+def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> SentCommand | Fault:
     """Return a finance command, or the fault of the record. Raises nothing for any bytes.
 
     A command came by the API if one of these keys has signed it. A record with a wrong signature goes to quarantine, so
@@ -160,7 +150,7 @@ def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys
             return Fault("malformed", f"Invalid JSON: {refused}")
         content = command_content(command)
         via = API if keys.have_signed(value, headers) else TOPIC
-        return Command(parse_uuid(content["command_id"]), content, command_meaning(content), via)
+        return sent_command(content, via)
     except Exception as error:
         return _refused(error, value)
 

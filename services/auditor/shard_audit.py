@@ -17,11 +17,12 @@ from services.auditor.fold import Fold
 from services.auditor.recorded_outcomes import Outcome, Outcomes
 from services.auditor.resting import RestingRows
 from services.auditor.tables import TABLES, compare
-from shared.contracts.commands import command_meaning, is_hash
+from shared.contracts.commands import is_hash, sent_command
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.lookup import grants_of, read_grants
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, ReplayDiffersError, StoredBatch, newer_rules
+from shared.rules.command_types import Command
 from shared.rules.policy import Policy
 from shared.rules.resting import Recorded
 from shared.rules.shard import Shard
@@ -85,11 +86,13 @@ class ShardAudit(Redecider):
         await sums.check_reversals(self.connection, self.shard, self.fold)
 
     async def _look_up_what_refusals_name(self) -> None:
-        contents = (refusal.content for refusal in self._outcomes.refusals)
-        named = grants_of((content for content in contents if not is_hash(content)), ())
+        commands: list[Command] = []
         # A command that cannot be read was forged. Deciding again reaches its position later and reports it there.
+        for content in (refusal.content for refusal in self._outcomes.refusals):
+            with suppress(LookupError, TypeError, ValueError, AttributeError):
+                commands += [] if is_hash(content) else [sent_command(content, TOPIC).command]
         with suppress(LookupError, TypeError, ValueError, AttributeError):
-            self.grants = await read_grants(self.connection, self.shard, named)
+            self.grants = await read_grants(self.connection, self.shard, grants_of(commands, ()))
 
     # ---- While deciding ---------------------------------------------------------------------------------------
 
@@ -234,8 +237,8 @@ class ShardAudit(Redecider):
     def _refuse_again(self, refusal: Outcome, where: str) -> None:
         told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, decided again"
         try:
-            told_of = (command_meaning(refusal.content), refusal.command_id, refusal.content)
-            refused = self.rules.command(*told_of, refusal.via or TOPIC)
+            sent = sent_command(refusal.content, refusal.via or TOPIC)
+            refused = self.rules.command(sent.command, refusal.command_id, sent.content, sent.via)
         except Exception as error:
             raise DifferenceError(f"{where}: {told} it fails: {type(error).__name__}: {error}") from error
         if refused is None:

@@ -5,6 +5,7 @@ The rules decide what a command may do, and answer with an outcome.
 """
 
 import json
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
@@ -14,7 +15,8 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from shared.contracts import strict_json
-from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time
+from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time, parse_uuid
+from shared.rules import command_types
 from shared.rules.money import parse_amount
 
 # The ledger keeps only a hash of a longer refused command.
@@ -235,6 +237,32 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
         meaning["campaign_ids"] = sorted(set(meaning["campaign_ids"]))
     meaning["role"] = meaning["actor"]["role"]
     return meaning
+
+
+_NAMES: Final = {type_: tuple(each.name for each in fields(kind)) for type_, kind in command_types.COMMANDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SentCommand:
+    """A command as it was sent: the 16 bytes of its id, its content, what the rules decide, and its way (`ways`)."""
+
+    id: bytes
+    content: dict[str, Any]
+    command: command_types.Command
+    via: str
+
+
+def sent_command(content: dict[str, Any], via: str) -> SentCommand:
+    """Return the command of a content. Raise LookupError, TypeError, ValueError or AttributeError if it is no command.
+
+    The ledger's contents were checked when they were sent, but the database accepts any JSON.
+    """
+    meaning = command_meaning(content)
+    if "campaign_ids" in meaning:
+        meaning["campaign_ids"] = tuple(meaning["campaign_ids"])
+    named = {name: meaning[name] for name in _NAMES[content["type"]] if name in meaning}
+    command = command_types.COMMANDS[content["type"]](**named)
+    return SentCommand(parse_uuid(content["command_id"]), content, command, via)
 
 
 def same_content(content: dict[str, Any]) -> str:

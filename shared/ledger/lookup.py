@@ -4,19 +4,21 @@ Connections that are given to these functions must have `plain_types`: UUIDs are
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import asyncpg
 
-from shared.contracts.commands import command_meaning
+from shared.contracts.commands import sent_command
 from shared.ledger.times import from_datetime
+from shared.rules.command_types import Command, GrantAdCredit, GrantVoucher, SetCampaignBudget
 from shared.rules.events import Event
 from shared.rules.grants import GrantKey, RecordedGrant, named_by
 from shared.rules.resting import Recorded, dump_campaign
 from shared.rules.reversals import ChargedSpend, Part, take_back
 from shared.rules.shard import Shard
 from shared.rules.state import Campaign
+from shared.rules.ways import TOPIC
 
 _BLOCK = 64
 # Ad account and campaign; None stands for all campaigns of the account.
@@ -103,8 +105,8 @@ async def read_spends(
     return spends
 
 
-def grants_of(commands: Iterable[Mapping[str, Any]], spends: Iterable[ChargedSpend]) -> list[GrantKey]:
-    """Return the grants that commands name (given by their contents) and that spends drew on, each once."""
+def grants_of(commands: Iterable[Command], spends: Iterable[ChargedSpend]) -> list[GrantKey]:
+    """Return the grants that commands name and that spends drew on, each once."""
     named = {key for command in commands if (key := named_by(command)) is not None}
     for spend in spends:
         center = spend.business_center_id
@@ -138,16 +140,16 @@ async def read_grants(
     return grants
 
 
-def campaigns_named(rules: Shard, commands: Iterable[Mapping[str, Any]], events: Iterable[Event]) -> set[CampaignKey]:
-    """Return the campaigns that commands (given by their contents) and events name, if they may be out of memory."""
+def campaigns_named(rules: Shard, commands: Iterable[Command], events: Iterable[Event]) -> set[CampaignKey]:
+    """Return the campaigns that commands and events name, if they may be out of memory."""
     if not rules.campaigns.some_rest:
         return set()
     named: set[CampaignKey] = {(account_id, campaign_id) for _, _, account_id, campaign_id, *_ in events}
     for command in commands:
-        if command["type"] == "set_campaign_budget":
-            named.add((command["ad_account_id"], command["campaign_id"]))
-        elif command.get("campaign_ids") is not None and command.get("ad_account_id") is not None:
-            named.add((command["ad_account_id"], None))
+        if isinstance(command, SetCampaignBudget):
+            named.add((command.ad_account_id, command.campaign_id))
+        elif isinstance(command, GrantVoucher) and command.campaign_ids is not None and command.ad_account_id:
+            named.add((command.ad_account_id, None))
     return {key for key in named if _may_rest(rules, *key)}
 
 
@@ -199,10 +201,12 @@ def resting_row(campaign: Campaign, position: int) -> RestingRow:
 
 
 def _recorded_grant(row: Any) -> RecordedGrant:
-    command = command_meaning(row["details"]["command"])
-    campaigns = command.get("campaign_ids")
+    command = sent_command(row["details"]["command"], TOPIC).command
+    if not isinstance(command, GrantVoucher | GrantAdCredit):
+        raise TypeError(f"the first entry of a grant holds a command of the type {command.type}")
+    campaigns = command.campaign_ids if isinstance(command, GrantVoucher) else None
     tied_to = None if campaigns is None else frozenset(campaigns)
-    return RecordedGrant(row["position"], command.get("expires_at"), tied_to, row["ad_account_id"])
+    return RecordedGrant(row["position"], command.expires_at, tied_to, row["ad_account_id"])
 
 
 def _charged_spend(position: int, rows: list[Any]) -> ChargedSpend:

@@ -15,8 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from shared.contracts.commands import command_meaning
-from shared.contracts.fields import parse_uuid
+from shared.contracts.commands import SentCommand, sent_command
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
@@ -97,17 +96,6 @@ async def batches_after(
         position = rows[-1][1]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCommand:
-    """A command as its first entry holds it: its content, and the way by which it came.
-
-    Entries of the first two versions of the rules do not hold the way: then it is the topic.
-    """
-
-    content: dict[str, Any]
-    via: str
-
-
 class Redecider:
     """Decides stored batches again, one by one, and compares bytes and root after each.
 
@@ -184,7 +172,7 @@ class Redecider:
             inputs = inputs_of(stored)
         events = (item for item in inputs if isinstance(item, tuple))
         reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
-        commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
+        commands = [item.command for item in inputs if isinstance(item, SentCommand)]
         with self._guarded(batch):
             spends = await self._spends_before(batch, reversed_ids)
             named = self.rules.forgotten(grants_of(commands, spends.values()))
@@ -248,14 +236,13 @@ class Redecider:
             await asyncio.sleep(0)
         return rows
 
-    def _decide_input(self, batch: StoredBatch, item: Event | StoredCommand) -> None:
+    def _decide_input(self, batch: StoredBatch, item: Event | SentCommand) -> None:
         position = batch.first + len(self.rules.entries)
-        if isinstance(item, StoredCommand):
-            content = item.content
-            refused = self.rules.command(command_meaning(content), parse_uuid(content["command_id"]), content, item.via)
+        if isinstance(item, SentCommand):
+            refused = self.rules.command(item.command, item.id, item.content, item.via)
             if refused is not None:
                 raise ReplayDiffersError(
-                    f"{self._where(position)}: command {content['command_id']} was accepted,"
+                    f"{self._where(position)}: command {item.content['command_id']} was accepted,"
                     f" decided again it is refused: {refused.message}"
                 )
             return
@@ -275,7 +262,7 @@ class Redecider:
 
     async def resting_before(self, batch: StoredBatch, inputs: list[Any]) -> Recorded:
         """Return the campaigns that the batch names and that may be out of memory, with their state before it."""
-        commands = [item.content for item in inputs if isinstance(item, StoredCommand)]
+        commands = [item.command for item in inputs if isinstance(item, SentCommand)]
         named = campaigns_named(self.rules, commands, (item for item in inputs if isinstance(item, tuple)))
         return await read_resting(self.connection, self.shard, named, before=batch.first) if named else {}
 
@@ -345,7 +332,9 @@ def describe(encoded: bytes) -> str:
 def inputs_of(stored: list[StoredEntry]) -> list[Any]:
     """Return the inputs that wrote these entries, in order: spends and reversals as events, and commands.
 
-    The events have no currency, because entries do not hold it: it is that of the Business Center.
+    The events have no currency, because entries do not hold it: it is that of the Business Center. Entries of the first
+    two versions of the rules do not hold the way by which a command came: then it is the topic. Raise LookupError,
+    TypeError, ValueError or AttributeError if an entry does not hold the command that it should.
     """
     inputs: list[Any] = []
     for item in stored:
@@ -354,7 +343,7 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
             continue
         if part == 0 and day is None:
             details = json.loads(line.details or "{}")
-            inputs.append(StoredCommand(details["command"], details.get("via", TOPIC)))
+            inputs.append(sent_command(details["command"], details.get("via", TOPIC)))
         elif day is not None:
             if part == 0:
                 details = json.loads(line.details) if line.details else {}

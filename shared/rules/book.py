@@ -4,11 +4,11 @@ The rules decide an input by reading and changing a book. A book itself knows no
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from shared.rules import pauses, setting_budgets
 from shared.rules.batch import Batch
 from shared.rules.calendar import NO_ZONES, Zone, Zones
+from shared.rules.command_types import Command, GrantVoucher
 from shared.rules.forgetting import EndedGrants
 from shared.rules.grants import GrantKey, RecordedGrant, restore
 from shared.rules.policy import STANDARD, Policy
@@ -63,11 +63,11 @@ class Book:
         if self.needs_all_to_tie(account):
             self.campaigns.find_all(account)
 
-    def awoken_by(self, command: Mapping[str, Any]) -> int:
+    def awoken_by(self, command: Command) -> int:
         """Return how many campaigns a command brings back into memory because it ties a voucher to campaigns."""
-        if command.get("campaign_ids") is None:
+        if not isinstance(command, GrantVoucher) or command.campaign_ids is None:
             return 0
-        account = self.accounts.get(command.get("ad_account_id") or "")
+        account = self.accounts.get(command.ad_account_id or "")
         return 0 if account is None or not self.needs_all_to_tie(account) else account.named - len(account.campaigns)
 
     def needs_all_to_tie(self, account: AdAccount) -> bool:

@@ -1,9 +1,8 @@
 """Vouchers and ad credits: granted, allocated by hand, moved with a balance (domain page, sections 1, 2.7, 3)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from shared.rules.command_types import AllocateAdCredit, Command, GrantAdCredit, GrantVoucher
 from shared.rules.entries import Step
 from shared.rules.pauses import pinned, weigh_pinned
 from shared.rules.refusal import require
@@ -11,7 +10,6 @@ from shared.rules.state import AdAccount, BusinessCenter, Grant, Holding, pocket
 
 # Business Center, "voucher" or "ad_credit", the grant's id.
 GrantKey = tuple[str, str, str]
-_NAMED_BY = {"grant_voucher": "voucher", "grant_ad_credit": "ad_credit", "allocate_ad_credit": "ad_credit"}
 
 
 @dataclass(slots=True)
@@ -30,10 +28,13 @@ class RecordedGrant:
     allocated: list[tuple[int, str]] = field(default_factory=list)
 
 
-def named_by(command: Mapping[str, Any]) -> GrantKey | None:
-    """Return the key of the grant that a command names, or None. `command` is its content or its meaning."""
-    kind = _NAMED_BY.get(command["type"])
-    return None if kind is None else (command["business_center_id"], kind, command[f"{kind}_id"])
+def named_by(command: Command) -> GrantKey | None:
+    """Return the key of the grant that a command names, or None."""
+    if isinstance(command, GrantVoucher):
+        return command.business_center_id, "voucher", command.voucher_id
+    if isinstance(command, GrantAdCredit | AllocateAdCredit):
+        return command.business_center_id, "ad_credit", command.ad_credit_id
+    return None
 
 
 def grant(step: Step, center: BusinessCenter, account: AdAccount | None, new: Grant, amount: int) -> None:

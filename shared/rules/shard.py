@@ -15,6 +15,7 @@ from shared.rules import commands, expiry, limits, pauses, reversals, waterfall
 from shared.rules.batch import Batch
 from shared.rules.book import Book
 from shared.rules.calendar import NO_ZONES, Zones
+from shared.rules.command_types import Command
 from shared.rules.entries import Entry, Step
 from shared.rules.events import Event
 from shared.rules.forgetting import forget_lines
@@ -289,13 +290,10 @@ class Shard(Book):
 
     # ---- Commands ---------------------------------------------------------------------------------------------
 
-    def command(
-        self, command: Mapping[str, Any], command_id: bytes, content: dict[str, Any], via: str = TOPIC
-    ) -> Refused | None:
+    def command(self, command: Command, command_id: bytes, content: dict[str, Any], via: str = TOPIC) -> Refused | None:
         """Decide one command. Return None if it is accepted, and why not if it is refused.
 
-        `command` has the values that the rules work with: amounts in micros, times in µs, the actor's `role`. `content`
-        is the command as it was sent; its first entry records it, with `via` (`ways`).
+        `content` is the command as it was sent; its first entry records it, with `via` (`ways`).
         """
         self.batch.commands += 1
         step = Step(self.entries, self.now, command_id, content, via if self.policy.rules >= LIMITED else None)

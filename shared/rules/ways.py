@@ -5,10 +5,10 @@ the topic sent it, and nothing else vouches for the actor that it names.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.rules.command_types import Command
 from shared.rules.money import format_micros, parse_amount
 from shared.rules.refusal import require
 from shared.rules.vocabulary import COMMAND_TYPES, ROLES
@@ -37,13 +37,13 @@ class TopicTerms:
             if value is not None
         }
 
-    def require(self, command: Mapping[str, Any]) -> None:
+    def require(self, command: Command) -> None:
         """Raise Refused (`permission_denied`) if the command names what a command from the topic may not."""
-        _require_named("role", command["role"], self.roles)
-        _require_named("type", command["type"], self.types)
+        _require_named("role", command.role, self.roles)
+        _require_named("type", command.type, self.types)
         most = self.largest_amount
         for name in _AMOUNTS:
-            within = most is None or (command.get(name) or 0) <= most
+            within = most is None or (getattr(command, name, None) or 0) <= most
             require(
                 within,
                 "permission_denied",

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable
 
-from shared.contracts.commands import command_meaning
-from shared.contracts.fields import parse_uuid
+from shared.contracts.commands import SentCommand, sent_command
 from shared.ledger.decoding import Reader, StoredEntry
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import grants_of
 from shared.ledger.merkle import CompactRange, leaf_hashes
-from shared.ledger.replay import StoredCommand, inputs_of
+from shared.ledger.replay import inputs_of
 from shared.rules.entries import Entry
 from shared.rules.events import REVERSES, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import Shard
 from shared.rules.versions import BOUNDED
+from shared.rules.ways import TOPIC
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.unit.pure_ledger import grants_in, spend_of
 
@@ -37,12 +37,11 @@ class Again:
         policy, zones = self._ledger.terms(batch)
         reversed_ids = [item[REVERSES] for item in inputs if isinstance(item, tuple) and item[REVERSES] in self.starts]
         spends = {id: self._spend(id) for id in reversed_ids}
-        named = grants_of([item.content for item in inputs if isinstance(item, StoredCommand)], spends.values())
+        named = grants_of([item.command for item in inputs if isinstance(item, SentCommand)], spends.values())
         self.rules.begin(batch.recorded_at, policy, None, spends, self._grants(named), zones)
         for item in inputs:
-            if isinstance(item, StoredCommand):
-                told = (command_meaning(item.content), parse_uuid(item.content["command_id"]), item.content)
-                assert self.rules.command(*told, item.via) is None, item
+            if isinstance(item, SentCommand):
+                assert self.rules.command(item.command, item.id, item.content, item.via) is None, item
             else:
                 currency = self.rules.business_centers[item[1]].currency
                 assert self.rules.event(with_currency(item, currency)) == ("charged", ""), item
@@ -51,11 +50,12 @@ class Again:
     def refused(self, batch: GoldenBatch) -> list[str | None]:
         """Return the present codes of the commands that a batch without entries refused."""
         policy, zones = self._ledger.terms(batch)
-        grants = self._grants(grants_of([content for _, content, _ in batch.refusals], ()))
+        refusals = [sent_command(content, TOPIC) for _, content, _ in batch.refusals]
+        grants = self._grants(grants_of([sent.command for sent in refusals], ()))
         self.rules.begin(batch.recorded_at, policy, grants=grants, zones=zones)
         codes: list[str | None] = []
-        for _, content, _ in batch.refusals:
-            answer = self.rules.command(command_meaning(content), parse_uuid(content["command_id"]), content)
+        for sent in refusals:
+            answer = self.rules.command(sent.command, sent.id, sent.content)
             codes.append(None if answer is None else answer.code)
         return codes
 

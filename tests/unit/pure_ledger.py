@@ -4,14 +4,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from services.allocation.record_decoding import Command, decode_command, decode_event
-from shared.contracts.commands import command_meaning, same_content
+from services.allocation.record_decoding import decode_command, decode_event
+from shared.contracts.commands import SentCommand, same_content, sent_command
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import CampaignKey, RestingRow, campaigns_named, grants_of, resting_row
 from shared.rules import snapshot
 from shared.rules.calendar import Zones
+from shared.rules.command_types import GrantAdCredit, GrantVoucher
 from shared.rules.entries import Entry
 from shared.rules.events import EVENT_ID, REVERSES, Event
 from shared.rules.grants import GrantKey, RecordedGrant
@@ -19,6 +20,7 @@ from shared.rules.policy import STANDARD, Policy
 from shared.rules.resting import Recorded
 from shared.rules.reversals import ChargedSpend, Part, take_back
 from shared.rules.shard import Shard
+from shared.rules.ways import TOPIC
 
 SHARD = 3
 _SECRET, _PUBLIC = new_command_key()
@@ -67,7 +69,7 @@ class PureLedger:
         known = {id: self._events[id][0] for event in events if (id := event[EVENT_ID]) in self._events}
         reversed_ids = [event[REVERSES] for event in events if event[REVERSES] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
-        commands = [item.content for item in decoded if isinstance(item, Command)]
+        commands = [item.command for item in decoded if isinstance(item, SentCommand)]
         named = self.rules.forgotten(grants_of(commands, spends.values()))
         while True:
             resting = self._rest_of(campaigns_named(self.rules, commands, events))
@@ -109,7 +111,7 @@ class PureLedger:
         return decode_command(value, [SIGNER.header(value)] if kind == "signed" else (), KEYS)
 
     def _decide(self, item: Any) -> Any:
-        if isinstance(item, Command):
+        if isinstance(item, SentCommand):
             return self._decide_command(item)
         if not isinstance(item, tuple):
             return f"quarantined:{item.reason}"
@@ -119,12 +121,12 @@ class PureLedger:
             self._events[item[0]] = (item, self.rules.position + before + 1)
         return outcome if outcome in ("charged", "duplicate") else f"quarantined:{outcome}"
 
-    def _decide_command(self, command: Command) -> tuple[str, str | None]:
+    def _decide_command(self, command: SentCommand) -> tuple[str, str | None]:
         meaning = same_content(command.content)
         if command.id in self._outcomes:
             first, outcome = self._outcomes[command.id]
             return outcome if first == meaning else ("rejected", "conflict")
-        refused = self.rules.command(command.meaning, command.id, command.content, command.via)
+        refused = self.rules.command(command.command, command.id, command.content, command.via)
         outcome = ("accepted", None) if refused is None else ("rejected", refused.code)
         self._outcomes[command.id] = (meaning, outcome)
         return outcome
@@ -161,10 +163,11 @@ def grants_in(entries: Sequence[Entry], keys: list[GrantKey]) -> dict[GrantKey, 
         if key not in keys or line.kind not in ("grant", "allocation_in"):
             continue
         if line.kind == "grant":
-            command = command_meaning(json.loads(line.details or "{}")["command"])
-            tied_to = command.get("campaign_ids")
+            command = sent_command(json.loads(line.details or "{}")["command"], TOPIC).command
+            assert isinstance(command, GrantVoucher | GrantAdCredit)
+            tied_to = command.campaign_ids if isinstance(command, GrantVoucher) else None
             campaigns = None if tied_to is None else frozenset(tied_to)
-            found[key] = RecordedGrant(position, command.get("expires_at"), campaigns, line.ad_account_id)
+            found[key] = RecordedGrant(position, command.expires_at, campaigns, line.ad_account_id)
         else:
             found[key].allocated.append((position, line.ad_account_id or ""))
     return found

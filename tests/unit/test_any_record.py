@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.allocation.record_decoding import (
-    Command,
     Fault,
     Raw,
     business_center_of,
@@ -24,6 +23,7 @@ from services.allocation.record_decoding import (
     decode_command,
     decode_event,
 )
+from shared.contracts.commands import SentCommand
 from shared.contracts.fields import CURRENCY_PATTERN, IDENTIFIER_PATTERN
 from shared.ledger.encoding import encode_entries
 from shared.ledger.times import to_datetime
@@ -165,14 +165,14 @@ def test_any_bytes_are_an_event_or_a_fault(value: bytes | None, headers: list[tu
 
 def check_command_record(value: bytes | None) -> None:
     found = decode_command(value)
-    if isinstance(found, Command):
+    if isinstance(found, SentCommand):
         assert len(found.id) == 16
         assert IDENTIFIER.fullmatch(found.content["business_center_id"])
         for name in ("issued_at", "expires_at"):
             assert "\0" not in found.content.get(name, "")
-        if "expires_at" in found.meaning:
-            assert to_datetime(found.meaning["expires_at"]).toordinal()
-        amount = found.meaning.get("amount", found.meaning.get("limit", 0))
+        expires_at = getattr(found.command, "expires_at", None)
+        assert expires_at is None or to_datetime(expires_at).toordinal()
+        amount = getattr(found.command, "amount", getattr(found.command, "limit", 0))
         assert amount is None or 0 <= amount <= LARGEST_AMOUNT
         kept = json.dumps(found.content)
         assert "\\u0000" not in kept
@@ -317,5 +317,5 @@ def test_thousands_of_records_are_each_an_event_a_command_or_a_fault() -> None:
         kinds["event" if isinstance(decode_event(value, headers), tuple) else "fault"] += 1
         value = generator.command()
         check_command_record(value)
-        kinds["command" if isinstance(decode_command(value), Command) else "no command"] += 1
+        kinds["command" if isinstance(decode_command(value), SentCommand) else "no command"] += 1
     assert min(kinds.values()) > RECORDS // 20

@@ -21,6 +21,7 @@ from services.auditor.tables import TABLES, Rows, compare, expect_none_left
 from shared.ledger.decoding import Reader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
 from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.rules.command_types import DepositCash, OpenBusinessCenter
 from shared.rules.entries import Entry, Line
 from shared.rules.shard import Shard
 from tests.zones import INSTALLED
@@ -89,10 +90,11 @@ def opened() -> Shard:
     """Return rules in whose state the BC holds 70 in cash, and nothing else."""
     rules = Shard(zones=INSTALLED)
     rules.begin(0)
-    command = {"business_center_id": "bc", "role": "admin"}
-    opening = {"type": "open_business_center", "currency": "USD", "time_zone": "UTC", "finance_roles": True}
-    assert rules.command({**command, **opening}, SPEND, {}) is None
-    assert rules.command({**command, "type": "deposit_cash", "amount": 70}, SPEND, {}) is None
+    opening = OpenBusinessCenter(
+        business_center_id="bc", role="admin", currency="USD", time_zone="UTC", finance_roles=True
+    )
+    assert rules.command(opening, SPEND, {}) is None
+    assert rules.command(DepositCash(business_center_id="bc", role="admin", amount=70), SPEND, {}) is None
     return rules
 
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from services.allocation import memory
 from services.allocation.memory import CampaignMemory, MemoryWatch, memory_limit, resident_bytes
+from shared.rules.command_types import DepositCash
 from shared.rules.resting import CampaignsInMemory
 from tests.unit.test_rules_tables import Book
 
@@ -72,8 +73,10 @@ def test_what_is_resident_is_known() -> None:
 def test_a_refused_command_is_gone_once_it_is_decided() -> None:
     """It leaves no reference cycle, which would keep its content until the garbage collector runs."""
 
+    nothing = DepositCash(business_center_id="b", role="admin", amount=0)
+
     def decide(ledger: Book, content: dict[str, Any]) -> None:
-        refused = ledger.rules.command({"type": "deposit_cash", "amount": 0, "role": "admin"}, uuid4().bytes, content)
+        refused = ledger.rules.command(nothing, uuid4().bytes, content)
         assert refused is not None  # held by a frame, as in the writer
 
     class Content(dict[str, Any]):

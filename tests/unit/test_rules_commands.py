@@ -1,11 +1,36 @@
-"""The entries that commands write: their holders, pockets and details."""
+"""What a command may hold, and the entries that commands write: their holders, pockets and details."""
 
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
+from shared.contracts.commands import AnyCommand
+from shared.rules import vocabulary
+from shared.rules.command_types import COMMANDS
 from tests.unit.test_rules_tables import NOON, Book
 from tests.unit.what_is_written import credit, details, moved, written
+
+MESSAGES: dict[str, type[BaseModel]] = {
+    get_args(message.model_fields["type"].annotation)[0]: message for message in get_args(get_args(AnyCommand)[0])
+}
+# `role` is the actor's; the other fields decide nothing.
+NOT_IN_THE_RULES = {"command_id", "type", "issued_at", "actor", "preview"}
+
+
+@pytest.mark.parametrize("type_", vocabulary.COMMAND_TYPES)
+def test_the_rules_take_every_field_of_the_message_that_may_decide_something(type_: str) -> None:
+    message = MESSAGES[type_].model_fields
+    taken = {field.name: field.default is MISSING for field in fields(COMMANDS[type_])}
+    assert taken.keys() - {"role"} == message.keys() - NOT_IN_THE_RULES
+    # The ledger keeps a message with the values that were left out, and leaves out those that are null.
+    nullable = {name for name, field in message.items() if field.default is None}
+    assert {name for name, needed in taken.items() if not needed} == nullable - NOT_IN_THE_RULES
+
+
+def test_every_command_is_a_type_of_the_rules() -> None:
+    assert tuple(COMMANDS) == tuple(MESSAGES) == vocabulary.COMMAND_TYPES
 
 
 def test_the_money_commands_write_who_holds_what_where() -> None:

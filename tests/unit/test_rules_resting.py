@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.rules import limits, pauses, shard
+from shared.rules.command_types import OpenBusinessCenter
 from shared.rules.kept_budgets import FIELDS
 from shared.rules.policy import STANDARD
 from shared.rules.resting import dump_campaign, is_as_dumped, load_campaign, may_rest
@@ -337,6 +338,6 @@ def test_campaigns_that_a_voucher_keeps_in_memory_count_too(monkeypatch: pytest.
 
 def open_center(book: Book, id: str) -> str | None:
     fields: dict[str, Any] = {"currency": "USD", "time_zone": "UTC", "finance_roles": True}
-    command = {"type": "open_business_center", "business_center_id": id, "role": "admin", **fields}
+    command = OpenBusinessCenter(business_center_id=id, role="admin", **fields)
     refused = book.rules.command(command, UUID(int=len(book.rules.business_centers)).bytes, {})
     return refused.code if refused else None

@@ -9,6 +9,7 @@ import pytest
 from shared.contracts.zones import is_zone
 from shared.rules.budgets import Budget
 from shared.rules.calendar import date_text
+from shared.rules.command_types import COMMANDS
 from shared.rules.events import Event
 from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
 from shared.rules.pauses import cause_names
@@ -33,7 +34,7 @@ class Book:
         self.open("a", billing=billing)
 
     def do(self, type: str, role: str = "admin", **fields: Any) -> str | None:
-        command = {"type": type, "business_center_id": "b", "role": role, **fields}
+        command = COMMANDS[type](**{"business_center_id": "b", "role": role, **fields})
         refused = self.rules.command(command, uuid4().bytes, {"type": type})
         return refused.code if refused else None
 

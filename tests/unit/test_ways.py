@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from drawdown.deployment.command_keys import with_command_keys
-from services.allocation.record_decoding import Command, Fault, Raw, decode_command
+from services.allocation.record_decoding import Fault, Raw, decode_command
 from services.allocation.service import read_command_keys, read_policy
 from services.api.commands.signing import configured_signer
+from shared.contracts.commands import SentCommand
 from shared.contracts.signatures import SIGNATURE_HEADER, CommandKeys, CommandSigner, new_command_key
 from shared.ledger.headers import read_headers
+from shared.rules.command_types import COMMANDS, DepositCash
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.rules.vocabulary import COMMAND_TYPES, ROLES, WAYS
 from shared.rules.ways import API, TOPIC, TopicTerms, terms_of
@@ -45,7 +47,7 @@ SIGNED = SIGNER.header(VALUE)
 def via(value: bytes, *headers: tuple[str, bytes | None], keys: CommandKeys = KEYS) -> str:
     """Return the way by which the record came, or why it is not a command."""
     found = decode_command(value, headers, keys)
-    return found.via if isinstance(found, Command) else f"{found.reason}: {found.detail}"
+    return found.via if isinstance(found, SentCommand) else f"{found.reason}: {found.detail}"
 
 
 # ---- Signatures -----------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def test_what_holds_no_signing_key_is_said() -> None:
 def test_the_first_entry_of_a_command_says_by_which_way_it_came_since_version_3(rules: int, kept: str | None) -> None:
     book = Book(replace(STANDARD, rules=rules))
     before = len(book.rules.entries)
-    deposit = {"type": "deposit_cash", "business_center_id": "b", "role": "admin", "amount": ONE}
+    deposit = DepositCash(business_center_id="b", role="admin", amount=ONE)
     assert book.rules.command(deposit, uuid4().bytes, {"type": "deposit_cash"}, API) is None
     (first,) = [json.loads(entry[0].details or "{}") for entry in book.rules.entries[before:] if entry[4] == 0]
     assert first.get("via") == kept
@@ -138,12 +140,15 @@ def test_the_first_entry_of_a_command_says_by_which_way_it_came_since_version_3(
 # ---- What the topic may name ----------------------------------------------------------------------------------------
 
 
-def told(topic: TopicTerms | None, way: str = TOPIC, rules: int = 3, **command: Any) -> tuple[str, str] | None:
+def told(
+    topic: TopicTerms | None, way: str = TOPIC, rules: int = 3, type: str = "deposit_cash", **fields: Any
+) -> tuple[str, str] | None:
     """Return how a command that came this way is refused under a policy with these terms."""
     book = Book(Policy("p", rules=rules))
     book.rules.begin(NOON, Policy("q", topic=topic, rules=rules))
-    fields = {"type": "deposit_cash", "business_center_id": "b", "role": "system", "amount": 5 * ONE, **command}
-    refused = book.rules.command(fields, uuid4().bytes, {"type": fields["type"]}, way)
+    named = {"role": "system", **({"amount": 5 * ONE} if type == "deposit_cash" else {}), **fields}
+    command = COMMANDS[type](**{"business_center_id": "b", **named})
+    refused = book.rules.command(command, uuid4().bytes, {"type": type}, way)
     return None if refused is None else (refused.code, refused.message)
 
 
@@ -248,7 +253,7 @@ def test_a_policy_without_terms_is_written_as_ever() -> None:
 
 def test_every_way_is_in_the_vocabulary() -> None:
     assert WAYS == (API, TOPIC)
-    assert isinstance(decode_command(VALUE), Command)
+    assert isinstance(decode_command(VALUE), SentCommand)
     assert not isinstance(decode_command(VALUE), Fault)
 
 

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from services.incentives.terms import DEAL_TERMS
-from shared.contracts.commands import FINANCE_COMMAND, command_content, command_meaning
+from shared.contracts.commands import FINANCE_COMMAND, command_content, sent_command
 from shared.contracts.zones import installed_zones, is_zone
 from shared.ledger.encoding import ALL_NUMBERS, MOST_BYTES, encode_entries
 from shared.ledger.replay import newer_rules
 from shared.rules import automatic_allocation, pauses, shard, versions, waterfall
 from shared.rules.calendar import Zones
+from shared.rules.command_types import COMMANDS
 from shared.rules.commands import MOST_CONTENT_BYTES
 from shared.rules.entries import Line
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
+from shared.rules.ways import TOPIC
 from tests.model.workload import Workload
 from tests.unit.pure_ledger import SHARD, PureLedger, dump_pieces, load_pieces
 from tests.unit.test_rules_tables import HOUR, NOON, ONE, Book
@@ -508,7 +510,7 @@ def test_no_command_makes_an_entry_too_long(type_: str, data: st.DataObject) -> 
     content = command_content(FINANCE_COMMAND.validate_python(message))
     rules = holding(account, fields.get("ad_credit_id", "x")) if type_ != "open_business_center" else Shard()
     rules.begin(NOON, STANDARD, zones=INSTALLED)
-    refused = rules.command(command_meaning(content), bytes(16), content)
+    refused = rules.command(sent_command(content, TOPIC).command, bytes(16), content)
     size = len(json.dumps(content, separators=(",", ":")))
     if size > MOST_CONTENT_BYTES:
         assert refused is not None
@@ -530,8 +532,8 @@ def holding(account: str, credit: str) -> Shard:
         ("grant_ad_credit", {"ad_credit_id": credit, "amount": ONE}),
         ("set_budget", {"ad_account_id": account, "mode": "custom", "amount": ONE}),
     ):
-        common = {"type": type_, "business_center_id": "b" * 64, "role": "admin"}
-        assert rules.command({**common, **fields}, uuid4().bytes, {}) is None
+        command = COMMANDS[type_](business_center_id="b" * 64, role="admin", **fields)
+        assert rules.command(command, uuid4().bytes, {}) is None
     return rules
 
 

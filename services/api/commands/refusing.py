@@ -15,12 +15,12 @@ import structlog
 from prometheus_client import Counter
 
 from services.api.context import Context
-from shared.contracts.commands import command_meaning, kept_meaning, same_content
+from shared.contracts.commands import kept_meaning, same_content, sent_command
 from shared.contracts.zones import installed_zones
 from shared.rules.money import parse_amount
 from shared.rules.roles import may
 from shared.rules.shard import Shard
-from shared.rules.ways import API
+from shared.rules.ways import API, TOPIC
 
 REFUSED = Counter(
     "drawdown_http_commands_refused",
@@ -88,7 +88,8 @@ def _without_a_ledger(content: dict[str, Any], now_us: int) -> Refusal:
     """Return what the rules say in an empty shard: `invalid` for a command that is invalid by itself."""
     rules = Shard()
     rules.begin(now_us, zones=installed_zones())
-    refused = rules.command(command_meaning(content), UUID(content["command_id"]).bytes, content)
+    sent = sent_command(content, TOPIC)
+    refused = rules.command(sent.command, sent.id, content)
     assert refused is not None, "the rules accepted a command that the role may not give"
     return refused.code, refused.message
 
