@@ -13,7 +13,8 @@ from aiokafka import AIOKafkaConsumer
 from pydantic import ValidationError
 
 from shared.contracts.signals import DeliverySignal
-from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client, take_readable
+from shared.runtime import fetched
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client
 from shared.runtime.settings import Settings
 
 _REMEMBERED = 200
@@ -96,6 +97,7 @@ class Subscriber:
 
     async def follow(self, settings: Settings) -> None:
         """Take every signal from the beginning of the topic, until cancelled."""
+        fetched.install()
         consumer = await start_client(
             settings,
             partial(AIOKafkaConsumer, DELIVERY_SIGNALS),
@@ -105,11 +107,10 @@ class Subscriber:
         )
         try:
             while True:
-                # One partition at a time, so that an unreadable record's partition and offset are known.
-                batches = [await take_readable(consumer, each, MOST_RECORDS) for each in consumer.assignment()]
-                for record in itertools.chain(*batches):
+                found = await consumer.getmany(timeout_ms=0, max_records=MOST_RECORDS)
+                for record in itertools.chain(*found.values()):
                     self.look_at(record)
-                if not any(batches):
+                if not found:
                     await asyncio.sleep(REST_SECONDS)
         finally:
             await asyncio.shield(stop_client(consumer))

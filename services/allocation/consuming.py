@@ -79,7 +79,7 @@ class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any
     ) -> None:
         self.is_parsed = key_deserializer is parsed
-        batches = WithoutGaps(tp, records.batches(tp), fetch_offset) if self.is_parsed else records.plain()
+        batches = WithoutGaps(tp, records.batches(tp), fetch_offset) if self.is_parsed else records.plain(tp)
         super().__init__(tp, batches, aborted, fetch_offset, key_deserializer, *rest)
         self._waiting: list[Any] = []
         self._has_ended = False

@@ -12,14 +12,21 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordPy
 from aiokafka.record.util import decode_varint_py as decode_varint
 
+from services.allocation.batch_bounds import RECORDS_OF_A_BATCH
 from services.allocation.cloudevents import Headers
 from services.allocation.setting_aside import short_frame
+from shared.runtime.unpacking import TooLargeError
 
-RECORDS_AT: Final = 61  # the first byte after the head of a batch
 # Twice the size of the smallest record: its attributes, two deltas, two lengths and the number of headers.
 _SMALLEST_DOUBLED: Final = 12
 # Bits in the first byte of a length: the length continues in a second byte, or it is negative.
 _NO_SHORT_LENGTH: Final = 0x81
+
+
+def require_few(count: int) -> None:
+    """Raise TooLargeError if a batch, whose count is known to be true, holds more records than the bound."""
+    if count > RECORDS_OF_A_BATCH:
+        raise TooLargeError(f"it holds {count} records, more than {RECORDS_OF_A_BATCH}")
 
 
 def longest(buffer: bytes, at: int, end: int, count: int) -> int:

@@ -21,26 +21,19 @@ from typing import Any, Final
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
 from services.allocation import frames, legacy, metrics
 from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
-from services.allocation.frames import RECORDS_AT
+from services.allocation.frames import require_few
 from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
-from services.allocation.unpacking import NAMES, NONE, TooLargeError, require_few, unpack
+from shared.runtime.fetched import MAGIC_AT, PADDING, RECORDS_AT, SMALLEST_BYTES, FetchedBatches, end_of_batch, repacked
+from shared.runtime.unpacking import NAMES, NONE, TooLargeError, unpack
 
-_HEAD: Final = Struct(">qi")  # the base offset, and the length of what follows
-_MAGIC_AT: Final = 16
-_SMALLEST_BYTES: Final = 26  # the size of the smallest batch of the oldest format
-_ATTRIBUTES: Final = Struct(">h")
-_ATTRIBUTES_AT: Final = 21
 _CODEC: Final = 0x07
 _COUNT: Final = Struct(">i")
 _COUNT_AT: Final = 57
-# The compiled parser may read a few bytes past a record that lies about its fields.
-_PADDING: Final = bytes(64)
 
 # At most this many records, of about this many bytes, are read at a time: headers take 30 times their bytes in memory.
 _SLICE_RECORDS: Final = 250
@@ -61,15 +54,15 @@ class FetchedRecords:
 
     def has_next(self) -> bool:
         """Return whether there is a whole batch."""
-        return _end_of(self._data, 0, len(self._data)) is not None
+        return end_of_batch(self._data, 0, len(self._data)) is not None
 
     def size_in_bytes(self) -> int:
         """Return the size of all that was fetched."""
         return len(self._data)
 
-    def plain(self) -> MemoryRecords:
-        """Return the batches as aiokafka reads them, for consumers that are not marked."""
-        return MemoryRecords(self._data)
+    def plain(self, partition: TopicPartition) -> FetchedBatches:
+        """Return the batches as consumers read them that are not marked."""
+        return FetchedBatches(partition, self._data)
 
     def batches(self, partition: TopicPartition) -> "KafkaBatches":
         """Return the batches as this module reads them."""
@@ -81,7 +74,7 @@ class KafkaBatches:
 
     def __init__(self, partition: TopicPartition, data: bytes) -> None:
         self._partition = partition
-        self._data = data + _PADDING
+        self._data = data + PADDING
         self._bytes = len(data)
         self._start = 0
 
@@ -96,17 +89,17 @@ class KafkaBatches:
         """
         start, end = self._start, self._end()
         assert end is not None
-        if end - start < _SMALLEST_BYTES:
+        if end - start < SMALLEST_BYTES:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
         self._start = end
-        if self._data[start + _MAGIC_AT] < 2:
+        if self._data[start + MAGIC_AT] < 2:
             return LegacyBatch(self._partition, self._data, start, end)
         if end - start < RECORDS_AT:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
         return KafkaBatch(self._partition, self._data, start, end)
 
     def _end(self) -> int | None:
-        return _end_of(self._data, self._start, self._bytes)
+        return end_of_batch(self._data, self._start, self._bytes)
 
 
 class Slice(list[Any]):
@@ -195,11 +188,9 @@ class KafkaBatch:
         if codec == NONE:
             return self._data, self._start, self._end
         packed = self._packed()
-        head = bytearray(packed[:RECORDS_AT])
-        _ATTRIBUTES.pack_into(head, _ATTRIBUTES_AT, self._number(_ATTRIBUTES, _ATTRIBUTES_AT) & ~_CODEC)
-        records = unpack(codec, packed[RECORDS_AT:])
+        records = unpack(codec, packed[RECORDS_AT:], UNPACKED_BYTES)
         metrics.UNPACKED_BYTES.inc(len(records))
-        return b"".join((head, records, _PADDING)), 0, RECORDS_AT + len(records)
+        return repacked(packed, records), 0, RECORDS_AT + len(records)
 
     def _records(self, buffer: bytes, start: int, end: int, longest: int) -> Iterator[list[Any]]:
         """Yield all records, some at a time, at no more cost a record than aiokafka's parser."""
@@ -241,7 +232,7 @@ class LegacyBatch(KafkaBatch):
     """A message of the formats before version 2: one record, or compressed records in its value."""
 
     def _read_head(self) -> None:
-        head = self._head = LegacyRecordBatch(self._packed(), self._data[self._start + _MAGIC_AT])
+        head = self._head = LegacyRecordBatch(self._packed(), self._data[self._start + MAGIC_AT])
         self.is_control_batch = self.is_transactional = False
         self.producer_id = None
         self.compression_type = self._data[self._start + legacy.ATTRIBUTES_AT] & _CODEC
@@ -254,17 +245,9 @@ class LegacyBatch(KafkaBatch):
         if self.compression_type == NONE:
             yield self._weighed([message], 0)
             return
-        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b"")))
+        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b""), UNPACKED_BYTES))
         for record in legacy.packed_messages(unpacked, self.next_offset - 1):
             yield self._weighed([record], len(unpacked))
-
-
-def _end_of(data: bytes, start: int, end: int) -> int | None:
-    """Return where the batch ends that begins at a place; None if it is incomplete."""
-    if end - start < _HEAD.size:
-        return None
-    its_end = start + _HEAD.size + int(_HEAD.unpack_from(data, start)[1])
-    return its_end if its_end <= end else None
 
 
 def _first_offset(record: Any) -> int:

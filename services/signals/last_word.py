@@ -31,8 +31,9 @@ from pydantic import BaseModel, Field, ValidationError
 from services.signals.publishing import LOCK, NAME, send
 from shared.contracts.fields import Identifier
 from shared.ledger.follow import follower_connection
+from shared.runtime import fetched
 from shared.runtime.errors import CannotGoOnError
-from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client, take_readable
+from shared.runtime.kafka import DELIVERY_SIGNALS, start_client, stop_client
 from shared.runtime.postgres import is_lost
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import close_within
@@ -132,6 +133,7 @@ async def read_signals_back(settings: Settings, producer: AIOKafkaProducer) -> N
 
 
 async def _read_back(settings: Settings, connection: asyncpg.Connection, producer: AIOKafkaProducer) -> None:
+    fetched.install()  # Only our own password lets write to the topic, but what it wrote must not end us.
     consumer = await start_client(
         settings,
         AIOKafkaConsumer,
@@ -167,7 +169,8 @@ async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, set
 
 async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition) -> int:
     """Compare the records that have arrived in a partition with the newest signals; return how many there were."""
-    records = await take_readable(consumer, partition.topic, MOST_RECORDS)
+    found = await consumer.getmany(partition.topic, timeout_ms=0, max_records=MOST_RECORDS)
+    records: Sequence[Any] = found.get(partition.topic, ())
     if not records:
         return 0
     try:

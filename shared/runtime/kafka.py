@@ -2,11 +2,11 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
@@ -45,7 +45,6 @@ __all__ = [
     "murmur2_partition",
     "start_client",
     "stop_client",
-    "take_readable",
     "until_kafka_answers",
     "with_retries",
 ]
@@ -194,30 +193,6 @@ async def stop_client(client: Client) -> None:
         _cut_off(client)
     if not stopping.cancelled():
         stopping.result()
-
-
-async def take_readable(consumer: AIOKafkaConsumer, partition: TopicPartition, most: int) -> Sequence[Any]:
-    """Return up to `most` records that have arrived in a partition of signals. Skips a record that cannot be read.
-
-    Such a record was written by another producer, so it holds no signal of ours: each batch has one producer.
-    Raises KafkaError.
-    """
-    try:
-        found = await consumer.getmany(partition, timeout_ms=0, max_records=most)
-    except KafkaError:
-        raise
-    except Exception as error:
-        offset = await consumer.position(partition)
-        structlog.get_logger().warning(
-            "skipped an unreadable record, which another producer wrote",
-            topic=partition.topic,
-            partition=partition.partition,
-            offset=offset,
-            error=repr(error),
-        )
-        consumer.seek(partition, offset + 1)
-        return ()
-    return cast("Sequence[Any]", found.get(partition, ()))
 
 
 class _Closed(dict[Any, Any]):

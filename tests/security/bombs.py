@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
+from shared.runtime.kafka import DELIVERY_SIGNALS, FINANCE_COMMANDS, SPEND_EVENTS
 from tests.security.check import Check, UnfitError, require
 from tests.security.records import (
     CODECS,
@@ -31,6 +31,7 @@ from tests.security.tenants import (
     Tenant,
     Watched,
     a_command,
+    comes,
     give,
     is_charged,
     open_tenant,
@@ -86,6 +87,33 @@ def _thrown(topic: str, codec: str) -> Check:
     return Check(
         "bombs", f"{codec}-{where}", f"a batch of {codec} on {topic} that unpacks to {_COUNTS[codec]} MiB", throw
     )
+
+
+def _thrown_at_signals(codec: str) -> Check:
+    async def throw(target: Target) -> str:
+        """Send it with the password of signals, and wait until signals has read back what is behind it."""
+        partition = (await open_tenant(target)).shard
+        written = await asyncio.to_thread(_bomb, codec)
+        async with Watched(target, "signals"):
+            async with wire(target, "drawdown-signals") as kafka:
+                code, _ = await kafka.send(DELIVERY_SIGNALS, partition, written)
+                require(code == 0, f"Kafka refuses it: {code}")
+                _, behind = await kafka.send(DELIVERY_SIGNALS, partition, batch([(b"nobody", b"{}", ())]))
+            is_read = await comes(lambda: _is_read_back(target, partition, behind), GIVEN_UP_SECONDS)
+            require(is_read, f"signals has not read offset {behind} of partition {partition} back")
+        now, most = await target.memory_mib("signals")
+        return f"{len(written):,} bytes: signals goes on; {now:.0f} MiB, at most {most:.0f}"
+
+    return Check(
+        "bombs", f"{codec}-signals", f"a batch of {codec} in the signals that unpacks to {_COUNTS[codec]} MiB", throw
+    )
+
+
+async def _is_read_back(target: Target, partition: int, offset: int) -> bool:
+    (answer,) = await target.sql(
+        "signals", [f"SELECT checked_offset FROM signals.incarnations WHERE shard = {partition}"]
+    )
+    return bool(answer.rows) and int(answer.rows[0][0]) > offset
 
 
 async def odd_batches(target: Target) -> str:
@@ -348,6 +376,7 @@ CHECKS = (
     Check("bombs", "names", f"{_NAMED_RECORDS:,} records of {_NAMES} headers whose names are no text", many_names),
     Check("bombs", "batches", "batches that are not what they say", odd_batches),
     *(_thrown(topic, codec) for topic in _USERS for codec in _COUNTS),
+    *(_thrown_at_signals(codec) for codec in _COUNTS),
     Check("bombs", "long", f"{_LONG_RECORDS:,} records of {_LONG_BYTES:,} bytes", long_records, is_quick=False),
     Check("bombs", "campaigns", f"{_CAMPAIGNS:,} invented campaigns", many_campaigns, is_quick=False),
     Check("bombs", "restart", "the writer is started again behind all of that", loaded_again, is_quick=False),

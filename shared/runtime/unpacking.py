@@ -1,4 +1,4 @@
-"""Decompressing batches up to a bound, whatever the codec.
+"""Decompressing Kafka's batches up to a bound, whatever the codec.
 
 aiokafka decompresses a batch at once: 0.9 MB of gzip become 0.9 GB. Here the result goes into one buffer of the size of
 the bound, and a codec that has filled it stops. Sizes that the compressed bytes declare are not trusted, and nothing is
@@ -7,14 +7,13 @@ of it as was decompressed. A sequence of frames is read as one, as the codecs' o
 """
 
 from collections.abc import Callable
+from functools import cache
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from struct import Struct
 from typing import Final
 
 import cramjam
 from aiokafka.errors import CorruptRecordException
-
-from services.allocation.batch_bounds import RECORDS_OF_A_BATCH, UNPACKED_BYTES
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 NAMES: Final = {GZIP: "gzip", SNAPPY: "snappy", LZ4: "lz4", ZSTD: "zstd"}
@@ -24,39 +23,39 @@ _IS_FULL: Final = "failed to write whole buffer"  # the message of Rust's `std::
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEAD_BYTES: Final = 16
 _LENGTH: Final = Struct(">i")
-_UNPACKS_TO_MORE: Final = f"it unpacks to more than {UNPACKED_BYTES}"
 
 
 class TooLargeError(Exception):
     """A batch unpacks to more than a bound allows. The message says to which bound."""
 
 
-# The system provides only the memory that was ever filled. One buffer is enough, because the event loop's thread
-# decompresses a batch without a pause.
-_room: Final = memoryview(mmap(-1, UNPACKED_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS))
-
-
-def unpack(codec: int, packed: memoryview) -> memoryview:
-    """Return the decompressed bytes, which are valid until the next call.
+def unpack(codec: int, packed: memoryview, most_bytes: int) -> memoryview:
+    """Return the decompressed bytes, which are valid until the next call with this bound.
 
     Raises TooLargeError if they are more than the bound, CorruptRecordException if they cannot be decompressed.
     """
     into_room = _CODECS.get(codec)
     if into_room is None:
         raise CorruptRecordException(f"the codec {codec} is unknown")
+    room = _room(most_bytes)
     try:
-        size = into_room(packed, _room)
+        size = into_room(packed, room)
     except cramjam.DecompressionError as error:
         if _IS_FULL in str(error):
-            raise TooLargeError(_UNPACKS_TO_MORE) from error
+            raise TooLargeError(f"it unpacks to more than {most_bytes}") from error
         raise CorruptRecordException(f"its {NAMES[codec]} cannot be unpacked: {error}") from error
-    return _room[:size]
+    if size > most_bytes:
+        raise TooLargeError(f"it unpacks to more than {most_bytes}")
+    return room[:size]
 
 
-def require_few(count: int) -> None:
-    """Raise TooLargeError if a batch, whose count is known to be true, holds more records than the bound."""
-    if count > RECORDS_OF_A_BATCH:
-        raise TooLargeError(f"it holds {count} records, more than {RECORDS_OF_A_BATCH}")
+@cache
+def _room(most_bytes: int) -> memoryview:
+    """Return the buffer for a bound. The system provides only the memory that was ever filled.
+
+    One buffer is enough, because the event loop's thread decompresses a batch without a pause.
+    """
+    return memoryview(mmap(-1, most_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS))
 
 
 def _unpack_snappy(packed: memoryview, room: memoryview) -> int:
@@ -70,14 +69,15 @@ def _unpack_snappy(packed: memoryview, room: memoryview) -> int:
         if length < 0 or end > len(packed):
             raise CorruptRecordException("its snappy cannot be unpacked: a block ends behind the batch")
         done += _unpack_snappy_block(packed[at:end], room[done:])
+        if done > len(room):
+            return done
         at = end
     return done
 
 
 def _unpack_snappy_block(block: memoryview, room: memoryview) -> int:
-    if cramjam.snappy.decompress_raw_len(block) > len(room):
-        raise TooLargeError(_UNPACKS_TO_MORE)
-    return cramjam.snappy.decompress_raw_into(block, room)
+    size = cramjam.snappy.decompress_raw_len(block)
+    return size if size > len(room) else cramjam.snappy.decompress_raw_into(block, room)
 
 
 _CODECS: Final[dict[int, Callable[[memoryview, memoryview], int]]] = {
