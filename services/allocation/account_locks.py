@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from services.allocation.deciding import DecodedRecords
-from services.allocation.record_decoding import Command, Fault
+from services.allocation.record_decoding import CommandRecord, Fault
 
 log = structlog.get_logger()
 
@@ -37,8 +37,8 @@ def opened_in(records: DecodedRecords) -> list[str]:
     return [command.content["ad_account_id"] for _, command in records.commands if _opens(command)]
 
 
-def _opens(command: Command | Fault) -> TypeGuard[Command]:
-    return isinstance(command, Command) and command.content["type"] == "open_ad_account"
+def _opens(command: CommandRecord | Fault) -> TypeGuard[CommandRecord]:
+    return isinstance(command, CommandRecord) and command.content["type"] == "open_ad_account"
 
 
 async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:

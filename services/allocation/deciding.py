@@ -28,7 +28,7 @@ from services.allocation.failures import (
 )
 from services.allocation.record_decoding import (
     NO_VALUE,
-    Command,
+    CommandRecord,
     Fault,
     Raw,
     center_of_command,
@@ -105,7 +105,7 @@ class Known:
 class DecodedRecords:
     """Records in order, each with its content or fault. Commands precede events; in each, forwarded ones come first."""
 
-    commands: list[tuple[Raw, Command | Fault]] = field(default_factory=list)
+    commands: list[tuple[Raw, CommandRecord | Fault]] = field(default_factory=list)
     events: list[tuple[Any, Event | Fault]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
         return decoded
     awoken = 0
     for number, (_, command) in enumerate(decoded.commands):
-        if isinstance(command, Command):
+        if isinstance(command, CommandRecord):
             awoken += rules.awoken_by(command.content)
         if awoken > MOST_AWOKEN and number:
             return decoded.first(number)
@@ -232,7 +232,7 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
         reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
         if reversed_ids:
             known.spends = await read_spends(connection, shard, reversed_ids)
-    commands = [command for _, command in decoded.commands if isinstance(command, Command)]
+    commands = [command for _, command in decoded.commands if isinstance(command, CommandRecord)]
     if commands:
         known.commands = await _decided_commands(connection, shard, [command.id for command in commands])
         opened = [command.content.get("ad_account_id") for command in commands]
@@ -340,7 +340,7 @@ class Decider:
         decision.events = len(decoded.events) - length_hint(events)
 
     def _decide_commands(
-        self, commands: Iterator[tuple[Raw, Command | Fault]], known: Known, write: BatchWrite, decision: Decision
+        self, commands: Iterator[tuple[Raw, CommandRecord | Fault]], known: Known, write: BatchWrite, decision: Decision
     ) -> bool:
         """Decide the next few commands. Returns whether the batch has room for more."""
         for raw, command in islice(commands, SLICE_COMMANDS):
@@ -384,7 +384,7 @@ class Decider:
         return "quarantined"
 
     def _decide_command(
-        self, raw: Raw, command: Command | Fault, known: Known, write: BatchWrite, decision: Decision
+        self, raw: Raw, command: CommandRecord | Fault, known: Known, write: BatchWrite, decision: Decision
     ) -> None:
         if isinstance(command, Fault):
             named = _if_readable(command, center_of_command, raw)

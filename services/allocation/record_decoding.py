@@ -86,7 +86,7 @@ class Raw:
 
 
 @dataclass(slots=True)
-class Command:
+class CommandRecord:
     """A finance command: the 16 bytes of its id, its content as it came, its meaning to the rules, and its way."""
 
     id: bytes
@@ -143,7 +143,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
         return _refused_event(error, value, headers)
 
 
-def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> Command | Fault:
+def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> CommandRecord | Fault:
     """Return a finance command, or the fault of the record. Raises nothing for any bytes.
 
     A command came by the API if one of these keys has signed it. A record with a wrong signature goes to quarantine, so
@@ -160,7 +160,7 @@ def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys
             return Fault("malformed", f"Invalid JSON: {refused}")
         content = command_content(command)
         via = API if keys.have_signed(value, headers) else TOPIC
-        return Command(parse_uuid(content["command_id"]), content, command_meaning(content), via)
+        return CommandRecord(parse_uuid(content["command_id"]), content, command_meaning(content), via)
     except Exception as error:
         return _refused(error, value)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 
-from services.allocation.record_decoding import Command
+from services.allocation.record_decoding import CommandRecord
 from shared.ledger.encoding import UNBOUNDED_BYTES, encode_entries
 from shared.ledger.merkle import leaf_hashes
 from shared.rules.calendar import Zones
@@ -57,7 +57,7 @@ class Recorder(PureLedger):
         self.lines.append(recorded.batch_line(batch, self._ledger.tail()))
         self._ledger.batches.append(batch)
 
-    def _decide_command(self, command: Command) -> tuple[str, str | None]:
+    def _decide_command(self, command: CommandRecord) -> tuple[str, str | None]:
         is_new = command.id not in self._outcomes
         status, code = super()._decide_command(command)
         if is_new and code is not None:

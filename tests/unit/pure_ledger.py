@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.allocation import snapshot_pieces
-from services.allocation.record_decoding import Command, decode_command, decode_event
+from services.allocation.record_decoding import CommandRecord, decode_command, decode_event
 from shared.contracts.commands import command_meaning, same_content
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones
@@ -67,7 +67,7 @@ class PureLedger:
         known = {id: self._events[id][0] for event in events if (id := event[EVENT_ID]) in self._events}
         reversed_ids = [event[REVERSES] for event in events if event[REVERSES] is not None]
         spends = {id: spend for id in reversed_ids if (spend := self._spend(id)) is not None}
-        commands = [item.content for item in decoded if isinstance(item, Command)]
+        commands = [item.content for item in decoded if isinstance(item, CommandRecord)]
         named = self.rules.forgotten(grants_of(commands, spends.values()))
         while True:
             resting = self._rest_of(campaigns_named(self.rules, commands, events))
@@ -109,7 +109,7 @@ class PureLedger:
         return decode_command(value, [SIGNER.header(value)] if kind == "signed" else (), KEYS)
 
     def _decide(self, item: Any) -> Any:
-        if isinstance(item, Command):
+        if isinstance(item, CommandRecord):
             return self._decide_command(item)
         if not isinstance(item, tuple):
             return f"quarantined:{item.reason}"
@@ -119,7 +119,7 @@ class PureLedger:
             self._events[item[0]] = (item, self.rules.position + before + 1)
         return outcome if outcome in ("charged", "duplicate") else f"quarantined:{outcome}"
 
-    def _decide_command(self, command: Command) -> tuple[str, str | None]:
+    def _decide_command(self, command: CommandRecord) -> tuple[str, str | None]:
         meaning = same_content(command.content)
         if command.id in self._outcomes:
             first, outcome = self._outcomes[command.id]

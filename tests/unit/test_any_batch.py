@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from services.allocation import batch_bounds, consuming, kafka_batches
 from services.allocation.kafka_batches import FetchedRecords
-from services.allocation.record_decoding import Command, Raw, decode_command, decode_event
+from services.allocation.record_decoding import CommandRecord, Raw, decode_command, decode_event
 from tests.raw_batches import (
     GZIP,
     LZ4,
@@ -185,7 +185,7 @@ def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None
     data = json.dumps(shortest, separators=(",", ":")).encode()
     assert isinstance(decode_event(spent, []), tuple)
     assert isinstance(decode_event(data, headers), tuple)
-    assert isinstance(decode_command(repaid), Command)
+    assert isinstance(decode_command(repaid), CommandRecord)
     bare = [(name.encode(), held) for name, held in headers]
     least = min(map(len, (record(spent), record(data, headers=bare), record(repaid))))
     assert batch_bounds.UNPACKED_BYTES // least < batch_bounds.RECORDS_OF_A_BATCH

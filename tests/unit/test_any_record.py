@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.allocation.record_decoding import (
-    Command,
+    CommandRecord,
     Fault,
     Raw,
     business_center_of,
@@ -165,7 +165,7 @@ def test_any_bytes_are_an_event_or_a_fault(value: bytes | None, headers: list[tu
 
 def check_command_record(value: bytes | None) -> None:
     found = decode_command(value)
-    if isinstance(found, Command):
+    if isinstance(found, CommandRecord):
         assert len(found.id) == 16
         assert IDENTIFIER.fullmatch(found.content["business_center_id"])
         for name in ("issued_at", "expires_at"):
@@ -317,5 +317,5 @@ def test_thousands_of_records_are_each_an_event_a_command_or_a_fault() -> None:
         kinds["event" if isinstance(decode_event(value, headers), tuple) else "fault"] += 1
         value = generator.command()
         check_command_record(value)
-        kinds["command" if isinstance(decode_command(value), Command) else "no command"] += 1
+        kinds["command" if isinstance(decode_command(value), CommandRecord) else "no command"] += 1
     assert min(kinds.values()) > RECORDS // 20

@@ -10,7 +10,7 @@ from hypothesis.strategies import integers, lists
 
 from services.allocation import record_decoding
 from services.allocation.record_decoding import (
-    Command,
+    CommandRecord,
     Fault,
     Raw,
     business_center_of,
@@ -358,8 +358,8 @@ def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> 
         decode_command(json.dumps(COMMAND).encode()),
         decode_command(json.dumps({**COMMAND, **changes}).encode()),
     )
-    assert isinstance(first, Command)
-    assert isinstance(second, Command)
+    assert isinstance(first, CommandRecord)
+    assert isinstance(second, CommandRecord)
     assert first.id == second.id
     assert same_content(first.content) == same_content(second.content)
 
@@ -381,8 +381,8 @@ def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
         decode_command(json.dumps(COMMAND).encode()),
         decode_command(json.dumps({**COMMAND, **changes}).encode()),
     )
-    assert isinstance(first, Command)
-    assert isinstance(second, Command)
+    assert isinstance(first, CommandRecord)
+    assert isinstance(second, CommandRecord)
     assert same_content(first.content) != same_content(second.content)
 
 
@@ -394,7 +394,7 @@ def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one
     contents = []
     for numbers in (one, two):
         command = decode_command(json.dumps({**COMMAND, "campaign_ids": [f"c-{n}" for n in numbers]}).encode())
-        assert isinstance(command, Command)
+        assert isinstance(command, CommandRecord)
         contents.append(command.content)
     kept = [refused_content(content) for content in contents]
     assert (same_content(kept[0]) == same_content(contents[1])) == (set(one) == set(two))

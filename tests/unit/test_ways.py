@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from drawdown.deployment.command_keys import with_command_keys
-from services.allocation.record_decoding import Command, Fault, Raw, decode_command
+from services.allocation.record_decoding import CommandRecord, Fault, Raw, decode_command
 from services.allocation.service import read_command_keys, read_policy
 from services.api.commands.signing import configured_signer
 from shared.contracts.signatures import SIGNATURE_HEADER, CommandKeys, CommandSigner, new_command_key
@@ -45,7 +45,7 @@ SIGNED = SIGNER.header(VALUE)
 def via(value: bytes, *headers: tuple[str, bytes | None], keys: CommandKeys = KEYS) -> str:
     """Return the way by which the record came, or why it is not a command."""
     found = decode_command(value, headers, keys)
-    return found.via if isinstance(found, Command) else f"{found.reason}: {found.detail}"
+    return found.via if isinstance(found, CommandRecord) else f"{found.reason}: {found.detail}"
 
 
 # ---- Signatures -----------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_policy_without_terms_is_written_as_ever() -> None:
 
 def test_every_way_is_in_the_vocabulary() -> None:
     assert WAYS == (API, TOPIC)
-    assert isinstance(decode_command(VALUE), Command)
+    assert isinstance(decode_command(VALUE), CommandRecord)
     assert not isinstance(decode_command(VALUE), Fault)
 
 
