@@ -76,7 +76,7 @@ def _long_size(buffer: bytes, at: int) -> tuple[int, int]:
     return (2 * size if size >= 0 else 1), at
 
 
-class Reader:
+class RecordReader:
     """Reads the records of one batch. Their offsets and times are relative to the head of the batch."""
 
     def __init__(self, place: tuple[str, int], head: Any, huge_bytes: int) -> None:

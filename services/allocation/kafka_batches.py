@@ -203,7 +203,7 @@ class KafkaBatch:
                     done += len(part)
                 return
             frames.longest(buffer, start + RECORDS_AT, end, self._number(_COUNT, _COUNT_AT))
-        reader = frames.Reader(self._place, self._head, _HUGE_BYTES)
+        reader = frames.RecordReader(self._place, self._head, _HUGE_BYTES)
         for record in reader.read(buffer, frames.behind(buffer, start + RECORDS_AT, done), end):
             yield [record]
 

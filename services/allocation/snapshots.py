@@ -1,7 +1,7 @@
 """Loading the state of a shard from a snapshot and the entries after it, and writing snapshots.
 
-A large state takes seconds to write and to read. Threads do this piece by piece and give way to the event loop, which
-writes other shards and renews leases meanwhile.
+`snapshot_pieces` says what is kept. A large state takes seconds to write and to read. Threads do this piece by piece
+and give way to the event loop, which writes other shards and renews leases meanwhile.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from services.allocation import snapshot_pieces
 from services.allocation.append import keep_resting
 from services.allocation.lease import Lease
 from services.allocation.memory import SHORT, memory_limit, resident_bytes
@@ -24,7 +25,6 @@ from shared.ledger.lookup import resting_row
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, StoredBatch, newer_rules
 from shared.ledger.zones import UNRECORDED, record_zones, recorded_zones
-from shared.rules import snapshot
 from shared.rules.policy import Policy
 from shared.rules.shard import Shard
 from shared.rules.versions import CURRENT
@@ -87,7 +87,7 @@ async def load(
     kept = await connection.fetchrow(
         "SELECT position, state FROM ledger.snapshots WHERE shard = $1 AND format = $2 AND position <= $3",
         lease.shard,
-        snapshot.FORMAT,
+        snapshot_pieces.FORMAT,
         lease.position,
     )
     # No window while deciding again: a charged spend was young enough, whatever the window was then.
@@ -187,10 +187,10 @@ def _dump(rules: Shard, tree: CompactRange) -> Snapshot:
     head = {"position": tree.size, "frontier": tree.frontier().hex()}
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
-    for line in _restful(_in_lines(chain([head], snapshot.dump(rules)))):
+    for line in _restful(_in_lines(chain([head], snapshot_pieces.dump(rules)))):
         parts.append(compressor.compress(_encode(line).encode() + b"\n"))
         objects += len(line)
-    return Snapshot(tree.size, snapshot.FORMAT, b"".join([*parts, compressor.flush()]), objects)
+    return Snapshot(tree.size, snapshot_pieces.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
@@ -198,7 +198,7 @@ def _restore(rules: Shard, state: bytes) -> CompactRange:
     head = next(pieces, None)
     if head is None:  # A StopIteration would never reach the task that awaits this thread.
         raise ValueError("the snapshot is empty")
-    snapshot.load(rules, pieces)
+    snapshot_pieces.load(rules, pieces)
     return CompactRange(head["position"], bytes.fromhex(head["frontier"]))
 
 

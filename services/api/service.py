@@ -18,9 +18,9 @@ from services.api.context import Context
 from services.api.door.access import Access
 from services.api.door.connections import Connections
 from services.api.door.errors import ApiError
-from services.api.door.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, Bounds
+from services.api.door.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, SharedByConnections
 from services.api.operating.growth import watch_growth
-from services.api.operating.reading import Reader
+from services.api.operating.reading import TableReader
 from services.api.operating.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health, answering_health
@@ -91,7 +91,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
         health = Health()
         keeping = asyncio.create_task(watch_broker_reachability(health.reachability("the broker"), producer))
         stack.callback(keeping.cancel)
-        watcher = Watcher(settings, pool, health.reachability("the database"), Reader(pool))
+        watcher = Watcher(settings, pool, health.reachability("the database"), TableReader(pool))
         health.work = lambda: _readiness(watcher)
         yield Context(
             access, pool, producer, watcher, health, Writers(settings), Clock(settings), settings.shards, signer
@@ -110,14 +110,14 @@ async def _serve(settings: Settings, context: Context) -> None:
     # The objects of the application live as long as the process. Scanning them for garbage would delay all requests.
     gc.collect()
     gc.freeze()
-    bounds = Bounds(
+    shared = SharedByConnections(
         Connections(settings.http_connections_of_one_address), settings.http_head_seconds, context.access.asks_in_vain
     )
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
-        http=partial(BoundedProtocol, bounds),  # type: ignore[arg-type]
+        http=partial(BoundedProtocol, shared),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
         ws="none",
         lifespan="off",

@@ -21,9 +21,9 @@ import asyncpg
 from services.auditor.baseline import Head, heads_of
 from services.auditor.chain import Link, grow, links
 from services.auditor.difference import DifferenceError
-from services.auditor.report import Progress, Report
+from services.auditor.report import ProgressLine, Report
 from shared.contracts.fields import format_time
-from shared.ledger.decoding import Reader, StoredEntry
+from shared.ledger.decoding import EntryReader, StoredEntry
 from shared.ledger.details import shown_causes, shown_details
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER
 from shared.ledger.merkle import HASH_BYTES, CompactRange, leaf_hashes
@@ -72,7 +72,7 @@ async def write_export(connection: asyncpg.Connection, report: Report, selection
     selection.out.mkdir(parents=True, exist_ok=True)
     if any(selection.out.iterdir()):
         raise ValueError(f"{selection.out} is not empty")
-    progress = Progress(sum(head.position for head in heads))
+    progress = ProgressLine(sum(head.position for head in heads))
     shards = []
     try:
         for head in heads:
@@ -92,7 +92,7 @@ async def write_export(connection: asyncpg.Connection, report: Report, selection
 
 
 async def _export_shard(
-    connection: asyncpg.Connection, head: Head, selection: Selection, report: Report, progress: Progress
+    connection: asyncpg.Connection, head: Head, selection: Selection, report: Report, progress: ProgressLine
 ) -> Row:
     last = head.position if selection.last is None else min(selection.last, head.position)
     end: int = await connection.fetchval(
@@ -122,7 +122,7 @@ class _ShardExport:
         self._shard = shard
         self._first, self._last = selection.first, last
         self._tree, self._before = CompactRange(), CompactRange()
-        self._reader = Reader()
+        self._reader = EntryReader()
         self._stack = ExitStack()
 
     def __enter__(self) -> "_ShardExport":

@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
+class RecordedOutcome:
     """A row of ledger.outcomes.
 
     `rules_version`, `zones_release` and `policy_version` name what decided the command or, for a repetition, what was
@@ -71,21 +71,21 @@ class Outcome:
         return self.answer.recorded_at
 
 
-class Outcomes:
+class RecordedOutcomes:
     """All answers of one shard: refusals in their order, and acceptances not yet found in the ledger."""
 
-    def __init__(self, shard: int, outcomes: list[Outcome]) -> None:
+    def __init__(self, shard: int, outcomes: list[RecordedOutcome]) -> None:
         """Sort the outcomes of a shard, given in order. Raise DifferenceError if they contradict each other."""
         self.shard = shard
         self.count = len(outcomes)
-        self.refusals: deque[Outcome] = deque()
+        self.refusals: deque[RecordedOutcome] = deque()
         self.accepted = self.repeated = 0
-        self._accepted: dict[int, Outcome] = {}
+        self._accepted: dict[int, RecordedOutcome] = {}
         self._check(outcomes)
 
-    def _check(self, outcomes: list[Outcome]) -> None:
-        decided: dict[bytes, Outcome] = {}
-        before: Outcome | None = None
+    def _check(self, outcomes: list[RecordedOutcome]) -> None:
+        decided: dict[bytes, RecordedOutcome] = {}
+        before: RecordedOutcome | None = None
         for expected, outcome in enumerate(outcomes, 1):
             expect(outcome.sequence == expected, f"shard {self.shard}: the outcome {expected} is missing")
             self._check_fields(outcome)
@@ -100,14 +100,14 @@ class Outcomes:
             before = outcome
             self._sort(outcome)
 
-    def _check_fields(self, outcome: Outcome) -> None:
+    def _check_fields(self, outcome: RecordedOutcome) -> None:
         content = outcome.content
         if is_hash(content):
             is_done = outcome.first and outcome.status == ACCEPTED
             expect(not is_done, f"{self._say(outcome)}: it is accepted, but its content is kept as a hash")
             expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: such short content is kept whole")
 
-    def _sort(self, outcome: Outcome) -> None:
+    def _sort(self, outcome: RecordedOutcome) -> None:
         if outcome.status == REJECTED:
             self.refusals.append(outcome)
             return
@@ -116,7 +116,7 @@ class Outcomes:
             raise DifferenceError(f"{self._say(outcome)}: {outcome.status} with the first position {first}")
         self._accepted[first] = outcome
 
-    def _check_repetition(self, outcome: Outcome, decision: Outcome | None) -> None:
+    def _check_repetition(self, outcome: RecordedOutcome, decision: RecordedOutcome | None) -> None:
         self.repeated += 1
         if decision is None:
             raise DifferenceError(f"{self._say(outcome)}: it repeats a decision that was never made")
@@ -160,11 +160,11 @@ class Outcomes:
                 f" {outcome.answer.first_position or outcome.position}, where the ledger holds nothing of the kind"
             )
 
-    def _say(self, outcome: Outcome) -> str:
+    def _say(self, outcome: RecordedOutcome) -> str:
         return f"shard {self.shard}, outcome {outcome.sequence} of command {_hex(outcome.command_id)}"
 
 
-async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[Outcome]:
+async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[RecordedOutcome]:
     """Return the outcomes of a shard up to the sequence number `last`, in order. The connection has `plain_types`.
 
     Raise DifferenceError if one does not hold the command that its row names.
@@ -179,11 +179,13 @@ async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -
     return [_outcome(shard, *row) for row in map(tuple, rows)]
 
 
-def _outcome(shard: int, sequence: int, command_id: bytes, first: bool, center: str, type_: str, *rest: Any) -> Outcome:
+def _outcome(
+    shard: int, sequence: int, command_id: bytes, first: bool, center: str, type_: str, *rest: Any
+) -> RecordedOutcome:
     kept, status, code, message, first_position, position, recorded_at, *under = rest
     content = _content(shard, sequence, command_id, center, type_, kept)
     told = Answer(status, code, message, first_position, position, from_datetime(recorded_at))
-    return Outcome(sequence, command_id, first, center, type_, content, told, *under)
+    return RecordedOutcome(sequence, command_id, first, center, type_, content, told, *under)
 
 
 async def check_contents(connection: asyncpg.Connection, head: Head) -> None:

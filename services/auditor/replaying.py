@@ -11,9 +11,9 @@ from services.auditor.constraints import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.quarantine_gaps import check_quarantine
-from services.auditor.recorded_outcomes import Outcomes, read_outcomes
+from services.auditor.recorded_outcomes import RecordedOutcomes, read_outcomes
 from services.auditor.recorded_policies import notes_on_policies
-from services.auditor.report import Progress, Report
+from services.auditor.report import ProgressLine, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
 from services.auditor.shard_audit import ShardAudit
 from services.auditor.tables import expect_none_left
@@ -29,7 +29,7 @@ async def replay_ledger(connection: asyncpg.Connection, report: Report, anchors:
     report.notes += await notes_on_functions(connection)
     await check_strays(connection, len(baseline.heads))
     report.notes += await notes_on_policies(connection)
-    progress = Progress(sum(head.position for head in baseline.heads))
+    progress = ProgressLine(sum(head.position for head in baseline.heads))
     money: defaultdict[str, int] = defaultdict(int)
     try:
         for head in baseline.heads:
@@ -50,12 +50,12 @@ async def _replay_shard(
     baseline: Baseline,
     anchors: Anchors,
     report: Report,
-    progress: Progress,
+    progress: ProgressLine,
 ) -> ShardAudit:
     await check_batches(connection, head)
     quarantined = await check_quarantine(connection, head)
     await check_sources(connection, head)
-    outcomes = Outcomes(head.shard, await read_outcomes(connection, head.shard, head.outcome_sequence))
+    outcomes = RecordedOutcomes(head.shard, await read_outcomes(connection, head.shard, head.outcome_sequence))
     audit = ShardAudit(connection, head, baseline, outcomes, anchors)
     try:
         await audit.check(progress)

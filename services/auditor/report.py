@@ -10,7 +10,7 @@ LIVE_EVERY_SECONDS = 0.1
 LINE_EVERY_SECONDS = 3.0
 
 
-class Progress:
+class ProgressLine:
     """Progress on stderr: one line that is overwritten on a terminal, otherwise a line every few seconds."""
 
     def __init__(self, total: int) -> None:

@@ -14,7 +14,7 @@ from services.auditor.closings import ClosingFold, closings_of
 from services.auditor.counts import check_count
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.fold import Fold
-from services.auditor.recorded_outcomes import Outcome, Outcomes
+from services.auditor.recorded_outcomes import RecordedOutcome, RecordedOutcomes
 from services.auditor.resting import RestingRows
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import is_hash, sent_command
@@ -36,7 +36,12 @@ class ShardAudit(Redecider):
     """Decides a shard again from its first position on, and compares it with everything that was derived from it."""
 
     def __init__(
-        self, connection: asyncpg.Connection, head: Head, baseline: Baseline, outcomes: Outcomes, anchors: Anchors
+        self,
+        connection: asyncpg.Connection,
+        head: Head,
+        baseline: Baseline,
+        outcomes: RecordedOutcomes,
+        anchors: Anchors,
     ) -> None:
         # The deduplication window is a setting, not in the ledger, and may have changed since: no limit applies here.
         super().__init__(connection, Shard(deduplication_days=None), head.shard, CompactRange())
@@ -116,7 +121,7 @@ class ShardAudit(Redecider):
                 break
             self._decide_alone(refusal)
 
-    def _is_earlier(self, refusal: Outcome, batch: StoredBatch) -> bool:
+    def _is_earlier(self, refusal: RecordedOutcome, batch: StoredBatch) -> bool:
         """Return whether the command was refused before this batch.
 
         A refusal with the batch's time, rules, zones and policy counts as one of the batch itself.
@@ -184,7 +189,7 @@ class ShardAudit(Redecider):
         while self._outcomes.refusals and self._outcomes.refusals[0].position == position:
             self._decide_alone(self._outcomes.refusals[0])
 
-    def _decide_alone(self, refusal: Outcome) -> None:
+    def _decide_alone(self, refusal: RecordedOutcome) -> None:
         """Decide a refusal of a batch without entries, at whose ledger time no timer was due.
 
         If the batch before left due timers to the next one, this is that next one.
@@ -208,7 +213,7 @@ class ShardAudit(Redecider):
                 )
         self._refuse(refusal)
 
-    def _policy_that_refused(self, refusal: Outcome, where: str) -> Policy:
+    def _policy_that_refused(self, refusal: RecordedOutcome, where: str) -> Policy:
         """Return the policy that the refusal names, or the one in force if it names none. Raise DifferenceError."""
         if refusal.policy_version is None:
             return self.rules.policy
@@ -217,14 +222,14 @@ class ShardAudit(Redecider):
             raise DifferenceError(f"{where}: no policy {refusal.policy_version!r} is recorded")
         return policy
 
-    def _is_decided_as_now(self, refusal: Outcome) -> bool:
+    def _is_decided_as_now(self, refusal: RecordedOutcome) -> bool:
         """Return whether the present batch takes commands, under the policy, rules and zones that refused this one."""
         policy = self.rules.policy
         in_force = (policy.version, policy.rules, self.rules.zones.release)
         named = (refusal.policy_version or policy.version, refusal.rules_version, refusal.zones_release)
         return not self.rules.has_due() and in_force == named
 
-    def _refuse(self, refusal: Outcome) -> None:
+    def _refuse(self, refusal: RecordedOutcome) -> None:
         where = f"{self._where(refusal.position)}, outcome {refusal.sequence}"
         expect(refusal.recorded_at == self.rules.now, f"{where}: the refusal's time lies before the last decision")
         if is_hash(refusal.content):
@@ -234,7 +239,7 @@ class ShardAudit(Redecider):
         self._outcomes.refusals.popleft()
         self._await_refusal()
 
-    def _refuse_again(self, refusal: Outcome, where: str) -> None:
+    def _refuse_again(self, refusal: RecordedOutcome, where: str) -> None:
         told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, decided again"
         try:
             sent = sent_command(refusal.content, refusal.via or TOPIC)
@@ -271,7 +276,7 @@ class ShardAudit(Redecider):
             )
 
 
-def campaigns_of(refusals: Iterable[Outcome]) -> set[tuple[str, str]]:
+def campaigns_of(refusals: Iterable[RecordedOutcome]) -> set[tuple[str, str]]:
     """Return the campaigns, by ad account and id, that deciding these refusals again needs.
 
     A refusal whose content is a hash or was forged may name none.

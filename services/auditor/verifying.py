@@ -15,7 +15,7 @@ from services.auditor.quarantine_gaps import check_quarantine
 from services.auditor.recorded_outcomes import check_contents
 from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.recorded_zones import check_zones, notes_on_zones
-from services.auditor.report import Progress, Report
+from services.auditor.report import ProgressLine, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
 from services.auditor.shard_audit import check_frontier
@@ -38,7 +38,7 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
     report.notes += await notes_on_functions(connection) + await notes_on_policies(connection)
     report.count("time_zones", await check_zones(connection), "recorded time zones, the same as installed here")
     report.notes += await notes_on_zones(connection) + await notes_on_times(connection, heads)
-    progress = Progress(sum(head.position for head in heads))
+    progress = ProgressLine(sum(head.position for head in heads))
     try:
         for head in heads:
             progress.shard(head.shard, report.entries)
@@ -50,7 +50,7 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
 
 
 async def _verify_shard(
-    connection: asyncpg.Connection, head: Head, anchors: Anchors, report: Report, progress: Progress
+    connection: asyncpg.Connection, head: Head, anchors: Anchors, report: Report, progress: ProgressLine
 ) -> None:
     batches = await check_batches(connection, head)
     outcomes = await check_outcomes(connection, head)

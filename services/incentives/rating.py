@@ -1,7 +1,7 @@
 """The rules of incentives: the tier and rate that cash spend reaches, what that unlocks, and the forecast.
 
 Source: the domain page, section 7. Amounts are integer micros, rates integer millionths, days proleptic
-ordinals. Each line of a calculation is exact and rounded half-even to micros once.
+ordinals. What each rated band earns is exact, and rounded half-even to micros once.
 """
 
 import re
@@ -24,8 +24,8 @@ class Slab:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a calculation: the amount is the spend times the rate. `to_micros` is None in the top band."""
+class RatedBand:
+    """The spend in a band, rated: the amount is the spend times the rate. `to_micros` is None in the top band."""
 
     from_micros: int
     to_micros: int | None
@@ -36,16 +36,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """The tier and rate that an amount of cash spend reaches. `tier` counts from 1; 0 means none, without lines."""
+    """The tier and rate that an amount of cash spend reaches. `tier` counts from 1; 0 means none, without bands."""
 
     tier: int
     rate_millionths: int
-    lines: tuple[Line, ...]
+    bands: tuple[RatedBand, ...]
 
     @property
     def unlocked_micros(self) -> int:
-        """Return the sum of the lines."""
-        return sum(line.amount_micros for line in self.lines)
+        """Return the sum of the bands' amounts."""
+        return sum(band.amount_micros for band in self.bands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,15 @@ def format_rate(millionths: int) -> str:
 def rate_spend(slabs: tuple[Slab, ...], method: Method, cash_spend_micros: int) -> Rating:
     """Rate an amount of cash spend by slabs in ascending order (domain page, section 7.1).
 
-    With `whole_spend` the rate that was reached applies to all of it, in one line. With `marginal` each rate applies
-    inside its band, with a line for each band reached. Net spend below zero (more reversed than spent) reaches nothing.
+    With `whole_spend` the rate that was reached applies to all of it, in one band. With `marginal` each rate applies
+    inside its band, for each band reached. Net spend below zero (more reversed than spent) reaches nothing.
     """
     tier = tier_of(slabs, cash_spend_micros)
     if tier == 0:
         return Rating(0, 0, ())
     reached = range(tier) if method == "marginal" else range(tier - 1, tier)
-    lines = tuple(_line(slabs, number, method, cash_spend_micros) for number in reached)
-    return Rating(tier, slabs[tier - 1].rate_millionths, lines)
+    bands = tuple(_rated_band(slabs, number, method, cash_spend_micros) for number in reached)
+    return Rating(tier, slabs[tier - 1].rate_millionths, bands)
 
 
 def tier_of(slabs: tuple[Slab, ...], cash_spend_micros: int) -> int:
@@ -132,11 +132,11 @@ def divide_half_even(numerator: int, denominator: int) -> int:
     return quotient + (twice > denominator or (twice == denominator and quotient % 2 == 1))
 
 
-def _line(slabs: tuple[Slab, ...], number: int, method: Method, cash_spend_micros: int) -> Line:
+def _rated_band(slabs: tuple[Slab, ...], number: int, method: Method, cash_spend_micros: int) -> RatedBand:
     slab = slabs[number]
     to = slabs[number + 1].from_micros if number + 1 < len(slabs) else None
     spend = cash_spend_micros
     if method == "marginal":
         spend = (spend if to is None else min(spend, to)) - slab.from_micros
     amount = divide_half_even(spend * slab.rate_millionths, RATE_SCALE)
-    return Line(slab.from_micros, to, spend, slab.rate_millionths, amount)
+    return RatedBand(slab.from_micros, to, spend, slab.rate_millionths, amount)

@@ -61,7 +61,7 @@ _overtaken = Counter(
 )
 
 
-class Entity(NamedTuple):
+class Signalled(NamedTuple):
     """An ad account or a campaign of a shard. An account's `campaign_id` is empty."""
 
     shard: int
@@ -90,16 +90,16 @@ class Partition:
 
     def __init__(self, number: int) -> None:
         self.topic = TopicPartition(DELIVERY_SIGNALS, number)
-        self.awaited: dict[Entity, Awaited] = {}
+        self.awaited: dict[Signalled, Awaited] = {}
 
-    def see(self, read: Mapping[Entity, int], newest: Mapping[Entity, int]) -> list[Entity]:
+    def see(self, read: Mapping[Signalled, int], newest: Mapping[Signalled, int]) -> list[Signalled]:
         """Compare the positions read with the newest; return entities whose newest must come and is not awaited yet."""
         old = {entity for entity, position in read.items() if position < newest.get(entity, 0)}
         for entity in read.keys() - old:
             self.awaited.pop(entity, None)
         return [entity for entity in old if entity not in self.awaited]
 
-    def overtaken(self, offset: int, now_seconds: float) -> list[Entity]:
+    def overtaken(self, offset: int, now_seconds: float) -> list[Signalled]:
         """Return the entities whose newest signal will not come, because it would be below this offset.
 
         `now_seconds` is a monotonic time.
@@ -186,19 +186,21 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     return len(records)
 
 
-def _positions_read(records: Sequence[Any]) -> dict[Entity, int]:
+def _positions_read(records: Sequence[Any]) -> dict[Signalled, int]:
     """Return for each entity the position in its last record. Skips records that are not signals."""
-    read: dict[Entity, int] = {}
+    read: dict[Signalled, int] = {}
     for record in records:
         with suppress(ValidationError):
             signal = SignalRead.model_validate_json(record.value or b"")
-            read[Entity(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
+            read[Signalled(signal.shard, signal.ad_account_id, signal.campaign_id or "")] = signal.position
     return read
 
 
-async def _compare(connection: asyncpg.Connection, partition: Partition, read: Mapping[Entity, int]) -> list[Entity]:
+async def _compare(
+    connection: asyncpg.Connection, partition: Partition, read: Mapping[Signalled, int]
+) -> list[Signalled]:
     """Compare the positions read with the newest signals; return the entities whose newest must come from now on."""
-    expected: list[Entity] = []
+    expected: list[Signalled] = []
     for shard, entities in _by_shard(read).items():
         async with connection.transaction():
             await _lock(connection, shard)
@@ -207,8 +209,8 @@ async def _compare(connection: asyncpg.Connection, partition: Partition, read: M
     return expected
 
 
-def _by_shard(entities: Iterable[Entity]) -> dict[int, list[Entity]]:
-    shards: dict[int, list[Entity]] = {}
+def _by_shard(entities: Iterable[Signalled]) -> dict[int, list[Signalled]]:
+    shards: dict[int, list[Signalled]] = {}
     for entity in entities:
         shards.setdefault(entity.shard, []).append(entity)
     return shards
@@ -219,12 +221,12 @@ async def _lock(connection: asyncpg.Connection, shard: int) -> None:
     await connection.execute(LOCK, NAME, shard)
 
 
-async def _newest(connection: asyncpg.Connection, shard: int, entities: Sequence[Entity]) -> dict[Entity, int]:
+async def _newest(connection: asyncpg.Connection, shard: int, entities: Sequence[Signalled]) -> dict[Signalled, int]:
     """Return the positions of the newest signals of these entities. Leaves out entities without signals."""
     accounts = [entity.ad_account_id for entity in entities]
     campaigns = [entity.campaign_id for entity in entities]
     rows = await connection.fetch(_NEWEST, shard, accounts, campaigns)
-    return {Entity(shard, account, campaign): position for account, campaign, position in rows}
+    return {Signalled(shard, account, campaign): position for account, campaign, position in rows}
 
 
 async def _follow_up(
@@ -240,7 +242,7 @@ async def _follow_up(
 
 
 async def _publish_again(
-    connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int, entities: Sequence[Entity]
+    connection: asyncpg.Connection, producer: AIOKafkaProducer, shard: int, entities: Sequence[Signalled]
 ) -> None:
     async with connection.transaction():
         await _lock(connection, shard)

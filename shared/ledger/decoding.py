@@ -87,7 +87,7 @@ def split_rows(data: bytes) -> list[bytes]:
     return rows
 
 
-class Reader:
+class EntryReader:
     """Decodes rows. Entries with the same line share one `Line` object."""
 
     def __init__(self) -> None:

@@ -50,16 +50,16 @@ def encode_entries(
     entries: Sequence[Entry],
     shard: int,
     first_position: int,
-    recorded_at: int,
+    recorded_at_us: int,
     most_bytes: int = MOST_BYTES,
 ) -> list[bytes]:
     """Return the canonical bytes of each entry. The first one gets the position `first_position`, the others follow.
 
-    `recorded_at` is the ledger time of the batch, in µs since the Unix epoch. No entry is longer than `most_bytes`:
+    `recorded_at_us` is the ledger time of the batch, in µs since the Unix epoch. No entry is longer than `most_bytes`:
     the rules ensure that, and an assertion checks it once for each line.
     """
     pack = ALL_NUMBERS.pack
-    recorded = recorded_at - EPOCH_2000_US
+    recorded = recorded_at_us - EPOCH_2000_US
     rows = []
     position = first_position
     for entry in entries:

@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from shared.contracts.commands import SentCommand, sent_command
-from shared.ledger.decoding import Reader, StoredEntry
+from shared.ledger.decoding import EntryReader, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hashes
@@ -119,7 +119,7 @@ class Redecider:
         self.inputs = 0
         self.grants: dict[GrantKey, RecordedGrant] = {}
         self.connection = connection
-        self._reader = Reader()
+        self._reader = EntryReader()
         self.policies: dict[str, Policy] = {}
         self._zones: Mapping[str, Zones] = zones or {}
 
@@ -321,7 +321,7 @@ def newer_rules(version: int) -> str:
 
 def describe(encoded: bytes) -> str:
     """Return an entry in words, with its canonical bytes in hexadecimal."""
-    reader = Reader()
+    reader = EntryReader()
     stored = reader.decode(bytes(19) + encoded + b"\xff\xff")[0]
     line, amount, *_ = stored.entry
     parts = [line.kind, line.holder, line.pocket, line.ad_account_id, line.campaign_id, line.cause]

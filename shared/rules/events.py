@@ -1,7 +1,7 @@
 """A spend or reversal in the form that the rules take.
 
-It is a plain tuple, because a hundred thousand of them are made in a second. Code that needs most of its fields unpacks
-it; code that needs one names its place.
+It is a plain tuple for the same reason as an entry is (`entries`). Code that needs most of its fields unpacks it; code
+that needs one names its place.
 """
 
 from typing import Final

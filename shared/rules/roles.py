@@ -1,24 +1,16 @@
-"""The commands that each role may give (domain page, section 4.7)."""
+"""Whether a role may give a command (domain page, section 4.7). The table is `vocabulary.ACTOR_ROLES`."""
 
 from shared.rules.refusal import require
-
-_ACCOUNT_BUDGET = {"set_budget", "reset_budget"}
+from shared.rules.vocabulary import ROLE
 
 
 def may(role: str, command_type: str, finance_roles: bool) -> bool:
     """Return whether this role may give this command in a BC with or without finance roles.
 
-    For the opening of a BC, `finance_roles` is what the command asks for.
+    For the opening of a BC, `finance_roles` is what the command asks for. An unknown role may give none.
     """
-    if role == "admin":
-        return True
-    if role == "finance_manager":
-        return finance_roles
-    if role == "standard":
-        return command_type == "set_campaign_budget"
-    if role == "system":
-        return command_type not in _ACCOUNT_BUDGET and command_type != "set_campaign_budget"
-    return False
+    found = ROLE.get(role)
+    return found is not None and command_type in found.commands and (finance_roles or not found.needs_finance_roles)
 
 
 def require_permission(role: str, command_type: str, finance_roles: bool) -> None:

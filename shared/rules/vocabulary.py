@@ -90,13 +90,40 @@ DEBITS: Final = {pocket: f"{pocket}_debit" for pocket in AD_ACCOUNT_POCKETS}
 BUDGET_KINDS: Final = ("budget_set", "budget_synced", "budget_reset")
 DELIVERY_KINDS: Final = ("pause", "resume")
 
-# The types of finance commands, and the roles of the actors that they may name.
+# The types of finance commands.
 COMMAND_TYPES: Final = (
     *("open_business_center", "open_ad_account", "deposit_cash", "set_credit_line", "repay_credit", "grant_voucher"),
     *("grant_ad_credit", "allocate_ad_credit", "transfer_balance", "enable_automatic_allocation"),
     *("disable_automatic_allocation", "set_budget", "reset_budget", "set_campaign_budget", "set_largest_spend"),
 )
-ROLES: Final = ("admin", "finance_manager", "finance_analyst", "standard", "system")
+
+
+class ActorRole(NamedTuple):
+    """A role of actors, and what it may do (domain page, section 4.7).
+
+    `commands` lists the types of commands that it may give; with `needs_finance_roles`, only in a Business Center that
+    has finance roles. With `reads_finance` the API shows it money and the ledger; with `writes_finance` it may also
+    register deals and replay quarantined records. Every role may read delivery and budgets.
+    """
+
+    name: str
+    commands: tuple[str, ...] = ()
+    needs_finance_roles: bool = False
+    reads_finance: bool = False
+    writes_finance: bool = False
+
+
+_BUDGETS = ("set_budget", "reset_budget", "set_campaign_budget")
+_NO_BUDGETS = tuple(type for type in COMMAND_TYPES if type not in _BUDGETS)
+ACTOR_ROLES: Final = (
+    ActorRole("admin", COMMAND_TYPES, reads_finance=True, writes_finance=True),
+    ActorRole("finance_manager", COMMAND_TYPES, needs_finance_roles=True, reads_finance=True, writes_finance=True),
+    ActorRole("finance_analyst", reads_finance=True),
+    ActorRole("standard", ("set_campaign_budget",)),
+    ActorRole("system", _NO_BUDGETS, reads_finance=True, writes_finance=True),
+)
+ROLE: Final = {role.name: role for role in ACTOR_ROLES}
+ROLES: Final = tuple(ROLE)
 # The ways by which a command may come (`ways`).
 WAYS: Final = ("api", "topic")
 

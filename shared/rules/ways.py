@@ -21,15 +21,15 @@ _AMOUNT_FORM = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class TopicTerms:
-    """The roles, types and largest amount (micros) that commands from the topic may name. None means any."""
+    """The roles, types and largest amount that commands from the topic may name. None means any."""
 
     roles: tuple[str, ...] | None = None
     types: tuple[str, ...] | None = None
-    largest_amount: int | None = None
+    largest_amount_micros: int | None = None
 
     def content(self) -> dict[str, Any]:
         """Return the JSON that `terms_of` reads."""
-        amount = None if self.largest_amount is None else format_micros(self.largest_amount)
+        amount = None if self.largest_amount_micros is None else format_micros(self.largest_amount_micros)
         named = {"roles": self.roles, "types": self.types, "largest_amount": amount}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -41,7 +41,7 @@ class TopicTerms:
         """Raise Refused (`permission_denied`) if the command names what a command from the topic may not."""
         _require_named("role", command.role, self.roles)
         _require_named("type", command.type, self.types)
-        most = self.largest_amount
+        most = self.largest_amount_micros
         for name in _AMOUNTS:
             within = most is None or (getattr(command, name, None) or 0) <= most
             require(

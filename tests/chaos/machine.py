@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 
 from drawdown.local.system import environment_of
+from drawdown.serving import SERVICES
 from shared.runtime.settings import Settings
 from tests.chaos.checker import Findings, judge
 from tests.chaos.load import Load
@@ -22,7 +23,7 @@ from tests.chaos.observed import backlog, observe
 from tests.chaos.victim import PRELOAD, Victim, run
 from tests.servers import LIMITS, free_ports
 
-NAMES = ("allocation", "allocation-2", "balance", "incentives", "signals", "api")
+NAMES = (*SERVICES, "allocation-2")
 KILLED = -9
 SETTLE_SECONDS = 180.0
 RESTART_SECONDS = 0.5

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Final, Literal
 
 from shared.ledger.checkpoints import checkpoints_of
+from shared.runtime.read_models import READ_MODELS
 
 Arguments = Callable[..., bool]
 
@@ -116,9 +117,7 @@ _API: Final = (
 
 STEPS: Final = (
     *_ALLOCATION,
-    *_follower("balance"),
-    *_follower("incentives"),
-    *_follower("signals"),
+    *(step for model in READ_MODELS for step in _follower(model.name)),
     *_SIGNALS,
     *_API,
 )

@@ -21,7 +21,7 @@ from tests.zones import release
 START_US = int(datetime(2027, 3, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR_US = 3_600_000_000
 QUIET_TOPIC = Policy(
-    "quiet-topic", topic=TopicTerms(roles=("system",), types=("deposit_cash",), largest_amount=50_000_000)
+    "quiet-topic", topic=TopicTerms(roles=("system",), types=("deposit_cash",), largest_amount_micros=50_000_000)
 )
 OTHER = Policy("other-order", ("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from shared.contracts.commands import SentCommand, sent_command
-from shared.ledger.decoding import Reader, StoredEntry
+from shared.ledger.decoding import EntryReader, StoredEntry
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import grants_of
 from shared.ledger.merkle import CompactRange, leaf_hashes
@@ -28,7 +28,7 @@ class Again:
         self.entries: list[Entry] = []
         self.starts: dict[bytes, int] = {}
         self._ledger = ledger
-        self._reader = Reader()
+        self._reader = EntryReader()
 
     def decide(self, batch: GoldenBatch) -> tuple[list[bytes], bytes]:
         """Return the canonical bytes that the rules write for the batch's inputs, and the root after them."""

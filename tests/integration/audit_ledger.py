@@ -109,7 +109,7 @@ async def write_random_ledger(url: str, seed: int, steps: int) -> None:
     By the second the topic may not name everything. Every other command has come by the API.
     """
     pockets = (("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
-    other = Policy("other-order", *pockets, CURRENT, TopicTerms(largest_amount=60_000_000))
+    other = Policy("other-order", *pockets, CURRENT, TopicTerms(largest_amount_micros=60_000_000))
     workload = Workload(seed)
     async with ledger_writer(url, (STANDARD, other)) as writer:
         await writer.write(workload.opening(writer.now))

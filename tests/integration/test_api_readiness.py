@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.api.operating import writers
-from services.api.operating.reading import Reader
+from services.api.operating.reading import TableReader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
 from tests.servers import Postgres
@@ -57,7 +57,7 @@ async def test_used_up_transaction_ids_are_told(api: Api) -> None:
     await api.database.execute(
         "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
     )
-    await Reader(api.context.pool)._read()
+    await TableReader(api.context.pool)._read()
     assert before + 5000 <= await figure(api, "drawdown_oldest_transaction_age") < before + 10_000
     assert await figure(api, "drawdown_notification_queue_usage") < 0.1
 

@@ -16,6 +16,7 @@ import pytest
 from aiokafka.errors import TopicAuthorizationFailedError
 from confluent_kafka import KafkaException
 
+from drawdown.serving import SERVICES
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.settings import BadSettingError, Settings
@@ -25,7 +26,7 @@ from tests.servers import free_ports
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("allocation", "balance", "incentives", "signals", "api", "traffic")
+CONTAINERS = (*SERVICES, "traffic")
 SERVERS = ("kafka", "postgres")
 CENTER = "andes-travel"  # Spends from a credit line that lasts.
 _POLL_SECONDS = 0.5
@@ -232,7 +233,7 @@ async def test_kafka_refuses_a_wrong_password(deployment: Deployment) -> None:
         await create_producer(deployment.kafka("back-office", kafka_password="wrong", kafka_password_file=None))
 
 
-@pytest.mark.parametrize("service", [*SERVICES, *SERVERS])
+@pytest.mark.parametrize("service", [*CONTAINERS, *SERVERS])
 def test_containers_are_confined(deployment: Deployment, service: str) -> None:
     container = deployment.inspect(service)
     host = container["HostConfig"]
@@ -256,7 +257,7 @@ def test_the_image_holds_nothing_to_become_somebody_else_or_to_install_packages_
 def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deployment: Deployment) -> None:
     published = {
         (service, binding["HostIp"], int(binding["HostPort"]))
-        for service in (*SERVICES, *SERVERS)
+        for service in (*CONTAINERS, *SERVERS)
         for bindings in deployment.inspect(service)["NetworkSettings"]["Ports"].values()
         for binding in bindings or ()
     }
@@ -268,7 +269,7 @@ def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deploymen
 
 def test_metrics_and_health_are_at_a_port_of_their_own(deployment: Deployment, token: str) -> None:
     assert deployment.read("/metrics", token).status_code == httpx.codes.NOT_FOUND
-    for service in SERVICES:
+    for service in CONTAINERS:
         ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8081/{}').read().decode())"
         python = ("exec", "--no-TTY", service, "python", "-c")
         assert "python_info" in deployment.compose(*python, ask.format("metrics"))
@@ -302,9 +303,9 @@ def test_services_end_in_time_and_the_ledger_is_there_again_after_down_and_up(
     deployment.compose("stop", "traffic")
     gross = deployment.gross(token)
     began = time.monotonic()
-    deployment.compose("stop", *SERVICES)
+    deployment.compose("stop", *CONTAINERS)
     assert time.monotonic() - began < _GRACE_SECONDS + 5
-    for service in SERVICES:
+    for service in CONTAINERS:
         code = deployment.inspect(service)["State"]["ExitCode"]
         assert code == 0, f"{service}: {code}\n{deployment.compose('logs', '--tail', '20', service)}"
 

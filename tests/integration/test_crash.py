@@ -17,6 +17,7 @@ import pytest
 
 from drawdown.local.system import Service
 from drawdown.serving import SERVICES
+from shared.runtime.read_models import READ_MODELS
 from tests.acceptance.clocks import offset_to
 from tests.acceptance.front_door import FrontDoor, until
 from tests.model.driver import Driver
@@ -205,7 +206,7 @@ async def test_followers_and_the_api_are_killed(rehearsal: Rehearsal) -> None:
     covered = workload.accounts[workload.centers[0]]
     await rehearsal.door.register_deal("deal", covered)
     for _ in range(4):
-        for name in ("balance", "incentives", "signals", "api"):
+        for name in (*(model.name for model in READ_MODELS), "api"):
             await rehearsal.burst(partial(system.kill_service, name))
             await system.restart_service(name)
     await rehearsal.check()

@@ -483,9 +483,7 @@ async def test_a_server_without_tls_is_not_spoken_to(postgres: Postgres) -> None
         await connect(settings, "drawdown_api", "a test")
 
 
-@pytest.mark.parametrize(
-    "command", ["allocation", "balance", "incentives", "signals", "api", "migrate", "audit verify"]
-)
+@pytest.mark.parametrize("command", [*SERVICES, "migrate", "audit verify"])
 async def test_every_command_ends_with_one_line_where_the_server_is_not_trusted(
     command: str, server: SecuredPostgres
 ) -> None:

@@ -14,13 +14,12 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
-from services.allocation import snapshots
+from services.allocation import snapshot_pieces, snapshots
 from services.allocation.lease import claim
 from services.auditor.cli import replay, verify
 from services.auditor.recorded_policies import MOST_NOTES
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
-from shared.rules import snapshot
 from shared.rules.policy import STANDARD
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
@@ -484,7 +483,7 @@ CASES = [
     ),
     of_the_writer(
         "a ledger.snapshots",
-        f"INSERT INTO ledger.snapshots VALUES (0, 1, {snapshot.FORMAT}, '\\x{A_LONG_LINE.hex()}')",
+        f"INSERT INTO ledger.snapshots VALUES (0, 1, {snapshot_pieces.FORMAT}, '\\x{A_LONG_LINE.hex()}')",
         unseen="a forged snapshot",
     ),
     of_the_writer(

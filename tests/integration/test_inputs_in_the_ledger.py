@@ -13,7 +13,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from services.allocation import snapshots
+from services.allocation import snapshot_pieces, snapshots
 from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
 from services.auditor.cli import DIFFERS, PASSED
@@ -25,7 +25,6 @@ from shared.ledger.replay import SLICE, Redecider, newer_rules
 from shared.ledger.times import to_datetime
 from shared.ledger.zones import ZonesDifferError, record_zones, recorded_zones, zones_to_write_with
 from shared.rules import shard as shard_rules
-from shared.rules import snapshot
 from shared.rules.calendar import Zones
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
@@ -87,13 +86,13 @@ async def audited(url: str) -> int:
     return await audit_replay(Settings(database_url=url))
 
 
-HOLDS = snapshot.fields_of(Holding).index("remaining")
+HOLDS = snapshot_pieces.fields_of(Holding).index("remaining")
 
 
 async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     """The shard is loaded as it stands in the writer's memory."""
     loaded = await snapshots.load(database, lease, STANDARD, 7)
-    kept, made = list(snapshot.dump(writer.rules(lease.shard))), list(snapshot.dump(loaded))
+    kept, made = list(snapshot_pieces.dump(writer.rules(lease.shard))), list(snapshot_pieces.dump(loaded))
     for of_shard, _ in (kept[0], made[0]):
         # What a batch without entries leaves no trace of.
         del of_shard["now"], of_shard["reached"]
@@ -181,7 +180,7 @@ async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
 
 def _with_more_cash(state: bytes) -> bytes:
     """It can be loaded, and leads to other entries than those that follow it."""
-    cash = snapshot.fields_of(AdAccount).index("cash")
+    cash = snapshot_pieces.fields_of(AdAccount).index("cash")
     lines = [json.loads(line) for line in zlib.decompress(state).splitlines()]
     for line in lines:
         for piece in line:

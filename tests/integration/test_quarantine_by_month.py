@@ -304,7 +304,7 @@ async def test_the_month_that_a_shard_is_in_is_never_refused(ledger: Settings, d
     service = await connect(ledger, ROLE, "test")
     with pytest.raises(asyncpg.RaiseError, match="drop some before"):
         await service.execute("SELECT ledger.make_quarantine_part('1990-01-01Z')")
-    with pytest.raises(asyncpg.CheckViolationError, match="quarantine gets no part for 2500-"):
+    with pytest.raises(asyncpg.CheckViolationError, match="quarantine gets no partition for 2500-"):
         await service.execute("SELECT ledger.make_quarantine_part('2500-01-01Z')")
     await service.close()
     await write(ledger, (0, "2500-01-31T12:00:00", 2))

@@ -17,7 +17,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from drawdown.local.system import environment_of
-from services.signals.last_word import SETTLE_SECONDS, Awaited, Entity, Partition
+from services.signals.last_word import SETTLE_SECONDS, Awaited, Partition, Signalled
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
@@ -172,7 +172,7 @@ async def test_no_record_of_a_stranger_ends_the_reading(
 
 
 def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() -> None:
-    partition, entity = Partition(0), Entity(0, "acct-1", "")
+    partition, entity = Partition(0), Signalled(0, "acct-1", "")
     assert partition.see({entity: 2}, {entity: 2}) == []
     assert partition.see({entity: 3}, {}) == []  # published, and its range was undone
     assert partition.see({entity: 1}, {entity: 2}) == [entity]

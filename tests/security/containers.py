@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from drawdown.serving import SERVICES
 from tests.security.check import Check, require
-from tests.security.target import SERVERS, SERVICES, Target
+from tests.security.target import SERVERS, Target
 
 _PUBLISHED = {"api", "kafka"}
 _FIND = "find / -xdev -type f '(' -perm /6000 -o -name 'pip*' -perm /111 ')' 2>/dev/null; true"

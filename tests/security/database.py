@@ -2,11 +2,13 @@
 
 import asyncio
 
+from drawdown.serving import SERVICES
+from shared.runtime.read_models import READ_MODELS
 from tests.security.check import Check, require
 from tests.security.target import Answer, Mode, NoTargetError, Target
 from tests.security.tenants import open_tenant, still_charges
 
-_LOGINS = ("allocation", "balance", "incentives", "signals", "api", "audit")
+_LOGINS = (*SERVICES, "audit")
 _A_TEXT = "'security-check'"
 _NO_RIGHT = "42501"
 _OUT_OF_BOUNDS = "23514"
@@ -95,7 +97,7 @@ _SERVER = (
 )
 _EVERYBODY = (*_CHANGES, *_SCHEMA, *_SERVER)
 
-_CHECKPOINTS = {name: f"ledger.checkpoints_{name}" for name in ("balance", "incentives", "signals")}
+_CHECKPOINTS = {model.name: f"ledger.checkpoints_{model.name}" for model in READ_MODELS}
 _CHECKPOINTS["allocation"] = "ledger.checkpoints_outcomes"
 _FORGERIES = (
     "INSERT INTO ledger.entries DEFAULT VALUES",

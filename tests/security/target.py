@@ -21,7 +21,6 @@ from tests.servers import LIMITS
 
 ROOT = Path(__file__).parents[2]
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
-SERVICES = ("allocation", "balance", "incentives", "signals", "api")
 SERVERS = ("kafka", "postgres")
 Mode = Literal["read", "try", "keep", "connect", "log in", "flood"]
 _ASKED_AGAIN = 20

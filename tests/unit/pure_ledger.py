@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from services.allocation import snapshot_pieces
 from services.allocation.record_decoding import decode_command, decode_event
 from shared.contracts.commands import SentCommand, same_content, sent_command
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import CampaignKey, RestingRow, campaigns_named, grants_of, resting_row
-from shared.rules import snapshot
 from shared.rules.calendar import Zones
 from shared.rules.command_types import GrantAdCredit, GrantVoucher
 from shared.rules.entries import Entry
@@ -29,12 +29,12 @@ SIGNER, KEYS = CommandSigner(_SECRET), CommandKeys(_PUBLIC)
 
 def dump_pieces(rules: Shard) -> list[str]:
     """Return a snapshot as lines of JSON."""
-    return [json.dumps(piece) for piece in snapshot.dump(rules)]
+    return [json.dumps(piece) for piece in snapshot_pieces.dump(rules)]
 
 
 def load_pieces(rules: Shard, pieces: list[str]) -> None:
     """Fill an empty shard from a snapshot in lines of JSON."""
-    snapshot.load(rules, map(json.loads, pieces))
+    snapshot_pieces.load(rules, map(json.loads, pieces))
 
 
 class PureLedger:

@@ -15,10 +15,10 @@ from services.auditor.anchors import read_anchors
 from services.auditor.closings import closings_of
 from services.auditor.difference import DifferenceError
 from services.auditor.fold import Fold
-from services.auditor.recorded_outcomes import Answer, Outcome, Outcomes
+from services.auditor.recorded_outcomes import Answer, RecordedOutcome, RecordedOutcomes
 from services.auditor.shard_audit import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, expect_none_left
-from shared.ledger.decoding import Reader, StoredEntry, split_rows
+from shared.ledger.decoding import EntryReader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
 from shared.ledger.merkle import CompactRange, leaf_hash
 from shared.rules.command_types import DepositCash, OpenBusinessCenter
@@ -138,12 +138,12 @@ def test_a_reversal_of_a_spend_that_is_not_there_is_a_difference() -> None:
 UNDER = {"rules_version": 3, "zones_release": "", "policy_version": "standard-1"}
 
 
-def outcome(sequence: int, position: int, **others: Any) -> Outcome:
+def outcome(sequence: int, position: int, **others: Any) -> RecordedOutcome:
     command_id = uuid.UUID(int=sequence)
     content = {"command_id": str(command_id), "business_center_id": "bc", "type": "t", "actor": {"role": "r"}}
     values: dict[str, Any] = {"command_id": command_id.bytes, "first": True, "content": content, **others}
     answer = Answer("accepted", None, "done", position, position, 0)
-    return Outcome(
+    return RecordedOutcome(
         sequence=sequence,
         business_center_id="bc",
         type="t",
@@ -152,7 +152,7 @@ def outcome(sequence: int, position: int, **others: Any) -> Outcome:
 
 
 def test_an_acceptance_without_entries_is_a_difference() -> None:
-    outcomes = Outcomes(0, [outcome(1, 5)])
+    outcomes = RecordedOutcomes(0, [outcome(1, 5)])
     with pytest.raises(DifferenceError, match="is accepted at position 5, where the ledger holds nothing of the kind"):
         outcomes.finish()
 
@@ -167,9 +167,9 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
         (replace(outcome(1, 5), sequence=2, first=False, via="api"), "repeated with the answer .*'api'"),
     ],
 )
-def test_answers_that_contradict_each_other_are_a_difference(second: Outcome, said: str) -> None:
+def test_answers_that_contradict_each_other_are_a_difference(second: RecordedOutcome, said: str) -> None:
     with pytest.raises(DifferenceError, match=said):
-        Outcomes(0, [outcome(1, 5), second])
+        RecordedOutcomes(0, [outcome(1, 5), second])
 
 
 NO_DETAILS = ("[]", "7", "{", "[" * 4_000 + "]" * 4_000, '{"amount": 1' + "0" * 5_000 + "}")
@@ -187,7 +187,7 @@ def test_an_entry_that_cannot_be_exported_is_a_difference(details: str) -> None:
 
 
 def test_refusals_name_campaigns_that_have_to_be_at_hand_and_a_hash_or_a_forgery_names_none() -> None:
-    def refused(type_: str = "set_campaign_budget", code: str = "limit_reached", **content: Any) -> Outcome:
+    def refused(type_: str = "set_campaign_budget", code: str = "limit_reached", **content: Any) -> RecordedOutcome:
         return replace(outcome(1, 1), type=type_, content=content, answer=Answer("rejected", code, "", None, 1, 1))
 
     named = {"ad_account_id": "a", "campaign_id": "c"}
@@ -236,7 +236,7 @@ def test_entries_of_every_shape_are_split_and_read_as_they_were_written() -> Non
     rows = encode_entries(entries, 3, 41, 99)
     data = b"".join((COPY_HEADER, *rows, COPY_TRAILER))
     assert split_rows(data) == rows
-    read = Reader().decode(data)
+    read = EntryReader().decode(data)
     assert [each.encoded for each in read] == rows
     assert [(each.shard, each.position, each.recorded_at) for each in read] == [(3, 41 + n, 99) for n in range(5)]
     assert [each.entry[1:] for each in read] == [entry[1:] for entry in entries]
@@ -291,7 +291,7 @@ def test_progress_is_one_living_line_on_a_terminal_and_lines_elsewhere(
     monkeypatch.setattr("sys.stderr.isatty", lambda: live)
     monkeypatch.setattr(report, "LIVE_EVERY_SECONDS", 0)
     monkeypatch.setattr(report, "LINE_EVERY_SECONDS", 0)
-    progress = report.Progress(3_000)
+    progress = report.ProgressLine(3_000)
     progress.shard(1, 1_000)
     progress(500)
     progress(1_000)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.incentives.rating import (
-    Line,
     Method,
     Period,
+    RatedBand,
     Slab,
     divide_half_even,
     forecast_cash_spend,
@@ -52,21 +52,21 @@ def test_slabs_are_reached_at_exactly_their_from(
     assert (rating.tier, rating.rate_millionths, rating.unlocked_micros) == (tier, rate, unlocked * UNIT)
 
 
-def test_the_whole_spend_is_one_line_of_the_tier_reached() -> None:
+def test_the_whole_spend_is_one_band_of_the_tier_reached() -> None:
     rating = rate_spend(SLABS, "whole_spend", 120_000 * UNIT)
-    assert rating.lines == (Line(100_000 * UNIT, None, 120_000 * UNIT, 50_000, 6_000 * UNIT),)
+    assert rating.bands == (RatedBand(100_000 * UNIT, None, 120_000 * UNIT, 50_000, 6_000 * UNIT),)
 
 
-def test_marginal_is_a_line_a_band_reached() -> None:
-    assert rate_spend(SLABS, "marginal", 120_000 * UNIT).lines == (
-        Line(50_000 * UNIT, 100_000 * UNIT, 50_000 * UNIT, 30_000, 1_500 * UNIT),
-        Line(100_000 * UNIT, None, 20_000 * UNIT, 50_000, 1_000 * UNIT),
+def test_marginal_rates_each_band_reached() -> None:
+    assert rate_spend(SLABS, "marginal", 120_000 * UNIT).bands == (
+        RatedBand(50_000 * UNIT, 100_000 * UNIT, 50_000 * UNIT, 30_000, 1_500 * UNIT),
+        RatedBand(100_000 * UNIT, None, 20_000 * UNIT, 50_000, 1_000 * UNIT),
     )
 
 
-def test_each_line_rounds_once_and_half_to_even() -> None:
+def test_each_band_rounds_once_and_half_to_even() -> None:
     half = (Slab(0, 500_000), Slab(1, 500_000))
-    assert [line.amount_micros for line in rate_spend(half, "marginal", 4).lines] == [0, 2]  # 0.5 and 1.5
+    assert [band.amount_micros for band in rate_spend(half, "marginal", 4).bands] == [0, 2]  # 0.5 and 1.5
     assert rate_spend((Slab(0, 500_000),), "whole_spend", 5).unlocked_micros == 2  # 2.5
 
 
@@ -78,15 +78,15 @@ def test_net_spend_below_zero_reaches_not_even_a_slab_from_zero() -> None:
 @given(slab_lists, amounts)
 def test_marginal_bands_add_up_to_what_is_above_the_first_slab(slabs: tuple[Slab, ...], cash: int) -> None:
     rating = rate_spend(slabs, "marginal", cash)
-    assert sum(line.spend_micros for line in rating.lines) == max(0, cash - slabs[0].from_micros)
-    assert all(line.spend_micros >= 0 for line in rating.lines)
+    assert sum(band.spend_micros for band in rating.bands) == max(0, cash - slabs[0].from_micros)
+    assert all(band.spend_micros >= 0 for band in rating.bands)
 
 
 @given(slab_lists, amounts, st.sampled_from(["whole_spend", "marginal"]))
-def test_each_line_is_within_half_a_micro_of_spend_by_rate(slabs: tuple[Slab, ...], cash: int, method: Method) -> None:
-    for line in rate_spend(slabs, method, cash).lines:
-        exact = Fraction(line.spend_micros * line.rate_millionths, 1_000_000)
-        assert abs(line.amount_micros - exact) <= Fraction(1, 2)
+def test_each_band_is_within_half_a_micro_of_spend_by_rate(slabs: tuple[Slab, ...], cash: int, method: Method) -> None:
+    for band in rate_spend(slabs, method, cash).bands:
+        exact = Fraction(band.spend_micros * band.rate_millionths, 1_000_000)
+        assert abs(band.amount_micros - exact) <= Fraction(1, 2)
 
 
 @given(amounts, st.integers(min_value=1, max_value=10**9))

@@ -9,7 +9,7 @@ from services.api.past import moments
 from services.auditor import closings, fold
 from services.auditor.fold import Fold
 from services.balance.service import CLOSING_POSITIONS
-from shared.ledger.decoding import Reader
+from shared.ledger.decoding import EntryReader
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER
 from shared.rules import budgets
 from shared.rules.entries import Entry
@@ -34,7 +34,7 @@ SERVICES = Path(__file__).parents[2] / "services"
 def entries() -> list[Entry]:
     """Return the entries of the golden ledger, in which every kind occurs."""
     rows = b"".join(row for batch in recorded.read().batches for row in batch.rows)
-    return [stored.entry for stored in Reader().decode(COPY_HEADER + rows + COPY_TRAILER)]
+    return [stored.entry for stored in EntryReader().decode(COPY_HEADER + rows + COPY_TRAILER)]
 
 
 def text_of(service: str) -> str:

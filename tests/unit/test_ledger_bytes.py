@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ledger.decoding import Reader
+from shared.ledger.decoding import EntryReader
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS, encode_entries
 from shared.ledger.merkle import EMPTY_ROOT, CompactRange, leaf_hash
 from shared.rules.entries import Entry, Line, canonical_json
@@ -44,7 +44,7 @@ ENTRIES = st.tuples(
 @given(st.lists(ENTRIES, max_size=5), st.integers(0, 1023), st.integers(1, 2**62), TIMES)
 def test_what_is_encoded_is_read_back(entries: list[Entry], shard: int, first: int, recorded_at: int) -> None:
     rows = encode_entries(entries, shard, first, recorded_at)
-    stored = Reader().decode(COPY_HEADER + b"".join(rows) + COPY_TRAILER)
+    stored = EntryReader().decode(COPY_HEADER + b"".join(rows) + COPY_TRAILER)
     assert [item.encoded for item in stored] == rows
     assert [item.position for item in stored] == list(range(first, first + len(entries)))
     for item, entry in zip(stored, entries, strict=True):

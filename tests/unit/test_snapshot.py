@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.allocation import snapshot_pieces
 from shared.ledger.encoding import encode_entries
-from shared.rules import kept_budgets, snapshot
+from shared.rules import kept_budgets
 from shared.rules.events import Event
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import DAY_US, Shard
@@ -20,7 +21,7 @@ from tests.unit.test_rules_tables import NOON, Book
 from tests.unit.what_is_written import credit, movement
 from tests.zones import INSTALLED
 
-KEPT = [(kind, name) for kind in snapshot.PLANS for name in snapshot.fields_of(kind)]
+KEPT = [(kind, name) for kind in snapshot_pieces.PLANS for name in snapshot_pieces.fields_of(kind)]
 
 
 def loaded(shard: Shard) -> Shard:
@@ -72,8 +73,8 @@ def spend(chance: random.Random, center: BusinessCenter, account: AdAccount, now
 @pytest.mark.parametrize(("kind", "name"), KEPT, ids=[f"{kind.__name__}.{name}" for kind, name in KEPT])
 def test_no_field_could_be_forgotten_unseen(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states above have another value in every field, so a field that is not dumped is noticed."""
-    without = tuple(each for each in snapshot.fields_of(kind) if each != name)
-    monkeypatch.setitem(snapshot.PLANS, kind, snapshot.plan_of(kind, without))
+    without = tuple(each for each in snapshot_pieces.fields_of(kind) if each != name)
+    monkeypatch.setitem(snapshot_pieces.PLANS, kind, snapshot_pieces.plan_of(kind, without))
     assert any(is_missed(States(seed).shard()) for seed in range(30))
 
 
@@ -86,8 +87,8 @@ def is_missed(shard: Shard) -> bool:
 
 def test_the_fields_are_those_of_this_format() -> None:
     """A change of the fields needs a new number, and the new fields here."""
-    assert snapshot.FORMAT == 4
-    assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot.PLANS.items()} == {
+    assert snapshot_pieces.FORMAT == 4
+    assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot_pieces.PLANS.items()} == {
         "BusinessCenter": "automatic_position automatic_since cash credit_limit credit_used currency empty"
         " finance_roles id largest_spend zone",
         "AdAccount": "billing budget buying_type cash causes changes changes_day credit daily_campaigns has_tied"
@@ -103,7 +104,7 @@ def test_the_fields_are_those_of_this_format() -> None:
 
 
 def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> None:
-    first, _ = next(snapshot.dump(Shard()))
+    first, _ = next(snapshot_pieces.dump(Shard()))
     elsewhere = {"business_centers", "accounts", "_zones", "timers"}
     # They name the policy and the zones in force.
     in_force = {"zones", "tables", "named"}
@@ -114,7 +115,7 @@ def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> No
 
 def test_pieces_are_small_and_share_nothing_with_the_state() -> None:
     shard = States(7).shard()
-    dumped = list(snapshot.dump(shard))
+    dumped = list(snapshot_pieces.dump(shard))
     objects = list(shard.business_centers.values())
     accounts = [account for center in objects for account in center.accounts.values()]
     grants = [grant for center in objects for grant in center.grants.values()]
@@ -126,14 +127,14 @@ def test_pieces_are_small_and_share_nothing_with_the_state() -> None:
 
 
 def test_a_snapshot_of_other_fields_is_refused() -> None:
-    first, *rest = snapshot.dump(States(1).shard())
+    first, *rest = snapshot_pieces.dump(States(1).shard())
     first[1]["Budget"].remove("months")
     with pytest.raises(ValueError, match="other rules"):
-        snapshot.load(Shard(zones=INSTALLED), [first, *rest])
+        snapshot_pieces.load(Shard(zones=INSTALLED), [first, *rest])
 
 
 def test_every_type_of_the_state_is_kept() -> None:
-    assert set(snapshot.PLANS) == {BusinessCenter, AdAccount, Campaign, Grant, Holding}
+    assert set(snapshot_pieces.PLANS) == {BusinessCenter, AdAccount, Campaign, Grant, Holding}
 
 
 def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:

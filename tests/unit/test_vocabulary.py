@@ -4,9 +4,11 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from shared.contracts.commands import SetBudget, SetCampaignBudget, TransferBalance
 from shared.rules import vocabulary
 from shared.rules.pauses import cause_names
 
@@ -68,6 +70,12 @@ def reasons_returned() -> set[str]:
 def test_what_the_code_writes_is_in_the_vocabulary(found: set[str], known: tuple[str, ...], one_of_them: str) -> None:
     assert one_of_them in found  # The search does find words.
     assert found - NOT_QUARANTINED <= set(known)
+
+
+def test_what_commands_may_name_is_in_the_vocabulary() -> None:
+    modes = {mode for command in (SetBudget, SetCampaignBudget) for mode in get_args(command.__annotations__["mode"])}
+    assert modes == set(vocabulary.BUDGET_MODES)
+    assert set(get_args(TransferBalance.__annotations__["pocket"])) < set(vocabulary.AD_ACCOUNT_POCKETS)
 
 
 def test_every_cause_has_its_place_in_the_order_of_answers() -> None:

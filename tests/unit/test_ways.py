@@ -152,7 +152,7 @@ def told(
     return None if refused is None else (refused.code, refused.message)
 
 
-TERMS = TopicTerms(roles=("system",), types=("deposit_cash", "set_credit_line"), largest_amount=5 * ONE)
+TERMS = TopicTerms(roles=("system",), types=("deposit_cash", "set_credit_line"), largest_amount_micros=5 * ONE)
 
 
 @pytest.mark.parametrize(

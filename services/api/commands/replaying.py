@@ -40,7 +40,7 @@ _WITH_FIRST: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class ReplayCursor:
     """How far the replay of a reason has got, and where it ends; what fails again is quarantined after that."""
 
     shard: int
@@ -48,7 +48,7 @@ class Cursor:
     ends: tuple[int, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "Cursor":
+    def parse(cls, text: str) -> "ReplayCursor":
         """Return the cursor of a text that `str` made. Raises ApiError (400) for any other text."""
         match = _AFTER.fullmatch(text)
         if match is None or int(match[1]) > 2**15 - 1:
@@ -58,9 +58,9 @@ class Cursor:
     def __str__(self) -> str:
         return f"{self.shard}-{self.sequence}:{'.'.join(map(str, self.ends))}"
 
-    def behind(self, row: Any) -> "Cursor":
+    def behind(self, row: Any) -> "ReplayCursor":
         """Return the cursor after this row."""
-        return Cursor(row["shard"], row["sequence"], self.ends)
+        return ReplayCursor(row["shard"], row["sequence"], self.ends)
 
 
 async def replay_one_id(context: Context, caller: Caller, id: str, *, force: bool) -> dict[str, Any]:
@@ -105,7 +105,7 @@ async def replay_reason(
             and none was sent.
 
     """
-    cursor = None if after is None else Cursor.parse(after)
+    cursor = None if after is None else ReplayCursor.parse(after)
     _require_changing({reason}, caller, force=force)
     cursor = cursor or await _start(context, caller)
     replayed = not_whole = 0
@@ -204,7 +204,7 @@ def _require_few(rows: list[asyncpg.Record]) -> None:
         )
 
 
-async def _start(context: Context, caller: Caller) -> Cursor:
+async def _start(context: Context, caller: Caller) -> ReplayCursor:
     """Return the cursor before the first record. It ends at the last records that the caller may see, of each shard."""
     async with context.snapshot() as connection:
         rows = await connection.fetch(
@@ -212,7 +212,7 @@ async def _start(context: Context, caller: Caller) -> Cursor:
             " AND ($1::text[] IS NULL OR q.business_center_id = ANY($1))), 0) FROM ledger.shards s ORDER BY shard",
             caller.scope,
         )
-    return Cursor(0, 0, tuple(row[0] for row in rows))
+    return ReplayCursor(0, 0, tuple(row[0] for row in rows))
 
 
 async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[str]) -> list[asyncpg.Record]:
@@ -231,7 +231,7 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[
 
 
 async def _portion(
-    connection: asyncpg.Connection, caller: Caller, reason: str, cursor: Cursor, most: int
+    connection: asyncpg.Connection, caller: Caller, reason: str, cursor: ReplayCursor, most: int
 ) -> list[asyncpg.Record]:
     """Return the next rows after the cursor that fit into one transaction; at least one, if there is one."""
     rows: list[asyncpg.Record] = await connection.fetch(

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from services.api.operating.reading import Reader
+from services.api.operating.reading import TableReader
 from shared.contracts.commands import kept_meaning
 from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.reachability import Reachability, watch_reachability
@@ -52,7 +52,7 @@ class Watcher:
     settings: Settings
     pool: asyncpg.Pool
     database: Reachability
-    reader: Reader
+    reader: TableReader
     _outcomes: set[_OutcomeWait] = field(default_factory=set)
     _positions: set[_PositionWait] = field(default_factory=set)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,7 +1,7 @@
 """Decides which caller may use which route, and how often: by token, role, Business Centers and rate."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Final
 
 from fastapi import Depends, Request, Security
@@ -14,7 +14,7 @@ from services.api.door.errors import ApiError, permission_denied, too_many_reque
 from services.api.door.limits import RateLimit
 from services.api.door.tokens import Caller, Verifier, unauthenticated
 from services.api.door.turns import Turns
-from shared.contracts.commands import Role
+from shared.rules.vocabulary import ACTOR_ROLES
 from shared.runtime.settings import Settings, is_loopback
 
 ANYBODY = Caller("anybody", "admin", None)
@@ -151,7 +151,7 @@ async def identify(request: Request, _: Annotated[object, Security(_BEARER)]) ->
 AnyRole = Annotated[Caller, Depends(identify)]
 
 
-def _in(*roles: Role) -> Callable[[Caller], Awaitable[Caller]]:
+def _in(roles: Iterable[str]) -> Callable[[Caller], Awaitable[Caller]]:
     async def require(caller: AnyRole) -> Caller:
         if caller.role not in roles:
             raise permission_denied(f"the role {caller.role} may not do this")
@@ -161,5 +161,5 @@ def _in(*roles: Role) -> Callable[[Caller], Awaitable[Caller]]:
 
 
 # All roles may read delivery and budgets. The rules decide on commands, by the caller's role.
-FinanceReader = Annotated[Caller, Depends(_in("admin", "finance_manager", "finance_analyst", "system"))]
-FinanceWriter = Annotated[Caller, Depends(_in("admin", "finance_manager", "system"))]
+FinanceReader = Annotated[Caller, Depends(_in([role.name for role in ACTOR_ROLES if role.reads_finance]))]
+FinanceWriter = Annotated[Caller, Depends(_in([role.name for role in ACTOR_ROLES if role.writes_finance]))]

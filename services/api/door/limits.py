@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 # The oldest client is forgotten, and starts again with its full burst. After two seconds of rest it has that anyway.
 CLIENTS_AT_MOST = 10_000
@@ -13,6 +14,8 @@ HOLD_SECONDS = 0.5
 HOLD_SECONDS_AT_MOST = 10.0
 LET_GO_A_SECOND = 20
 _NS = 1_000_000_000
+
+_Number = TypeVar("_Number", int, float)
 
 
 class RateLimit:
@@ -30,20 +33,16 @@ class RateLimit:
     def take(self, client: str) -> float:
         """Count one request and return 0; or return the seconds to wait, in which case it was not counted."""
         now_ns = self._now_ns()
-        earned_back_at_ns = max(self._earned_back_at_ns.pop(client, now_ns), now_ns)
+        earned_back_at_ns = max(self._earned_back_at_ns.get(client, now_ns), now_ns)
         wait_ns = earned_back_at_ns + self._each_ns - now_ns - BURST_SECONDS * _NS
-        self._note(client, earned_back_at_ns + (self._each_ns if wait_ns <= 0 else 0))
+        _note(self._earned_back_at_ns, client, earned_back_at_ns + (self._each_ns if wait_ns <= 0 else 0))
         return max(wait_ns, 0) / _NS
 
     def add(self, client: str, requests: int) -> None:
         """Count a request as this many more, because it cost that much; the client's next requests wait for it."""
         now_ns = self._now_ns()
-        self._note(client, max(self._earned_back_at_ns.pop(client, now_ns), now_ns) + requests * self._each_ns)
-
-    def _note(self, client: str, earned_back_at_ns: int) -> None:
-        self._earned_back_at_ns[client] = earned_back_at_ns
-        if len(self._earned_back_at_ns) > CLIENTS_AT_MOST:
-            self._earned_back_at_ns.popitem(last=False)
+        earned_back_at_ns = max(self._earned_back_at_ns.get(client, now_ns), now_ns)
+        _note(self._earned_back_at_ns, client, earned_back_at_ns + requests * self._each_ns)
 
 
 class Holds:
@@ -56,8 +55,14 @@ class Holds:
     def seconds(self, client: str) -> float:
         """Return how long the client's next refusal is held, in seconds."""
         now = self._now()
-        earliest = max(now + HOLD_SECONDS, self._last.pop(client, now) + 1 / LET_GO_A_SECOND)
-        self._last[client] = min(earliest, now + HOLD_SECONDS_AT_MOST)
-        if len(self._last) > CLIENTS_AT_MOST:
-            self._last.popitem(last=False)
+        earliest = max(now + HOLD_SECONDS, self._last.get(client, now) + 1 / LET_GO_A_SECOND)
+        _note(self._last, client, min(earliest, now + HOLD_SECONDS_AT_MOST))
         return self._last[client] - now
+
+
+def _note(numbers: OrderedDict[str, _Number], client: str, number: _Number) -> None:
+    """Keep a client's number and make it the newest client; forget the oldest if there are too many."""
+    numbers[client] = number
+    numbers.move_to_end(client)
+    if len(numbers) > CLIENTS_AT_MOST:
+        numbers.popitem(last=False)

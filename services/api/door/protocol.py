@@ -86,7 +86,7 @@ class Readers:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class SharedByConnections:
     """What all connections of a process share: their register, and the seconds until the first head must be there.
 
     `asks_in_vain` counts a refusal for a client and returns whether the client gets too many.
@@ -123,9 +123,9 @@ class BoundedProtocol(H11Protocol):
     _wanted: RequestResponseCycle | None = None  # whose body is asked for
     _address = UNKNOWN_ADDRESS
 
-    def __init__(self, bounds: Bounds, **of_uvicorn: Any) -> None:
+    def __init__(self, shared: SharedByConnections, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
-        self._bounds = bounds
+        self._shared = shared
         self._unread = bytearray()
         self._app = cast("ASGIApp", self.app)
         self.app = cast("Any", self._answer)
@@ -135,8 +135,8 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(cast("asyncio.Transport", _ClosedWithCare(transport, self._close)))
         self._close_at_once = transport.close
         self._address = self.client[0] if self.client else UNKNOWN_ADDRESS
-        if self._bounds.connections.open(self, self._address):
-            self._watch(restart=True, seconds=self._bounds.head_seconds)
+        if self._shared.connections.open(self, self._address):
+            self._watch(restart=True, seconds=self._shared.head_seconds)
         else:
             self._refuse(503, "unavailable", "too many connections: try again", {"Retry-After": "2"})
             self._close_at_once()
@@ -186,7 +186,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.resume_reading()
 
     def _wait_to_read(self) -> None:
-        self._bounds.readers.wait(self._bounds.connections.client(self), self._read)
+        self._shared.readers.wait(self._shared.connections.client(self), self._read)
 
     def _is_unwanted(self) -> bool:
         """Return whether the next bytes are a body that nobody has asked for yet: its head alone may be refused."""
@@ -228,7 +228,7 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection and its deadline."""
         self._refused = True
-        self._bounds.connections.close(self)
+        self._shared.connections.close(self)
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
@@ -241,9 +241,9 @@ class BoundedProtocol(H11Protocol):
         """Refuse received bytes; late, if the address sends too many of that kind."""
         self._ignore_the_rest()
         refuse = partial(self._refuse, 400, "invalid", message)
-        if self._bounds.asks_in_vain(f"bytes of {self._address}"):
-            self._bounds.connections.rests(self)
-            self._deadline = self.loop.call_later(self._bounds.connections.hold_seconds(self), refuse)
+        if self._shared.asks_in_vain(f"bytes of {self._address}"):
+            self._shared.connections.rests(self)
+            self._deadline = self.loop.call_later(self._shared.connections.hold_seconds(self), refuse)
         else:
             refuse()
 
@@ -268,7 +268,7 @@ class BoundedProtocol(H11Protocol):
                 await send(message)
                 return
             for begin in range(0, len(body), PIECE_BYTES):
-                self._bounds.connections.untaken(self, len(body) - begin)
+                self._shared.connections.untaken(self, len(body) - begin)
                 end = begin + PIECE_BYTES
                 more = end < len(body) or message.get("more_body", False)
                 await send({"type": message["type"], "body": body[begin:end], "more_body": more})
@@ -284,11 +284,11 @@ class BoundedProtocol(H11Protocol):
                 self._read_on()
             return await receive()
 
-        scope[ASKING] = Asking(lambda: cycle.disconnected, self, self._bounds.connections)
+        scope[ASKING] = Asking(lambda: cycle.disconnected, self, self._shared.connections)
         try:
             await self._app(scope, receive_wanted, send_in_pieces)
         finally:
-            self._bounds.connections.taken(self)
+            self._shared.connections.taken(self)
 
     def _said_to_close(self, start: Message) -> Message:
         """Return the start of an answer, with `Connection: close` if it is the last one (RFC 9112, section 9.6).
@@ -316,9 +316,9 @@ class BoundedProtocol(H11Protocol):
     def _note_whether_it_waits(self) -> None:
         is_whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
         if not is_whole and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self._bounds.connections.waits(self)
+            self._shared.connections.waits(self)
         else:
-            self._bounds.connections.works(self)
+            self._shared.connections.works(self)
 
     def _late(self) -> None:
         has_begun_a_request = bool(self.conn.trailing_data[0])
@@ -339,7 +339,7 @@ class BoundedProtocol(H11Protocol):
         """Write no more, and throw away for a while what the client still sends."""
         self._ignore_the_rest()
         self._unread.clear()
-        self._bounds.connections.rests(self)
+        self._shared.connections.rests(self)
         self._deadline = self.loop.call_later(LINGER_SECONDS, self._close_at_once)
         self.transport.resume_reading()
         try:

@@ -38,7 +38,7 @@ _TABLES: Final = """
 
 
 @dataclass(eq=False, slots=True)
-class Reader:
+class TableReader:
     """Reads what requests read, and keeps the result."""
 
     pool: asyncpg.Pool

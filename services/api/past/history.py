@@ -10,6 +10,7 @@ from services.api.budgets import Today
 from services.api.door.errors import not_found
 from services.api.past.moments import Entity, Moment, facts_since_closing, is_budget, money_since_closing, sum_spend
 from shared.ledger.times import to_datetime
+from shared.rules.vocabulary import DELIVERY_KINDS
 
 _NO_BUDGET: dict[str, Any] = {
     "mode": None,
@@ -177,7 +178,7 @@ async def causes_at(
         campaign_id,
     )
     for _, kind, campaign, details in facts:
-        if kind in ("pause", "resume") and (campaign or "") == campaign_id:
+        if kind in DELIVERY_KINDS and (campaign or "") == campaign_id:
             causes = details["causes"]
     return causes or []
 

@@ -23,7 +23,7 @@ from services.api.models import microseconds, time
 from services.api.policies import DEFAULT_POLICY
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
-from shared.rules.vocabulary import BUDGET_KINDS
+from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ async def facts_since_closing(
         CROSS JOIN LATERAL (
             SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
               AND e.amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
-              AND kind IN ('budget_set', 'budget_synced', 'budget_reset', 'campaign_budget_set', 'pause', 'resume')
+              AND kind = ANY($6)
             OFFSET 0
         ) AS entries
         ORDER BY position
@@ -248,6 +248,7 @@ async def facts_since_closing(
         *await spans_after(connection, entity, moment.closed, moment.position),
         entity.business_center_id,
         entity.ad_account_id,
+        [*BUDGET_KINDS, "campaign_budget_set", *DELIVERY_KINDS],
     )
     return [(row["position"], row["kind"], row["campaign_id"], json.loads(row["details"])) for row in rows]
 

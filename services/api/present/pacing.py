@@ -11,7 +11,7 @@ from services.api.door.access import FinanceReader
 from services.api.models import AsOf, Money, PathId, money
 from services.api.present.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, pacing
-from services.incentives.rating import Line, Rating, format_rate
+from services.incentives.rating import RatedBand, Rating, format_rate
 
 router = APIRouter(tags=["deals"], responses={**READ_PROBLEMS, **UNREADABLE_DEAL})
 
@@ -75,7 +75,7 @@ def _pacing(pace: pacing.Pacing) -> dict[str, Any]:
     return {
         "cash_spend": money(pace.cash_spend_micros),
         **_rating(pace.rating),
-        "calculation": [_line(line) for line in pace.rating.lines],
+        "calculation": [_calculation_line(band) for band in pace.rating.bands],
         "next_tier": _next_tier(pace),
         "run_rate_per_day": money(pace.run_rate_micros_per_day),
         "forecast": {"cash_spend": money(pace.forecast_cash_spend_micros), **_rating(pace.forecast)},
@@ -90,13 +90,13 @@ def _rating(rating: Rating) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _calculation_line(band: RatedBand) -> dict[str, Any]:
     return {
-        "from": money(line.from_micros),
-        "to": None if line.to_micros is None else money(line.to_micros),
-        "spend": money(line.spend_micros),
-        "rate": format_rate(line.rate_millionths),
-        "amount": money(line.amount_micros),
+        "from": money(band.from_micros),
+        "to": None if band.to_micros is None else money(band.to_micros),
+        "spend": money(band.spend_micros),
+        "rate": format_rate(band.rate_millionths),
+        "amount": money(band.amount_micros),
     }
 
 

@@ -51,8 +51,8 @@ CREATE TABLE balance.automatic_allocation (
     CONSTRAINT automatic_allocation_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 
--- The reason why an account takes no part. It is known from its opening on, but only shown once automatic allocation is
--- on.
+-- The reason why an account takes no part. The row is written when the account is opened, but the API only shows it once
+-- automatic allocation is on.
 CREATE TABLE balance.left_out (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -94,14 +94,15 @@ CREATE TABLE balance.campaigns (
     campaign_id text COLLATE "C",
     mode text NOT NULL DEFAULT 'unlimited',
     amount numeric,
-    position bigint NOT NULL DEFAULT 0,     -- the entry that set its budget; 0: none did
+    position bigint NOT NULL DEFAULT 0,     -- the entry that set its budget; 0: it was never set
     PRIMARY KEY (ad_account_id, campaign_id),
     CONSTRAINT campaigns_amounts CHECK (amount > -1e38 AND amount < 1e38),
     CONSTRAINT campaigns_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 ) WITH (fillfactor = 90);
 
--- The present pause causes of an ad account (campaign_id '') or campaign, without those that it inherits. No row: none.
+-- The present pause causes of an ad account (campaign_id '') or campaign, without those that it inherits.
+-- No row means that there are none.
 CREATE TABLE balance.pauses (
     ad_account_id text COLLATE "C",
     campaign_id text COLLATE "C",
@@ -113,8 +114,8 @@ CREATE TABLE balance.pauses (
         AND octet_length(causes::text) <= 1048576)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- The balances of pockets of an ad account, or of the Business Center itself (ad_account_id ''). No row: 0.
--- credit_line: the available amount. The used amount is the limit less the available amount.
+-- The balances of pockets of an ad account, or of the Business Center itself (ad_account_id ''). No row means 0.
+-- For credit_line it is the available amount; the used amount is the limit less that.
 CREATE TABLE balance.pockets (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
@@ -149,7 +150,7 @@ CREATE TABLE balance.grants (
         AND octet_length(pocket) <= 1024 AND octet_length(grant_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Spend by day, which is the spend's day in its ad account's time zone. A total is the sum of the days. The spend of a
+-- Spend by day, in the time zone of the ad account. A total is the sum of the days. The spend of a
 -- budget period is the sum of billed over its days, so the beginning of a period needs no entry and no write.
 CREATE TABLE balance.business_center_days (
     business_center_id text COLLATE "C",
@@ -202,8 +203,8 @@ CREATE TABLE balance.entry_blocks (
         octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024)
 );
 
--- The largest amount of one spend of a Business Center, one row each time that it was set. At a position, the last row
--- up to it holds.
+-- The largest amount of one spend of a Business Center, with a row for each time that it was set. At a position, the last
+-- row up to that position holds.
 CREATE TABLE balance.largest_spends (
     business_center_id text COLLATE "C",
     position bigint CHECK (position > 0),
@@ -212,7 +213,7 @@ CREATE TABLE balance.largest_spends (
     CONSTRAINT largest_spends_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 
--- A closing asks which budgets were set since the previous closing. They are few.
+-- Used by a closing, which asks for the few budgets that were set since the previous closing.
 CREATE INDEX budgets_by_position ON balance.budgets (position);
 CREATE INDEX campaigns_by_position ON balance.campaigns (position) WHERE position > 0;
 

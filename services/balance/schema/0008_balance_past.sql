@@ -1,4 +1,4 @@
--- The past of balances, budgets and delivery. The balance follower closes its books of a shard at regular positions. A
+-- The past of balances, budgets and delivery. The balance follower closes the books of a shard at regular positions. A
 -- closing keeps movements since the previous closing as sums, and the state at its position as rows. The state at any
 -- position then follows from the closings up to it and the entries since the last of them.
 --
@@ -20,7 +20,7 @@ CREATE TABLE balance.pocket_movements (
     business_center_id text COLLATE "C",
     ad_account_id text COLLATE "C",
     pocket text COLLATE "C",
-    quarter timestamptz,                    -- its beginning
+    quarter timestamptz,                    -- when the quarter begins
     amount numeric NOT NULL,
     limit_change numeric NOT NULL,          -- credit_line: the part that changed the limit
     PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter),
@@ -85,7 +85,7 @@ CREATE TABLE balance.budget_closings (
     amount numeric,
     day date NOT NULL,
     changes_today integer NOT NULL,
-    start_position bigint,                  -- this and the two below: custom budgets only
+    start_position bigint,                  -- this column and the next two: custom budgets only
     started_at timestamptz,
     spent numeric,
     PRIMARY KEY (shard, closing, ad_account_id),

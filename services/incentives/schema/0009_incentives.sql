@@ -1,4 +1,4 @@
--- The read model of cash spend, by which deals are paced, and the deals.
+-- The read model of cash spend, which shows how far deals have got, and the deals themselves.
 
 CREATE SCHEMA incentives;
 
@@ -6,11 +6,11 @@ CREATE TABLE ledger.checkpoints_incentives PARTITION OF ledger.checkpoints FOR V
 GRANT SELECT, INSERT, UPDATE ON ledger.checkpoints_incentives TO drawdown_incentives;
 GRANT SELECT ON ledger.checkpoints_incentives TO drawdown_api, drawdown_auditor;
 
--- Cash spend (paid from cash, credit or the credit line) by the quarter of an hour in which the spend occurred:
--- every time zone's days and months are whole sums of quarters.
+-- Cash spend (paid from cash, credit or the credit line) by the quarter of an hour in which the spend occurred,
+-- because the days and months of every time zone consist of whole quarters.
 CREATE TABLE incentives.cash_spend (
     ad_account_id text COLLATE "C",
-    bucket timestamptz,                     -- its beginning
+    bucket timestamptz,                     -- when the quarter begins
     amount numeric NOT NULL,
     PRIMARY KEY (ad_account_id, bucket),
     CONSTRAINT cash_spend_times CHECK (bucket >= '1960-01-01Z' AND bucket < '3001-01-01Z'),
@@ -18,13 +18,13 @@ CREATE TABLE incentives.cash_spend (
     CONSTRAINT cash_spend_sizes CHECK (octet_length(ad_account_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Deals are registered through the API, and are not made again from the entries.
+-- Deals are registered through the API, so they cannot be rebuilt from the entries.
 CREATE TABLE incentives.deals (
     id text COLLATE "C" PRIMARY KEY,
     client text NOT NULL,
     ad_account_ids text[] NOT NULL,
     starts_on date NOT NULL,
-    ends_on date NOT NULL,                  -- the last day that belongs to the period
+    ends_on date NOT NULL,                  -- the last day of the period
     time_zone text NOT NULL,
     currency text NOT NULL,
     method text NOT NULL CHECK (method IN ('whole_spend', 'marginal')),

@@ -1,4 +1,4 @@
--- What the signals follower has published, and to which broker.
+-- The newest signals that were published, and the Kafka cluster that they were published to.
 
 CREATE SCHEMA signals;
 
@@ -6,7 +6,8 @@ CREATE TABLE ledger.checkpoints_signals PARTITION OF ledger.checkpoints FOR VALU
 GRANT SELECT, INSERT, UPDATE ON ledger.checkpoints_signals TO drawdown_signals;
 GRANT SELECT ON ledger.checkpoints_signals TO drawdown_api, drawdown_auditor;
 
--- The last signal of every entity that ever had one (campaign_id '': the ad account): the state that a new broker is told.
+-- The position of the last signal of every entity that ever had one (campaign_id '': the ad account). These signals are
+-- published again to a new Kafka cluster.
 CREATE TABLE signals.latest (
     shard smallint,
     ad_account_id text COLLATE "C",
@@ -16,9 +17,9 @@ CREATE TABLE signals.latest (
     CONSTRAINT latest_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- The Kafka cluster that has been told the state of a shard. `delivery.signals` has as many partitions as there are shards:
--- the partition of this number has been read back up to the offset. Below it, every signal was the newest of its entity or
--- was followed by that.
+-- The Kafka cluster that has the last signals of a shard. `delivery.signals` has a partition for each shard. The partition
+-- with the shard's number has been read back up to `checked_offset`: each signal below that was the newest of its entity,
+-- or a newer one followed it.
 CREATE TABLE signals.incarnations (
     shard smallint PRIMARY KEY,
     cluster_id text NOT NULL,

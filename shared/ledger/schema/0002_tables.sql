@@ -1,13 +1,13 @@
 -- The decisions: entries, batches and answers, and what they were decided from. All tables of this file are append-only.
 --
 -- Every table bounds its rows, because its roles could otherwise write anything that PostgreSQL can store:
--- * `…_bounds`: positions and sequences begin at 1, offsets and parts at 0. No process that reads from the beginning
---   would see a row below, but it could keep a real spend out, because a source may be in the ledger only once.
+-- * `…_bounds`: positions and sequences begin at 1, offsets and parts at 0. A process that reads from the beginning would
+--   never see a row below that. Such a row could keep a real spend out, because a source may be in the ledger only once.
 -- * `…_times`: PostgreSQL stores infinity, years before Christ and the year 294276, which Python cannot read. Ledger time
---   begins in 1970 and ends before 3000. The times at which spends occurred, and their days, may lie somewhat outside.
+--   begins in 1970 and ends before 3000. The times and days of spends may lie somewhat outside.
 -- * `…_sizes`: a row that is larger than the services ever write would crash each process that reads it. Ids have at most
 --   64 characters, names of releases and policies a few dozen. An entry has at most 65,535 bytes (docs/ledger.md). A
---   command as it came has at most 64 KiB, each character of which may take six bytes as JSON.
+--   command as it came has at most 64 KiB, and each of its characters may take six bytes as JSON.
 
 -- An entry: the effect of a spend, reversal, command or timer on one pocket or entity.
 -- docs/ledger.md describes every kind, its fields and the canonical bytes.
@@ -73,7 +73,7 @@ CREATE TABLE ledger.outcomes (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
     command_id uuid NOT NULL,
-    first boolean NOT NULL,                 -- the decision; false: a repetition of it, or a conflict with it
+    first boolean NOT NULL,                 -- true: the decision; false: a repetition of it, or a conflict with it
     business_center_id text NOT NULL,
     type text NOT NULL,
     content json NOT NULL,                  -- the command as it came
@@ -161,7 +161,7 @@ CREATE TABLE ledger.resting_campaigns (
 CREATE INDEX resting_campaigns_position ON ledger.resting_campaigns (shard, position);  -- for the auditor
 SELECT ledger.make_append_only('ledger.resting_campaigns');
 
--- What operators did to the ledger by hand, and why. Examples: a record was passed over, a month of quarantine dropped.
+-- What operators did to the ledger by hand, and why. Examples: a record was skipped, a month of quarantine was dropped.
 CREATE TABLE ledger.operators_log (
     sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY CHECK (sequence > 0),
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -173,8 +173,8 @@ CREATE TABLE ledger.operators_log (
 );
 SELECT ledger.make_append_only('ledger.operators_log');
 
--- Notes that a record was passed over. The writer's login may write this sort of note and no other, in a form that people
--- can read and audits can compare. The sizes are checked first, so that nothing larger is parsed.
+-- Writes the note that a record was skipped. The writer's login may write no other note, and this one only in a form that
+-- people can read and audits can compare. The sizes are checked first, so that nothing larger is parsed.
 CREATE FUNCTION ledger.note_offset_skipped(person text, because text, details json) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -187,7 +187,7 @@ BEGIN
             AND json_typeof(details -> 'offset') = 'number' AND details ->> 'offset' ~ '^[0-9]{1,19}$'
             AND json_typeof(details -> 'topic') = 'string'
             AND details ->> 'topic' IN ('spend.events', 'finance.commands')) IS NOT TRUE THEN
-        RAISE EXCEPTION 'no note of a skipped offset: it says who and why in at most 300 characters each, and which'
+        RAISE EXCEPTION 'a note of a skipped offset names the person, the reason (at most 300 characters each) and the record'
             USING ERRCODE = 'check_violation';
     END IF;
     INSERT INTO ledger.operators_log (operator, action, because, details)

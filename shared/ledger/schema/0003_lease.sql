@@ -25,12 +25,12 @@ CREATE TABLE ledger.shards (
         octet_length(frontier) <= 4096 AND octet_length(owner) <= 1024 AND octet_length(incarnation) <= 1024)
 );
 
--- A lease never goes back in its epoch, position, time and sequences, and never changes its shard. Offsets may go back
--- when a topic is replaced: reading records again charges nothing twice. An owner that claims a shard raises its epoch by
--- one, because the largest epoch would have no successor.
+-- A lease never goes back in its epoch, position, time or sequences, and never changes its shard. Offsets may go back when
+-- a topic is replaced, because records that are read again are not charged twice. An owner that claims a shard raises its
+-- epoch by one: after the largest epoch no process could claim the shard any more.
 CREATE FUNCTION ledger.refuse_to_go_back() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'the lease of shard % goes onward only, and by one epoch at a time', OLD.shard
+    RAISE EXCEPTION 'the lease of shard % never goes back, and its epoch rises by one at a time', OLD.shard
         USING ERRCODE = 'insufficient_privilege';
 END $$;
 CREATE TRIGGER only_onward BEFORE UPDATE ON ledger.shards FOR EACH ROW
@@ -50,9 +50,9 @@ CREATE TABLE ledger.allocators (
     CONSTRAINT allocators_sizes CHECK (octet_length(owner) <= 1024)
 );
 
--- What the writer of each shard reports about itself, about once a second. The API's /readyz shows it, and no process
--- decides anything by it. A row whose reported_at is old means that no process writes the shard. `waiting_since` is that
--- of the oldest waiting record, and null if none waits.
+-- The state that the writer of each shard reports, about once a second. The API's /readyz shows it, and no process decides
+-- anything by it. A row with an old `reported_at` means that no process writes the shard. `waiting_since` says since
+-- when the oldest waiting record has waited; null if no record waits.
 CREATE TABLE ledger.shard_states (
     shard smallint PRIMARY KEY,
     owner text NOT NULL,
@@ -60,7 +60,7 @@ CREATE TABLE ledger.shard_states (
     detail text NOT NULL,
     waiting_records bigint NOT NULL,
     waiting_since timestamptz,
-    since timestamptz NOT NULL,             -- of the state
+    since timestamptz NOT NULL,             -- when the state began
     reported_at timestamptz NOT NULL,
     CONSTRAINT shard_states_times CHECK (
         waiting_since >= '1970-01-01Z' AND waiting_since < '3000-01-01Z'
@@ -102,7 +102,7 @@ BEGIN
     END IF;
 END $$;
 
--- Ends the sessions of an owner that no longer renews, because a stopped process may hold locks in an open transaction.
+-- Ends the sessions of an owner that no longer renews its row, because a stopped process may hold locks.
 -- It runs as the schema's owner, but only ends sessions of the caller's login, because any login may give its session the
 -- application name of a writer.
 CREATE FUNCTION ledger.end_sessions(owner text) RETURNS bigint

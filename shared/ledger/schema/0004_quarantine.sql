@@ -1,12 +1,12 @@
 -- Records that cannot be decided, and records on their way to the shard that decides them.
 
 -- Quarantine has one partition for each month, so that old months can be dropped. A replay names its record instead of
--- carrying its bytes, both on its way back and if it fails again, so that replays do not multiply the data. Of a record
--- that is too large, and of a batch that cannot be read, quarantine keeps only the first bytes. Then raw_bytes and
--- raw_sha256 are the size and the SHA-256 of the whole value, or of the batch as Kafka has it.
+-- carrying its bytes, both on its way back and if it fails again, so that replays do not multiply the data. If a record is
+-- too large, or a batch cannot be read, quarantine keeps only the first bytes. Then raw_bytes and raw_sha256 are the size
+-- and the SHA-256 of the whole value, or of the batch as Kafka has it.
 --
--- A row is no larger than what the writer writes: values of at most 64 KiB, records of at most 80 KiB, twelve bytes of
--- JSON for each character of a header's name, and a sentence of at most 2,000 characters.
+-- The sizes are the largest that the writer writes: values of 64 KiB, records of 80 KiB, twelve bytes of JSON for each
+-- character of a header's name, and a sentence of 2,000 characters.
 CREATE TABLE ledger.quarantine (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
@@ -43,11 +43,11 @@ SELECT ledger.make_append_only('ledger.quarantine');
 --
 -- The writer's login could ask for any month, so their number is bounded: 600 partitions, from 1970 to two years after
 -- now or after the latest time of a shard. A batch moves its shard's time first, so the month of that time is never
--- refused, even if somebody has created all others.
+-- refused, even if all other partitions exist already.
 --
--- A session may see another transaction's partition a moment before it learns that the partition is attached. Until then,
--- rows of that month have no place. The session that created it holds the lock until all sessions know, so this function
--- waits for the lock even if the partition seems to exist. Each writer calls it once a month.
+-- A session may see another transaction's partition a moment before it learns that the partition is attached. Until then
+-- it cannot insert rows of that month. The session that created the partition holds the lock until all sessions know, so
+-- this function waits for the lock even if the partition seems to exist. Each writer calls it once a month.
 CREATE FUNCTION ledger.make_quarantine_part(moment timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -57,7 +57,7 @@ DECLARE
 BEGIN
     IF (month >= '1970-01-01Z' AND month <= greatest(clock_timestamp(), (SELECT max(ledger_time) FROM ledger.shards))
             + interval '24 months') IS NOT TRUE THEN
-        RAISE EXCEPTION 'quarantine gets no part for %: that is before 1970, or years to come', moment
+        RAISE EXCEPTION 'quarantine gets no partition for %: that is before 1970, or more than two years in the future', moment
             USING ERRCODE = 'check_violation';
     END IF;
     next_month := (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
@@ -65,7 +65,7 @@ BEGIN
     IF to_regclass(part) IS NULL THEN
         IF (SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass) >= 600
             AND NOT EXISTS (SELECT FROM ledger.shards WHERE date_trunc('month', ledger_time, 'UTC') = month) THEN
-            RAISE EXCEPTION 'quarantine has parts of 600 months: drop some before that of % begins', month;
+            RAISE EXCEPTION 'quarantine has 600 partitions, which is the limit: drop some before % begins', month;
         END IF;
         EXECUTE format('CREATE TABLE %s (LIKE ledger.quarantine INCLUDING CONSTRAINTS)', part);
         EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (shard, sequence)', part);
@@ -88,8 +88,8 @@ CREATE INDEX quarantine_replays_of ON ledger.quarantine_replays (shard, sequence
 SELECT ledger.make_append_only('ledger.quarantine_replays');
 
 -- Records that wait for their shard: they came on another partition, or are replayed from quarantine. A replay only names
--- its record, and replay_bytes is the size of that record. Waiting records are of a topic that the writer reads, and no
--- larger than what it forwards.
+-- its record, and replay_bytes is the size of that record. The constraints let in only topics that the writer reads, and
+-- sizes that it forwards.
 CREATE TABLE ledger.forwarded (
     shard smallint NOT NULL,
     id bigint GENERATED ALWAYS AS IDENTITY,
@@ -111,7 +111,7 @@ CREATE TABLE ledger.forwarded (
         octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576)
 );
 
--- Forwarded records with their bytes, which those of replays have in quarantine.
+-- Forwarded records with their bytes. The bytes of replayed records are in quarantine.
 CREATE VIEW ledger.waiting_records AS
     SELECT f.shard, f.id, f.topic, f.partition, f."offset", coalesce(f.key, q.key) AS key, coalesce(f.raw, q.raw) AS raw,
         coalesce(f.headers, q.headers) AS headers, f.replay_shard, f.replay_sequence
@@ -122,9 +122,9 @@ CREATE VIEW ledger.waiting_records AS
 CREATE VIEW ledger.forwarded_waiting AS
     SELECT shard, count(*) AS records, sum(replay_bytes) AS replay_bytes FROM ledger.forwarded GROUP BY shard;
 
--- Sends records back to the shards `targets`, and returns which ones. It leaves out records that wait already, and those
+-- Sends records back to the shards `targets`, and returns which ones. It leaves out records that already wait, and those
 -- that were replayed and have not failed since: of a record and its failed replays, only the newest can be replayed. It
--- never replays a record that is not complete, because its beginning could pass for a record of its own.
+-- never replays an incomplete record, because its first bytes could be a valid record.
 CREATE FUNCTION ledger.replay_quarantined(
     shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz
 ) RETURNS TABLE (shard smallint, sequence bigint)

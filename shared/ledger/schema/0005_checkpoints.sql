@@ -1,6 +1,6 @@
--- The position of each follower. Each has a table of its own, which its migration creates, because a role that may move a
--- checkpoint may also lock the table against its readers. So a follower can only hold up itself and the readers of its
--- checkpoints.
+-- The position of each follower in each shard. A role that may move a checkpoint may also lock the table against its
+-- readers. So each follower has a partition of its own, which its migration creates: it can only hold up itself and the
+-- readers of its own checkpoints.
 CREATE TABLE ledger.checkpoints (
     follower text NOT NULL,
     shard smallint NOT NULL CHECK (shard >= 0),
@@ -13,7 +13,7 @@ CREATE TABLE ledger.checkpoints (
 -- The writer itself publishes the outcomes. Its checkpoints count sequences of outcomes instead of positions.
 CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VALUES IN ('outcomes');
 
--- Keeps a checkpoint from being ahead of the ledger, because its follower would skip the next entries.
+-- Refuses a checkpoint that is ahead of the ledger, because its follower would skip the next entries.
 CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.position > (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END

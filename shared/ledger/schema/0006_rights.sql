@@ -19,12 +19,13 @@ GRANT SELECT ON ledger.waiting_records, ledger.operators_log TO drawdown_allocat
 GRANT EXECUTE ON FUNCTION ledger.moment, ledger.move_lease, ledger.end_sessions, ledger.make_quarantine_part,
     ledger.note_offset_skipped TO drawdown_allocation;
 
--- Every follower is a member of this role: it may read the entries and how far they go. It also writes its read model.
+-- Every follower is a member of this role, which may read the entries and the position of each shard. The migration of a
+-- read model lets its follower write it.
 GRANT SELECT ON ledger.entries, ledger.shards TO drawdown_follower;
 
--- The API reads and writes nothing in the ledger. The writer reads a replayed record as it came, from quarantine, so that
--- a process with the API's login cannot invent a record. The API reads the checkpoints of each follower from its own
--- table, because the table above them waits for locks on each of them.
+-- The API reads the ledger and writes nothing to it. The writer reads the bytes of a replayed record from quarantine, so
+-- that a process with the API's login cannot invent a record. The API reads the checkpoints of each follower from the
+-- follower's own partition, because a query of the whole table waits for the locks on every partition.
 GRANT SELECT ON ledger.entries, ledger.batches, ledger.outcomes, ledger.policies, ledger.time_zones, ledger.ad_accounts,
     ledger.quarantine, ledger.quarantine_replays, ledger.forwarded_waiting, ledger.operators_log, ledger.shards,
     ledger.allocators, ledger.shard_states, ledger.checkpoints, ledger.checkpoints_outcomes TO drawdown_api;
