@@ -44,9 +44,9 @@ async def migrate(settings: Settings) -> list[str]:
 
     Raises:
         asyncpg.PostgresError: a statement failed; nothing was applied.
-        CannotGoOnError: a session holds what a migration needs, rows lie where none may stand, or the ledger has other
+        CannotGoOnError: a session holds what a migration needs, rows violate a bound, or the ledger has other
             shards than asked for.
-        BadSettingError: the server refuses us; the database has had migrations that this version does not know.
+        BadSettingError: the server refuses this login; the database has had migrations that this version does not know.
 
     """
     connection = await with_retries(lambda: _connect(settings), what=where(settings), errors=UNAVAILABLE)
@@ -58,7 +58,7 @@ async def migrate(settings: Settings) -> list[str]:
                 return await _migrate(connection, settings)
             except asyncpg.CheckViolationError as error:
                 raise CannotGoOnError(
-                    f"rows lie where none may stand: {error}; nothing was changed: docs/runbook.md, A login misbehaves"
+                    f"rows violate a bound: {error}; nothing was changed: docs/runbook.md, A login misbehaves"
                 ) from error
             except asyncpg.LockNotAvailableError as error:
                 raise CannotGoOnError(

@@ -348,7 +348,7 @@ async def _end_forgotten_server(pid_file: Path) -> None:
     give_up_at = time.monotonic() + _STOP_SECONDS
     while pid_file.exists():
         if time.monotonic() > give_up_at:
-            raise EmbeddedServerError(f"an earlier PostgreSQL (process {pid}) does not end")
+            raise EmbeddedServerError(f"an earlier PostgreSQL (process {pid}) does not stop")
         await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -112,7 +112,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object. Raises ValueError if a name is in it twice, because a person may read the wrong one."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs in it twice")
     return fields
 
 
@@ -168,7 +168,7 @@ def _tell_of(shard: int, error: Exception, seconds: float) -> None:
     foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, PlaceTakenError, KafkaError)
     is_foreseen = is_lost(error) or isinstance(error, foreseen)
     log.error(
-        "the shard cannot be written: it is loaded again; other shards go on",
+        "the shard cannot be written: it is loaded again; the other shards continue",
         shard=shard,
         again_in_seconds=seconds,
         error=describe(error),

@@ -99,7 +99,7 @@ async def load(
             if is_unavailable(error):
                 raise
             log.error(
-                "a snapshot was no use: all entries of the shard are decided again, which may take a long time",
+                "a snapshot could not be used: all entries of the shard are decided again, which may take a long time",
                 shard=lease.shard,
                 error=repr(error),
             )

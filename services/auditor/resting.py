@@ -35,7 +35,7 @@ async def check_resting(connection: asyncpg.Connection, head: Head) -> int:
         ):
             where = f"shard {head.shard}, position {position}: the resting campaign {campaign} of {account}"
             expect(end is not None, f"{where} is kept where no batch ends")
-            expect(shard is not None, f"{where} is of no ad account of this shard")
+            expect(shard is not None, f"{where} belongs to no ad account of this shard")
             expect(_can_be_read(state), f"{where} cannot be read: it was kept as {state[:_MOST_SHOWN]}")
             count += 1
     return count

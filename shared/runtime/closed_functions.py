@@ -64,6 +64,6 @@ async def _give_the_writer_its_own(connection: asyncpg.Connection) -> None:
     await connection.execute(f"GRANT EXECUTE ON FUNCTION {_OF_THE_WRITER} TO {_WRITER}")
     if not await connection.fetchval(_MAY_RUN, _WRITER, _OF_THE_WRITER):
         raise CannotGoOnError(
-            f"{_WRITER} may not run {_OF_THE_WRITER}, and this login may not let it: let the superuser run"
-            " deploy/postgres/public.sql, which gives it to the owner to pass on"
+            f"{_WRITER} may not run {_OF_THE_WRITER}, and this login may not grant that: let the superuser run"
+            " deploy/postgres/public.sql, which lets the owner grant it"
         )

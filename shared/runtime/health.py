@@ -152,7 +152,7 @@ class _AskedAsThisMachine:
         if all(is_loopback(_PORT.sub("", host.lower())) for host in hosts):
             await self._app(scope, receive, send)
         else:
-            await JSONResponse({"status": "ask localhost or 127.0.0.1"}, 421)(scope, receive, send)
+            await JSONResponse({"status": "use localhost or 127.0.0.1"}, 421)(scope, receive, send)
 
 
 class _BoundedProtocol(H11Protocol):

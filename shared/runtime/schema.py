@@ -87,19 +87,19 @@ def refuse_others(applied: Mapping[str, str | None]) -> None:
     """
     if BEFORE_THE_FIRST_RELEASE in applied:
         raise BadSettingError(
-            "DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads"
-            " from there to this one: begin with an empty database (`make clean`, or"
-            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that made it"
+            "DRAWDOWN_DATABASE_URL: the database was created by a version before the first release, and no migration"
+            " upgrades it: begin with an empty database (`make clean`, or"
+            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that created it"
         )
     known = {migration.name: migration.sha256 for migration in known_migrations()}
     for name, sha256 in sorted(applied.items()):
         if name not in known:
             raise BadSettingError(
-                f"DRAWDOWN_DATABASE_URL: this version is older than the database (which has had {name}):"
+                f"DRAWDOWN_DATABASE_URL: this version is older than the database (which contains {name}):"
                 " run the version that the database was migrated with, or a later one"
             )
         if sha256 != known[name]:
             raise BadSettingError(
-                f"DRAWDOWN_DATABASE_URL: the database has had another {name} than this version's:"
+                f"DRAWDOWN_DATABASE_URL: the database has another migration {name} than this version:"
                 " run the version that it was migrated with; an applied migration never changes"
             )

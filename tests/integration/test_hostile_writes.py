@@ -540,7 +540,7 @@ CASES = [
     of_the_writer(
         "a ledger.resting_campaigns",
         at_rest(account="'nobody'"),
-        said="the resting campaign .* of nobody is of no ad account of this shard",
+        said="the resting campaign .* of nobody belongs to no ad account of this shard",
     ),
     *(
         of_the_writer(

@@ -64,7 +64,7 @@ class Cursor:
 
 
 async def replay_one_id(context: Context, caller: Caller, id: str, *, force: bool) -> dict[str, Any]:
-    """Send one record back.
+    """Replay one record.
 
     Raises:
         ApiError: 404 if there is none, 409 if it waits or has not failed since, 422 if it would only fail again or is

@@ -34,7 +34,7 @@ After = Annotated[
     str | None,
     Query(
         pattern=patterns.POSITION_CURSOR,
-        description="The `next` of the page before, or a position: then the entries after it, of each shard",
+        description="The `next` of the previous page, or a position: then the entries after it, of each shard",
     ),
 ]
 
