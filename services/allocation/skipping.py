@@ -1,4 +1,4 @@
-"""The command `offsets skip`: an operator passes over one record that stops a shard, as a last resort.
+"""The command `offsets skip`: an operator skips one record that stops a shard, as a last resort.
 
 The operator has to name exactly the record that the ledger needs next. One transaction moves the offset, quarantines
 the record as `skipped` and notes in the operators' log who did it and why. It also gives the shard a new epoch: the
@@ -35,7 +35,7 @@ _LONGEST_BECAUSE: Final = 300
 
 
 async def skip(settings: Settings, shard: int, topic: str, offset: int, because: str) -> None:
-    """Let a shard pass over one record.
+    """Let a shard skip one record.
 
     Raises CannotGoOnError, and changes nothing, if the record is not the next one or Kafka does not have it yet.
     """
@@ -118,7 +118,7 @@ async def _note(
     connection: asyncpg.Connection, shard: int, topic: str, offset: int, because: str, found: Raw | str
 ) -> None:
     details = {"shard": shard, "topic": topic, "offset": offset, "was_read": isinstance(found, Raw)}
-    person, because = _person()[:_LONGEST_BECAUSE], because[:_LONGEST_BECAUSE]  # The database takes no more.
+    person, because = _person()[:_LONGEST_BECAUSE], because[:_LONGEST_BECAUSE]  # the most that the database accepts
     await connection.execute("SELECT ledger.note_offset_skipped($1, $2, $3)", person, because, details)
 
 

@@ -351,7 +351,7 @@ class Worker:
             await account_locks.unlock(self._writing)
 
     async def _committed(self) -> None:
-        """Wait until the batch before is in the ledger. Raises the error of its commit."""
+        """Wait until the previous batch is in the ledger. Raises the error of its commit."""
         if self._commit is not None:
             await self._commit
             self._commit = None

@@ -48,7 +48,7 @@ class Problem(BaseModel):
 class Outcome(BaseModel):
     """The outcome of a command; `code` is null if it was accepted.
 
-    `via` is the way by which the decided command came: `api`, or `topic`, where every writer of `finance.commands` may
+    `via` says how the decided command came: `api`, or `topic`, where every writer of `finance.commands` may
     name any actor. It is null for commands that an older version decided.
     """
 

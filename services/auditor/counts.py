@@ -1,4 +1,4 @@
-"""Checks of rows that no audit reads one by one: it counts them and matches them with each other."""
+"""Checks rows that no audit reads one by one: counts them, and matches them with each other."""
 
 import asyncpg
 

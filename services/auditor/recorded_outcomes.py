@@ -39,7 +39,7 @@ class Outcome:
     """A row of ledger.outcomes.
 
     `rules_version`, `zones_release` and `policy_version` name what decided the command or, for a repetition, what was
-    in force when it was repeated. `via` is the way by which the decided command came. Older outcomes lack `via` and
+    in force when it was repeated. `via` says how the decided command came. Older outcomes lack `via` and
     `policy_version`.
     """
 
@@ -146,7 +146,7 @@ class Outcomes:
         kept, via = details["command"], details.get("via")
         same = outcome.content == kept
         expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
-        # The first two versions of the rules did not record the way.
+        # The first two versions of the rules did not record how a command came.
         expect(
             via in (None, outcome.via), f"{where}: the command came by {via}, {self._say(outcome)} says {outcome.via}"
         )

@@ -238,7 +238,7 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_content(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of a command's meaning: equal for equal commands, also if the ledger keeps only the hash."""
+    """Return the SHA-256 of a command's meaning: equal for equal commands, even if the ledger keeps only the hash."""
     if is_hash(content):
         return str(content["sha256"])
     return sha256(_canonical(command_meaning(content))).hexdigest()

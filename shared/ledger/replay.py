@@ -40,7 +40,7 @@ SLICE = 500
 
 
 class ReplayDiffersError(Exception):
-    """Deciding again gave something else than the ledger holds. The message names the first difference."""
+    """Deciding again gave a different result from what the ledger holds. The message names the first difference."""
 
 
 @dataclass(slots=True)
@@ -99,9 +99,9 @@ async def batches_after(
 
 @dataclass(frozen=True, slots=True)
 class StoredCommand:
-    """A command as its first entry holds it: its content, and the way by which it came.
+    """A command as its first entry holds it: its content, and how it came.
 
-    Entries of the first two versions of the rules do not hold the way: then it is the topic.
+    Entries of the first two versions of the rules do not say how: then it is the topic.
     """
 
     content: dict[str, Any]

@@ -37,7 +37,7 @@ class NextTier(BaseModel):
 
 
 class Forecast(BaseModel):
-    """The figures at the period's end if cash spend goes on at its run rate."""
+    """The figures at the period's end if cash spend continues at its run rate."""
 
     cash_spend: Money
     tier: int
