@@ -33,7 +33,7 @@ async def check_operators_log(connection: asyncpg.Connection) -> int:
         if count > said:
             raise DifferenceError(
                 f"shard {shard}: offset {offset} of {topic} was passed over {count} times,"
-                f" the operators' log says so {said} times"
+                f" but the operators' log says so {said} times"
             )
     return int(await connection.fetchval("SELECT count(*) FROM ledger.operators_log"))
 

@@ -136,11 +136,13 @@ class Outcomes:
         outcome = self._accepted.pop(command.position, None)
         where = f"shard {self.shard}, position {command.position}"
         if outcome is None:
-            raise DifferenceError(f"{where}: the ledger holds the command {_hex(source)}, no outcome accepts it there")
+            raise DifferenceError(
+                f"{where}: the ledger holds the command {_hex(source)}, but no outcome accepts it there"
+            )
         expect(outcome.command_id == source, f"{where}: the ledger holds {_hex(source)}, {self._say(outcome)} names it")
         expect(
             outcome.position == last and outcome.recorded_at == command.recorded_at,
-            f"{where}: {self._say(outcome)} ends at {outcome.position}, its entries end at {last}, or another time",
+            f"{where}: {self._say(outcome)} ends at {outcome.position}, but its entries end at {last}, or another time",
         )
         details = json.loads(line.details or "{}")
         kept, via = details["command"], details.get("via")

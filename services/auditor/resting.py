@@ -79,7 +79,7 @@ class RestingRows:
                 expect(False, f"{where} is not in memory according to the entries")
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
-            expect(own == state, f"{where} was kept as {state}, the entries give {own}")
+            expect(own == state, f"{where} was kept as {state}, but the entries give {own}")
             self.checked += 1
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)

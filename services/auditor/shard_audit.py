@@ -232,7 +232,7 @@ class ShardAudit(Redecider):
         self._await_refusal()
 
     def _refuse_again(self, refusal: Outcome, where: str) -> None:
-        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, decided again"
+        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, but decided again"
         try:
             told_of = (command_meaning(refusal.content), refusal.command_id, refusal.content)
             refused = self.rules.command(*told_of, refusal.via or TOPIC)
@@ -264,7 +264,7 @@ class ShardAudit(Redecider):
             expect(
                 registered.get(account) == opened.get(account),
                 f"shard {self.shard}: ledger.ad_accounts holds {account} of {registered.get(account)},"
-                f" the entries open it in {opened.get(account)}",
+                f" but the entries open it in {opened.get(account)}",
             )
 
 
