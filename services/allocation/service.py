@@ -362,7 +362,7 @@ class Allocation:
     async def _watch_kafka(self) -> None:
         """Raise OffsetsDoNotFitError as soon as the topics are not those whose offsets the ledger holds.
 
-        Until then a worker may go on in a new topic, if that is long enough. Nothing is lost: the charges of the worker
+        Until then a worker may continue in a new topic, if that is long enough. Nothing is lost: its charges
         are in the ledger under their event ids, and `offsets adopt` reads the new topic from offset 0.
         """
         now = await wait_for_another_incarnation(self._settings, self._incarnation, *CONSUMED)

@@ -32,7 +32,7 @@ async def check_operators_log(connection: asyncpg.Connection) -> int:
         said = noted[shard, topic, offset]
         if count > said:
             raise DifferenceError(
-                f"shard {shard}: offset {offset} of {topic} was passed over {count} times,"
+                f"shard {shard}: offset {offset} of {topic} was skipped {count} times,"
                 f" but the operators' log says so {said} times"
             )
     return int(await connection.fetchval("SELECT count(*) FROM ledger.operators_log"))

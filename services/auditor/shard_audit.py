@@ -184,7 +184,7 @@ class ShardAudit(Redecider):
     def _decide_alone(self, refusal: Outcome) -> None:
         """Decide a refusal of a batch without entries, at whose ledger time no timer was due.
 
-        If the batch before left due timers to the next one, this is that next one.
+        If the previous batch left due timers to the next one, this is that next one.
         """
         if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
             where = self._where(refusal.position)

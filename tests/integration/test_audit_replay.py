@@ -537,7 +537,7 @@ async def test_a_note_that_nobody_can_read_is_of_no_record_and_ends_no_audit(
     assert not await chain_is_broken(copy, capsys)
     await tamper(copy, "UPDATE ledger.quarantine SET reason = 'skipped' WHERE shard = 0 AND sequence = 1")
     assert await verify(Settings(database_url=copy)) == 1
-    assert "was passed over 1 times, but the operators' log says so 0 times" in capsys.readouterr().out
+    assert "was skipped 1 times, but the operators' log says so 0 times" in capsys.readouterr().out
 
 
 BELOW = {

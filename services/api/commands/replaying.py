@@ -22,7 +22,7 @@ PORTION_RECORDS: Final = 1_000
 PORTION_BYTES: Final = 8 * 1024 * 1024
 # These reasons depend on the record alone, so an unchanged record fails again.
 UNCHANGING: Final = ("too_large", "malformed", "invalid")
-# The record to go on after, and for each shard the last record when the replay began.
+# The record after which to continue, and for each shard the last record when the replay began.
 AFTER_PATTERN: Final = r"^[0-9]{1,5}-[0-9]{1,18}:[0-9]{1,18}(\.[0-9]{1,18})*$"
 _AFTER: Final = re.compile(r"([0-9]+)-([0-9]+):([0-9.]+)", re.ASCII)
 _CROWDED: Final = "DD002"

@@ -43,7 +43,7 @@ FRAMING_LIMIT_BYTES = 1_024
 
 
 class Readers:
-    """Connections with more bytes to parse: one goes on in each pass of the event loop, the clients in turn.
+    """Connections with more bytes to parse: one continues in each pass of the event loop, the clients in turn.
 
     A client rests after each turn, however many connections it has, so that parsing takes at most a tenth of the time
     of this process.

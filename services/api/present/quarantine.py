@@ -65,7 +65,7 @@ class QuarantinedRecords(BaseModel):
 
 
 class Replayed(BaseModel):
-    """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to go on.
+    """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to continue.
 
     `waiting` counts the records that were skipped because they wait for their shard, or were sent back and have not
     failed since. `not_whole` counts those of a reason that were skipped because they are not stored as a whole.
@@ -157,7 +157,7 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
 
     One request takes at most 1,000 ids, whose records may have 8 MiB together (413). Records of a reason are sent in
     the order of shard and sequence, a thousand at a time. If the call is interrupted, what was sent stays sent, and
-    another call goes on after it. Records that are quarantined in the meantime are not sent. A record that waits for
+    another call continues after it. Records that are quarantined in the meantime are not sent. A record that waits for
     its shard, or was sent back and has not failed since, is skipped and counted as `waiting`; a record of a reason that
     is not stored as a whole is skipped and counted as `not_whole`.
     """
