@@ -274,7 +274,9 @@ def token_issue(
     role: Annotated[Role, typer.Option(help="The actor's role, which decides what they may do.")],
     business_centers: Annotated[
         list[str],
-        typer.Option("--business-center", help="A Business Center they may see; may be repeated; '*' is all."),
+        typer.Option(
+            "--business-center", help="A Business Center to which it gives access; may be repeated; '*' is all."
+        ),
     ],
     minutes: Annotated[int, typer.Option(min=1, help="The time until it expires.")] = 60,
 ) -> None:

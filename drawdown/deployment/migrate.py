@@ -1,7 +1,7 @@
 """Brings a database to the schema that this version of the code knows.
 
-Numbered SQL files, each applied once and in order, by one process under a lock, all in one transaction. They lie with
-their owners: `shared.runtime.schema` knows where.
+Each numbered SQL file is applied once and in order. One process does this under a lock, in one transaction. The files
+lie with their owners; `shared.runtime.schema` knows where.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from shared.runtime.schema import applied_migrations, known_migrations, refuse_o
 from shared.runtime.settings import Settings
 
 APPLICATION_NAME = "drawdown migrate"
-# While a migration waits for a table, everybody who comes later waits behind it: better to give up and say for whom.
+# All later sessions wait behind a migration that waits for a table. So it gives up, and names the blocking session.
 LOCK_TIMEOUT_SECONDS = 15.0
 LOOK_SECONDS = 1.0
 _LOCK = 0x44524157  # any constant that all migrating processes share
@@ -38,15 +38,15 @@ _BLOCKING = """
 
 
 async def migrate(settings: Settings) -> list[str]:
-    """Apply what is missing and make the roles and shards; answer the names of the migrations applied.
+    """Apply missing migrations and create the roles and shards; return the names of the applied migrations.
 
-    A database that is away is waited for (60 s). Another process that migrates is waited for.
+    This waits up to 60 s for an unavailable database, and for another process that migrates.
 
     Raises:
         asyncpg.PostgresError: a statement failed; nothing was applied.
-        CannotGoOnError: a session holds what a migration needs, rows lie where none may stand, or the ledger has other
-            shards than asked for.
-        BadSettingError: the server refuses us; the database has had migrations that this version does not know.
+        CannotGoOnError: a session holds a lock that a migration needs, rows violate a bound, or the ledger has another
+            number of shards than the settings.
+        BadSettingError: the server refuses this login, or this version does not know an applied migration.
 
     """
     connection = await with_retries(lambda: _connect(settings), what=where(settings), errors=UNAVAILABLE)
@@ -58,7 +58,7 @@ async def migrate(settings: Settings) -> list[str]:
                 return await _migrate(connection, settings)
             except asyncpg.CheckViolationError as error:
                 raise CannotGoOnError(
-                    f"rows lie where none may stand: {error}; nothing was changed: docs/runbook.md, A login misbehaves"
+                    f"rows violate a bound: {error}; nothing was changed: docs/runbook.md, A login misbehaves"
                 ) from error
             except asyncpg.LockNotAvailableError as error:
                 raise CannotGoOnError(
@@ -110,7 +110,7 @@ async def _make_shards(connection: asyncpg.Connection, shards: int) -> None:
 
 @contextlib.asynccontextmanager
 async def _blockers_told(settings: Settings, migrating: asyncpg.Connection) -> AsyncIterator[set[str]]:
-    """Say in the log which sessions the connection waits for, and collect them, for a line each."""
+    """Log each session that the connection waits for, and collect a description of each."""
     watching = await _connect(settings)
     blockers: set[str] = set()
     task = asyncio.create_task(_watch(watching, migrating.get_server_pid(), blockers))

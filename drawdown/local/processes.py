@@ -162,7 +162,7 @@ def spawn(
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process with that id exists, also one of another user."""
+    """Return whether a process with that id exists, even if another user owns it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

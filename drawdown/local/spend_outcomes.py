@@ -184,7 +184,7 @@ class Outcomes:
         try:
             answered = await asyncio.gather(*map(ask, parts))
         except (httpx.HTTPError, RequestRefusedError) as error:
-            self._lose(f"the API does not tell the outcomes: {str(error) or type(error).__name__}")
+            self._lose(f"the API does not report the outcomes: {str(error) or type(error).__name__}")
             return None
         return [answer for part in answered for answer in part["events"]], answered[0]["next"]
 

@@ -187,7 +187,7 @@ class System:
             while not await service.is_ready(client):
                 assert service.child is not None
                 if service.child.exit_code() is not None:
-                    raise EmbeddedServerError(f"{name} ended while it started: see {service.log}")
+                    raise EmbeddedServerError(f"{name} exited while it was starting: see {service.log}")
                 if time.monotonic() > give_up_at:
                     raise EmbeddedServerError(f"{name} is not ready after {seconds:.0f} s: see {service.log}")
                 await asyncio.sleep(_POLL_SECONDS)

@@ -23,7 +23,7 @@ async def generate(settings: Settings, *, rate: int) -> None:
     Raises:
         OSError: the health port is taken.
         httpx.HTTPError: the API does not answer.
-        BadSettingError, CannotGoOnError: the broker refuses us, or does not answer.
+        BadSettingError, CannotGoOnError: the broker refuses this user, or does not answer.
 
     """
     subscriber = Subscriber()

@@ -56,7 +56,7 @@ async def lock(connection: asyncpg.Connection, ids: Iterable[str]) -> None:
             f"SET statement_timeout = '{LONGEST_WAIT_SECONDS}s'; SELECT {locks}; SET statement_timeout = 0"
         )
     except asyncpg.QueryCanceledError:
-        log.warning("another shard has held ids of new accounts for a second: going on without it", locks=len(keys))
+        log.warning("another shard has held ids of new accounts for a second: continuing without it", locks=len(keys))
 
 
 async def unlock(connection: asyncpg.Connection) -> None:

@@ -1,6 +1,6 @@
 """Appending a batch: one transaction with all of its results, or nothing.
 
-Entries, outcomes, quarantine, forwarded records, consumed offsets and the lease move together. PostgreSQL is the only
+Entries, outcomes, quarantine, forwarded records, consumed offsets and the lease change together. PostgreSQL is the only
 authority: a result that is not in this transaction does not exist.
 """
 
@@ -38,7 +38,7 @@ OUTCOME_COLUMNS = (
     "zones_release",
     "policy_version",
 )
-# A kept record: either its own bytes, or shard and sequence of the quarantined record of which it is a replay.
+# A kept record: either its own bytes, or shard and sequence of the quarantined record that it replays.
 _RECORD_COLUMNS = ("topic", "partition", "offset", "key", "raw", "headers", "replay_shard", "replay_sequence")
 QUARANTINE_COLUMNS = (
     "shard",

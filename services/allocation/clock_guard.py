@@ -72,4 +72,4 @@ class ClockGuard:
         if self.problem and not before:
             self._log.error("CLOCKS DISAGREE", problem=self.problem)
         elif before and not self.problem:
-            self._log.warning("the clocks agree again: batches go on")
+            self._log.warning("the clocks agree again: batches continue")

@@ -58,7 +58,7 @@ class WithoutGaps:
             _gaps[self._partition] = self._next_offset, monotonic()
         elif monotonic() - since > GAP_SECONDS:
             raise OffsetsDoNotFitError(
-                f"{self._partition.topic}-{self._partition.partition} goes on at offset {found}, but {offset} comes"
+                f"{self._partition.topic}-{self._partition.partition} continues at offset {found}, but {offset} comes"
                 f" next and is missing for {GAP_SECONDS:.0f} s: the records between are lost, or the topic is"
                 " compacted; no record is skipped"
             )
@@ -208,7 +208,7 @@ async def _seek(consumer: AIOKafkaConsumer, lease: Lease) -> None:
             raise OffsetsDoNotFitError(
                 f"{partition.topic}-{partition.partition} begins at offset {first[partition]}, the ledger needs"
                 f" {offset} next: its retention is too short, and the records between are gone;"
-                " 'drawdown offsets adopt' goes on from its beginning"
+                " 'drawdown offsets adopt' starts from its beginning"
             )
         # The broker refuses an offset after the end at the first fetch. The end is not compared here, because the
         # embedded broker counts only up to the start of its last batch.

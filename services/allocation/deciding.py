@@ -59,7 +59,7 @@ from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import CHARGED, DUPLICATE, Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
 
-# Yield to the event loop after this many records, so that the commit of the previous batch can go on.
+# Yield to the event loop after this many records, so that the commit of the previous batch can proceed.
 SLICE_RECORDS = 250
 SLICE_COMMANDS = 20
 SLICE_ENTRIES = 500
@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """The answer to a command. `via` is the way by which the command came; None if that was not recorded then."""
+    """The answer to a command. `via` says how the command came; None if that was not recorded then."""
 
     status: str
     code: str | None

@@ -165,8 +165,8 @@ class Failures:
         if decoded and not portion:
             raise ShardStoppedError(
                 f"shard {self._shard}: {MOST_IN_A_ROW} records in a row failed, so no single record is at fault:"
-                " see the errors before this one in the log, mend the fault and start the allocation process again"
-                " with the same broker; the shard then goes on from the last of these records"
+                " see the errors before this one in the log, fix the fault and start the allocation process again"
+                " with the same broker; the shard then continues from the last of these records"
             )
         return portion
 
@@ -200,8 +200,8 @@ class Failures:
         """Quarantine this record from now on instead of deciding it. If that has failed too, stop the shard."""
         if _place(record) in self._culprits:
             self._dead_end = (
-                f"shard {self._shard}: {self._name(record)} cannot even be quarantined: {describe(error)}; mend the"
-                " fault and start the allocation process again with the same broker: the shard then goes on from there"
+                f"shard {self._shard}: {self._name(record)} cannot even be quarantined: {describe(error)}; fix the"
+                " fault and start the allocation process again with the same broker: the shard continues from there"
             )
         else:
             self._note(record, internal_error(error), error)
@@ -210,8 +210,8 @@ class Failures:
         self._culprits[_place(record)] = fault
         metrics.INTERNAL_ERRORS.labels(self._shard).inc()
         log.error(
-            "a record failed unexpectedly: it goes to quarantine as internal_error, and the other records go on;"
-            " mend the fault, then send the record back with 'drawdown quarantine replay'",
+            "a record failed unexpectedly: it goes to quarantine as internal_error, and the other records continue;"
+            " fix the fault, then send the record back with 'drawdown quarantine replay'",
             shard=self._shard,
             topic=record.topic if isinstance(record, Raw) else SPEND_EVENTS,
             partition=record.partition if isinstance(record, Raw) else self._shard,

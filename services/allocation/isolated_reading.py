@@ -84,7 +84,7 @@ async def _read(settings: Settings, topic: str, partition: int, offset: int) -> 
         if offset >= max(end, written, consumer.highwater(place) or 0):
             return NotYet("has no record yet, and no record blocks the shard")
         if end < written:
-            return NotYet("stands behind a transaction that has not ended (docs/runbook.md, A shard stops, 8)")
+            return NotYet("is behind a transaction that has not ended (docs/runbook.md, A shard stops, 8)")
         return "there is no committed record at that offset"
     finally:
         await stop_client(consumer)

@@ -6,7 +6,7 @@ aiokafka's compiled parser reads the records. This module does what the parser c
 - It checks where records begin and end, because the parser may read past the end.
 - It reads records again in Python if a header name is not UTF-8, which the parser refuses. Kafka stores any bytes and
   Java writes them. Foreign bytes in names become escapes such as `\\xfc`.
-- It replaces the rest of a batch that cannot be read by one record for quarantine. Reading goes on after the batch.
+- It replaces the rest of a batch that cannot be read by one record for quarantine. Reading continues after the batch.
 """
 
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ _COUNT_AT: Final = 57
 # At most this many records, of about this many bytes, are read at a time: headers take 30 times their bytes in memory.
 _SLICE_RECORDS: Final = 250
 _SLICE_BYTES: Final = MIB // 4
-# Up to the first size a batch is not searched for its longest record. Of a record above the second size, only the first
-# headers are read.
+# A batch up to the first size is not searched for its longest record. If a record is above the second size, only its
+# first headers are read.
 _SMALL_BYTES: Final = MIB // 16
 _HUGE_BYTES: Final = MIB // 8
 _headers: Final = attrgetter("headers")

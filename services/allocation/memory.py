@@ -60,7 +60,7 @@ class MemoryWatch:
         metrics.MEMORY_LIMIT.set(self._limit or 0)
 
     def look(self) -> str:
-        """Return in words how much memory is taken, of how much."""
+        """Return in words how much of the memory is used."""
         taken = resident_bytes()
         if self._limit is None:
             return f"{taken // _MIB} MiB of memory"

@@ -104,7 +104,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
             event = _validate_plain_form(plain_form(value, headers))
         else:
             event = _validate_event(value)
-            # NaN and Infinity need these letters (N, I) and a ninth member to stand in, because the eight of a spend
+            # NaN and Infinity need the letter N or I, and a ninth member to hold them, because the eight of a spend
             # are texts without commas. So almost no event is read twice.
             if ((78 in value or 73 in value) and value.count(b",") > 7) or size > _ROOM_FOR_NESTING_BYTES:
                 refused = refusal(value)

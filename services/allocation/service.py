@@ -1,8 +1,8 @@
 """The allocation process: takes shards, writes each in a worker of its own, releases some when other processes join.
 
 Processes share the shards by leases in PostgreSQL, not by a consumer group (docs/decisions/leases.md). A failure in a
-worker ends only that worker. Its memory may be ahead of the ledger, so the shard is loaded again while the other shards
-go on (docs/decisions/failures.md). Only a failure that concerns all shards ends the process.
+worker ends only that worker. Its memory may be ahead of the ledger, so the shard is loaded again while the
+other shards continue (docs/decisions/failures.md). Only a failure that concerns all shards ends the process.
 """
 
 import asyncio
@@ -112,7 +112,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object. Raises ValueError if a name is in it twice, because a person may read the wrong one."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs in it twice")
     return fields
 
 
@@ -168,7 +168,7 @@ def _tell_of(shard: int, error: Exception, seconds: float) -> None:
     foreseen = (CannotGoOnError, ReplayDiffersError, AccountTakenError, PlaceTakenError, KafkaError)
     is_foreseen = is_lost(error) or isinstance(error, foreseen)
     log.error(
-        "the shard cannot be written: it is loaded again; other shards go on",
+        "the shard cannot be written: it is loaded again; the other shards continue",
         shard=shard,
         again_in_seconds=seconds,
         error=describe(error),
@@ -362,7 +362,7 @@ class Allocation:
     async def _watch_kafka(self) -> None:
         """Raise OffsetsDoNotFitError as soon as the topics are not those whose offsets the ledger holds.
 
-        Until then a worker may go on in a new topic, if that is long enough. Nothing is lost: the charges of the worker
+        Until then a worker may continue in a new topic, if that is long enough. Nothing is lost: its charges
         are in the ledger under their event ids, and `offsets adopt` reads the new topic from offset 0.
         """
         now = await wait_for_another_incarnation(self._settings, self._incarnation, *CONSUMED)

@@ -1,7 +1,7 @@
 """Records for quarantine: those too large or broken are cut short, with the size and SHA-256 of the whole.
 
-Nobody mends a record of a megabyte by hand, and nobody may delete from the quarantine table. So producers must not
-fill it. A record within the bounds is kept whole, because it can be mended and replayed.
+Nobody repairs a record of a megabyte by hand, and nobody may delete from the quarantine table. So producers must not
+fill it. A record within the bounds is kept whole, because it can be repaired and replayed.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The command `offsets skip`: an operator passes over one record that stops a shard, as a last resort.
+"""The command `offsets skip`: an operator skips one record that stops a shard, as a last resort.
 
 The operator has to name exactly the record that the ledger needs next. One transaction moves the offset, quarantines
 the record as `skipped` and notes in the operators' log who did it and why. It also gives the shard a new epoch: the
@@ -35,15 +35,15 @@ _LONGEST_BECAUSE: Final = 300
 
 
 async def skip(settings: Settings, shard: int, topic: str, offset: int, because: str) -> None:
-    """Let a shard pass over one record.
+    """Let a shard skip one record.
 
     Raises CannotGoOnError, and changes nothing, if the record is not the next one or Kafka does not have it yet.
     """
     because = printable(because).strip()
     if topic not in CONSUMED:
-        raise CannotGoOnError(f"the writer reads {' and '.join(CONSUMED)}, not {topic}: nothing was passed over")
+        raise CannotGoOnError(f"the writer reads {' and '.join(CONSUMED)}, not {topic}: nothing was skipped")
     if not because:
-        raise CannotGoOnError("--because should say why, for those who read it later: nothing was passed over")
+        raise CannotGoOnError("--because should say why, for later readers: nothing was skipped")
     connection = await connect(settings, ROLE, "drawdown offsets skip")
     try:
         await plain_types(connection)
@@ -51,7 +51,7 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
         await _require_next(connection, shard, topic, offset)
         found = await read_one(settings, topic, shard, offset)
         if isinstance(found, NotYet):
-            raise CannotGoOnError(f"offset {offset} of {topic}-{shard} {found.why}: nothing was passed over")
+            raise CannotGoOnError(f"offset {offset} of {topic}-{shard} {found.why}: nothing was skipped")
         async with connection.transaction():
             lease = await take_over(connection, shard)
             await _require_next(connection, shard, topic, offset)
@@ -63,10 +63,10 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
     finally:
         await connection.close()
     if isinstance(found, Raw):
-        log.warning("one record was passed over: it is in quarantine", shard=shard, topic=topic, offset=offset)
+        log.warning("one record was skipped: it is in quarantine", shard=shard, topic=topic, offset=offset)
     else:
         log.warning(
-            "one record was passed over unread: quarantine has only its place; Kafka has the record until it expires",
+            "one record was skipped unread: quarantine has only its place; Kafka has the record until it expires",
             shard=shard,
             topic=topic,
             offset=offset,
@@ -77,12 +77,10 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
 async def _require_next(connection: asyncpg.Connection, shard: int, topic: str, offset: int) -> None:
     row = await connection.fetchrow("SELECT spend_offset, command_offset FROM ledger.shards WHERE shard = $1", shard)
     if row is None:
-        raise CannotGoOnError(f"there is no shard {shard}: nothing was passed over")
+        raise CannotGoOnError(f"there is no shard {shard}: nothing was skipped")
     needed = row["spend_offset" if topic == SPEND_EVENTS else "command_offset"]
     if needed != offset:
-        raise CannotGoOnError(
-            f"shard {shard} needs offset {needed} of {topic} next, not {offset}: nothing was passed over"
-        )
+        raise CannotGoOnError(f"shard {shard} needs offset {needed} of {topic} next, not {offset}: nothing was skipped")
 
 
 async def _now(connection: asyncpg.Connection, settings: Settings) -> int:
@@ -120,7 +118,7 @@ async def _note(
     connection: asyncpg.Connection, shard: int, topic: str, offset: int, because: str, found: Raw | str
 ) -> None:
     details = {"shard": shard, "topic": topic, "offset": offset, "was_read": isinstance(found, Raw)}
-    person, because = _person()[:_LONGEST_BECAUSE], because[:_LONGEST_BECAUSE]  # The database takes no more.
+    person, because = _person()[:_LONGEST_BECAUSE], because[:_LONGEST_BECAUSE]  # the most that the database accepts
     await connection.execute("SELECT ledger.note_offset_skipped($1, $2, $3)", person, because, details)
 
 

@@ -99,7 +99,7 @@ async def load(
             if is_unavailable(error):
                 raise
             log.error(
-                "a snapshot was no use: all entries of the shard are decided again, which may take a long time",
+                "a snapshot could not be used: all entries of the shard are decided again, which may take a long time",
                 shard=lease.shard,
                 error=repr(error),
             )
@@ -125,7 +125,7 @@ async def _load(
     rules.campaigns.most = most_campaigns
     await _Loading(connection, rules, lease.shard, tree, zones).run(start, lease.position)
     if (tree.size, tree.root()) != (lease.position, lease.tree.root()):
-        raise ValueError(f"shard {lease.shard}: the lease is at {lease.position}, the ledger ends at {tree.size}")
+        raise ValueError(f"shard {lease.shard}: the lease is at {lease.position}, but the ledger ends at {tree.size}")
     if rules.zones.release == UNRECORDED:
         await _record_what_is_not(connection, rules)
     rules.set_window(deduplication_days)

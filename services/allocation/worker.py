@@ -305,7 +305,7 @@ class Worker:
         self._ahead = ""
         if ahead_us > LARGEST_DIFFERENCE_US:
             until = format_time(self.lease.ledger_time)
-            self._ahead = f"ahead of the clock: what is decided before {until} is dated then"
+            self._ahead = f"ahead of the clock: every decision before {until} gets that time"
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
         self._state.set("writing", self._ahead)
 
@@ -351,7 +351,7 @@ class Worker:
             await account_locks.unlock(self._writing)
 
     async def _committed(self) -> None:
-        """Wait until the batch before is in the ledger. Raises the error of its commit."""
+        """Wait until the previous batch is in the ledger. Raises the error of its commit."""
         if self._commit is not None:
             await self._commit
             self._commit = None
@@ -407,7 +407,7 @@ class Worker:
         says = log.bind(shard=self.lease.shard, position=self.lease.position)
         error = None if commit.cancelled() else commit.exception()
         if commit.cancelled() or (error is not None and is_lost(error.__cause__ or error)):
-            says.warning("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
+            says.warning("a commit was cut off: only the ledger can tell whether it holds the batch after the position")
         elif error is not None:
             says.warning("the batch that was being committed is undone", error=describe(error.__cause__ or error))
         else:
@@ -458,7 +458,7 @@ def _forwarded(row: asyncpg.Record) -> Raw:
     except ValueError as error:
         return unreadable_record(place, row["key"], row["raw"], f"its headers: {error}", row["id"])
     if (replay[0] is None) != (replay[1] is None):
-        why = "it names half of the record of which it is a replay"
+        why = "it names only half of the record that it replays"
         return unreadable_record(place, row["key"], row["raw"], why, row["id"])
     raw = Raw(*place, row["key"], row["raw"], headers, row["id"])
     if is_too_large(raw):

@@ -1,4 +1,4 @@
-"""Reads how far a read model has got, and which time its readers count with."""
+"""Reads how far a read model has got, and which time its readers use."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ class Checkpoints:
     recorded_at: dict[int, datetime]
 
     def as_of(self) -> dict[str, Any]:
-        """Return the answer's `as_of`. Of several shards it has the earliest time, up to which nothing is missing."""
+        """Return the answer's `as_of`. For several shards it has the earliest time, up to which nothing is missing."""
         return {
             "recorded_at": time(min(self.recorded_at.values())) if self.recorded_at else None,
             "shards": [{"shard": shard, "position": self.positions[shard]} for shard in sorted(self.positions)],

@@ -16,8 +16,8 @@ from shared.rules.money import format_micros
 Money = Annotated[str, Field(examples=["12.345678"])]
 Instant = Annotated[str, Field(examples=["2026-11-21T12:00:00.000000Z"])]
 PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many at most")]
-AfterId = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN, description="The `next` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The largest number of items")]
+AfterId = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN, description="The `next` of the previous page")]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -48,7 +48,7 @@ class Problem(BaseModel):
 class Outcome(BaseModel):
     """The outcome of a command; `code` is null if it was accepted.
 
-    `via` is the way by which the decided command came: `api`, or `topic`, where every writer of `finance.commands` may
+    `via` says how the decided command came: `api`, or `topic`, where every writer of `finance.commands` may
     name any actor. It is null for commands that an older version decided.
     """
 

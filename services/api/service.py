@@ -100,7 +100,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
 
 def _readiness(watcher: Watcher) -> tuple[bool, str]:
     if watcher.silence > STALE_SECONDS:
-        return False, f"nobody has looked for the outcomes of commands for {watcher.silence:.0f} s"
+        return False, f"the API has not looked for outcomes of commands for {watcher.silence:.0f} s"
     can_read, sentence = watcher.reader.readiness()
     return can_read, "the database and the broker answer" if can_read else sentence
 

@@ -1,1 +1,1 @@
-"""Auditor: proves from the ledger alone that nothing was lost, doubled, reordered or edited. It never writes."""
+"""Auditor: proves from the ledger alone that nothing was lost, duplicated, reordered or edited. It never writes."""

@@ -111,21 +111,22 @@ async def check_ends(connection: asyncpg.Connection, head: Head) -> None:
             f"SELECT coalesce(max({column}), 0) FROM ledger.{table} WHERE shard = $1",  # noqa: S608
             head.shard,
         )
-        expect(last == end, f"shard {head.shard}: the {what} at {last}, the lease says {end}")
+        expect(last == end, f"shard {head.shard}: the {what} at {last}, but the lease says {end}")
     for follower, (position, _) in head.checkpoints.items():
         expect(
             position <= head.position,
-            f"shard {head.shard}: the checkpoint of {follower} is at {position}, the ledger ends at {head.position}",
+            f"shard {head.shard}: the checkpoint of {follower} is at {position},"
+            f" but the ledger ends at {head.position}",
         )
     last = await connection.fetchval(
         "SELECT coalesce(max(sequence), 0) FROM ledger.quarantine WHERE shard = $1", head.shard
     )
-    told = f"the quarantine ends at {last}, the lease says {head.quarantine_sequence}"
+    told = f"the quarantine ends at {last}, but the lease says {head.quarantine_sequence}"
     expect(last <= head.quarantine_sequence, f"shard {head.shard}: {told}")  # A gap may be a dropped month.
     last = await connection.fetchval(
         "SELECT coalesce(max(position), 0) FROM ledger.resting_campaigns WHERE shard = $1", head.shard
     )
-    told = f"a campaign rests at position {last}, the ledger ends at {head.position}"
+    told = f"a campaign rests at position {last}, but the ledger ends at {head.position}"
     expect(last <= head.position, f"shard {head.shard}: {told}")
     await _check_beginnings(connection, head.shard)
     await _check_published(connection, head)
@@ -155,7 +156,7 @@ async def _check_published(connection: asyncpg.Connection, head: Head) -> None:
     )
     expect(
         (told or 0) <= head.outcome_sequence,
-        f"shard {head.shard}: outcomes are published up to {told}, the last is {head.outcome_sequence}",
+        f"shard {head.shard}: outcomes are published up to {told}, but the last is {head.outcome_sequence}",
     )
 
 

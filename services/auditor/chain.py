@@ -68,5 +68,5 @@ def grow(tree: CompactRange, link: Link, shard: int) -> None:
     expect(
         root == link.batch.root,
         f"shard {shard}, position {link.batch.first} to {link.batch.last}: the entries add up to the root {root.hex()},"
-        f" the batch holds {link.batch.root.hex()}",
+        f" but the batch holds {link.batch.root.hex()}",
     )

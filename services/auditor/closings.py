@@ -28,7 +28,7 @@ def closings_of(shard: int, held: Rows, checkpoint: int) -> list[int]:
     for before, position in zip([0, *positions], [*positions, checkpoint], strict=True):
         expect(
             position <= checkpoint,
-            f"balance.closings: shard {shard} was closed at {position}, the checkpoint is at {checkpoint}",
+            f"balance.closings: shard {shard} was closed at {position}, but the checkpoint is at {checkpoint}",
         )
         expect(
             position - before <= MOST_BETWEEN,

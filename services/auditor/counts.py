@@ -1,4 +1,4 @@
-"""Checks of rows that no audit reads one by one: it counts them and matches them with each other."""
+"""Checks rows that no audit reads one by one: counts them, and matches them with each other."""
 
 import asyncpg
 
@@ -25,7 +25,7 @@ async def check_outcomes(connection: asyncpg.Connection, head: Head) -> int:
     if row is not None:
         where = f"shard {head.shard}: the outcome {row['expected']}"
         expect(row["sequence"] == row["expected"], f"{where} is missing")
-        raise DifferenceError(f"{where} names the position {row['position']}, the ledger ended at {head.position}")
+        raise DifferenceError(f"{where} names the position {row['position']}, but the ledger ended at {head.position}")
     return head.outcome_sequence
 
 
@@ -55,6 +55,6 @@ async def check_accounts(connection: asyncpg.Connection, head: Head) -> int:
     if row is not None:
         raise DifferenceError(
             f"shard {head.shard}: ledger.ad_accounts holds {row['ad_account_id']} of {row['registered']},"
-            f" the entries open it in {row['opened']}"
+            f" but the entries open it in {row['opened']}"
         )
     return int(await connection.fetchval("SELECT count(*) FROM ledger.ad_accounts WHERE shard = $1", head.shard))

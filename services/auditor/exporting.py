@@ -1,4 +1,4 @@
-"""`audit export`: the ledger as files that anybody can check without software of ours.
+"""`audit export`: the ledger as files that anybody can check without our software.
 
 The export is a folder with `manifest.json` and, for each shard, its entries and its batches. An entry has the fields
 of `GET /v1/ledger` and `encoded`, its canonical bytes in hexadecimal: the batches' roots follow from their hashes.

@@ -30,7 +30,7 @@ async def check_forwarded(connection: asyncpg.Connection) -> int:
 
 def _problem(row: asyncpg.Record) -> str:
     if row["is_half"]:
-        return "it names half of the record of which it is a replay"
+        return "it names only half of the record that it replays"
     try:
         read_headers(row["headers"])
     except ValueError as error:

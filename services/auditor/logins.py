@@ -28,7 +28,7 @@ async def check_logins(connection: asyncpg.Connection) -> int:
 
 
 async def notes_on_functions(connection: asyncpg.Connection) -> list[str]:
-    """Return a note if every login may call functions of PostgreSQL that write or lock. No row is wrong by that."""
+    """Return a note if every login may call functions of PostgreSQL that write or lock. No row is wrong by itself."""
     still_open = await open_functions(connection)
     if not still_open:
         return []

@@ -1,4 +1,4 @@
-"""Checks that the operators' log names each record that an operator passed over into quarantine."""
+"""Checks that the operators' log names each record that an operator skipped into quarantine."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ _NOTED = "SELECT left(details::text, 10000) FROM ledger.operators_log WHERE acti
 
 
 async def check_operators_log(connection: asyncpg.Connection) -> int:
-    """Return the length of the operators' log. Raise DifferenceError if a record passed over is not in it."""
+    """Return the length of the operators' log. Raise DifferenceError if a skipped record is not in it."""
     noted: Counter[Place] = Counter()
     async with connection.transaction():
         async for (details,) in connection.cursor(_NOTED, prefetch=1_000):
@@ -32,8 +32,8 @@ async def check_operators_log(connection: asyncpg.Connection) -> int:
         said = noted[shard, topic, offset]
         if count > said:
             raise DifferenceError(
-                f"shard {shard}: offset {offset} of {topic} was passed over {count} times,"
-                f" the operators' log says so {said} times"
+                f"shard {shard}: offset {offset} of {topic} was skipped {count} times,"
+                f" but the operators' log says so {said} times"
             )
     return int(await connection.fetchval("SELECT count(*) FROM ledger.operators_log"))
 

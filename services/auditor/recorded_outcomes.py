@@ -39,7 +39,7 @@ class RecordedOutcome:
     """A row of ledger.outcomes.
 
     `rules_version`, `zones_release` and `policy_version` name what decided the command or, for a repetition, what was
-    in force when it was repeated. `via` is the way by which the decided command came. Older outcomes lack `via` and
+    in force when it was repeated. `via` says how the decided command came. Older outcomes lack `via` and
     `policy_version`.
     """
 
@@ -136,17 +136,19 @@ class RecordedOutcomes:
         outcome = self._accepted.pop(command.position, None)
         where = f"shard {self.shard}, position {command.position}"
         if outcome is None:
-            raise DifferenceError(f"{where}: the ledger holds the command {_hex(source)}, no outcome accepts it there")
+            raise DifferenceError(
+                f"{where}: the ledger holds the command {_hex(source)}, but no outcome accepts it there"
+            )
         expect(outcome.command_id == source, f"{where}: the ledger holds {_hex(source)}, {self._say(outcome)} names it")
         expect(
             outcome.position == last and outcome.recorded_at == command.recorded_at,
-            f"{where}: {self._say(outcome)} ends at {outcome.position}, its entries end at {last}, or another time",
+            f"{where}: {self._say(outcome)} ends at {outcome.position}, but its entries end at {last}, or another time",
         )
         details = json.loads(line.details or "{}")
         kept, via = details["command"], details.get("via")
         same = outcome.content == kept
         expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
-        # The first two versions of the rules did not record the way.
+        # The first two versions of the rules did not record how a command came.
         expect(
             via in (None, outcome.via), f"{where}: the command came by {via}, {self._say(outcome)} says {outcome.via}"
         )

@@ -38,6 +38,6 @@ async def notes_on_zones(connection: asyncpg.Connection) -> list[str]:
     The recorded zones will decide once that release is installed, so a forged one would matter then.
     """
     return [
-        f"time zones of the release {row[0]} are recorded, but it decided nothing yet: compare them with it"
+        f"time zones of the release {row[0]} are recorded, but no batch names it yet: compare them with that release"
         for row in await connection.fetch(_UNNAMED, UNRECORDED)
     ]

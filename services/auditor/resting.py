@@ -35,7 +35,7 @@ async def check_resting(connection: asyncpg.Connection, head: Head) -> int:
         ):
             where = f"shard {head.shard}, position {position}: the resting campaign {campaign} of {account}"
             expect(end is not None, f"{where} is kept where no batch ends")
-            expect(shard is not None, f"{where} is of no ad account of this shard")
+            expect(shard is not None, f"{where} belongs to no ad account of this shard")
             expect(_can_be_read(state), f"{where} cannot be read: it was kept as {state[:_MOST_SHOWN]}")
             count += 1
     return count
@@ -79,7 +79,7 @@ class RestingRows:
                 expect(False, f"{where} is not in memory according to the entries")
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
-            expect(own == state, f"{where} was kept as {state}, the entries give {own}")
+            expect(own == state, f"{where} was kept as {state}, but the entries give {own}")
             self.checked += 1
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)

@@ -39,7 +39,7 @@ async def check_batches(connection: asyncpg.Connection, head: Head) -> int:
         head.shard,
         head.position,
     )
-    told = f"a batch was written under epoch {epoch}, the lease is at {head.epoch}"
+    told = f"a batch was written under epoch {epoch}, but the lease is at {head.epoch}"
     expect(epoch <= head.epoch, f"shard {head.shard}: {told}")
     return int(count)
 

@@ -192,7 +192,7 @@ class ShardAudit(Redecider):
     def _decide_alone(self, refusal: RecordedOutcome) -> None:
         """Decide a refusal of a batch without entries, at whose ledger time no timer was due.
 
-        If the batch before left due timers to the next one, this is that next one.
+        If the previous batch left due timers to the next one, this is that next one.
         """
         if refusal.recorded_at > self.rules.now or not self._is_decided_as_now(refusal):
             where = self._where(refusal.position)
@@ -240,7 +240,7 @@ class ShardAudit(Redecider):
         self._await_refusal()
 
     def _refuse_again(self, refusal: RecordedOutcome, where: str) -> None:
-        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, decided again"
+        told = f"the command {refusal.content['command_id']} was refused as {refusal.answer.code}, but decided again"
         try:
             sent = sent_command(refusal.content, refusal.via or TOPIC)
             refused = self.rules.command(sent.command, refusal.command_id, sent.content, sent.via)
@@ -272,7 +272,7 @@ class ShardAudit(Redecider):
             expect(
                 registered.get(account) == opened.get(account),
                 f"shard {self.shard}: ledger.ad_accounts holds {account} of {registered.get(account)},"
-                f" the entries open it in {opened.get(account)}",
+                f" but the entries open it in {opened.get(account)}",
             )
 
 

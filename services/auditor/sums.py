@@ -36,7 +36,7 @@ def check_pockets(rules: Shard, fold: Fold) -> None:
         expect(
             held.get(key, 0) == folded,
             f"shard {fold.shard}: the entries of the pocket {pocket} of {account or center} add up to"
-            f" {format_micros(folded)}, the rules hold {format_micros(held.get(key, 0))}",
+            f" {format_micros(folded)}, but the rules hold {format_micros(held.get(key, 0))}",
         )
 
 

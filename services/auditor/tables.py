@@ -136,7 +136,7 @@ def compare(table: Table, expected: Rows, held: Rows, as_of: str) -> int:
             shown = "has no such row" if found is None else f"holds {say(table.values, found)}"
             raise DifferenceError(
                 f"{table.name} {say(table.key, key)}, {as_of}: the read model {shown},"
-                f" the ledger gives {say(table.values, values)}"
+                f" but the ledger gives {say(table.values, values)}"
             )
     return len(expected)
 
@@ -147,7 +147,7 @@ def expect_none_left(held: dict[str, Rows]) -> None:
         for key, values in held[table.name].items():
             raise DifferenceError(
                 f"{table.name} {say(table.key, key)}: the read model holds {say(table.values, values) or 'the row'},"
-                f" the ledger gives no such row"
+                f" but the ledger gives no such row"
             )
 
 

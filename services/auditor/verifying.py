@@ -45,7 +45,7 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
             await _verify_shard(connection, head, anchors, report, progress)
     finally:
         progress.end()
-    report.count("operators_log", await check_operators_log(connection), "acts of operators, with their reasons")
+    report.count("operators_log", await check_operators_log(connection), "actions of operators, with their reasons")
     report.count("noted_roots", anchors.checked, "roots noted earlier, still contained")
 
 

@@ -8,7 +8,7 @@ from services.incentives.rating import Rating, forecast_cash_spend, next_slab, r
 
 @dataclass(frozen=True, slots=True)
 class NextTier:
-    """The slab to be reached next, and the cash spend that is missing to it, in micros."""
+    """The slab to be reached next, and the cash spend still needed to reach it, in micros."""
 
     from_micros: int
     rate_millionths: int

@@ -56,7 +56,7 @@ class DealTerms(BaseModel):
             raise ValueError("ends_on should not be before starts_on")
         amounts = [parse_amount(slab.from_) for slab in self.slabs]
         if any(low >= high for low, high in pairwise(amounts)):
-            raise ValueError("slabs should ascend: each from above the one before")
+            raise ValueError("slabs should ascend: the from of each should be above that of the slab before it")
         return self
 
 

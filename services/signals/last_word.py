@@ -112,7 +112,7 @@ class Partition:
 
 
 async def read_signals_back(settings: Settings, producer: AIOKafkaProducer) -> None:
-    """Read the topic back until cancelled, and publish each newest signal again that an old one came behind.
+    """Read the topic back until cancelled. Publish a newest signal again if an older one arrived after it.
 
     Waits for a lost database.
 

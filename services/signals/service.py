@@ -68,7 +68,7 @@ async def run(settings: Settings) -> None:
     """
     async with serving_health(settings) as health:
         broker = health.reachability("the broker")
-        # If the database refuses us or has a wrong schema, the start ends before it connects to the broker.
+        # If the database refuses this login or has a wrong schema, the start ends before it connects to the broker.
         async with follower_connection(settings, NAME):
             pass
         await ensure_topics(settings)

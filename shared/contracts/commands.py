@@ -266,7 +266,7 @@ def sent_command(content: dict[str, Any], via: str) -> SentCommand:
 
 
 def same_content(content: dict[str, Any]) -> str:
-    """Return the SHA-256 of a command's meaning: equal for equal commands, also if the ledger keeps only the hash."""
+    """Return the SHA-256 of a command's meaning: equal for equal commands, even if the ledger keeps only the hash."""
     if is_hash(content):
         return str(content["sha256"])
     return sha256(_canonical(command_meaning(content))).hexdigest()

@@ -247,7 +247,7 @@ class _Following:
             return False, "; ".join(f"shard {shard} is not followed: {why}" for shard, why in sorted(failing.items()))
         silence = monotonic() - min(bell.stepped_at for bell in self._bells)
         if silence > STALE_SECONDS:
-            return False, f"no step along the ledger has ended for {silence:.0f} s"
+            return False, f"the follower has completed no step for {silence:.0f} s"
         if unseen:
             return False, f"has not yet looked at the shards {unseen}"
         behind = sum(sum(bell.behind.values()) for bell in self._bells)
@@ -320,7 +320,7 @@ class _Following:
             why = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
             seconds = bell.failed(shard, why)
             self._log.exception(
-                "a shard cannot be followed: it is tried again; other shards go on",
+                "a shard cannot be followed: it is tried again; the other shards continue",
                 shard=shard,
                 again_in_seconds=seconds,
                 error=why,

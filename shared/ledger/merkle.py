@@ -31,7 +31,7 @@ class CompactRange:
     __slots__ = ("_peaks", "size")
 
     def __init__(self, size: int = 0, frontier: bytes = b"") -> None:
-        """Go on from a tree of this size with this frontier. Raise ValueError if they do not fit together."""
+        """Continue from a tree of this size with this frontier. Raise ValueError if they do not fit together."""
         hashes = [frontier[start : start + HASH_BYTES] for start in range(0, len(frontier), HASH_BYTES)]
         heights = [height for height in range(size.bit_length() - 1, -1, -1) if size >> height & 1]
         if len(frontier) != HASH_BYTES * len(heights):
@@ -65,5 +65,5 @@ class CompactRange:
         return root
 
     def frontier(self) -> bytes:
-        """Return the roots of the perfect subtrees, largest first, with which the constructor goes on from here."""
+        """Return the roots of the perfect subtrees, largest first, with which the constructor continues from here."""
         return b"".join(self._peaks[height] for height in sorted(self._peaks, reverse=True))

@@ -39,7 +39,7 @@ SLICE = 500
 
 
 class ReplayDiffersError(Exception):
-    """Deciding again gave something else than the ledger holds. The message names the first difference."""
+    """Deciding again gave a different result from what the ledger holds. The message names the first difference."""
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ class Redecider:
         if self.tree.root() != batch.root:
             raise ReplayDiffersError(
                 f"{self._where(batch.first)} to {batch.last}: the entries add up to the root {self.tree.root().hex()},"
-                f" the batch holds {batch.root.hex()}: an entry or the root was edited"
+                f" but the batch holds {batch.root.hex()}: an entry or the root was edited"
             )
         self.entries += len(rows)
         self.inputs += len(inputs)
@@ -243,7 +243,7 @@ class Redecider:
             if refused is not None:
                 raise ReplayDiffersError(
                     f"{self._where(position)}: command {item.content['command_id']} was accepted,"
-                    f" decided again it is refused: {refused.message}"
+                    f" but decided again it is refused: {refused.message}"
                 )
             return
         event_id, center_id, *_ = item
@@ -251,7 +251,8 @@ class Redecider:
         outcome, detail = self.rules.event(with_currency(item, center.currency if center else ""))
         if outcome != "charged":
             raise ReplayDiffersError(
-                f"{self._where(position)}: event {event_id.hex()} was charged, decided again it is {outcome}: {detail}"
+                f"{self._where(position)}: event {event_id.hex()} was charged,"
+                f" but decided again it is {outcome}: {detail}"
             )
 
     async def _spends_before(self, batch: StoredBatch, event_ids: list[bytes]) -> dict[bytes, Any]:
@@ -299,15 +300,15 @@ class Redecider:
             if entry.encoded != row:
                 return (
                     f"{self._where(entry.position)}: the ledger holds {describe(entry.encoded)},"
-                    f" decided again it is {describe(row)}"
+                    f" but decided again it is {describe(row)}"
                 )
         if len(rows) < len(stored):
             extra = stored[len(rows)]
             held = describe(extra.encoded)
-            return f"{self._where(extra.position)}: the ledger holds {held}, deciding again gives nothing"
+            return f"{self._where(extra.position)}: the ledger holds {held}, but deciding again gives nothing"
         return (
             f"{self._where(batch.last + 1)}: the batch ends at {batch.last},"
-            f" decided again {describe(rows[len(stored)])} follows"
+            f" but decided again {describe(rows[len(stored)])} follows"
         )
 
     def _where(self, position: int) -> str:

@@ -36,7 +36,7 @@ def enable(step: Step, center: BusinessCenter, now: int, position: int, policy: 
 def _write_enabled(
     step: Step, center: BusinessCenter, left_out: list[dict[str, str]], participants: list[str], policy: Policy
 ) -> None:
-    """Write the accounts that are left out and those that take part. A long list goes on in further entries."""
+    """Write the accounts that are left out and those that take part. A long list continues in further entries."""
     most = MOST_LISTED if policy.rules >= BOUNDED else max(1, len(left_out) + len(participants))
     for start in range(0, max(1, len(left_out) + len(participants)), most):
         joined = max(0, start - len(left_out)), max(0, start + most - len(left_out))

@@ -68,7 +68,7 @@ def canonical_json(value: Any) -> str:
 class Step:
     """The entries that one input causes. They stand together and carry its id, `source`.
 
-    `command` is the content of a command; its first entry records it, with `via`: the way by which it came (`ways`).
+    `command` is the content of a command; its first entry records it, with `via`, which says how it came (`ways`).
     """
 
     __slots__ = ("command", "entries", "occurred_at", "part", "source", "via")
@@ -105,7 +105,7 @@ class Step:
         reverses: bytes | None = None,
         details: dict[str, Any] | None = None,
     ) -> None:
-        """Append an entry. The first entry of a command also records the command, and the way by which it came.
+        """Append an entry. The first entry of a command also records the command, and how it came.
 
         `amount` is in micros, `day` and `period` are ordinals. The sign of the amount must be that of the kind, and a
         pocket must have a holder. Both are asserted here, because nothing else checks them before the write.

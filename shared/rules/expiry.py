@@ -1,4 +1,4 @@
-"""Expiry of a grant: its rest is forfeited, in the BC's pool and in every account alike (domain page, section 6.2)."""
+"""Expiry of a grant: what is left of it is forfeited, wherever it is held (domain page, section 6.2)."""
 
 from shared.rules.entries import Step
 from shared.rules.pauses import Changed

@@ -1,8 +1,8 @@
 """The objects that leave memory: grants that are used up or expired, and lines of entries not written for days.
 
-No decision depends on it. A grant that is needed again is restored from what the ledger says of it (`Book.grant`).
-The next batch is decided before the one before it can be read, so a grant leaves only once the batch that ended it is
-two batches back.
+No decision depends on it. A grant that is needed again is restored from what the ledger says about it
+(`Book.grant`). The next batch is decided before the previous one can be read, so a grant leaves two batches after the
+batch that ended it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ QUIET_DAYS = 2
 
 
 class EndedGrants:
-    """The grants of which nothing is left, by the batch that ended them."""
+    """The grants that are used up or expired, by the batch that ended them."""
 
     def __init__(self) -> None:
         self.now: dict[Grant, None] = {}

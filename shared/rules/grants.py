@@ -1,4 +1,4 @@
-"""Vouchers and ad credits: granted, allocated by hand, moved with a balance (domain page, sections 1, 2.7, 3)."""
+"""Vouchers and ad credits: granting, allocating by hand, moving with a balance (domain page, sections 1, 2.7, 3)."""
 
 from dataclasses import dataclass, field
 
@@ -49,7 +49,7 @@ def grant(step: Step, center: BusinessCenter, account: AdAccount | None, new: Gr
 
 
 def allocate(step: Step, center: BusinessCenter, account: AdAccount, credit: Grant, amount: int) -> None:
-    """Move ad credit from the BC's pool to an account, where alone it can pay. Raise Refused if the pool holds less."""
+    """Move ad credit from the BC's pool to an account. It can pay only there. Raise Refused if the pool holds less."""
     pool = credit.holdings[0]
     require(amount <= pool.remaining, "insufficient_funds", "the pool does not hold that much of the ad credit")
     target = account.holdings.get(credit) or Holding(credit, account)

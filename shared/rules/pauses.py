@@ -65,7 +65,7 @@ def _budget_causes(campaign: Campaign) -> int:
 
 
 def is_settled(campaign: Campaign, policy: Policy) -> bool:
-    """Return whether all sets of causes are surely still right after a spend of this campaign. Nearly always they are.
+    """Return whether all sets of causes are surely still right after a spend of this campaign. They nearly always are.
 
     False also means that `settle_spent` must look closer, as it must if vouchers are tied to campaigns.
     """

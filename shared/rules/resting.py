@@ -1,4 +1,4 @@
-"""Campaigns that rest: those that no input has named for long leave memory, and come back when one names them.
+"""Campaigns that rest: they leave memory if no input has named them for long, and come back when one names them.
 
 No decision depends on it: the process that writes the shard chooses which campaigns leave, and when. It keeps a row of
 each, with the position up to which the row holds (`docs/decisions/what-leaves-memory.md`). The next batch is decided
@@ -103,7 +103,7 @@ class CampaignsInMemory:
         return list(self._left.values())
 
     def _idle(self, accounts: Mapping[str, AdAccount], too_many: int, policy: Policy) -> Iterator[Campaign]:
-        """Yield campaigns that may leave. Each call goes on where the last one ended, once a generation."""
+        """Yield campaigns that may leave. Each call continues where the last one ended, once a generation."""
         if too_many <= 0 or self._looked_through == self._generation:
             return
         self._all = self._all or _all_of(accounts)

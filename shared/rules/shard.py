@@ -91,7 +91,7 @@ class Shard(Book):
 
         The other arguments are what the ledger holds that the inputs of this batch need: `known` the events that have
         their ids, `spends` the spends that its reversals name, `grants` those that its commands name or those spends
-        drew on, `resting` the campaigns that may be out of memory. What the batch before wrote may be missing in them.
+        drew on, `resting` the campaigns that may be out of memory. They may lack what the previous batch wrote.
         """
         self._previous = self.batch
         self.position = self._previous.last_position()
@@ -144,7 +144,7 @@ class Shard(Book):
         return (self.policy, self.zones) if self.batch.entries else self.named
 
     def _keep_to_the_ledger(self) -> None:
-        """Go back to the policy and time zones that the ledger names, if the batch before changed them without entries.
+        """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
         A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
@@ -275,7 +275,7 @@ class Shard(Book):
         return _IS_CHARGED
 
     def _find_spend(self, event_id: bytes) -> ChargedSpend | None:
-        """Return a spend with what is left of it, from this batch, the one before or the ledger. None if unknown."""
+        """Return a spend with what is left of it, from this batch, the previous one or the ledger. None if unknown."""
         mine = self.batch.spends
         found = mine.get(event_id)
         if found is None:

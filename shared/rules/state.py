@@ -13,7 +13,7 @@ from shared.rules.calendar import Zone
 from shared.rules.entries import Line
 
 FOREVER: Final = 2**63 - 1
-# No amount is above it.
+# The largest possible amount.
 NO_BOUND: Final = 2**63 - 1
 
 

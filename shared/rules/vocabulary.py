@@ -85,7 +85,7 @@ MONEY_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is not None)
 FACT_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is None)
 # The kinds by which money comes into the books.
 IN_KINDS: Final = tuple(kind.name for kind in KINDS if kind.counts_as == "in")
-# The kind of entry that a payment from an ad account's own pocket is written as.
+# The kind of the entry for a payment from an ad account's own pocket.
 DEBITS: Final = {pocket: f"{pocket}_debit" for pocket in AD_ACCOUNT_POCKETS}
 BUDGET_KINDS: Final = ("budget_set", "budget_synced", "budget_reset")
 DELIVERY_KINDS: Final = ("pause", "resume")
@@ -124,7 +124,7 @@ ACTOR_ROLES: Final = (
 )
 ROLE: Final = {role.name: role for role in ACTOR_ROLES}
 ROLES: Final = tuple(ROLE)
-# The ways by which a command may come (`ways`).
+# How a command may come (`ways`).
 WAYS: Final = ("api", "topic")
 
 # Why a command is refused, in the order of the checks. `conflict` usually means that another command has this id.

@@ -1,4 +1,4 @@
-"""The way by which a command came, and what a command that came by the topic may name.
+"""How a command came, and what a command on the topic may name.
 
 `api`: the API has signed the command after it authenticated the caller. `topic`: a client with the right to write to
 the topic sent it, and nothing else vouches for the actor that it names.

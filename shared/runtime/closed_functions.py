@@ -1,11 +1,11 @@
-"""Functions of the server that PostgreSQL lets any login run unless told otherwise, and that do harm.
+"""Closes functions of the server that do harm, and that PostgreSQL by default lets any login run.
 
-Large objects are rows that no table's rights cover. Advisory locks hold up whoever asks for the same number, and fill
-the server's table of locks, without which nobody reads anything. Logical messages fill the write-ahead log. Transaction
-ids are used up: where too many are, nobody writes any more. Exported snapshots are files.
+Large objects are rows that no table's rights cover. Advisory locks block sessions that ask for the same number, and
+fill the server's table of locks, without which no session can read. Logical messages fill the write-ahead log. Some
+functions use up transaction ids, and without those no session can write. Exported snapshots create files.
 
-They belong to the superuser: an owner that is none may close them where it was given them with the grant option
-(deploy/postgres/public.sql).
+The functions belong to the superuser. An owner that is not a superuser may only close them if it was given them with
+the grant option (deploy/postgres/public.sql).
 """
 
 from typing import Final
@@ -19,7 +19,7 @@ CLOSED_NAMES: Final = (
     r"^(lo_.+|loread|lowrite|pg_(try_)?advisory_(xact_)?lock.*|pg_logical_emit_message"
     r"|pg_current_xact_id|txid_current|pg_export_snapshot)$"
 )
-# The writer keeps two shards from opening the same ad account (services/allocation/account_locks.py).
+# With it the writer keeps two shards from opening the same ad account (services/allocation/account_locks.py).
 _OF_THE_WRITER: Final = "pg_catalog.pg_advisory_lock(integer, integer)"
 _WRITER: Final = "drawdown_allocation"
 
@@ -33,17 +33,17 @@ _MAY_RUN = "SELECT has_function_privilege($1, $2, 'EXECUTE')"
 
 
 async def open_functions(connection: asyncpg.Connection) -> list[str]:
-    """Return those of them that every login of this database may run, with their arguments."""
+    """Return the harmful functions that every login of this database may run, with their arguments."""
     return [row[0] for row in await connection.fetch(_OPEN, CLOSED_NAMES)]
 
 
 async def close_functions(connection: asyncpg.Connection) -> None:
-    """Take them from everybody, and leave the writer the one that it needs.
+    """Revoke the harmful functions from everybody, and let the writer keep the one that it needs.
 
-    Where the owner may not do that, it says so in the log, and the writer runs what everybody may.
+    If the owner may not revoke them, this logs a warning, and the writer uses the right that everybody has.
 
     Raises:
-        CannotGoOnError: it is taken from everybody, the writer included, and the owner may not give it.
+        CannotGoOnError: everybody, including the writer, lacks the right, and the owner may not grant it.
 
     """
     still_open = await open_functions(connection)
@@ -64,6 +64,6 @@ async def _give_the_writer_its_own(connection: asyncpg.Connection) -> None:
     await connection.execute(f"GRANT EXECUTE ON FUNCTION {_OF_THE_WRITER} TO {_WRITER}")
     if not await connection.fetchval(_MAY_RUN, _WRITER, _OF_THE_WRITER):
         raise CannotGoOnError(
-            f"{_WRITER} may not run {_OF_THE_WRITER}, and this login may not let it: let the superuser run"
-            " deploy/postgres/public.sql, which gives it to the owner to pass on"
+            f"{_WRITER} may not run {_OF_THE_WRITER}, and this login may not grant that: let the superuser run"
+            " deploy/postgres/public.sql, which lets the owner grant it"
         )

@@ -1,6 +1,6 @@
-"""Health and metrics: what a service says of itself, and the HTTP server that says it to operators.
+"""Health and metrics: what a service reports about itself, and the HTTP server that shows it to operators.
 
-`/readyz` asks nobody: it tells what the service's own work saw last. So it answers at once, whatever hangs.
+`/readyz` asks no server: it reports what the service's own work saw last. So it answers at once, whatever hangs.
 """
 
 import asyncio
@@ -27,24 +27,24 @@ from shared.runtime.reachability import Reachability
 from shared.runtime.serving import Server
 from shared.runtime.settings import Settings, is_loopback
 
-# (ready, why not or what is so)
+# Whether the process is ready, and a sentence: why it is not, or what it does.
 Readiness = Callable[[], tuple[bool, str]]
-# What /readyz answers: a JSON object whose `status` is "not ready" where it cannot serve.
+# The answer of /readyz: a JSON object whose `status` is "not ready" if the process cannot serve.
 Answer = Callable[[], Mapping[str, Any]]
 
 NOT_READY: Final = "not ready"
 # More than the probes and Prometheus need.
 CONNECTIONS_AT_MOST: Final = 32
-# From its beginning to its answer, taken in full.
+# For a whole connection, until the client has read the answer.
 CONNECTION_SECONDS = 5.0
 HEAD_LIMIT_BYTES: Final = 8_192
-# How long an answer may still be taken when the service ends.
+# At the end of the service, for clients to read their answers.
 GRACE_SECONDS: Final = 1
 _PORT: Final = re.compile(r":\d*$")
 
 
 class Health:
-    """What a process says of itself: not ready before its work says that it is, nor while a server is away."""
+    """The health of a process. It is not ready until its work says so, nor while a server is unavailable."""
 
     def __init__(self) -> None:
         self.work: Readiness = lambda: (False, "starting")
@@ -55,24 +55,24 @@ class Health:
         return self._servers.setdefault(server, Reachability(server))
 
     def readiness(self) -> tuple[bool, str]:
-        """Whether it is ready, and a sentence about it."""
+        """Return whether the process is ready, and a sentence about it."""
         problems = [server.problem for server in self._servers.values() if server.problem]
         return (False, "; ".join(problems)) if problems else self.work()
 
     def answer(self) -> dict[str, Any]:
-        """What /readyz answers."""
+        """Return the answer of /readyz."""
         return answer(self.readiness)
 
 
 def answer(ready: Readiness) -> dict[str, Any]:
-    """A readiness as /readyz answers it."""
+    """Return a readiness in the form of /readyz's answer."""
     is_ready, text = ready()
     return {"status": "ready" if is_ready else NOT_READY, "detail": text}
 
 
 @contextlib.asynccontextmanager
 async def serving_health(settings: Settings) -> AsyncIterator[Health]:
-    """Serve the health of this process at the port that the settings name, from its start to its end."""
+    """Serve the health of this process, at the port that the settings name, while the block runs."""
     health = Health()
     async with answering_health(settings, health.answer):
         yield health
@@ -83,8 +83,8 @@ async def answering_health(settings: Settings, answer: Answer) -> AsyncIterator[
     """Serve `/healthz`, `/readyz` and `/metrics` at the port that the settings name, if they name one.
 
     Args:
-        settings: `health_host` and `health_port`; no port, or 0: nothing is served.
-        answer: what is asked at each `/readyz`.
+        settings: `health_host` and `health_port`. Without a port, or with port 0, nothing is served.
+        answer: called for each request of `/readyz`.
 
     Raises:
         OSError: the port is taken.
@@ -107,12 +107,12 @@ async def answering_health(settings: Settings, answer: Answer) -> AsyncIterator[
 
 
 def create_app(answer: Answer, *, is_local: bool) -> Starlette:
-    """Return the application that says how the process is.
+    """Return the application that answers the probes and shows the metrics.
 
     Args:
-        answer: what is asked at each `/readyz`.
-        is_local: whether it listens on this machine alone. Then it is asked as this machine only, so that no page of
-            another name reads what it says.
+        answer: called for each request of `/readyz`.
+        is_local: whether it listens on this machine alone. Then it answers only requests that name this machine, so
+            that a web page under another name cannot read the answers.
 
     """
 
@@ -141,7 +141,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 class _AskedAsThisMachine:
-    """Refuses a request whose `Host` is another machine's name. A program of HTTP/1.0 may leave it out."""
+    """Refuses a request whose `Host` is another machine's name. A client of HTTP/1.0 may omit the header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -152,11 +152,11 @@ class _AskedAsThisMachine:
         if all(is_loopback(_PORT.sub("", host.lower())) for host in hosts):
             await self._app(scope, receive, send)
         else:
-            await JSONResponse({"status": "ask localhost or 127.0.0.1"}, 421)(scope, receive, send)
+            await JSONResponse({"status": "use localhost or 127.0.0.1"}, 421)(scope, receive, send)
 
 
 class _BoundedProtocol(H11Protocol):
-    """Ends a connection that is one too many at once, and any other after some seconds, whatever its client does."""
+    """Closes connections beyond the bound at once, and any other after some seconds, whatever its client does."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -184,7 +184,7 @@ def _config(app: Starlette) -> uvicorn.Config:
         lifespan="off",
         proxy_headers=False,
         server_header=False,
-        # One request a connection: probes and Prometheus ask every few seconds.
+        # Each connection is for one request, because probes and Prometheus ask only every few seconds.
         headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"), ("Connection", "close")],
         backlog=CONNECTIONS_AT_MOST,
         timeout_graceful_shutdown=GRACE_SECONDS,

@@ -264,7 +264,7 @@ async def _find_the_reason(settings: Settings) -> None:
             ) from error
         except SaslAuthenticationFailed as error:
             raise BadSettingError(
-                f"DRAWDOWN_KAFKA_USERNAME: {server} does not know {settings.kafka_username!r} with this password"
+                f"DRAWDOWN_KAFKA_USERNAME: {server} rejects the user {settings.kafka_username!r} or the password"
             ) from error
         except UnsupportedSaslMechanismError as error:
             raise BadSettingError(f"DRAWDOWN_KAFKA_SASL_MECHANISM: {server} offers a different one: {error}") from error

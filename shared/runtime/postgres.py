@@ -133,7 +133,7 @@ async def create_pool(
         lock_timeout_seconds: the server cancels a statement that waits this long for a lock; 0 means never.
 
     Raises:
-        BadSettingError: the server refuses us or is not trusted, or its schema is not the one this version needs.
+        BadSettingError: the server refuses the login or is not trusted, or its schema is another version's.
 
     """
 
@@ -222,7 +222,7 @@ def refusals_explained(settings: Settings) -> Iterator[None]:
         asyncpg.InvalidCatalogNameError,
         asyncpg.InsufficientPrivilegeError,
     ) as error:
-        raise BadSettingError(f"DRAWDOWN_DATABASE_URL: {where(settings)} refuses us: {error}") from error
+        raise BadSettingError(f"DRAWDOWN_DATABASE_URL: {where(settings)} refuses this login: {error}") from error
 
 
 def where(settings: Settings) -> str:

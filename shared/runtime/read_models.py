@@ -1,7 +1,7 @@
-"""The read models that there are. Each is one folder, whose follower declares it: `services/<name>/read_model.toml`.
+"""Lists the read models. Each is one folder, in which `services/<name>/read_model.toml` declares it.
 
-The declarations are found by their place and read as data, because what is shared imports no service. Roles, limits of
-connections, migrations, commands, readiness and audits go by them: docs/decisions/read-models.md.
+The declarations are found by their place and read as data, because `shared` imports no service. Roles, limits of
+connections, migrations, commands, readiness and audits follow from them: docs/decisions/read-models.md.
 """
 
 import tomllib
@@ -12,13 +12,13 @@ from typing import Final
 
 @dataclass(frozen=True)
 class ReadModel:
-    """What a follower makes of the ledger. Its folder, command, schema and checkpoints all have its name.
+    """The tables that a follower fills from the ledger. Folder, command, schema and checkpoints all have its name.
 
     Args:
         name: the name of its folder, `services/<name>`.
         summary: what its command does, in a sentence.
-        connections: how many its role may have, which is for some processes of the service.
-        tables: those of its schema that the follower fills from the ledger, and that an audit compares with it.
+        connections: how many connections its role may have: enough for some processes of the service.
+        tables: the tables of its schema that the follower fills, and that an audit compares with the ledger.
 
     """
 
@@ -29,19 +29,19 @@ class ReadModel:
 
     @property
     def role(self) -> str:
-        """The database's role that its follower acts as."""
+        """The database role that its follower acts as."""
         return f"drawdown_{self.name}"
 
     @property
     def qualified_tables(self) -> tuple[str, ...]:
-        """Its tables, each behind the name of the schema."""
+        """Its tables, each with the name of the schema."""
         return tuple(f"{self.name}.{table}" for table in self.tables)
 
     @property
     def forgetting(self) -> str:
-        """SQL that empties it and sends its follower back to the beginning: it is then made again from the ledger.
+        """The SQL that empties its tables and sends its follower back to the beginning, to build them again.
 
-        For the owner of the database, while the follower is stopped.
+        Run it as the owner of the database, while the follower is stopped.
         """
         empty = f"TRUNCATE {', '.join(self.qualified_tables)}"
         return f"{empty}; UPDATE ledger.checkpoints_{self.name} SET position = 0, recorded_at = NULL"  # noqa: S608 (ours)

@@ -1,7 +1,7 @@
-"""The database's roles, one a service: the server's, shared by all its databases. What each may do is a migration's.
+"""The database's roles, one for each service. All databases of a server share them; migrations grant their rights.
 
-Where a deployment gives each service a login of its own, the login is the role itself: a service that was broken into
-finds nothing else to become.
+If a deployment gives each service its own login, the login is the role itself. So an attacker who controls a service
+cannot become another role.
 """
 
 import base64
@@ -16,7 +16,7 @@ import structlog
 from shared.runtime.read_models import READ_MODELS
 from shared.runtime.settings import BadSettingError
 
-# What all followers may. Nobody logs in as it.
+# The role with the rights that all followers have. Nobody logs in as it.
 FOLLOWERS = "drawdown_follower"
 FOLLOWER_ROLES = tuple(model.role for model in READ_MODELS)
 SERVICE_ROLES = ("drawdown_allocation", *FOLLOWER_ROLES, "drawdown_api", "drawdown_auditor")
@@ -33,10 +33,10 @@ _SETTINGS_BY_DATABASE = """
 
 
 def connection_limits(shards: int) -> dict[str, int]:
-    """Return how many connections each role may have: some processes of its service, and never all that there are.
+    """Return how many connections each role may have: enough for some processes of its service, but never all.
 
-    A process of `allocation` has five and two for each shard that it writes, of `api` twelve; followers declare theirs.
-    Together they leave some of the hundred that PostgreSQL allows by itself to the owner.
+    A process of `allocation` has five, and two for each shard that it writes; a process of `api` has twelve; followers
+    declare theirs. PostgreSQL allows a hundred by default. Together the roles leave some of them to the owner.
     """
     return {
         "drawdown_allocation": 32 + 2 * shards,
@@ -47,7 +47,7 @@ def connection_limits(shards: int) -> dict[str, int]:
 
 
 async def make_roles(connection: asyncpg.Connection) -> None:
-    """Make the roles that are missing; whoever migrates is a member of each, to act as it and to end its sessions."""
+    """Create missing roles. The login that migrates becomes a member of each, to act as it and to end its sessions."""
     for role in (FOLLOWERS, *SERVICE_ROLES):
         if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", role):
             await connection.execute(f"CREATE ROLE {role} NOLOGIN")
@@ -59,9 +59,9 @@ async def make_roles(connection: asyncpg.Connection) -> None:
 
 
 async def keep_roles_plain(connection: asyncpg.Connection, shards: int) -> None:
-    """Take from each role what it has set for itself, and bound its connections where nobody has.
+    """Reset the settings that each role has made for itself, and limit its connections if it has no limit yet.
 
-    Every login may alter its own role, and what it sets there holds for all sessions to come. A limit it may not alter.
+    Every login may alter its own role, and these settings hold for all its later sessions. It may not alter its limit.
     """
     for role in (FOLLOWERS, *SERVICE_ROLES):
         if await connection.fetchval("SELECT rolconfig IS NOT NULL FROM pg_roles WHERE rolname = $1", role):
@@ -75,14 +75,14 @@ async def keep_roles_plain(connection: asyncpg.Connection, shards: int) -> None:
     most = int(await connection.fetchval("SELECT current_setting('max_connections')")) - OF_THE_OWNER
     if sum(limits.values()) > most:
         structlog.get_logger().warning(
-            "the logins together may take more connections than the server has: raise its max_connections",
+            "all logins together may use more connections than the server has: raise its max_connections",
             wanted=sum(limits.values()) + OF_THE_OWNER,
             found=most + OF_THE_OWNER,
         )
 
 
 async def keep_others_out(connection: asyncpg.Connection) -> None:
-    """Let our roles connect to this database, and nobody else's logins. A backup of the database does not hold this."""
+    """Let only our roles connect to this database. A backup of the database does not contain this right."""
     database = await connection.fetchval("SELECT quote_ident(current_database())")
     if await connection.fetchval("SELECT has_database_privilege('public', current_database(), 'CONNECT, TEMPORARY')"):
         await connection.execute(f"REVOKE ALL ON DATABASE {database} FROM PUBLIC")
@@ -92,9 +92,9 @@ async def keep_others_out(connection: asyncpg.Connection) -> None:
 
 
 async def allow_logins(connection: asyncpg.Connection, passwords: Path) -> None:
-    """Let each service log in as its role, with the password that the file of the role's name holds.
+    """Let each service log in as its role, with the password in the file of that name.
 
-    The server is sent the SCRAM verifier, so that no password is in its log.
+    The server gets only the SCRAM verifier, so that its log contains no password.
 
     Raises:
         BadSettingError: a file is missing or holds no password.
@@ -106,7 +106,7 @@ async def allow_logins(connection: asyncpg.Connection, passwords: Path) -> None:
 
 
 def scram_verifier(password: str) -> str:
-    """What PostgreSQL keeps of a password: RFC 5803, SCRAM-SHA-256 with a salt of its own."""
+    """Return what PostgreSQL stores instead of a password: SCRAM-SHA-256 with a new salt (RFC 5803)."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _ITERATIONS)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()

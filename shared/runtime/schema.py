@@ -1,7 +1,7 @@
-"""Which migrations there are, and whether a database has had exactly those.
+"""Lists the migrations, and checks whether exactly these were applied to a database.
 
 The SQL of a schema lies with its owner: the ledger's in `shared/ledger/schema`, a read model's in the folder of its
-follower, `services/<name>/schema`. All files are numbered in one row and applied in that order:
+follower, `services/<name>/schema`. All files share one sequence of numbers and are applied in that order:
 docs/decisions/schema.md.
 """
 
@@ -16,20 +16,20 @@ import asyncpg
 
 from shared.runtime.settings import BadSettingError
 
-# Migrations were begun again for the first release. The first one of before:
+# The numbers began again for the first release. Until then, this was the first file.
 BEFORE_THE_FIRST_RELEASE = "0001_ledger.sql"
 
 
 @dataclass(frozen=True)
 class Migration:
-    """A numbered SQL file. Once applied anywhere it never changes: what is to be different is a new one."""
+    """A numbered SQL file. Once it has been applied anywhere, it never changes: a change is a new file."""
 
     name: str
     statements: str
 
     @property
     def sha256(self) -> str:
-        """The hash of its text, as `public.migrations` keeps it."""
+        """The SHA-256 of its text, as `public.migrations` stores it."""
         return hashlib.sha256(self.statements.encode()).hexdigest()
 
 
@@ -41,7 +41,7 @@ def known_migrations() -> tuple[Migration, ...]:
 
 
 def _folders() -> Iterator[Traversable]:
-    """Find the folders of all owners by their place, because what is shared imports no service."""
+    """Find the folders of all owners by their place, because `shared` imports no service."""
     yield files("shared.ledger") / "schema"
     for service in files("services").iterdir():
         if (service / "schema").is_dir():
@@ -49,10 +49,10 @@ def _folders() -> Iterator[Traversable]:
 
 
 async def applied_migrations(connection: asyncpg.Connection) -> dict[str, str | None]:
-    """Return the migrations that a database has had: by name, the SHA-256 of the text of each.
+    """Return the SHA-256 of each migration that was applied to a database, by name.
 
     Raises:
-        asyncpg.UndefinedTableError: it has had none.
+        asyncpg.UndefinedTableError: none was applied.
 
     """
     # The oldest databases from before the first release have no such column.
@@ -61,16 +61,16 @@ async def applied_migrations(connection: asyncpg.Connection) -> dict[str, str | 
 
 
 async def require_known_schema(connection: asyncpg.Connection) -> None:
-    """Refuse a database that has had other migrations than this version knows.
+    """Refuse a database whose applied migrations are not exactly those of this version.
 
     Raises:
-        BadSettingError: it has had fewer, more or others.
+        BadSettingError: fewer, more or other migrations were applied.
 
     """
     try:
         applied = await applied_migrations(connection)
     except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
-        applied = {}  # Empty, or made before there was this role.
+        applied = {}  # The database is empty, or older than this role.
     refuse_others(applied)
     if any(migration.name not in applied for migration in known_migrations()):
         raise BadSettingError(
@@ -79,27 +79,27 @@ async def require_known_schema(connection: asyncpg.Connection) -> None:
 
 
 def refuse_others(applied: Mapping[str, str | None]) -> None:
-    """Refuse migrations that this version does not know, or knows with another text. By name, the SHA-256 of each.
+    """Refuse applied migrations (SHA-256 by name) that this version does not know, or knows with another text.
 
     Raises:
-        BadSettingError: there is one.
+        BadSettingError: there is such a migration.
 
     """
     if BEFORE_THE_FIRST_RELEASE in applied:
         raise BadSettingError(
-            "DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads"
-            " from there to this one: begin with an empty database (`make clean`, or"
-            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that made it"
+            "DRAWDOWN_DATABASE_URL: the database was created by a version before the first release, and no migration"
+            " upgrades it: begin with an empty database (`make clean`, or"
+            " `docker compose --file deploy/compose.yaml down --volumes`), or run the version that created it"
         )
     known = {migration.name: migration.sha256 for migration in known_migrations()}
     for name, sha256 in sorted(applied.items()):
         if name not in known:
             raise BadSettingError(
-                f"DRAWDOWN_DATABASE_URL: this version is older than the database (which has had {name}):"
+                f"DRAWDOWN_DATABASE_URL: this version is older than the database (which contains {name}):"
                 " run the version that the database was migrated with, or a later one"
             )
         if sha256 != known[name]:
             raise BadSettingError(
-                f"DRAWDOWN_DATABASE_URL: the database has had another {name} than this version's:"
+                f"DRAWDOWN_DATABASE_URL: the database has another migration {name} than this version:"
                 " run the version that it was migrated with; an applied migration never changes"
             )

@@ -1,4 +1,4 @@
-"""An HTTP server that runs within a service: uvicorn, which leaves the process to the service."""
+"""An HTTP server that runs within a service: uvicorn, without its handling of signals."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import uvicorn
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals of the process alone: a service is cancelled, and tells the server to end."""
+    """Installs no signal handlers: a signal cancels the service, which then tells the server to end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -64,4 +64,4 @@ async def close_within(closing: Awaitable[object], seconds: float = CLOSE_SECOND
         async with asyncio.timeout(seconds):
             await closing
     except Exception as error:
-        structlog.get_logger().warning("could not close in order", error=f"{type(error).__name__}: {error}")
+        structlog.get_logger().warning("could not close cleanly", error=f"{type(error).__name__}: {error}")

@@ -45,7 +45,7 @@ async def ensure_topics(settings: Settings) -> None:
     """Create missing topics, each with a partition for every shard, and check the existing ones.
 
     Raises:
-        TopicsDoNotFitError: a topic is misconfigured; the message says how, and which command mends it.
+        TopicsDoNotFitError: a topic is misconfigured; the message says how, and which command corrects it.
         BadSettingError, CannotGoOnError: like `start_client`.
 
     """

@@ -277,7 +277,7 @@ async def test_a_cut_off_end_is_found(copy: str, capsys: pytest.CaptureFixture[s
         copy, "DELETE FROM ledger.entries e USING ledger.shards s WHERE e.shard = 0 AND s.shard = 0"
         " AND e.position = s.position"
     )  # fmt: skip
-    assert re.match(r"shard 0: the entries end at \d+, the lease says \d+", await difference(copy, capsys))
+    assert re.match(r"shard 0: the entries end at \d+, but the lease says \d+", await difference(copy, capsys))
     assert await chain_is_broken(copy, capsys)
 
 
@@ -339,7 +339,7 @@ BESIDE_THE_ENTRIES = {
     ),
     "ledger.shards SET position = position - 1 WHERE shard = 0": "shard 0: the entries end at",
     "ledger.shards SET ledger_time = '2020-01-01Z' WHERE shard = 2": "shard 2: the lease's ledger time lies before",
-    "ledger.shards SET epoch = 0 WHERE shard = 0": "shard 0: a batch was written under epoch 1, the lease is at 0",
+    "ledger.shards SET epoch = 0 WHERE shard = 0": "shard 0: a batch was written under epoch 1, but the lease is at 0",
     "ledger.batches SET first_position = 31 WHERE shard = 0 AND 30 BETWEEN first_position AND last_position": (
         "shard 0, position"
     ),
@@ -537,7 +537,7 @@ async def test_a_note_that_nobody_can_read_is_of_no_record_and_ends_no_audit(
     assert not await chain_is_broken(copy, capsys)
     await tamper(copy, "UPDATE ledger.quarantine SET reason = 'skipped' WHERE shard = 0 AND sequence = 1")
     assert await verify(Settings(database_url=copy)) == 1
-    assert "was passed over 1 times, the operators' log says so 0 times" in capsys.readouterr().out
+    assert "was skipped 1 times, but the operators' log says so 0 times" in capsys.readouterr().out
 
 
 BELOW = {
@@ -575,14 +575,14 @@ REFUSED_OF_THE_TOPIC = _DECISION.format("min(sequence)", "first AND message LIKE
 FORGED = {
     f"via = 'topic' WHERE {ACCEPTED_BY_THE_API}": "the command came by api, .* says topic",
     f"via = NULL WHERE {ACCEPTED_BY_THE_API}": "the command came by api, .* says None",
-    f"via = 'api' WHERE {REFUSED_OF_THE_TOPIC}": "was refused as permission_denied, decided again it is accepted",
+    f"via = 'api' WHERE {REFUSED_OF_THE_TOPIC}": "was refused as permission_denied, but decided again it is accepted",
     f"policy_version = 'standard-1' WHERE {REFUSED_OF_THE_TOPIC}": (
-        "was refused as permission_denied, decided again it is accepted|at a time when nothing was decided"
+        "was refused as permission_denied, but decided again it is accepted|at a time when nothing was decided"
     ),
     f"status = 'accepted', code = NULL, first_position = position WHERE {REFUSED}": (
         "is accepted at position|no outcome accepts it there|names it|with the first position"
     ),
-    f"code = 'invalid ' || code WHERE {REFUSED}": "was refused as invalid .*, decided again as",
+    f"code = 'invalid ' || code WHERE {REFUSED}": "was refused as invalid .*, but decided again as",
     f"position = position + 1 WHERE {ACCEPTED}": "ends at|before that of the previous outcome",
     f"status = 'rejected', code = 'invalid', first_position = NULL WHERE {ACCEPTED}": (
         "was refused|no outcome accepts it there"
@@ -629,7 +629,9 @@ async def test_a_refused_command_that_was_forged_into_the_ledger_is_found(
     assert not await chain_is_broken(copy, capsys)
     ((position,),) = await fetch(copy, "SELECT position FROM ledger.shards WHERE shard = 0")
     found = await difference(copy, capsys)
-    assert re.match(rf"shard 0, position {position}: command \S+ was accepted, decided again it is refused: ", found)
+    assert re.match(
+        rf"shard 0, position {position}: command \S+ was accepted, but decided again it is refused: ", found
+    )
 
 
 # ---- Read models ------------------------------------------------------------------------------------------------
@@ -700,7 +702,7 @@ async def test_a_missing_row_of_a_read_model_is_found(
         any_row = f"WHERE ctid = (SELECT ctid FROM {table} LIMIT 1)"
         assert await connection.execute(f"DELETE FROM {table} {any_row}") == "DELETE 1"
         found = await difference(shared_copy, capsys)
-    assert re.match(rf"{re.escape(table)} .*: the read model has no such row, the ledger gives", found)
+    assert re.match(rf"{re.escape(table)} .*: the read model has no such row, but the ledger gives", found)
 
 
 @pytest.mark.parametrize(
@@ -718,7 +720,7 @@ async def test_a_row_too_many_in_a_read_model_is_found(
     async with restored(shared_copy, table) as connection:
         await connection.execute(f"INSERT INTO {table} VALUES {row}")
         found = await difference(shared_copy, capsys)
-    assert re.match(rf"{re.escape(table)} .*, the ledger gives no such row$", found)
+    assert re.match(rf"{re.escape(table)} .*, but the ledger gives no such row$", found)
 
 
 @pytest.mark.parametrize(

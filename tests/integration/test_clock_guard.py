@@ -94,7 +94,7 @@ async def test_ledger_time_that_is_ahead_of_the_clock_is_told_and_holds_nothing_
         center = await writer.opened(0)
     async with writing(settings) as writer:
         standing = await writer.standing(0, "writing")
-        assert standing["detail"].startswith("ahead of the clock: what is decided before 2")
+        assert standing["detail"].startswith("ahead of the clock: every decision before 2")
         assert [line["shard"] for line in writer.told("LEDGER TIME IS AHEAD OF THE CLOCK")] == [0]
         event = spend(center)
         await writer.send(event)
@@ -106,4 +106,4 @@ async def test_ledger_time_that_is_ahead_of_the_clock_is_told_and_holds_nothing_
         await seen.look(writer.database)
         answer = seen.readiness(True, "")
         assert answer["status"] == "degraded"
-        assert answer["detail"].startswith("shard 0 is ahead of the clock: what is decided before 2")
+        assert answer["detail"].startswith("shard 0 is ahead of the clock: every decision before 2")

@@ -431,11 +431,11 @@ async def test_what_a_backup_does_not_hold_is_made_again_by_the_next_migration(
 REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
     "wrong password": (
         lambda server: {"database_password_file": server.passwords / "drawdown_balance"},
-        r'DRAWDOWN_DATABASE_URL: .* refuses us: password authentication failed for user "drawdown_api"',
+        r'DRAWDOWN_DATABASE_URL: .* refuses this login: password authentication failed for user "drawdown_api"',
     ),
     "no password": (
         lambda _server: {"database_password_file": None},
-        r'DRAWDOWN_DATABASE_URL: .* refuses us: password authentication failed for user "drawdown_api"',
+        r'DRAWDOWN_DATABASE_URL: .* refuses this login: password authentication failed for user "drawdown_api"',
     ),
     "an authority that nobody knows": (
         lambda _server: {"database_ca_file": None},
@@ -447,7 +447,7 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
     ),
     "no TLS, where the server wants it": (
         lambda _server: {"database_tls": "off"},
-        r"DRAWDOWN_DATABASE_URL: .* refuses us: no pg_hba.conf entry .* no encryption",
+        r"DRAWDOWN_DATABASE_URL: .* refuses this login: no pg_hba.conf entry .* no encryption",
     ),
     "a file that is no authority": (
         lambda server: {"database_ca_file": server.passwords / "drawdown_api"},
@@ -458,11 +458,11 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
             "database_url": f"postgresql://drawdown_balance@{HOST}:{server.port}/drawdown",
             "database_password_file": server.passwords / "drawdown_balance",
         },
-        r'DRAWDOWN_DATABASE_URL: .* refuses us: permission denied to set role "drawdown_api"',
+        r'DRAWDOWN_DATABASE_URL: .* refuses this login: permission denied to set role "drawdown_api"',
     ),
     "a database that there is none of": (
         lambda server: {"database_url": f"postgresql://drawdown_api@{HOST}:{server.port}/none"},
-        r'DRAWDOWN_DATABASE_URL: .* refuses us: database "none" does not exist',
+        r'DRAWDOWN_DATABASE_URL: .* refuses this login: database "none" does not exist',
     ),
 }
 

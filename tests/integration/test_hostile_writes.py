@@ -251,7 +251,7 @@ CASES = [
     of_the_writer("a ledger.entries", entry(part=-1), refused=BOUND),
     of_the_writer("a ledger.entries", entry("1"), refused=TAKEN),
     of_the_writer("a ledger.entries", entry(source="source_event_id"), refused=TAKEN),
-    of_the_writer("a ledger.entries", entry(), said=r"shard 0: the entries end at \d+, the lease says \d+"),
+    of_the_writer("a ledger.entries", entry(), said=r"shard 0: the entries end at \d+, but the lease says \d+"),
     *(
         of_the_writer("a ledger.entries", entry().replace(column, large), refused=BOUND)
         for column, large in (
@@ -274,7 +274,7 @@ CASES = [
     of_the_writer("a ledger.batches", batch("-9", "-5"), refused=BOUND),
     of_the_writer("a ledger.batches", batch("7", "6"), refused=BOUND),
     of_the_writer("a ledger.batches", batch(NEXT, NEXT, root="''"), refused=BOUND),
-    of_the_writer("a ledger.batches", batch(NEXT, NEXT), said=r"shard 0: the batches end at \d+, the lease says"),
+    of_the_writer("a ledger.batches", batch(NEXT, NEXT), said=r"shard 0: the batches end at \d+, but the lease says"),
     of_the_writer("a ledger.batches", batch("1", "1"), said="shard 0, position 2: the next batch begins at 1"),
     of_the_writer("a ledger.batches", batch("1", "1", shard=9), said="ledger.batches holds rows of shard 9"),
     # Outcomes.
@@ -286,7 +286,7 @@ CASES = [
     of_the_writer("a ledger.outcomes", outcome("-5"), refused=BOUND),
     of_the_writer("a ledger.outcomes", outcome(command="command_id"), refused=TAKEN),
     of_the_writer("a ledger.outcomes", outcome("1"), refused=TAKEN),
-    of_the_writer("a ledger.outcomes", outcome(), said=r"shard 0: the outcomes end at \d+, the lease says"),
+    of_the_writer("a ledger.outcomes", outcome(), said=r"shard 0: the outcomes end at \d+, but the lease says"),
     of_the_writer("a ledger.outcomes", outcome(shard=9, sequence="1"), said="ledger.outcomes holds rows of shard 9"),
     of_the_writer(
         "a ledger.outcomes, w ledger.shards",
@@ -344,7 +344,7 @@ CASES = [
     of_the_writer(
         "a ledger.ad_accounts",
         "INSERT INTO ledger.ad_accounts VALUES ('squatted', 0, 'bc-0')",
-        said="shard 0: ledger.ad_accounts holds squatted of bc-0, the entries open it in None",
+        said="shard 0: ledger.ad_accounts holds squatted of bc-0, but the entries open it in None",
     ),
     of_the_writer(
         "a ledger.ad_accounts",
@@ -539,7 +539,7 @@ CASES = [
     of_the_writer(
         "a ledger.resting_campaigns",
         at_rest(account="'nobody'"),
-        said="the resting campaign .* of nobody is of no ad account of this shard",
+        said="the resting campaign .* of nobody belongs to no ad account of this shard",
     ),
     *(
         of_the_writer(
@@ -562,7 +562,7 @@ CASES = [
         "a ledger.resting_campaigns",
         at_rest(),
         by="replay",
-        said="the resting campaign .* was kept as .*, the entries give",
+        said="the resting campaign .* was kept as .*, but the entries give",
     ),
     # The others.
     *of_a_follower("balance"),

@@ -224,7 +224,7 @@ async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
     with capture_logs() as logs:
         for lease in writer.leases:
             await is_loaded_as_written(database, writer, lease)
-    told = [each["shard"] for each in logs if each["event"].startswith("a snapshot was no use")]
+    told = [each["shard"] for each in logs if each["event"].startswith("a snapshot could not be used")]
     same = [shard for shard, of_shard in kept if _lines_of(spoiled(of_shard)) == _lines_of(of_shard)]
     assert sorted([*told, *same]) == [lease.shard for lease in writer.leases]
     assert len(same) < 2  # One shard has no ad account whose money could be another.
@@ -239,7 +239,7 @@ async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
     monkeypatch.setattr(snapshots, "memory_limit", lambda: 1)
     with capture_logs() as logs:
         await is_loaded_as_written(database, writer, lease)
-    assert [each["error"] for each in logs if each["event"].startswith("a snapshot was no use")] == [
+    assert [each["error"] for each in logs if each["event"].startswith("a snapshot could not be used")] == [
         "ValueError('the snapshot does not fit into the memory of this process')"
     ]
 

@@ -144,7 +144,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
         await writer.send(*(events[9:] if one_at_a_time else events))
         row = await writer.standing(0, "stopped")
         assert "5 records in a row failed" in row["detail"]
-        assert "mend the fault and start the allocation process again with the same broker" in row["detail"]
+        assert "fix the fault and start the allocation process again with the same broker" in row["detail"]
         assert figure("drawdown_shard_stopped", shard=0) == 1
         others = [spend(neighbour) for _ in range(20)]
         await writer.send(*others)
@@ -208,7 +208,7 @@ async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_
 ) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
     await writer.stop()
-    sentence = "spend.events-0 begins at offset 7: 'drawdown offsets adopt' goes on from its beginning"
+    sentence = "spend.events-0 begins at offset 7: 'drawdown offsets adopt' starts from its beginning"
     with monkeypatch.context() as patch:
         fetch = breaks_later(Worker._fetch, lambda self: self.lease.shard == 0, OffsetsDoNotFitError(sentence))
         patch.setattr(Worker, "_fetch", fetch)
@@ -430,7 +430,7 @@ async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
     await writer.send(spend(center))
     await begun.wait()
     await cut_off(writer, asyncpg.InterfaceError)
-    assert writer.told("a commit was cut off: the ledger alone knows whether the batch behind the position is in it")
+    assert writer.told("a commit was cut off: only the ledger can tell whether it holds the batch after the position")
     assert not writer.told("the batch that was being committed is undone")
 
 

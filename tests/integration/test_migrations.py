@@ -25,8 +25,8 @@ RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 NAMES = [migration.name for migration in known_migrations()]
 OLDER = "the database is older than this version: stop the services, run `drawdown migrate`"
 OF_BEFORE = (
-    r"DRAWDOWN_DATABASE_URL: the database was made by a version before the first release, and no migration leads from"
-    r" there to this one: begin with an empty database \(`make clean`, or `docker compose .*down --volumes`\), or run"
+    r"DRAWDOWN_DATABASE_URL: the database was created by a version before the first release, and no migration"
+    r" upgrades it: begin with an empty database \(`make clean`, or `docker compose .*down --volumes`\), or run"
 )
 QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
 COMMANDS = (*SERVICES, "audit replay", "audit verify", "audit export --out none")
@@ -110,9 +110,9 @@ async def test_an_applied_migration_that_was_edited_is_refused(
 ) -> None:
     first, *others = known_migrations()
     knows(monkeypatch, replace(first, statements=first.statements + "-- a thought that came later\n"), *others)
-    with pytest.raises(BadSettingError, match=f"the database has had another {NAMES[0]} than this version's"):
+    with pytest.raises(BadSettingError, match=f"the database has another migration {NAMES[0]} than this version"):
         await migrate(migrated)
-    with pytest.raises(BadSettingError, match=f"the database has had another {NAMES[0]} than this version's"):
+    with pytest.raises(BadSettingError, match=f"the database has another migration {NAMES[0]} than this version"):
         await connect(migrated, "drawdown_api", "a test")
 
 
@@ -132,9 +132,7 @@ async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
     )
     bounds = "ALTER TABLE ledger.entries ADD CONSTRAINT entries_bounds CHECK (position > 0 AND part >= 0)"
     knows(monkeypatch, *known_migrations(), Migration("9999_bounds.sql", bounds))
-    with pytest.raises(
-        CannotGoOnError, match=r"rows lie where none may stand: check constraint .*; nothing was changed"
-    ):
+    with pytest.raises(CannotGoOnError, match=r"rows violate a bound: check constraint .*; nothing was changed"):
         await migrate(migrated)
     statements = re.findall(
         r'^sql "(SELECT \* FROM ledger.entries[^"]+|BEGIN; ALTER TABLE ledger.entries[^"]+)"', RUNBOOK, re.MULTILINE
@@ -250,7 +248,7 @@ async def test_a_newer_database_is_refused_by_every_service(
     await admin.execute("INSERT INTO public.migrations (name, sha256) VALUES ('9999_of_tomorrow.sql', 'any')")
     code, line, seconds = await run(command, closed_to_kafka(migrated.database_url))
     assert (code, seconds < QUICKLY_SECONDS) == (1 if command == "migrate" else 2, True)
-    assert re.search(r"this version is older than the database \(which has had 9999_of_tomorrow\.sql\): run", line)
+    assert re.search(r"this version is older than the database \(which contains 9999_of_tomorrow\.sql\): run", line)
     assert await admin.fetchval("SELECT count(*) FROM ledger.policies") == 0
 
 

@@ -101,7 +101,7 @@ async def test_what_is_still_to_come_is_not_passed_over(settings: Settings, topi
         await writer.decided()
         column = "spend_offset" if topic == SPEND_EVENTS else "command_offset"
         offset = await writer.database.fetchval(f"SELECT {column} FROM ledger.shards WHERE shard = 0")
-        with pytest.raises(CannotGoOnError, match=r"has no record yet, .*: nothing was passed over"):
+        with pytest.raises(CannotGoOnError, match=r"has no record yet, .*: nothing was skipped"):
             await skip(settings, 0, topic, offset, BECAUSE)
         after = spend(center)
         await writer.send(after)
@@ -197,7 +197,7 @@ async def test_the_command_line_says_what_it_did_and_the_log_keeps_it(settings: 
         assert f"shard 0 needs offset {offset} of spend.events next, not {offset + 5}" in wrong.stderr
         right = await run_to_its_end(f"offsets skip 0 spend.events {offset} --because {BECAUSE.split()[-1]}", settings)
         assert right.returncode == 0, right.stderr
-        assert "one record was passed over" in right.stdout + right.stderr
+        assert "one record was skipped" in right.stdout + right.stderr
         told = await run_to_its_end("offsets log", settings)
         (line,) = [json.loads(line) for line in told.stdout.splitlines()]
         assert (line["action"], line["because"], line["details"]["offset"]) == ("offsets_skipped", "4711", offset)

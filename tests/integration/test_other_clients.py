@@ -190,4 +190,4 @@ async def test_nothing_is_passed_over_by_hand_behind_a_transaction_that_is_open(
         refused = [await no_skip(door, shard) for shard in range(door.shards)]
     finally:
         await asyncio.to_thread(producer.abort_transaction, _SECONDS)
-    assert sum("stands behind a transaction that has not ended" in each for each in refused) == 1, refused
+    assert sum("is behind a transaction that has not ended" in each for each in refused) == 1, refused

@@ -221,7 +221,7 @@ UNTOLD = {
     "DROP TABLE ledger.quarantine_2026_06": "shard 0: the quarantined record 1 is missing",
     "DELETE FROM ledger.operators_log": "shard 0: the quarantined record 4 is missing",
     _AGAIN.format(5): "shard 0: the operators' log says that the quarantined record 5 was dropped, but it is there",
-    _AGAIN.format(11): "shard 0: the quarantine ends at 11, the lease says 10",
+    _AGAIN.format(11): "shard 0: the quarantine ends at 11, but the lease says 10",
 }
 
 

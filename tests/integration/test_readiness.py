@@ -158,7 +158,7 @@ async def test_whoever_waits_for_a_lock_says_so_although_the_database_answers(cl
                 begun = time.monotonic()
                 assert (await client.get(f"{system.url}/v1/business-centers/bc")).status_code == 503
                 assert time.monotonic() - begun < LOCK_TIMEOUT_SECONDS + SLOWEST_ANSWER_SECONDS
-                await until_all(system, client, ("balance",), False, "no step along the ledger has ended for", 60)
+                await until_all(system, client, ("balance",), False, "the follower has completed no step for", 60)
             await until_all(system, client, ("balance",), True, "following", 60)
             await until_all(system, client, ("api",), True, "every shard is written", 60)
         finally:

@@ -115,7 +115,7 @@ async def test_without_the_api_all_is_sent_and_told_to_be_undecided(
     async with FrontDoor({"api": f"http://127.0.0.1:{free_ports(1)}"}) as nowhere:
         code = await spend_sending.send_and_report(system.settings, nowhere, file, print)
     said = capsys.readouterr().out
-    assert "the API does not tell the outcomes" in said
+    assert "the API does not report the outcomes" in said
     assert "spend.jsonl: 3 sent, 0 charged, 0 duplicate, 0 quarantined, 3 undecided" in said
     assert code == 1
 

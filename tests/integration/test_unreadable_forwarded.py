@@ -77,7 +77,7 @@ async def test_half_a_name_of_a_replay_stops_nothing(writer: Writing) -> None:
     assert await writer.charged(center) == [after["event_id"]]
     (row,) = await writer.quarantined()
     assert (row["reason"], row["raw"], row["replay_shard"]) == ("malformed", VALUE, None)
-    assert "it names half of the record of which it is a replay" in row["detail"]
+    assert "it names only half of the record that it replays" in row["detail"]
 
 
 async def test_a_shard_whose_epoch_was_moved_by_another_hand_is_taken_again(writer: Writing) -> None:

@@ -118,7 +118,7 @@ def test_what_moves_between_pockets_must_add_up_to_zero() -> None:
 
 
 def test_a_pocket_that_the_rules_hold_otherwise_is_a_difference() -> None:
-    with pytest.raises(DifferenceError, match=r"pocket cash of bc add up to 0\.000069, the rules hold 0\.000070"):
+    with pytest.raises(DifferenceError, match=r"pocket cash of bc add up to 0\.000069, but the rules hold 0\.000070"):
         sums.check_pockets(opened(), folded((line("deposit", "cash", None), 69)))
 
 
@@ -201,7 +201,7 @@ def test_the_books_are_closed_often_enough_and_never_ahead() -> None:
     assert closings_of(0, held, 1_200_000) == [500_000, 900_000]
     assert closings_of(1, held, 7) == [7]
     assert closings_of(2, held, 400_000) == []
-    with pytest.raises(DifferenceError, match="was closed at 900000, the checkpoint is at 899999"):
+    with pytest.raises(DifferenceError, match="was closed at 900000, but the checkpoint is at 899999"):
         closings_of(0, held, 899_999)
     with pytest.raises(DifferenceError, match="was not closed between the positions 900000 and 1500000"):
         closings_of(0, held, 1_500_000)
@@ -219,7 +219,7 @@ def test_rows_are_compared_both_ways() -> None:
     assert compare(table, {("bc", "", "cash"): (5,)}, held[table.name], "now") == 1
     with pytest.raises(DifferenceError, match=r"ad_account_id , pocket voucher: the read model holds amount 0\.000001"):
         expect_none_left(held)
-    with pytest.raises(DifferenceError, match=r"holds amount 0\.000001, the ledger gives amount 0\.000002"):
+    with pytest.raises(DifferenceError, match=r"holds amount 0\.000001, but the ledger gives amount 0\.000002"):
         compare(table, {("bc", "", "voucher"): (2,)}, held[table.name], "now")
 
 

@@ -222,9 +222,9 @@ STANDARD_BUT = '{"version": "v", "ad_account": [], "business_center": [], '
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (STANDARD_BUT + '"topic": {"roles": []}, "topic": {}}', "a name stands in it twice"),
-        (STANDARD_BUT + '"topic": {"roles": [], "roles": ["admin"]}}', "a name stands in it twice"),
-        (STANDARD_BUT + '"version": "w"}', "a name stands in it twice"),
+        (STANDARD_BUT + '"topic": {"roles": []}, "topic": {}}', "a name occurs in it twice"),
+        (STANDARD_BUT + '"topic": {"roles": [], "roles": ["admin"]}}', "a name occurs in it twice"),
+        (STANDARD_BUT + '"version": "w"}', "a name occurs in it twice"),
         ('{"version": "\\u0000", "ad_account": [], "business_center": []}', "the version should be"),
         ('{"version": "\\ud800", "ad_account": [], "business_center": []}', "the version should be"),
         ('{"version": "' + 65 * "v" + '", "ad_account": [], "business_center": []}', "the version should be"),

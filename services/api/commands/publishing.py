@@ -57,7 +57,7 @@ router = APIRouter(tags=["commands"])
 async def post_command(request: Request, context: Api, caller: AnyRole) -> JSONResponse:
     """Answer with the command's outcome once it is in the ledger; later reads show its effect.
 
-    The token names the actor; an actor in the body is ignored and may be left out. Only without authentication the
+    The token names the actor; an actor in the body is ignored and may be left out. Without authentication, the
     body's actor counts.
 
     A command that the caller's role may never give is refused at once and leaves no trace in the ledger.

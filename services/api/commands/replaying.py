@@ -22,7 +22,7 @@ PORTION_RECORDS: Final = 1_000
 PORTION_BYTES: Final = 8 * 1024 * 1024
 # These reasons depend on the record alone, so an unchanged record fails again.
 UNCHANGING: Final = ("too_large", "malformed", "invalid")
-# The record to go on after, and for each shard the last record when the replay began.
+# The record after which to continue, and for each shard the last record when the replay began.
 AFTER_PATTERN: Final = r"^[0-9]{1,5}-[0-9]{1,18}:[0-9]{1,18}(\.[0-9]{1,18})*$"
 _AFTER: Final = re.compile(r"([0-9]+)-([0-9]+):([0-9.]+)", re.ASCII)
 _CROWDED: Final = "DD002"
@@ -64,7 +64,7 @@ class ReplayCursor:
 
 
 async def replay_one_id(context: Context, caller: Caller, id: str, *, force: bool) -> dict[str, Any]:
-    """Send one record back.
+    """Replay one record.
 
     Raises:
         ApiError: 404 if there is none, 409 if it waits or has not failed since, 422 if it would only fail again or is

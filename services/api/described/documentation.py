@@ -16,8 +16,8 @@ from fastapi.responses import RedirectResponse
 router = APIRouter(include_in_schema=False)
 
 DESCRIPTION: Final = """\
-Calls under `/v1` need a bearer token (*Authorize*) unless authentication is off. What a token may not see is answered
-with 404, as if it did not exist.
+Calls under `/v1` need a bearer token (*Authorize*) unless authentication is off. Resources that a token may not see
+answer 404, as if they did not exist.
 
 The Kafka topics and their messages are described by [AsyncAPI](/asyncapi.json)."""
 
@@ -32,8 +32,8 @@ _FILES: Final = {
     "/docs/swagger-ui.css": ("fastapi_swagger.resources", "swagger-ui.css", _STYLE),
     "/docs/favicon-32x32.png": ("fastapi_swagger.resources", "favicon-32x32.png", "image/png"),
 }
-# Scripts, styles and requests: of this origin alone, and none that is written in the page. Swagger UI's style sheet
-# has small images in it (`data:`). No other page may show this one.
+# Scripts, styles and requests are allowed for this origin alone, and none inline. Swagger UI's style sheet contains
+# small images (`data:`). No other page may show this one.
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

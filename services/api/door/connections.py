@@ -106,7 +106,7 @@ class Connections:
             self._resting.setdefault(connection, None)
 
     def goes_on(self, connection: Connection) -> None:
-        """Note that the connection's request is worked on."""
+        """Note that the connection's request is in progress."""
         self._resting.pop(connection, None)
 
     def untaken(self, connection: Connection, size: int) -> None:

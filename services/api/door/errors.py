@@ -43,8 +43,8 @@ _FORMS = {
     patterns.ROW_CURSOR: "should be the `next` of another page",
 }
 _STATUSES = {
-    404: ("not_found", "there is nothing here"),
-    405: ("method_not_allowed", "this path does not take this method"),
+    404: ("not_found", "this path does not exist"),
+    405: ("method_not_allowed", "this path does not support this method"),
 }
 
 

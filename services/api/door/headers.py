@@ -1,4 +1,4 @@
-"""What every answer tells browsers and caches, errors too: to guess no type, to keep nothing, to show it nowhere."""
+"""What every answer, even an error, tells browsers and caches: guess no type, store nothing, show it in no frame."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ SAFE_HEADERS: Final = {
 
 
 class SafeHeaders:
-    """Adds them to each answer, unless it has its own."""
+    """Adds these headers to each answer, unless it has its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

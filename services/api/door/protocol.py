@@ -43,7 +43,7 @@ FRAMING_LIMIT_BYTES = 1_024
 
 
 class Readers:
-    """Connections with more bytes to parse: one goes on in each pass of the event loop, the clients in turn.
+    """Connections with more bytes to parse: one continues in each pass of the event loop, the clients in turn.
 
     A client rests after each turn, however many connections it has, so that parsing takes at most a tenth of the time
     of this process.
@@ -235,7 +235,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP in the form of every other error."""
-        self._refuse_bytes(f"{msg} A head may have {HEAD_LIMIT_BYTES} bytes.")
+        self._refuse_bytes(f"{msg} A head may have at most {HEAD_LIMIT_BYTES} bytes.")
 
     def _refuse_bytes(self, message: str) -> None:
         """Refuse received bytes; late, if the address sends too many of that kind."""

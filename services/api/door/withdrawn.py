@@ -21,7 +21,9 @@ class Withdrawn:
             self._read_if_changed(self._path)
         except OSError as error:
             if self._seen is not None:
-                structlog.get_logger().error("withdrawn tokens cannot be read: put the file back", error=str(error))
+                structlog.get_logger().error(
+                    "the file of withdrawn tokens cannot be read: restore it", error=str(error)
+                )
             self._seen = None
         return id_ in self._ids
 

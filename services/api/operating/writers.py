@@ -224,7 +224,7 @@ def _sentence(trouble: str, detail: str, shards: list[dict[str, Any]]) -> str:
         records, oldest = sum(each["waiting_records"] for each in shards), _since(shards, "waiting_since")
         return f"{named} {are} behind: {records:,} records wait, the oldest{oldest}"
     if trouble == _AHEAD:
-        return f"{named} {are} ahead of the clock: what is decided before {detail} is dated then"
+        return f"{named} {are} ahead of the clock: every decision before {detail} gets that time"
     state = f"{have} been {trouble}{since}" if since else f"{are} {trouble}"
     return f"{named} {state}: {detail}" if detail else f"{named} {state}"
 

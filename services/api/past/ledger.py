@@ -24,7 +24,7 @@ from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN
 from shared.ledger.details import shown_causes, shown_details
 from shared.runtime.kafka import murmur2_partition
 
-# After this many blocks a page ends early, and `next` goes on from there.
+# After this many blocks a page ends early, and `next` continues from there.
 BLOCKS_AT_MOST = 64
 _LAST_POSITION = 2**63 - 1
 
@@ -34,7 +34,7 @@ After = Annotated[
     str | None,
     Query(
         pattern=patterns.POSITION_CURSOR,
-        description="The `next` of the page before, or a position: then the entries after it, of each shard",
+        description="The `next` of the previous page, or a position: then the entries after it, of each shard",
     ),
 ]
 

@@ -65,7 +65,7 @@ _EVENT = {"event_id": "0193b0a5-7c00-7000-8000-000000000001", "partition": 0, "o
     "/v1/events/lookup",
     response_model=FoundEvents,
     response_model_exclude_none=True,
-    summary="What became of events",
+    summary="Look up what became of events",
     responses=BODY_PROBLEMS,
     openapi_extra=body_schema(EVENTS_LOOKUP, {"events": {"events": [_EVENT], "after": "12.0.3.4"}}),
 )

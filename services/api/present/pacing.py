@@ -37,7 +37,7 @@ class NextTier(BaseModel):
 
 
 class Forecast(BaseModel):
-    """The figures at the period's end if cash spend goes on at its run rate."""
+    """The figures at the period's end if cash spend continues at its run rate."""
 
     cash_spend: Money
     tier: int
@@ -60,7 +60,7 @@ class Pacing(BaseModel):
     as_of: AsOf
 
 
-@router.get("/v1/deals/{deal_id}/pacing", response_model=Pacing, summary="How far a deal has got")
+@router.get("/v1/deals/{deal_id}/pacing", response_model=Pacing, summary="Pacing of a deal")
 async def get_pacing(deal_id: PathId, context: Api, caller: FinanceReader) -> dict[str, Any]:
     """Return the cash spend so far, the tier and rate it reached, what that unlocks line by line, and the forecast."""
     async with context.snapshot() as connection:

@@ -24,7 +24,7 @@ Reason = Annotated[
 RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 
 Force = Annotated[
-    bool, Field(description="Send even records that fail again unchanged; for administrators of all Business Centers")
+    bool, Field(description="Replay even records that fail again unchanged; for administrators of all Business Centers")
 ]
 _REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A record would only fail again, or its bytes are not stored as a whole"},
@@ -65,7 +65,7 @@ class QuarantinedRecords(BaseModel):
 
 
 class Replayed(BaseModel):
-    """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to go on.
+    """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to continue.
 
     `waiting` counts the records that were skipped because they wait for their shard, or were sent back and have not
     failed since. `not_whole` counts those of a reason that were skipped because they are not stored as a whole.
@@ -85,7 +85,7 @@ def _either(schema: dict[str, Any]) -> None:
 class ReplayRequest(BaseModel):
     """The records to send back: either these ids, or all records of a reason that were not replayed yet.
 
-    `limit` (how many at most) and `after` (the `next` of the answer before) belong to a reason. Records that are
+    `limit` (how many at most) and `after` (the `next` of the previous answer) belong to a reason. Records that are
     `too_large`, `malformed` or `invalid` fail again unchanged. They need `force`, from an administrator of all Business
     Centers.
     """
@@ -94,7 +94,7 @@ class ReplayRequest(BaseModel):
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=PORTION_RECORDS)] | None = None
     reason: Reason | None = None
     limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the answer before")] | None = None
+    after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the previous answer")] | None = None
     force: Force = False
 
     @model_validator(mode="after")
@@ -115,7 +115,7 @@ async def list_quarantine(
     caller: FinanceReader,
     reason: Annotated[Reason | None, Query()] = None,
     after: Annotated[
-        str | None, Query(pattern=patterns.RECORD_CURSOR, description="The `next` of the page before")
+        str | None, Query(pattern=patterns.RECORD_CURSOR, description="The `next` of the previous page")
     ] = None,
     limit: Limit = 100,
 ) -> dict[str, Any]:
@@ -148,7 +148,7 @@ async def read_record(
     status_code=202,
     response_model=Replayed,
     response_model_exclude_none=True,
-    summary="Send several records back",
+    summary="Replay several records",
     responses={**BODY_PROBLEMS, **_REPLAY_PROBLEMS},
     openapi_extra=body_schema(REPLAY_REQUEST, {"reason": {"reason": "unknown_ad_account"}, "ids": {"ids": ["0-1"]}}),
 )
@@ -157,7 +157,7 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
 
     One request takes at most 1,000 ids, whose records may have 8 MiB together (413). Records of a reason are sent in
     the order of shard and sequence, a thousand at a time. If the call is interrupted, what was sent stays sent, and
-    another call goes on after it. Records that are quarantined in the meantime are not sent. A record that waits for
+    another call continues after it. Records that are quarantined in the meantime are not sent. A record that waits for
     its shard, or was sent back and has not failed since, is skipped and counted as `waiting`; a record of a reason that
     is not stored as a whole is skipped and counted as `not_whole`.
     """
@@ -173,7 +173,7 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     status_code=202,
     response_model=Replayed,
     response_model_exclude_none=True,
-    summary="Send one record back",
+    summary="Replay one record",
     responses={
         409: {
             "model": Problem,
@@ -188,7 +188,9 @@ async def replay_one(
     caller: FinanceWriter,
     force: Annotated[
         bool,
-        Query(description="Send even a record that fails again unchanged; for administrators of all Business Centers"),
+        Query(
+            description="Replay even a record that fails again unchanged; for administrators of all Business Centers"
+        ),
     ] = False,
 ) -> dict[str, Any]:
     """Send a record back to its shard, unchanged; for a replay that failed, send the first record."""

@@ -86,7 +86,7 @@ _EXAMPLE = {
 _CSV_EXAMPLE = ",".join(COLUMNS) + "\r\n2026-03-10,acct-1,bc-1,USD,80000.000000\r\n"
 From = Annotated[Day | None, Query(alias="from", description="Default: the deal's first day", examples=["2026-03-01"])]
 To = Annotated[Day | None, Query(description="Default: the deal's last day", examples=["2026-03-31"])]
-After = Annotated[str | None, Query(pattern=patterns.ROW_CURSOR, description="The `next` of the page before")]
+After = Annotated[str | None, Query(pattern=patterns.ROW_CURSOR, description="The `next` of the previous page")]
 Rows = Annotated[
     int | None,
     Query(
