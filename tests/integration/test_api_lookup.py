@@ -97,6 +97,21 @@ async def test_a_malformed_lookup_is_400(api: Api, body: Any) -> None:
     assert (response.status_code, response.json()["code"]) == (400, "invalid")
 
 
+@pytest.mark.parametrize("after", ["0", "0.0.0", "0.0.0.0.0"])
+async def test_a_cursor_has_a_number_for_each_shard(api: Api, after: str) -> None:
+    response = await api.client.post("/v1/events/lookup", json={"events": [at(50)], "after": after})
+    numbers = len(after.split("."))
+    assert (response.status_code, response.json()["message"]) == (
+        400,
+        f"after should have 4 numbers, one for each shard, and has {numbers}: pass the `next` of an earlier answer",
+    )
+
+
+async def test_nothing_waits_at_a_partition_that_the_topic_does_not_have(api: Api) -> None:
+    answers = await look(api, {"partition": 4, "offset": 0}, {"partition": 4, "offset": 0, "event_id": CHARGED})
+    assert [answer["state"] for answer in answers] == ["unknown", "charged"]
+
+
 async def test_the_most_events_fit_into_a_body(api: Api) -> None:
     events = [
         {"event_id": str(UUID(int=number)), "partition": SHARD, "offset": 2**62 + number} for number in range(500)

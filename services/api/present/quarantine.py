@@ -26,6 +26,7 @@ RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 Force = Annotated[
     bool, Field(description="Send even records that fail again unchanged; for administrators of all Business Centers")
 ]
+_AFTER = "The `next` of the answer before, with a number for each shard"
 _REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A record would only fail again, or its bytes are not stored as a whole"},
     429: {"model": Problem, "description": "Too many replayed records wait: try again a little later"},
@@ -94,7 +95,7 @@ class ReplayRequest(BaseModel):
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=PORTION_RECORDS)] | None = None
     reason: Reason | None = None
     limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the answer before")] | None = None
+    after: Annotated[str, Field(pattern=AFTER_PATTERN, description=_AFTER)] | None = None
     force: Force = False
 
     @model_validator(mode="after")
