@@ -74,6 +74,13 @@ async def test_a_record_is_in_quarantine_beyond_the_cursor_and_the_last_time_cou
     assert (first["state"], second["state"]) == ("unknown", "charged")
 
 
+async def test_a_place_may_be_written_with_a_fraction_of_zero(api: Api) -> None:
+    text = f'{{"events": [{{"partition": {SHARD}.0, "offset": 6e1}}], "after": "{cursor(0)}"}}'
+    response = await api.client.post("/v1/events/lookup", content=text)
+    [found] = response.json()["events"]
+    assert (found["state"], found["record_id"]) == ("quarantined", f"{SHARD}-3")
+
+
 async def test_without_a_cursor_quarantine_is_not_looked_into(api: Api) -> None:
     [answer] = await look(api, at(50))
     assert answer == {"state": "unknown"}

@@ -12,7 +12,7 @@ from services.api.context import Api
 from services.api.cursors import parse_numbers
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS
 from services.api.door.access import FinanceReader
-from services.api.door.bodies import body_schema, read_body
+from services.api.door.bodies import WHOLE, body_schema, read_body
 from shared.contracts.fields import Uuid
 from shared.contracts.known import known
 from shared.rules.vocabulary import QUARANTINE_REASONS
@@ -20,6 +20,7 @@ from shared.runtime.kafka import SPEND_EVENTS
 
 EVENTS_AT_MOST = 500  # Their ids and offsets fit into a body.
 _CURSOR = r"^[0-9]{1,18}(\.[0-9]{1,18}){0,1023}$"
+_EXACT = "From 2^53 on, without a fraction and an exponent"
 _AFTER = "The `next` of an earlier lookup, with a number for each shard"
 CHARGED, QUARANTINED, WAITING, UNKNOWN = "charged", "quarantined", "waiting", "unknown"
 
@@ -31,8 +32,8 @@ class PublishedEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     event_id: Uuid | None = None
-    partition: Annotated[int, Field(ge=0, le=2**15 - 1)] | None = None
-    offset: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    partition: Annotated[int, Field(ge=0, le=2**15 - 1), WHOLE] | None = None
+    offset: Annotated[int, Field(ge=0, le=2**63 - 1, description=_EXACT), WHOLE] | None = None
 
 
 class EventsLookup(BaseModel):

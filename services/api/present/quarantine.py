@@ -10,7 +10,7 @@ from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.door import patterns
 from services.api.door.access import FinanceReader, FinanceWriter
-from services.api.door.bodies import body_schema, read_body
+from services.api.door.bodies import WHOLE, body_schema, read_body
 from services.api.door.errors import not_found
 from services.api.models import Instant, Limit, Problem
 from services.api.present import quarantined
@@ -94,7 +94,7 @@ class ReplayRequest(BaseModel):
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=PORTION_RECORDS)] | None = None
     reason: Reason | None = None
-    limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = None
     after: Annotated[str, Field(pattern=AFTER_PATTERN, description=_AFTER)] | None = None
     force: Force = False
 
