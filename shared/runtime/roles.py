@@ -1,7 +1,7 @@
 """The database's roles, one a service: the server's, shared by all its databases. What each may do is a migration's.
 
 Where a deployment gives each service a login of its own, the login is the role itself: a service that was broken into
-finds nothing else to become.
+can become no other service, and a follower besides only the group of followers, which may less.
 """
 
 import base64
