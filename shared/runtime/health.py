@@ -7,9 +7,12 @@ import asyncio
 import contextlib
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
+import h11
 import structlog
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from shared.runtime.heads import fault_of, is_longer
 from shared.runtime.reachability import Reachability
 from shared.runtime.serving import Server
 from shared.runtime.settings import Settings, is_loopback
@@ -35,6 +39,8 @@ Answer = Callable[[], Mapping[str, Any]]
 NOT_READY: Final = "not ready"
 # More than the probes and Prometheus need.
 CONNECTIONS_AT_MOST: Final = 32
+# This many connections may wait to be accepted while the service does something else.
+QUEUED_AT_MOST: Final = 1_024
 # For a whole connection, until the client has read the answer.
 CONNECTION_SECONDS = 5.0
 HEAD_LIMIT_BYTES: Final = 8_192
@@ -95,7 +101,7 @@ async def answering_health(settings: Settings, answer: Answer) -> AsyncIterator[
         yield
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=CONNECTIONS_AT_MOST) as listener:
+    with socket.create_server((host, port), family=family, backlog=QUEUED_AT_MOST) as listener:
         structlog.get_logger().info("health and metrics", url=f"http://{host}:{port}/metrics")
         server = Server(_config(create_app(answer, is_local=is_loopback(host))))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -120,11 +126,13 @@ def create_app(answer: Answer, *, is_local: bool) -> Starlette:
         said = answer()
         return JSONResponse(said, 503 if said["status"] == NOT_READY else 200)
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/healthz", _healthz), Route("/readyz", readyz), Route("/metrics", _metrics)],
         middleware=[Middleware(_AskedAsThisMachine)] if is_local else [],
         exception_handlers={HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False  # A redirect would lead to the host that the request names.
+    return app
 
 
 async def _healthz(_: Request) -> Response:
@@ -156,18 +164,46 @@ class _AskedAsThisMachine:
 
 
 class _BoundedProtocol(H11Protocol):
-    """Closes connections beyond the bound at once, and any other after some seconds, whatever its client does."""
+    """Closes each connection after some seconds, whatever its client does; earlier if a new one needs its place.
+
+    It closes the oldest connection of the address that has most. So clients that hold connections cannot keep out the
+    container's own health check.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _seen_bytes = 0  # of the head that has begun
+
+    def __init__(self, addresses: "dict[_BoundedProtocol, str]", **of_uvicorn: Any) -> None:
+        """Share `addresses`: the open connections of the server, oldest first."""
+        super().__init__(**of_uvicorn)
+        self._addresses = addresses
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS_AT_MOST:
-            transport.abort()
+        self._deadline = self.loop.call_later(CONNECTION_SECONDS, transport.abort)
+        self._addresses[self] = self.client[0] if self.client else ""
+        if len(self._addresses) > CONNECTIONS_AT_MOST:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        [(most, _)] = Counter(self._addresses.values()).most_common(1)
+        oldest = next(each for each, address in self._addresses.items() if address == most)
+        del self._addresses[oldest]
+        oldest.transport.abort()
+
+    def handle_events(self) -> None:
+        """Handle what was parsed, unless it is a head that is too long or could be read differently elsewhere."""
+        head = self.conn.trailing_data[0] if self.conn.their_state is h11.IDLE else b""
+        if is_longer(head, HEAD_LIMIT_BYTES):
+            self.send_400_response(f"A head may have {HEAD_LIMIT_BYTES} bytes.")
+        elif fault := fault_of(head, self._seen_bytes):
+            self.send_400_response(fault)
         else:
-            self._deadline = self.loop.call_later(CONNECTION_SECONDS, transport.abort)
+            self._seen_bytes = len(head)
+            super().handle_events()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._addresses.pop(self, None)
         if self._deadline is not None:
             self._deadline.cancel()
         super().connection_lost(exc)
@@ -178,7 +214,7 @@ def _config(app: Starlette) -> uvicorn.Config:
         app,
         log_config=None,
         access_log=False,
-        http=_BoundedProtocol,
+        http=partial(_BoundedProtocol, {}),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
         ws="none",
         lifespan="off",
@@ -186,6 +222,6 @@ def _config(app: Starlette) -> uvicorn.Config:
         server_header=False,
         # Each connection is for one request, because probes and Prometheus ask only every few seconds.
         headers=[("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"), ("Connection", "close")],
-        backlog=CONNECTIONS_AT_MOST,
+        backlog=QUEUED_AT_MOST,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

@@ -1,7 +1,7 @@
 """The database's roles, one for each service. All databases of a server share them; migrations grant their rights.
 
 If a deployment gives each service its own login, the login is the role itself. So an attacker who controls a service
-cannot become another role.
+cannot become another service. A follower can also become the group of followers, which has fewer rights.
 """
 
 import base64

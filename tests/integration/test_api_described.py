@@ -20,10 +20,11 @@ from tests.integration.schema_values import values
 from tests.integration.test_api_reads import open_ad_account, open_business_center
 from tests.servers import Postgres
 
-# Rules between two fields, which a schema cannot say; the description does.
+# Rules between two fields, or of the number of shards, which a schema cannot say; the description does.
 TOGETHER = re.compile(
     "to should not be before from|from and to should be at most 400 days|at is in the future"
     "|ends_on should not be before starts_on|slabs should ascend|limit and after belong to a reason"
+    "|after should have 4 numbers, one for each shard|after should be the `next` of another replay"
 )
 KNOWN_IDS = {"business_center_id": "bc-1", "ad_account_id": "acct-1", "deal_id": "deal-1", "record_id": "0-1"}
 

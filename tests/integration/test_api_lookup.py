@@ -74,6 +74,13 @@ async def test_a_record_is_in_quarantine_beyond_the_cursor_and_the_last_time_cou
     assert (first["state"], second["state"]) == ("unknown", "charged")
 
 
+async def test_a_place_may_be_written_with_a_fraction_of_zero(api: Api) -> None:
+    text = f'{{"events": [{{"partition": {SHARD}.0, "offset": 6e1}}], "after": "{cursor(0)}"}}'
+    response = await api.client.post("/v1/events/lookup", content=text)
+    [found] = response.json()["events"]
+    assert (found["state"], found["record_id"]) == ("quarantined", f"{SHARD}-3")
+
+
 async def test_without_a_cursor_quarantine_is_not_looked_into(api: Api) -> None:
     [answer] = await look(api, at(50))
     assert answer == {"state": "unknown"}
@@ -95,6 +102,21 @@ async def test_what_is_somebody_elses_is_unknown(api: Api) -> None:
 async def test_a_malformed_lookup_is_400(api: Api, body: Any) -> None:
     response = await api.client.post("/v1/events/lookup", json=body)
     assert (response.status_code, response.json()["code"]) == (400, "invalid")
+
+
+@pytest.mark.parametrize("after", ["0", "0.0.0", "0.0.0.0.0"])
+async def test_a_cursor_has_a_number_for_each_shard(api: Api, after: str) -> None:
+    response = await api.client.post("/v1/events/lookup", json={"events": [at(50)], "after": after})
+    numbers = len(after.split("."))
+    assert (response.status_code, response.json()["message"]) == (
+        400,
+        f"after should have 4 numbers, one for each shard, and has {numbers}: pass the `next` of an earlier answer",
+    )
+
+
+async def test_nothing_waits_at_a_partition_that_the_topic_does_not_have(api: Api) -> None:
+    answers = await look(api, {"partition": 4, "offset": 0}, {"partition": 4, "offset": 0, "event_id": CHARGED})
+    assert [answer["state"] for answer in answers] == ["unknown", "charged"]
 
 
 async def test_the_most_events_fit_into_a_body(api: Api) -> None:

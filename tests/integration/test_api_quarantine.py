@@ -264,7 +264,13 @@ async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_
     assert await replayed(api, reason="reversal_mismatch") == {"replayed": failed_again}
 
 
-@pytest.mark.parametrize("after", ["", "1", "0-1", "0-1:", "0-1:2.", "99999-1:2", "0-1:x", "0-1:99999999999999999999"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        *("", "1", "0-1", "0-1:", "0-1:2.", "0-1:x", "0-1:99999999999999999999", "0-1:2", "0-1:2.2.2", "0-1:2.2.2.2.2"),
+        *("4-1:2.2.2.2", "99999-1:2.2.2.2"),
+    ],
+)
 async def test_a_replay_goes_on_from_nowhere_else(api: Api, after: str) -> None:
     answer = await replay(api, reason="malformed", after=after)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid")

@@ -212,6 +212,20 @@ async def test_a_service_that_was_broken_into_can_become_nobody_else(role: str, 
         await connection.close()
 
 
+@pytest.mark.parametrize("role", SERVICE_ROLES)
+async def test_only_a_follower_can_become_the_group_of_followers(role: str, server: SecuredPostgres) -> None:
+    connection = await connect(server.settings(role), role, "a test")
+    try:
+        if role in FOLLOWER_ROLES:
+            await connection.execute(f"SET ROLE {FOLLOWERS}")
+            assert await connection.fetchval("SELECT current_user::text") == FOLLOWERS
+        else:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(f"SET ROLE {FOLLOWERS}")
+    finally:
+        await connection.close()
+
+
 async def test_the_writer_begins_a_month_of_quarantine_and_the_owner_alone_drops_one(
     server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:

@@ -25,6 +25,7 @@ from tests.servers import LIMITS, embedded_settings
 # What is started here is what `make run` starts.
 pytestmark = pytest.mark.embedded
 
+ROOT = Path(__file__).parents[2]
 FIRST_PAUSE_SECONDS = 90
 END_SECONDS = 40
 
@@ -118,6 +119,20 @@ def test_a_pause_is_soon_seen_and_ctrl_c_ends_everything_in_order(run: Run) -> N
     assert "draining" in run.said()
     assert run.said().rstrip().endswith(f"the ledger stays in {run.settings.data_dir}")
     wait_until_gone(family, seconds=1)
+
+
+def test_the_subscriber_of_the_readme_hears_of_pauses(run: Run, tmp_path: Path) -> None:
+    run.start()
+    run.wait_for("the first pause")
+    section = (ROOT / "README.md").read_text("utf-8").partition("## A subscriber")[2]
+    text = section.partition("```python\n")[2].partition("```")[0]
+    program = tmp_path / "subscriber.py"
+    program.write_text(text.replace("localhost:9092", f"localhost:{run.settings.kafka_port}"))
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.kill()
+    assert re.fullmatch(r"(ad_account|campaign)/\S+ (delivers|pauses)\n", said)
 
 
 def gross_spend(run: Run) -> float:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api.door.heads import fault_of
+from shared.runtime.heads import fault_of, is_longer
 
 GOOD = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -79,3 +79,15 @@ def test_a_head_that_comes_in_two_pieces_is_read_as_one_that_comes_at_once(lines
     for cut in range(len(head)):
         fault = fault_of(head[:cut]) or fault_of(head, cut)
         assert (fault is None) is is_good
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("excess_bytes", "longer"), [(-1, False), (0, False), (1, True), (3, True)])
+def test_a_head_is_too_long_whether_it_is_whole_or_not(excess_bytes: int, longer: bool, whole: bool) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+    head += b"x" * (1_000 + excess_bytes - len(head) - len(b"\r\n\r\n"))
+    assert is_longer(head + b"\r\n\r\n" if whole else head + b"xxxx", 1_000) is longer
+
+
+def test_what_follows_a_head_does_not_lengthen_it() -> None:
+    assert not is_longer(GOOD + b"x" * 2_000, len(GOOD))

@@ -148,18 +148,74 @@ async def test_a_client_that_sends_no_whole_request_to_the_health_port_is_left(
         writer.close()
 
 
-async def test_health_holds_a_few_connections_and_no_more(at_a_port: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "CONNECTIONS_AT_MOST", 2)
-    async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(10):
-        held = [await connected(at_a_port) for _ in range(2)]
-        reader, writer = await connected(at_a_port)
-        with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
-        writer.close()
-        for reader, writer in held:
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+async def answer_to(settings: Settings, sent: bytes, client: str = "127.0.0.1") -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", settings.health_port, local_addr=(client, 0))
+    writer.write(sent)
+    answered = await reader.read()
+    writer.close()
+    return answered
+
+
+async def is_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Return whether the connection still answers a request."""
+    with contextlib.suppress(ConnectionError):
+        writer.write(PROBE)
+        return (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    return False
+
+
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def test_strangers_that_hold_connections_do_not_keep_out_the_health_check(at_a_port: Settings) -> None:
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(20):
+        held = [await connected(at_a_port) for _ in range(4 * health.CONNECTIONS_AT_MOST)]
+        for _ in range(3):
+            assert (await answer_to(at_a_port, PROBE)).startswith(b"HTTP/1.1 200 ")
+        for _, writer in held:
             writer.close()
+
+
+async def test_the_oldest_connection_gives_way_of_the_address_that_has_most(
+    at_a_port: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CONNECTIONS_AT_MOST", 3)
+    everywhere = at_a_port.model_copy(update={"health_host": "0.0.0.0"})
+    async with answering_health(everywhere, lambda: {"status": "ready"}), asyncio.timeout(10):
+        clients = ["127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.2"]
+        [first, oldest, *others] = [
+            await asyncio.open_connection("127.0.0.1", at_a_port.health_port, local_addr=(client, 0))
+            for client in clients
+        ]
+        assert not await is_open(*oldest)
+        for connection in (first, *others):
+            assert await is_open(*connection)
+        for _, writer in (first, oldest, *others):
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (PROBE.replace(b"Host", b"X: " + b"x" * health.HEAD_LIMIT_BYTES + b"\r\nHost"), b"8192 bytes"),
+        (PROBE.replace(b"\r\n", b"\n"), b"CR LF"),
+        (PROBE.replace(b"Host", b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\nHost"), b"not both"),
+    ],
+)
+async def test_the_health_port_refuses_a_head_that_is_too_long_or_read_differently_elsewhere(
+    sent: bytes, said: bytes, at_a_port: Settings
+) -> None:
+    async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(10):
+        answered = await answer_to(at_a_port, sent)
+        assert answered.startswith(b"HTTP/1.1 400 ")
+        assert said in answered
+
+
+async def test_a_path_with_another_slash_is_not_found_and_leads_to_no_other_host(at_a_port: Settings) -> None:
+    everywhere = at_a_port.model_copy(update={"health_host": "0.0.0.0"})
+    async with answering_health(everywhere, lambda: {"status": "ready"}), asking(at_a_port) as client:
+        for path in ("/readyz/", "/metrics/", "/healthz/"):
+            assert (await client.get(path, headers={"Host": "evil.example"})).status_code == 404
 
 
 async def test_health_ends_with_its_block_leaves_signals_alone_and_its_port_is_free_again(at_a_port: Settings) -> None:

@@ -13,6 +13,7 @@ import asyncpg
 import structlog
 
 from services.api.context import Context
+from services.api.cursors import parse_numbers
 from services.api.door.errors import ApiError, invalid, not_found, permission_denied
 from services.api.door.tokens import Caller
 from services.api.present.quarantined import parse_id, record_id
@@ -48,12 +49,12 @@ class ReplayCursor:
     ends: tuple[int, ...]
 
     @classmethod
-    def parse(cls, text: str) -> "ReplayCursor":
+    def parse(cls, text: str, shards: int) -> "ReplayCursor":
         """Return the cursor of a text that `str` made. Raises ApiError (400) for any other text."""
         match = _AFTER.fullmatch(text)
-        if match is None or int(match[1]) > 2**15 - 1:
+        if match is None or int(match[1]) >= shards:
             raise invalid("after should be the `next` of another replay")
-        return cls(int(match[1]), int(match[2]), tuple(map(int, match[3].split("."))))
+        return cls(int(match[1]), int(match[2]), tuple(parse_numbers(match[3], shards)))
 
     def __str__(self) -> str:
         return f"{self.shard}-{self.sequence}:{'.'.join(map(str, self.ends))}"
@@ -105,7 +106,7 @@ async def replay_reason(
             and none was sent.
 
     """
-    cursor = None if after is None else ReplayCursor.parse(after)
+    cursor = None if after is None else ReplayCursor.parse(after, context.shards)
     _require_changing({reason}, caller, force=force)
     cursor = cursor or await _start(context, caller)
     replayed = not_whole = 0

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from fastapi import Request
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 from starlette.types import Message, Receive
 
@@ -19,6 +19,21 @@ BODY_TIMEOUT_SECONDS = 8.0
 # The key of the request's scope under which the gate stores the body.
 BODY: Final = "drawdown.body"
 COMPONENTS = "#/components/schemas/{model}"
+# Below this, no two whole numbers are the same float (RFC 8259, section 6).
+_INEXACT: Final = 2.0**53
+
+
+def _whole(value: Any) -> Any:
+    """Return the integer that a float is; any other value unchanged. Raises ValueError if the float may be inexact."""
+    if not isinstance(value, float) or not value.is_integer():
+        return value
+    if abs(value) >= _INEXACT:
+        raise ValueError("should have neither a fraction nor an exponent: from 2^53 on such a number is not exact")
+    return int(value)
+
+
+# Stands last in the annotation of an integer. Then 1.0 and 1e3 are integers, too, as in JSON Schema.
+WHOLE: Final = BeforeValidator(_whole)
 
 
 async def read_body(

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from services.api.door.connections import ASKING, UNKNOWN_ADDRESS, Asking, Connections
 from services.api.door.headers import SAFE_HEADERS
-from services.api.door.heads import fault_of
+from shared.runtime.heads import fault_of
 
 # For the request line and all headers, including a token. Checked whenever an incomplete head is waited for.
 HEAD_LIMIT_BYTES = 16_384

@@ -1,6 +1,6 @@
 """`POST /v1/events/lookup`: tells a publisher what became of many events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -9,9 +9,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from services.api.context import Api
+from services.api.cursors import parse_numbers
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS
 from services.api.door.access import FinanceReader
-from services.api.door.bodies import body_schema, read_body
+from services.api.door.bodies import WHOLE, body_schema, read_body
 from shared.contracts.fields import Uuid
 from shared.contracts.known import known
 from shared.rules.vocabulary import QUARANTINE_REASONS
@@ -19,6 +20,8 @@ from shared.runtime.kafka import SPEND_EVENTS
 
 EVENTS_AT_MOST = 500  # Their ids and offsets fit into a body.
 _CURSOR = r"^[0-9]{1,18}(\.[0-9]{1,18}){0,1023}$"
+_EXACT = "From 2^53 on, without a fraction and an exponent"
+_AFTER = "The `next` of an earlier lookup, with a number for each shard"
 CHARGED, QUARANTINED, WAITING, UNKNOWN = "charged", "quarantined", "waiting", "unknown"
 
 router = APIRouter(tags=["ledger"], responses=READ_PROBLEMS)
@@ -29,8 +32,8 @@ class PublishedEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     event_id: Uuid | None = None
-    partition: Annotated[int, Field(ge=0, le=2**15 - 1)] | None = None
-    offset: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    partition: Annotated[int, Field(ge=0, le=2**15 - 1), WHOLE] | None = None
+    offset: Annotated[int, Field(ge=0, le=2**63 - 1, description=_EXACT), WHOLE] | None = None
 
 
 class EventsLookup(BaseModel):
@@ -38,7 +41,7 @@ class EventsLookup(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     events: Annotated[list[PublishedEvent], Field(min_length=1, max_length=EVENTS_AT_MOST)]
-    after: Annotated[str, Field(pattern=_CURSOR, description="The `next` of an earlier lookup")] | None = None
+    after: Annotated[str, Field(pattern=_CURSOR, description=_AFTER)] | None = None
 
 
 class FoundEvent(BaseModel):
@@ -78,10 +81,11 @@ async def look_up_events(request: Request, context: Api, caller: FinanceReader) 
     read yet. `unknown` means none of these.
     """
     asked = await read_body(request, EVENTS_LOOKUP)
+    after = None if asked.after is None else parse_numbers(asked.after, context.shards)
     async with context.snapshot() as connection:
         shards = await _shards(connection, caller.scope)
-        charged = await _charged(connection, asked, caller.scope)
-        quarantined = await _quarantined(connection, asked, caller.scope)
+        charged = await _charged(connection, asked.events, caller.scope)
+        quarantined = {} if after is None else await _quarantined(connection, asked.events, after, caller.scope)
     read_up_to = {row["shard"]: row["spend_offset"] for row in shards}
     return {
         "events": [_found(event, charged, quarantined, read_up_to) for event in asked.events],
@@ -93,13 +97,17 @@ def _found(
     event: PublishedEvent,
     charged: set[UUID],
     quarantined: Mapping[tuple[int | None, int | None], dict[str, str]],
-    read_up_to: Mapping[int, int],
+    read_up_to: Mapping[int | None, int],
 ) -> dict[str, str]:
-    """Decide the state of an event. Quarantine goes first, because the ledger may have another event of the same id."""
+    """Decide the state of an event. Quarantine goes first, because the ledger may have another event of the same id.
+
+    A record at a partition that the topic does not have never waits.
+    """
     refused = quarantined.get((event.partition, event.offset))
     if refused is not None:
         return {"state": QUARANTINED, **refused}
-    if event.partition is not None and event.offset is not None and event.offset >= read_up_to.get(event.partition, 0):
+    next_offset = read_up_to.get(event.partition)
+    if event.offset is not None and next_offset is not None and event.offset >= next_offset:
         return {"state": WAITING}
     is_charged = event.event_id is not None and UUID(event.event_id) in charged
     return {"state": CHARGED if is_charged else UNKNOWN}
@@ -119,25 +127,28 @@ async def _shards(connection: asyncpg.Connection, scope: list[str] | None) -> li
     return rows
 
 
-async def _charged(connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None) -> set[UUID]:
+async def _charged(
+    connection: asyncpg.Connection, events: Sequence[PublishedEvent], scope: list[str] | None
+) -> set[UUID]:
     rows = await connection.fetch(
         """
         SELECT source_event_id FROM ledger.entries
         WHERE source_event_id = ANY($1) AND part = 0 AND day IS NOT NULL
           AND ($2::text[] IS NULL OR business_center_id = ANY($2))
         """,
-        [UUID(event.event_id) for event in asked.events if event.event_id is not None],
+        [UUID(event.event_id) for event in events if event.event_id is not None],
         scope,
     )
     return {row["source_event_id"] for row in rows}
 
 
 async def _quarantined(
-    connection: asyncpg.Connection, asked: EventsLookup, scope: list[str] | None
+    connection: asyncpg.Connection, events: Sequence[PublishedEvent], after: Sequence[int], scope: list[str] | None
 ) -> dict[tuple[int | None, int | None], dict[str, str]]:
-    """Return quarantined records by partition and offset; of one quarantined several times, the last record."""
-    if asked.after is None:
-        return {}
+    """Return the records that were quarantined after these sequences, one of each shard, by partition and offset.
+
+    Of a record that was quarantined several times, it is the last.
+    """
     rows = await connection.fetch(
         """
         SELECT q.shard, q.sequence, q.reason, q.detail, q.partition, q."offset"
@@ -147,10 +158,10 @@ async def _quarantined(
           AND ($5::text[] IS NULL OR q.business_center_id = ANY($5))
         ORDER BY q.shard, q.sequence
         """,
-        [int(sequence) for sequence in asked.after.split(".")],
+        after,
         SPEND_EVENTS,
-        [event.partition for event in asked.events],
-        [event.offset for event in asked.events],
+        [event.partition for event in events],
+        [event.offset for event in events],
         scope,
     )
     return {

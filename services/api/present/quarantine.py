@@ -10,7 +10,7 @@ from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.door import patterns
 from services.api.door.access import FinanceReader, FinanceWriter
-from services.api.door.bodies import body_schema, read_body
+from services.api.door.bodies import WHOLE, body_schema, read_body
 from services.api.door.errors import not_found
 from services.api.models import Instant, Limit, Problem
 from services.api.present import quarantined
@@ -26,6 +26,7 @@ RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 Force = Annotated[
     bool, Field(description="Replay even records that fail again unchanged; for administrators of all Business Centers")
 ]
+_AFTER = "The `next` of the previous answer, with a number for each shard"
 _REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A record would only fail again, or its bytes are not stored as a whole"},
     429: {"model": Problem, "description": "Too many replayed records wait: try again a little later"},
@@ -93,8 +94,8 @@ class ReplayRequest(BaseModel):
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
     ids: Annotated[list[RecordId], Field(min_length=1, max_length=PORTION_RECORDS)] | None = None
     reason: Reason | None = None
-    limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    after: Annotated[str, Field(pattern=AFTER_PATTERN, description="The `next` of the previous answer")] | None = None
+    limit: Annotated[int, Field(ge=1, le=100_000), WHOLE] | None = None
+    after: Annotated[str, Field(pattern=AFTER_PATTERN, description=_AFTER)] | None = None
     force: Force = False
 
     @model_validator(mode="after")

@@ -35,6 +35,11 @@ def fault_of(received: bytes, seen: int = 0) -> str | None:
     return _fault_of_whole(head) if end else None
 
 
+def is_longer(received: bytes, most_bytes: int) -> bool:
+    """Return whether the head that begins these bytes has more than this many, whole or not."""
+    return len(received) > most_bytes and _END.search(received, 0, most_bytes) is None
+
+
 def _fault_of_whole(head: bytes) -> str | None:
     line = head.partition(b"\r\n")[0]
     if not _REQUEST_LINE.fullmatch(line):
