@@ -1,1 +1,1 @@
-"""The services: each a process of its own; none imports another."""
+"""The services: each is a process of its own. None imports another, but the API answers with what incentives knows."""

@@ -36,7 +36,7 @@ app = typer.Typer(
 audit = typer.Typer(
     help="Prove that the ledger is complete, and that the figures follow from it.", no_args_is_help=True
 )
-quarantine = typer.Typer(help="Events that could not be allocated.", no_args_is_help=True)
+quarantine = typer.Typer(help="Records that could not be decided or charged.", no_args_is_help=True)
 spend = typer.Typer(help="Files of ad spend.", no_args_is_help=True)
 offsets = typer.Typer(help="The Kafka offsets that the ledger has reached.", no_args_is_help=True)
 token = typer.Typer(help="Bearer tokens, for deployments without an identity provider.", no_args_is_help=True)

@@ -1,4 +1,4 @@
-"""Reading one record of a topic in a process of its own, because no process may survive reading it.
+"""Reads one record in a child process, because the record may crash or hang any process that reads it.
 
 A record that makes the writer hang or take all memory does the same to this process. So its time and memory are
 bounded.

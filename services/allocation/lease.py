@@ -1,8 +1,9 @@
 """The lease of a shard: which process may write it, and how far it has got.
 
-The epoch is the fence. Every batch updates the row only if the epoch is still the same, so a process that has lost the
-shard can no longer write, whatever it believes. An owner counts as dead when its database session is gone (at once if
-the process was killed) or when the others have seen no beat of it for `LEASE_SECONDS` (if it was stopped: see `Peers`).
+The epoch is the fence. Every batch updates the row only if the epoch is still the same (`ledger.move_lease`, which
+`append` calls), so a process that has lost the shard can no longer write, whatever it believes. An owner counts as dead
+when its database session is gone (at once if the process was killed) or when the others have seen no beat of it for
+`LEASE_SECONDS` (if it was stopped: see `Peers`).
 
 A beat updates a row of its own that no batch locks, and its commit does not wait for the disk. So an owner counts as
 alive however long its batch takes.

@@ -1,4 +1,4 @@
-"""Trying endless work again after a failure, so that one part of the process that fails does not end the others."""
+"""Restarts a permanent task after each failure, so that the other tasks of the process continue."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

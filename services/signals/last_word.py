@@ -133,7 +133,8 @@ async def read_signals_back(settings: Settings, producer: AIOKafkaProducer) -> N
 
 
 async def _read_back(settings: Settings, connection: asyncpg.Connection, producer: AIOKafkaProducer) -> None:
-    fetched.install()  # Only our own password lets write to the topic, but what it wrote must not end us.
+    # Only our Kafka user may write to this topic, but a bad record from it must not end this service.
+    fetched.install()
     consumer = await start_client(
         settings,
         AIOKafkaConsumer,

@@ -19,6 +19,8 @@ from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, pa
 from shared.rules import command_types
 from shared.rules.money import parse_amount
 
+# The fields of commands that are times.
+TIMES: Final = ("issued_at", "expires_at")
 # The ledger keeps only a hash of a longer refused command.
 MOST_REFUSED_BYTES: Final = 1024
 # The type of the pydantic error whose message is complete in itself.
@@ -209,7 +211,7 @@ def command_content(command: Command) -> dict[str, Any]:
     """
     content = command.model_dump(exclude_none=True)
     content["command_id"] = content["command_id"].lower()
-    for name in ("issued_at", "expires_at"):
+    for name in TIMES:
         if name in content:
             _check_time(name, content[name])
     return content
@@ -228,7 +230,7 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
     Two commands with one id are the same command if their meanings are equal.
     """
     meaning = {key: value for key, value in content.items() if key != "issued_at"}
-    for key in ("amount", "limit"):
+    for key in command_types.AMOUNTS:
         if key in meaning:
             meaning[key] = parse_amount(meaning[key])
     if "expires_at" in meaning:

@@ -7,6 +7,9 @@ of these. Whether it may happen is decided in `commands`.
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+# The fields of commands that are amounts of money, of every type.
+AMOUNTS: Final = ("amount", "limit")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:

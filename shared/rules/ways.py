@@ -8,14 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.rules.command_types import Command
+from shared.rules.command_types import AMOUNTS, Command
 from shared.rules.money import format_micros, parse_amount
 from shared.rules.refusal import require
 from shared.rules.vocabulary import COMMAND_TYPES, ROLES
 
 API: Final = "api"
 TOPIC: Final = "topic"
-_AMOUNTS = ("amount", "limit")
 _AMOUNT_FORM = re.compile(r"(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?", re.ASCII)
 
 
@@ -42,7 +41,7 @@ class TopicTerms:
         _require_named("role", command.role, self.roles)
         _require_named("type", command.type, self.types)
         most = self.largest_amount_micros
-        for name in _AMOUNTS:
+        for name in AMOUNTS:
             within = most is None or (getattr(command, name, None) or 0) <= most
             require(
                 within,

@@ -6,9 +6,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from shared.contracts.commands import AnyCommand
+from shared.contracts.commands import TIMES, AnyCommand
+from shared.contracts.fields import AMOUNT_PATTERN, TIME_PATTERN
 from shared.rules import vocabulary
-from shared.rules.command_types import COMMANDS
+from shared.rules.command_types import AMOUNTS, COMMANDS
 from tests.unit.test_rules_tables import NOON, Book
 from tests.unit.what_is_written import credit, details, moved, written
 
@@ -27,6 +28,17 @@ def test_the_rules_take_every_field_of_the_message_that_may_decide_something(typ
     # The ledger keeps a message with the values that were left out, and leaves out those that are null.
     nullable = {name for name, field in message.items() if field.default is None}
     assert {name for name, needed in taken.items() if not needed} == nullable - NOT_IN_THE_RULES
+
+
+def test_every_amount_and_time_of_a_message_is_known_as_one() -> None:
+    """One that is not would reach the rules as text, and the policy's `largest_amount` would not bound it."""
+    fields = [each for message in MESSAGES.values() for each in message.model_json_schema()["properties"].items()]
+    assert {name for name, field in fields if AMOUNT_PATTERN in patterns_of(field)} == set(AMOUNTS)
+    assert {name for name, field in fields if TIME_PATTERN in patterns_of(field)} == set(TIMES)
+
+
+def patterns_of(field: dict[str, Any]) -> list[str | None]:
+    return [each.get("pattern") for each in (field, *field.get("anyOf", ()))]
 
 
 def test_every_command_is_a_type_of_the_rules() -> None:

@@ -16,7 +16,7 @@ from services.api.door.access import ANYBODY, AnyRole
 from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, invalid, permission_denied, unavailable
 from services.api.models import Outcome, Problem, time
-from shared.contracts.commands import FINANCE_COMMAND, Command, command_content, kept_meaning, same_content
+from shared.contracts.commands import FINANCE_COMMAND, TIMES, Command, command_content, kept_meaning, same_content
 from shared.contracts.fields import parse_time
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 
@@ -75,7 +75,7 @@ async def post_command(request: Request, context: Api, caller: AnyRole) -> JSONR
 
 
 def _content(command: Command) -> dict[str, Any]:
-    for name in ("issued_at", "expires_at"):
+    for name in TIMES:
         _check_time(name, getattr(command, name, None))
     content = command_content(command)
     if "\x00" in content.get("time_zone", ""):
@@ -106,7 +106,9 @@ async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapp
     except TimeoutError:
         if not limit.expired():
             raise
-        raise ApiError(504, "timeout", "not decided and visible in time: try again with the same command_id") from None
+        within = f"within {DECISION_TIMEOUT_SECONDS:.0f} s"
+        told = f"the command was not decided, or its effect not visible, {within}: try again with the same command_id"
+        raise ApiError(504, "timeout", told) from None
 
 
 async def _outcome_row(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from shared.runtime.settings import BadSettingError, Settings
 
 
 def configured_signer(settings: Settings) -> CommandSigner | None:
-    """Return the signer; None without a key, so that the ledger notes the topic as the way of commands.
+    """Return the signer, or None if there is no key. The ledger then records `via` as `topic`.
 
     Raises:
         BadSettingError: the file cannot be read, or is not a key.

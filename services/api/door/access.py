@@ -98,7 +98,7 @@ class Access:
         self._rate.add(client, size // BYTES_OF_A_REQUEST)
 
     def asks_in_vain(self, client: str) -> bool:
-        """Count a request that got nothing; return whether the client does that too often."""
+        """Count a failed request, and return whether the client fails too often."""
         return self._in_vain_rate.take(client) > 0
 
     def admit(self, method: str, headers: Headers, address: str) -> None:

@@ -126,7 +126,7 @@ def _is_stray(scope: Scope, message: Message) -> bool:
 
 
 def _is_much(scope: Scope, client: str) -> bool:
-    """Count a request that got nothing; return whether the client sends too many of them."""
+    """Count a failed request, and return whether the client fails too often."""
     access: Access = scope["app"].state.context.access
     return access.asks_in_vain(client)
 

@@ -1,1 +1,4 @@
-"""The present: routes that answer from the read models as they are now. Each module with a `router` is a way in."""
+"""The present: routes that answer what is so now, from the read models, quarantine and the outcomes of records.
+
+Deals and replays are given here too. Each module with a `router` is a way in.
+"""
