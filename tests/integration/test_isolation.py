@@ -118,7 +118,7 @@ async def test_after_the_fix_a_replay_charges_it_also_where_it_was_forwarded(
         assert {row["reason"] for row in found} == {"internal_error"}
         assert sorted(await writer.charged(center)) == sorted(ids([strays[0], strays[2]]))
     await writer.database.execute(
-        "SELECT ledger.replay_quarantined($1, $2, $1, now())",
+        "SELECT ledger.replay_quarantined($1, $2, $1, now(), 10)",
         [row["shard"] for row in found],
         [row["sequence"] for row in found],
     )

@@ -124,16 +124,17 @@ CREATE VIEW ledger.forwarded_waiting AS
 
 -- Sends records back to the shards `targets`, and returns which ones. It leaves out records that wait already, and those
 -- that were replayed and have not failed since: of a record and its failed replays, only the newest can be replayed. It
--- never replays a record that is not complete, because its beginning could pass for a record of its own.
+-- never replays a record that is not complete, because its beginning could pass for a record of its own. A record that
+-- was replayed `most_replays` times (null: without a bound) and failed each time is returned as such, and not sent.
 CREATE FUNCTION ledger.replay_quarantined(
-    shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz
-) RETURNS TABLE (shard smallint, sequence bigint)
+    shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz, most_replays integer
+) RETURNS TABLE (shard smallint, sequence bigint, failed_too_often boolean)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     crowded smallint;
 BEGIN
-    -- Calls take turns, because two calls for the same record would both find it free.
+    -- Calls take turns, because two calls for the same record would both find it free, or count one replay too few.
     LOCK TABLE ledger.quarantine_replays IN SHARE ROW EXCLUSIVE MODE;
     SELECT target INTO crowded FROM (SELECT DISTINCT unnest(targets) AS target) AS t
     WHERE (SELECT count(*) >= 100000 OR sum(replay_bytes) >= 256 * 1024 * 1024
@@ -154,11 +155,17 @@ BEGIN
             WHERE f.replay_shard = first_shard AND f.replay_sequence = first_sequence
             ORDER BY f.recorded_at DESC, f.sequence DESC LIMIT 1) AS f ON true
         ORDER BY first_shard, first_sequence
-    ), free AS (
-        SELECT * FROM standing WHERE NOT EXISTS (
+    ), failed AS (
+        SELECT *, most_replays <= (SELECT count(*) FROM (
+            -- Every replay notes the first record once, so its notes are the replays of the record.
+            SELECT FROM ledger.quarantine_replays r
+            WHERE r.shard = first_shard AND r.sequence = first_sequence LIMIT most_replays) AS r) AS too_often
+        FROM standing WHERE NOT EXISTS (
             SELECT FROM ledger.quarantine_replays r WHERE r.shard = newest_shard AND r.sequence = newest_sequence)
         AND EXISTS (SELECT FROM ledger.quarantine q
             WHERE q.shard = first_shard AND q.sequence = first_sequence AND q.raw_bytes IS NULL)
+    ), free AS (
+        SELECT * FROM failed WHERE too_often IS NOT TRUE
     ), noted AS (
         INSERT INTO ledger.quarantine_replays (shard, sequence, replayed_at)
         SELECT first_shard, first_sequence, replayed_at FROM free
@@ -170,5 +177,5 @@ BEGIN
         FROM free JOIN ledger.quarantine q ON q.shard = first_shard AND q.sequence = first_sequence
         ORDER BY first_shard, first_sequence
     )
-    SELECT free.shard, free.sequence FROM free;
+    SELECT failed.shard, failed.sequence, too_often IS TRUE FROM failed;
 END $$;
