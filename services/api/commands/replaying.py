@@ -306,7 +306,8 @@ async def _portion(
             SELECT shard, sequence FROM ledger.quarantine q
             WHERE reason = $1 AND (shard, sequence) > ($2, $3) AND sequence <= ($4::bigint[])[shard + 1]
                 AND ($5::text[] IS NULL OR business_center_id = ANY($5)) AND NOT EXISTS (
-                    SELECT FROM ledger.quarantine_replays r WHERE r.shard = q.shard AND r.sequence = q.sequence)
+                    SELECT FROM ledger.quarantine_replays r
+                    WHERE r.shard = q.shard AND r.sequence = q.sequence AND r.recorded_at = q.recorded_at)
             ORDER BY shard, sequence LIMIT $6
         )
         SELECT * FROM (
