@@ -32,14 +32,19 @@ _AFTER: Final = re.compile(r"([0-9]+)-([0-9]+):([0-9.]+)", re.ASCII)
 _CROWDED: Final = "DD002"
 _CROWDED_SECONDS: Final = 10
 
-# A record with the size of its bytes, which are stored with the first record, and whether they are all stored.
+# A record with the size of its bytes, which are stored with the first record, and whether they are all stored. LIMIT
+# makes PostgreSQL look up each record in an index. A join may read all of quarantine instead.
 _WITH_FIRST: Final = """
     SELECT q.shard, q.sequence, q.reason, q.business_center_id, q.topic, q.partition, q."offset",
         coalesce(octet_length(f.key), 0) + coalesce(octet_length(f.raw), 0) + coalesce(octet_length(f.headers::text), 0)
             AS size,
         f.shard IS NOT NULL AND f.raw_bytes IS NULL AND (f.reason <> 'skipped' OR f.raw IS NOT NULL) AS is_whole
-    FROM ledger.quarantine q LEFT JOIN ledger.quarantine f
-        ON f.shard = coalesce(q.replay_shard, q.shard) AND f.sequence = coalesce(q.replay_sequence, q.sequence)
+    FROM {wanted} AS wanted (shard, sequence)
+        CROSS JOIN LATERAL (SELECT * FROM ledger.quarantine q
+            WHERE q.shard = wanted.shard AND q.sequence = wanted.sequence LIMIT 1) AS q
+        LEFT JOIN LATERAL (SELECT * FROM ledger.quarantine f
+            WHERE f.shard = coalesce(q.replay_shard, q.shard) AND f.sequence = coalesce(q.replay_sequence, q.sequence)
+            LIMIT 1) AS f ON true
 """
 
 
@@ -285,9 +290,7 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[
     """Return the rows of these ids. Raises ApiError (404) if one is unknown or not the caller's."""
     known = {parse_id(id_) for id_ in ids}
     rows: list[asyncpg.Record] = await connection.fetch(
-        _WITH_FIRST
-        + "JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence)"
-        + " ON wanted.shard = q.shard AND wanted.sequence = q.sequence ORDER BY q.shard, q.sequence",
+        _WITH_FIRST.format(wanted="unnest($1::smallint[], $2::bigint[])") + " ORDER BY q.shard, q.sequence",
         [shard for shard, _ in known],
         [sequence for _, sequence in known],
     )
@@ -312,7 +315,7 @@ async def _portion(
         )
         SELECT * FROM (
             SELECT *, sum(size) OVER (ORDER BY shard, sequence) - size AS bytes_before
-            FROM ({_WITH_FIRST} JOIN few ON few.shard = q.shard AND few.sequence = q.sequence) AS found
+            FROM ({_WITH_FIRST.format(wanted="few")}) AS found
         ) AS sized WHERE bytes_before < $7 ORDER BY shard, sequence
         """,  # noqa: S608 - a constant
         reason,

@@ -137,10 +137,11 @@ CREATE VIEW ledger.forwarded_waiting AS
 -- that were replayed and have not failed since: of a record and its failed replays, only the newest can be replayed. It
 -- never replays a record that is not complete, because its beginning could pass for a record of its own. A record that
 -- was replayed `most_replays` times (null: without a bound) and failed each time is returned as such, and not sent.
+-- Sequential scans are off, because a month that was empty when a session planned its statements may be large by now.
 CREATE FUNCTION ledger.replay_quarantined(
     shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz, most_replays integer
 ) RETURNS TABLE (shard smallint, sequence bigint, failed_too_often boolean)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     crowded smallint;
@@ -160,12 +161,16 @@ BEGIN
         RAISE EXCEPTION 'too many replayed records wait for shard %', crowded USING ERRCODE = 'DD002';
     END IF;
     WITH asked AS (
-        SELECT q.shard, q.sequence, target, o.shard AS first_shard, o.sequence AS first_sequence,
+        -- LIMIT makes PostgreSQL look up each record in an index. A join may read all of quarantine instead.
+        SELECT w.shard, w.sequence, target, o.shard AS first_shard, o.sequence AS first_sequence,
             o.recorded_at AS first_recorded_at
         FROM unnest(shards, sequences, targets) AS w (shard, sequence, target)
-            JOIN ledger.quarantine q ON q.shard = w.shard AND q.sequence = w.sequence
-            JOIN ledger.quarantine o ON o.shard = coalesce(q.replay_shard, q.shard)
-                AND o.sequence = coalesce(q.replay_sequence, q.sequence) AND o.raw_bytes IS NULL
+            CROSS JOIN LATERAL (SELECT q.replay_shard, q.replay_sequence FROM ledger.quarantine q
+                WHERE q.shard = w.shard AND q.sequence = w.sequence LIMIT 1) AS q
+            CROSS JOIN LATERAL (SELECT o.shard, o.sequence, o.recorded_at, o.raw_bytes FROM ledger.quarantine o
+                WHERE o.shard = coalesce(q.replay_shard, w.shard)
+                    AND o.sequence = coalesce(q.replay_sequence, w.sequence) LIMIT 1) AS o
+        WHERE o.raw_bytes IS NULL
     ), standing AS (
         SELECT DISTINCT ON (first_shard, first_sequence) a.*, coalesce(f.shard, first_shard) AS newest_shard,
             coalesce(f.sequence, first_sequence) AS newest_sequence,
@@ -180,9 +185,9 @@ BEGIN
             -- Every replay notes the first record once, so its notes are the replays of the record.
             SELECT FROM ledger.quarantine_replays r WHERE r.shard = first_shard AND r.sequence = first_sequence
                 AND r.recorded_at = first_recorded_at LIMIT most_replays) AS r) IS TRUE AS too_often
-        FROM standing WHERE NOT EXISTS (
-            SELECT FROM ledger.quarantine_replays r WHERE r.shard = newest_shard AND r.sequence = newest_sequence
-                AND r.recorded_at = newest_recorded_at)
+        FROM standing WHERE (
+            SELECT true FROM ledger.quarantine_replays r WHERE r.shard = newest_shard AND r.sequence = newest_sequence
+                AND r.recorded_at = newest_recorded_at LIMIT 1) IS NULL
     ), free AS (
         SELECT * FROM failed WHERE NOT too_often
     ), handed AS (
