@@ -164,7 +164,11 @@ def quarantine_replay(
     reason: Annotated[str | None, typer.Option(help="All records with this reason that were not replayed yet.")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also too_large, malformed and invalid records; needs an admin's token for all."),
+        typer.Option(
+            "--force",
+            help="Also too_large, malformed and invalid records, and those that failed ten times; needs an admin's"
+            " token for all.",
+        ),
     ] = False,
 ) -> None:
     """Send quarantined records back, to be decided again: the given ids, or all records with a reason."""

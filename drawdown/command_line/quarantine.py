@@ -54,29 +54,32 @@ def _nothing(reason: str | None) -> str:
 async def replay_records(settings: Settings, ids: list[str], reason: str | None, *, force: bool = False) -> int:
     """Send records back to their shard, to be decided again; return the exit code.
 
-    Records that still wait for their shard, or were sent back and have not failed since, are left out.
+    Records that still wait for their shard, or were sent back and have not failed since, are left out. So are those of
+    the reason that have failed too often or are not stored as a whole.
 
     Args:
         settings: the address of the API, and the token.
         ids: the ids of the records; empty means all with the reason.
         reason: all records with this reason that were not replayed yet.
-        force: also records that will certainly fail again.
+        force: also records that will certainly fail again, or have failed too often.
 
     Raises:
-        RequestRefusedError: an id or the reason is unknown, or the token may not send them; then none was sent. Or too
-            many records wait; then those that were printed as sent back are sent.
+        RequestRefusedError: an id or the reason is unknown, the token may not send them, or a record of these ids has
+            failed too often; then none was sent. Or too many records wait; then those that were printed as sent back
+            are sent.
         httpx.HTTPError: the API does not answer.
 
     """
     body: dict[str, Any] = {"ids": ids} if ids else {"reason": reason, "limit": _PORTION}
     body["force"] = force
-    replayed = left_out = not_whole = 0
+    replayed = left_out = not_whole = failed_too_often = 0
     async with _client(settings) as client:
         while True:
             answer = _answer(await client.post("/v1/quarantine/replay", json=body))
             replayed += answer["replayed"]
             left_out += answer.get("waiting", 0)
             not_whole += answer.get("not_whole", 0)
+            failed_too_often += answer.get("failed_too_often", 0)
             if "next" not in answer:
                 break
             print(f"{replayed:,} sent back so far", file=sys.stderr)
@@ -89,6 +92,8 @@ async def replay_records(settings: Settings, ids: list[str], reason: str | None,
             f"{not_whole:,} left out: only a part of them is stored; Kafka may still have them at the offsets that "
             "`drawdown quarantine list` prints"
         )
+    if failed_too_often:
+        print(f"{failed_too_often:,} left out: they were sent back too often and failed each time; see their `detail`")
     return 0
 
 

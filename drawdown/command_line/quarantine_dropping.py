@@ -1,6 +1,7 @@
 """`drawdown quarantine drop`: drops a whole past month of quarantine, and keeps a summary in the operators' log.
 
-It uses the login of the database's owner, like migrations, because no service has that right.
+With the records go the notes of when they were sent back. The command uses the login of the database's owner, like
+migrations, because no service has that right.
 """
 
 import getpass
@@ -36,6 +37,11 @@ _SUMMARY: Final = """
 _SHA256: Final = (
     "encode(sha256(string_agg(sha256(convert_to(row_to_json(q)::text, 'UTF8')), '' ORDER BY sequence)), 'hex')"
 )
+_REPLAYS: Final = """
+    SELECT shard, count(*) AS rows, encode(sha256(string_agg(
+        sha256(convert_to(row_to_json(r)::text, 'UTF8')), '' ORDER BY sequence, replayed_at)), 'hex') AS sha256
+    FROM ledger.{part} r GROUP BY shard ORDER BY shard
+"""
 
 
 async def drop_month(settings: Settings, month: str, because: str, confirm: Callable[[str], bool]) -> int:
@@ -108,13 +114,17 @@ async def _drop(connection: asyncpg.Connection, part: str, month: str, because: 
         try:
             await connection.execute(f"LOCK TABLE ledger.{part} IN SHARE ROW EXCLUSIVE MODE")
             shards = await _summary(connection, part, _SHA256)
+            replays = await _replays(connection, month)
             # From here on nobody can read or write quarantine. The rest takes moments.
             await connection.execute("LOCK TABLE ledger.quarantine IN ACCESS EXCLUSIVE MODE")
+            await connection.execute("LOCK TABLE ledger.quarantine_replays IN ACCESS EXCLUSIVE MODE")
         except asyncpg.LockNotAvailableError as error:
             raise CannotGoOnError("nothing was dropped, because quarantine is being read; try again") from error
         await _require_unneeded(connection, part, month, shards)
-        await _note(connection, month, because, shards)
+        await _require_same(connection, month, replays)
+        await _note(connection, month, because, shards, replays)
         await connection.execute(f"DROP TABLE ledger.{part}")
+        await connection.execute(f"DROP TABLE IF EXISTS ledger.{_replays_part(month)}")
     return shards
 
 
@@ -134,6 +144,29 @@ async def _require_unneeded(
         )
 
 
+def _replays_part(month: str) -> str:
+    return f"quarantine_replays_{month.replace('-', '_')}"
+
+
+async def _replays(connection: asyncpg.Connection, month: str) -> list[dict[str, Any]]:
+    """Return a summary of the replays of the month's records, for each shard that has any."""
+    part = _replays_part(month)
+    if not await connection.fetchval("SELECT to_regclass('ledger.' || $1) IS NOT NULL", part):
+        return []
+    return [dict(row) for row in await connection.fetch(_REPLAYS.format(part=part))]
+
+
+async def _require_same(connection: asyncpg.Connection, month: str, replays: list[dict[str, Any]]) -> None:
+    """Refuse if the month's records were sent back since the summary. The table only grows, so counting is enough."""
+    count = await connection.fetchval(
+        "SELECT count(*) FROM ledger.quarantine_replays WHERE recorded_at >= $1::text::timestamptz"
+        " AND recorded_at < $1::text::timestamptz + interval '1 month'",
+        f"{month}-01",
+    )
+    if count != sum(each["rows"] for each in replays):
+        raise CannotGoOnError(f"records of {month} are being sent back: try again later")
+
+
 def _person() -> str:
     """Return the name of the user at the terminal; in a container it is often only a number."""
     try:
@@ -142,7 +175,13 @@ def _person() -> str:
         return f"user {os.getuid()}"
 
 
-async def _note(connection: asyncpg.Connection, month: str, because: str, shards: list[dict[str, Any]]) -> None:
+async def _note(
+    connection: asyncpg.Connection,
+    month: str,
+    because: str,
+    shards: list[dict[str, Any]],
+    replays: list[dict[str, Any]],
+) -> None:
     total = {name: sum(each[name] for each in shards) for name in ("rows", "bytes")}
     login = await connection.fetchval("SELECT session_user::text")
     await connection.execute(
@@ -150,5 +189,5 @@ async def _note(connection: asyncpg.Connection, month: str, because: str, shards
         f"{login}, {_person()} at the terminal",
         ACTION,
         because,
-        json.dumps({"month": month, **total, "shards": shards}),
+        json.dumps({"month": month, **total, "shards": shards, "replays": replays}),
     )

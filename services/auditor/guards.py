@@ -51,7 +51,8 @@ async def check_guards(connection: asyncpg.Connection, shards: int) -> Guards:
     found = await _partitions_of(connection, "entries")
     expect(found == set(partitions), f"ledger.entries has the partitions {sorted(found)}, not {sorted(partitions)}")
     await _check_function(connection)
-    tables = (*APPEND_ONLY, *partitions, *sorted(await _partitions_of(connection, "quarantine")))
+    months = await _partitions_of(connection, "quarantine") | await _partitions_of(connection, "quarantine_replays")
+    tables = (*APPEND_ONLY, *partitions, *sorted(months))
     for table in tables:
         await _check_trigger(connection, table)
     await _check_privileges(connection, tables)

@@ -245,10 +245,10 @@ async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_
     portions: list[list[tuple[int, int]]] = []
     send_back = replaying.send_back
 
-    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any]) -> int:
+    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any], *, force: bool) -> replaying.Sent:
         portions.append([(row["shard"], row["sequence"]) for row in rows])
         await quarantine(api, (1, 150 + len(portions)), "reversal_mismatch", b"again")
-        return await send_back(context, connection, caller, rows)
+        return await send_back(context, connection, caller, rows, force=force)
 
     monkeypatch.setattr(replaying, "send_back", noted)
     body: dict[str, Any] = {"reason": "reversal_mismatch", "limit": 5}
@@ -342,6 +342,98 @@ async def test_a_record_that_is_not_kept_whole_is_never_sent_back(api: Api) -> N
     assert await replayed(api, reason="skipped") == {"replayed": 0, "not_whole": 1}
     await replayed(api, reason="too_large", force=True)
     assert await forwarded(api, (3, 80)) == []
+
+
+async def fail_again(api: Api, first: Id, sequence: int, reason: str = "unknown_reversal") -> Id:
+    """What the writer does with a replay that fails: it no longer waits, and a row names the first record."""
+    await api.database.execute("DELETE FROM ledger.forwarded WHERE (replay_shard, replay_sequence) = ($1, $2)", *first)
+    center = await api.database.fetchval(
+        "SELECT business_center_id FROM ledger.quarantine WHERE (shard, sequence) = ($1, $2)", *first
+    )
+    await quarantine(api, (first[0], sequence), reason, None, center, of=first)
+    return first[0], sequence
+
+
+async def fail_ten_times(api: Api, first: Id, sequence: int, reason: str = "unknown_reversal") -> Id:
+    """Send a record back as often as it may be; the id of its last failed replay. Ten sequences are used."""
+    newest = first
+    for n in range(replaying.MOST_REPLAYS):
+        assert await replayed(api, ids=[f"{newest[0]}-{newest[1]}"]) == {"replayed": 1}
+        newest = await fail_again(api, first, sequence + n, reason)
+    return newest
+
+
+async def test_a_record_that_failed_ten_times_is_sent_back_by_force_of_an_administrator_of_all_alone(
+    api: Api, somebody: Callable[..., None]
+) -> None:
+    await quarantine(api, (0, 400), "unknown_ad_account", b"hopeless", "worn")
+    await quarantine(api, (0, 401), "unknown_ad_account", b"fresh", "worn")
+    newest = await fail_ten_times(api, (0, 400), 410)
+    assert newest == (0, 419)
+    for id_ in ("0-400", "0-410", "0-419"):
+        for refused in (await replay(api, ids=["0-401", id_]), await api.client.post(f"/v1/quarantine/{id_}/replay")):
+            assert (refused.status_code, refused.json()["code"]) == (422, "not_eligible")
+            assert refused.json()["message"].startswith(
+                f"the record {id_} was sent back 10 times and failed each time: "
+            )
+    assert await forwarded(api, (0, 401)) == []
+    somebody("finance_manager", "worn")
+    forced = await replay(api, ids=["0-419"], force=True)
+    assert (forced.status_code, forced.json()["code"]) == (403, "permission_denied")
+    assert await forwarded(api, (0, 400)) == []
+    somebody("admin")
+    assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 1}
+    assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 0, "waiting": 1}
+    newest = await fail_again(api, (0, 400), 420)
+    assert (await replay(api, ids=["0-420"])).status_code == 422
+    assert (await api.client.post("/v1/quarantine/0-420/replay", params={"force": True})).status_code == 202
+
+
+async def test_while_its_tenth_replay_waits_or_after_it_was_charged_a_record_has_not_failed(api: Api) -> None:
+    await quarantine(api, (1, 400), "too_old", b"last chance", "worn")
+    for sequence in range(410, 419):
+        await replayed(api, ids=["1-400"])
+        await fail_again(api, (1, 400), sequence)
+    assert await replayed(api, ids=["1-400"]) == {"replayed": 1}
+    assert await replayed(api, ids=["1-400"]) == {"replayed": 0, "waiting": 1}
+    await api.database.execute("DELETE FROM ledger.forwarded")  # It was charged.
+    assert await replayed(api, ids=["1-418"]) == {"replayed": 0, "waiting": 1}
+
+
+async def test_six_at_once_send_a_record_back_ten_times_together(api: Api) -> None:
+    await quarantine(api, (2, 400), "too_old", b"wanted by many", "worn")
+    sent, ids = 0, ["2-400"]
+    for sequence in range(410, 425):
+        answers = await asyncio.gather(*(replay(api, ids=[id_]) for id_ in (ids * 6)[-6:]))
+        done = sum(answer.json().get("replayed", 0) for answer in answers)
+        assert done == (1 if sent < 10 else 0)
+        assert {answer.status_code for answer in answers} == ({202} if sent < 10 else {422})
+        sent += done
+        if done:
+            await fail_again(api, (2, 400), sequence)
+            ids.append(f"2-{sequence}")
+    assert sent == 10
+    notes = "SELECT count(*) FROM ledger.quarantine_replays WHERE shard = 2 AND sequence BETWEEN 400 AND 425"
+    assert await api.database.fetchval(notes) == 19  # The first record ten times, nine failed replays once each.
+
+
+async def test_a_reason_passes_over_what_failed_ten_times_and_goes_on_after_it(api: Api) -> None:
+    for first, sequence in (((0, 500), 510), ((0, 501), 530)):
+        await quarantine(api, first, "unknown_business_center", b"hopeless")
+        await fail_ten_times(api, first, sequence, "of_a_newer_version")
+    for id_ in ((0, 505), (0, 545), (0, 550), (1, 500)):
+        await quarantine(api, id_, "of_a_newer_version", b"fresh", "worn")
+    answers: list[dict[str, Any]] = [await replayed(api, reason="of_a_newer_version", limit=2)]
+    while "next" in answers[-1]:
+        answers.append(await replayed(api, reason="of_a_newer_version", limit=2, after=answers[-1]["next"]))
+    assert [{**answer, "next": None} for answer in answers] == [
+        {"replayed": 1, "failed_too_often": 1, "next": None},
+        {"replayed": 1, "failed_too_often": 1, "next": None},
+        {"replayed": 2, "next": None},
+        {"replayed": 0, "next": None},
+    ]
+    assert await replayed(api, reason="of_a_newer_version") == {"replayed": 0, "failed_too_often": 2}
+    assert await replayed(api, reason="of_a_newer_version", force=True) == {"replayed": 2}
 
 
 @pytest.mark.parametrize("many", ["records", "bytes"])

@@ -591,13 +591,13 @@ CASES = [
     Hostile(
         API,
         ("X ledger.replay_quarantined()",),
-        ("SELECT ledger.replay_quarantined('{0}', '{1}', '{9}', now())",),
+        ("SELECT ledger.replay_quarantined('{0}', '{1}', '{9}', now(), 10)",),
         said="ledger.forwarded holds rows of shard 9",
     ),
     Hostile(
         API,
         ("X ledger.replay_quarantined()",),
-        ("SELECT ledger.replay_quarantined('{0}', '{1}', '{0}', 'infinity')",),
+        ("SELECT ledger.replay_quarantined('{0}', '{1}', '{0}', 'infinity', 10)",),
         BOUND,
     ),
     *(

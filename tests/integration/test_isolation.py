@@ -91,7 +91,7 @@ async def test_a_command_that_fails_is_quarantined_and_gets_no_outcome(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened()
-    decide = breaks(commands.decide, lambda _shard, _step, command: command.get("amount") == 13_000_000, FAULT)
+    decide = breaks(commands.decide, lambda _shard, _step, command: getattr(command, "amount", 0) == 13_000_000, FAULT)
     monkeypatch.setattr(commands, "decide", decide)
     given = [command(center, "deposit_cash", amount=amount) for amount in ("12", "13", "14")]
     await writer.send(*given)
@@ -118,7 +118,7 @@ async def test_after_the_fix_a_replay_charges_it_also_where_it_was_forwarded(
         assert {row["reason"] for row in found} == {"internal_error"}
         assert sorted(await writer.charged(center)) == sorted(ids([strays[0], strays[2]]))
     await writer.database.execute(
-        "SELECT ledger.replay_quarantined($1, $2, $1, now())",
+        "SELECT ledger.replay_quarantined($1, $2, $1, now(), 10)",
         [row["shard"] for row in found],
         [row["sequence"] for row in found],
     )

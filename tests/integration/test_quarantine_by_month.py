@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
+from drawdown.command_line import quarantine_dropping
 from drawdown.command_line.quarantine_dropping import drop_month
 from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
@@ -199,6 +200,7 @@ async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
             {"shard": 0, "first": 4, "last": 7, "rows": 4, "bytes": 412, "sha256": digests[0]},
             {"shard": 1, "first": 1, "last": 2, "rows": 2, "bytes": 206, "sha256": digests[1]},
         ],
+        "replays": [],
     }
     for month in ("2026-06", "2026-08"):
         assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
@@ -206,6 +208,128 @@ async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
     assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
     await write(ledger, (1, "2026-11-01", 1))
     assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+
+
+# ---- The notes of what was sent back --------------------------------------------------------------------------------
+
+
+async def send_back(connection: asyncpg.Connection, *ids: tuple[int, int]) -> int:
+    """What the API does with its login: how many records were handed to shard 0."""
+    sent = await connection.fetch(
+        "SELECT * FROM ledger.replay_quarantined($1, $2, $3, '2027-01-02Z', 10) WHERE NOT failed_too_often",
+        [shard for shard, _ in ids],
+        [sequence for _, sequence in ids],
+        [0 for _ in ids],
+    )
+    return len(sent)
+
+
+async def fail_again(ledger: Settings, database: asyncpg.Connection, moment: str, *firsts: tuple[int, int]) -> None:
+    """What the writer does with replays that fail."""
+    await database.execute("DELETE FROM ledger.forwarded")
+    owner = secrets.token_hex(4)
+    connection = await connect(ledger, ROLE, f"drawdown allocation {owner}")
+    (lease,) = [each for each in await claim(connection, owner, 4) if each.shard == 0]
+    batch = BatchWrite(from_datetime(at(moment)), "none", lease.spend_offset, lease.command_offset)
+    batch.quarantined = [row for first in firsts for row in rows(at(moment), 1, first)]
+    await append(connection, lease, batch)
+    await connection.close()
+
+
+async def notes(database: asyncpg.Connection) -> dict[str, list[tuple[int, int]]]:
+    """Of which records each month notes that they were sent back."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for part, *id_ in await database.fetch(
+        "SELECT tableoid::regclass::text, shard, sequence FROM ledger.quarantine_replays ORDER BY 1, 2, 3"
+    ):
+        found.setdefault(part.removeprefix("ledger.quarantine_replays_"), []).append((id_[0], id_[1]))
+    return found
+
+
+async def test_with_a_month_go_the_notes_of_which_of_its_records_were_sent_back(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    await write(ledger, *SPREAD)
+    api = await connect(ledger, "drawdown_api", "test")
+    assert await send_back(api, (0, 4), (0, 5), (1, 1), (0, 8)) == 4
+    with pytest.raises(CannotGoOnError, match="3 records of 2026-07 were sent back and still wait"):
+        await drop(ledger, "2026-07")
+    await fail_again(ledger, database, "2027-01-01T00:00:01", (0, 4))
+    assert await send_back(api, (0, 4)) == 1
+    assert await notes(database) == {
+        "2026_07": [(0, 4), (0, 4), (0, 5), (1, 1)],
+        "2026_08": [(0, 8)],
+        "2027_01": [(0, 11)],
+    }
+    await database.execute("DELETE FROM ledger.forwarded")
+    await database.execute("SET timezone = 'UTC'")
+    digest = await database.fetchval(
+        "SELECT encode(sha256(string_agg(sha256(convert_to(row_to_json(r)::text, 'UTF8')), '' ORDER BY sequence,"
+        " replayed_at)), 'hex') FROM ledger.quarantine_replays_2026_07 r WHERE shard = 0"
+    )
+    assert (await drop(ledger, "2026-07"))[0] == 0
+    assert await notes(database) == {"2026_08": [(0, 8)], "2027_01": [(0, 11)]}
+    details = json.loads(await database.fetchval("SELECT details FROM ledger.operators_log"))
+    assert [(each["shard"], each["rows"]) for each in details["replays"]] == [(0, 3), (1, 1)]
+    assert details["replays"][0]["sha256"] == digest
+    await fail_again(ledger, database, "2027-01-01T00:00:02", (0, 4))
+    assert await send_back(api, (0, 12), (0, 11), (0, 5)) == 0, "their first record was dropped"
+    assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+    await api.close()
+
+
+async def test_a_month_is_not_dropped_while_its_records_are_being_sent_back(
+    ledger: Settings, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the summary of what was sent back and the locks that end all replays, another one is done."""
+    await write(ledger, *SPREAD)
+    api = await connect(ledger, "drawdown_api", "test")
+    summary = quarantine_dropping._replays
+
+    async def then_sends_back(connection: asyncpg.Connection, month: str) -> list[dict[str, object]]:
+        found = await summary(connection, month)
+        assert await send_back(api, (0, 5)) == 1
+        await database.execute("DELETE FROM ledger.forwarded")
+        return found
+
+    monkeypatch.setattr(quarantine_dropping, "_replays", then_sends_back)
+    with pytest.raises(CannotGoOnError, match="records of 2026-07 are being sent back: try again later"):
+        await drop(ledger, "2026-07")
+    assert await notes(database) == {"2026_07": [(0, 5)]}
+    assert (await months(database))["2026_07"] == 6
+    await api.close()
+
+
+async def test_a_replay_holds_up_neither_the_writer_nor_the_readers_of_a_new_month(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
+    """What the API's login holds open for as long as it likes."""
+    await write(ledger, (0, "2026-06-01", 2))
+    api = await connect(ledger, "drawdown_api", "test")
+    async with asyncio.timeout(20), database.transaction(), api.transaction():
+        await database.execute("LOCK TABLE ledger.quarantine, ledger.quarantine_replays IN ACCESS SHARE MODE")
+        assert await send_back(api, (0, 1)) == 1
+        await write(ledger, (0, "2026-07-01", 1), (1, "2026-07-01", 1))
+        assert await database.fetchval("SELECT count(*) FROM ledger.quarantine_replays") == 0
+    await api.close()
+
+
+async def test_the_notes_of_every_month_refuse_changes_and_the_audit_looks(
+    ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await write(ledger, (0, "2026-06-01", 2))
+    assert await send_back(database, (0, 1)) == 1
+    await database.execute("DELETE FROM ledger.forwarded")
+    for table in ("quarantine_replays", "quarantine_replays_2026_06"):
+        for change in (f"DELETE FROM ledger.{table}", f"TRUNCATE ledger.{table}"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+                await database.execute(change)
+    await database.execute("ALTER TABLE ledger.quarantine_replays_2026_06 DISABLE TRIGGER append_only")
+    told = "ledger.quarantine_replays_2026_06: the append-only trigger is not enabled ALWAYS"
+    assert await found_by_both(ledger, capsys) == [told] * 2
+
+
+# ---- What the log does not tell -------------------------------------------------------------------------------------
 
 
 _RECORDS = "DELETE FROM ledger.quarantine WHERE shard = "

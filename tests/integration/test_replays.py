@@ -22,7 +22,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 async def send_back(writer: Writing, rows: list[asyncpg.Record], to: int) -> int:
     """What the API does: answers how many were handed on."""
     sent = await writer.database.fetch(
-        "SELECT * FROM ledger.replay_quarantined($1, $2, $3, now())",
+        "SELECT * FROM ledger.replay_quarantined($1, $2, $3, now(), 10) WHERE NOT failed_too_often",
         [row["shard"] for row in rows],
         [row["sequence"] for row in rows],
         [to for _ in rows],
@@ -57,6 +57,17 @@ async def test_a_replay_that_fails_names_the_first_record_and_has_no_bytes_howev
     assert await send_back(writer, [found[1]], to=1) == 1
     await writer.decided()
     assert len(await writer.quarantined()) == 5
+
+
+async def test_a_record_that_only_fails_is_sent_back_ten_times(writer: Writing) -> None:
+    center = await writer.opened(1)
+    await writer.send(spend(center, ad_account_id="nobody"))
+    await writer.decided()
+    for sent_back in [1] * 10 + [0, 0]:
+        assert await send_back(writer, await writer.quarantined(), to=1) == sent_back
+        await writer.decided()
+    (first, *failed) = await writer.quarantined()
+    assert names(failed) == [(first["shard"], first["sequence"])] * 10
 
 
 async def test_a_replay_is_charged_once_in_another_shard_than_the_one_it_was_sent_to(writer: Writing) -> None:

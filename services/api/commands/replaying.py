@@ -1,7 +1,8 @@
 """Sends quarantined records back to their shards, in portions that fit into one transaction.
 
 No record is sent back twice: of a record and its failed replays only the newest can be replayed, and only once
-(`ledger.replay_quarantined`). Only the record's name waits for the shard; the bytes stay where they are.
+(`ledger.replay_quarantined`). A record that failed `MOST_REPLAYS` times stays where it is. Only a record's name waits
+for the shard; the bytes stay where they are.
 """
 
 import re
@@ -23,20 +24,28 @@ PORTION_RECORDS: Final = 1_000
 PORTION_BYTES: Final = 8 * 1024 * 1024
 # These reasons depend on the record alone, so an unchanged record fails again.
 UNCHANGING: Final = ("too_large", "malformed", "invalid")
+# A record that failed this often lacks something that sending it back does not bring. Each failed replay leaves rows in
+# an append-only ledger, so without a bound any finance manager could fill the database with a few records.
+MOST_REPLAYS: Final = 10
 # The record after which to continue, and for each shard the last record when the replay began.
 AFTER_PATTERN: Final = r"^[0-9]{1,5}-[0-9]{1,18}:[0-9]{1,18}(\.[0-9]{1,18})*$"
 _AFTER: Final = re.compile(r"([0-9]+)-([0-9]+):([0-9.]+)", re.ASCII)
 _CROWDED: Final = "DD002"
 _CROWDED_SECONDS: Final = 10
 
-# A record with the size of its bytes, which are stored with the first record, and whether they are all stored.
+# A record with the size of its bytes, which are stored with the first record, and whether they are all stored. LIMIT
+# makes PostgreSQL look up each record in an index. A join may read all of quarantine instead.
 _WITH_FIRST: Final = """
     SELECT q.shard, q.sequence, q.reason, q.business_center_id, q.topic, q.partition, q."offset",
         coalesce(octet_length(f.key), 0) + coalesce(octet_length(f.raw), 0) + coalesce(octet_length(f.headers::text), 0)
             AS size,
         f.shard IS NOT NULL AND f.raw_bytes IS NULL AND (f.reason <> 'skipped' OR f.raw IS NOT NULL) AS is_whole
-    FROM ledger.quarantine q LEFT JOIN ledger.quarantine f
-        ON f.shard = coalesce(q.replay_shard, q.shard) AND f.sequence = coalesce(q.replay_sequence, q.sequence)
+    FROM {wanted} AS wanted (shard, sequence)
+        CROSS JOIN LATERAL (SELECT * FROM ledger.quarantine q
+            WHERE q.shard = wanted.shard AND q.sequence = wanted.sequence LIMIT 1) AS q
+        LEFT JOIN LATERAL (SELECT * FROM ledger.quarantine f
+            WHERE f.shard = coalesce(q.replay_shard, q.shard) AND f.sequence = coalesce(q.replay_sequence, q.sequence)
+            LIMIT 1) AS f ON true
 """
 
 
@@ -64,12 +73,43 @@ class ReplayCursor:
         return ReplayCursor(row["shard"], row["sequence"], self.ends)
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How many records were sent back, and the ids of those that were not because they had failed too often."""
+
+    replayed: int
+    failed_too_often: list[str]
+
+
+@dataclass(slots=True)
+class _Passed:
+    """What became of the records that the replay of a reason has passed."""
+
+    records: int = 0
+    replayed: int = 0
+    not_whole: int = 0
+    failed_too_often: int = 0
+
+    def add(self, rows: list[asyncpg.Record], whole: list[asyncpg.Record], sent: Sent) -> None:
+        self.records += len(rows)
+        self.replayed += sent.replayed
+        self.not_whole += len(rows) - len(whole)
+        self.failed_too_often += len(sent.failed_too_often)
+
+    def answer(self) -> dict[str, Any]:
+        return {
+            "replayed": self.replayed,
+            "not_whole": self.not_whole or None,
+            "failed_too_often": self.failed_too_often or None,
+        }
+
+
 async def replay_one_id(context: Context, caller: Caller, id: str, *, force: bool) -> dict[str, Any]:
     """Replay one record.
 
     Raises:
-        ApiError: 404 if there is none, 409 if it waits or has not failed since, 422 if it would only fail again or is
-            not stored as a whole, 429 if too many records wait.
+        ApiError: 404 if there is none, 409 if it waits or has not failed since, 422 if it would only fail again, has
+            failed too often or is not stored as a whole, 429 if too many records wait.
 
     """
     answer = await replay_ids(context, caller, [id], force=force)
@@ -85,7 +125,7 @@ async def replay_ids(context: Context, caller: Caller, ids: Sequence[str], *, fo
 
     Raises:
         ApiError: no record is sent; 404 if one is unknown or not the caller's, 413 if they have too many bytes, 422 if
-            one would only fail again or is not stored as a whole, 429 if too many records wait.
+            one would only fail again, has failed too often or is not stored as a whole, 429 if too many records wait.
 
     """
     async with context.transaction() as connection:
@@ -93,13 +133,18 @@ async def replay_ids(context: Context, caller: Caller, ids: Sequence[str], *, fo
         _require_changing({row["reason"] for row in rows}, caller, force=force)
         _require_whole(rows)
         _require_few(rows)
-        return _answer(len(rows), await send_back(context, connection, caller, rows))
+        sent = await send_back(context, connection, caller, rows, force=force)
+        _require_hopeful(sent, force=force)
+    _log(sent, caller)
+    return {"replayed": sent.replayed, "waiting": len(rows) - sent.replayed or None}
 
 
 async def replay_reason(
     context: Context, caller: Caller, reason: str, limit: int | None, after: str | None, *, force: bool
 ) -> dict[str, Any]:
-    """Send back all records of a reason that were not replayed yet, a portion in each transaction, up to `limit`.
+    """Send back all records of a reason that were not replayed yet, a portion in each transaction.
+
+    Those that have failed too often or are not stored as a whole are passed over, and count towards `limit` too.
 
     Raises:
         ApiError: 400 for a malformed `after`, 403 or 422 for a reason that needs `force`, 429 if too many records wait
@@ -109,54 +154,58 @@ async def replay_reason(
     cursor = None if after is None else ReplayCursor.parse(after, context.shards)
     _require_changing({reason}, caller, force=force)
     cursor = cursor or await _start(context, caller)
-    replayed = not_whole = 0
-    while limit is None or replayed < limit:
-        most = PORTION_RECORDS if limit is None else min(PORTION_RECORDS, limit - replayed)
+    passed = _Passed()
+    while limit is None or passed.records < limit:
+        most = PORTION_RECORDS if limit is None else min(PORTION_RECORDS, limit - passed.records)
         try:
             async with context.transaction() as connection:
                 rows = await _portion(connection, caller, reason, cursor, most)
                 if not rows:
-                    return {"replayed": replayed, "not_whole": not_whole or None}
+                    return passed.answer()
                 whole = [row for row in rows if row["is_whole"]]
-                replayed += await send_back(context, connection, caller, whole)
-                not_whole += len(rows) - len(whole)
+                sent = await send_back(context, connection, caller, whole, force=force)
         except ApiError:
-            if not replayed:
+            if not passed.replayed:
                 raise
             break
+        _log(sent, caller)
+        passed.add(rows, whole, sent)
         cursor = cursor.behind(rows[-1])
-    return {"replayed": replayed, "not_whole": not_whole or None, "next": str(cursor)}
+    return {**passed.answer(), "next": str(cursor)}
 
 
 async def send_back(
-    context: Context, connection: asyncpg.Connection, caller: Caller, rows: list[asyncpg.Record]
-) -> int:
+    context: Context, connection: asyncpg.Connection, caller: Caller, rows: list[asyncpg.Record], *, force: bool
+) -> Sent:
     """Give the records to the owners of their shards, and wake the owners at the commit.
 
-    Returns:
-        How many were sent, without those that wait or have not failed since.
+    Records that wait or have not failed since are left out, and so are those that have failed too often, unless an
+    administrator of all Business Centers forces them.
 
     Raises:
         ApiError: 429 if too many records wait already.
 
     """
     targets = [_target(row, context.shards) for row in rows]
-    shards = [row["shard"] for row in rows]
-    sequences = [row["sequence"] for row in rows]
     try:
-        sent = await connection.fetch(
-            "SELECT * FROM ledger.replay_quarantined($1, $2, $3, $4)", shards, sequences, targets, context.clock.now()
+        found = await connection.fetch(
+            "SELECT * FROM ledger.replay_quarantined($1, $2, $3, $4, $5)",
+            [row["shard"] for row in rows],
+            [row["sequence"] for row in rows],
+            targets,
+            context.clock.now(),
+            None if force and _may_force(caller) else MOST_REPLAYS,
         )
     except asyncpg.PostgresError as error:
         raise _crowded(error) if error.sqlstate == _CROWDED else error from error
     for shard in sorted(set(targets)):
         await connection.execute("SELECT pg_notify('forwarded', $1)", str(shard))
-    structlog.get_logger().info("replaying quarantined records", count=len(sent), by=caller.id)
-    return len(sent)
+    failed_too_often = [record_id(row["shard"], row["sequence"]) for row in found if row["failed_too_often"]]
+    return Sent(len(found) - len(failed_too_often), failed_too_often)
 
 
-def _answer(asked: int, replayed: int) -> dict[str, Any]:
-    return {"replayed": replayed, "waiting": asked - replayed or None}
+def _log(sent: Sent, caller: Caller) -> None:
+    structlog.get_logger().info("replaying quarantined records", count=sent.replayed, by=caller.id)
 
 
 def _crowded(error: asyncpg.PostgresError) -> ApiError:
@@ -180,8 +229,30 @@ def _require_changing(reasons: set[str], caller: Caller, *, force: bool) -> None
             f"a record that is {unchanging[0]} fails again however often it is sent back: publish a corrected one"
             " under a new id; an administrator of all Business Centers may use force",
         )
-    if caller.role != "admin" or caller.business_centers is not None:
-        raise permission_denied("force is for an administrator of all Business Centers")
+    if not _may_force(caller):
+        raise _not_by_force()
+
+
+def _may_force(caller: Caller) -> bool:
+    return caller.role == "admin" and caller.business_centers is None
+
+
+def _not_by_force() -> ApiError:
+    return permission_denied("force is for an administrator of all Business Centers")
+
+
+def _require_hopeful(sent: Sent, *, force: bool) -> None:
+    """Refuse records that have failed too often. `force` only leaves any to a caller who may not use it."""
+    if not sent.failed_too_often:
+        return
+    if force:
+        raise _not_by_force()
+    raise ApiError(
+        422,
+        "not_eligible",
+        f"the record {sent.failed_too_often[0]} was sent back {MOST_REPLAYS} times and failed each time: the detail of"
+        " its last failed replay says why; once that is mended, an administrator of all Business Centers may use force",
+    )
 
 
 def _require_whole(rows: list[asyncpg.Record]) -> None:
@@ -220,9 +291,7 @@ async def _by_ids(connection: asyncpg.Connection, caller: Caller, ids: Sequence[
     """Return the rows of these ids. Raises ApiError (404) if one is unknown or not the caller's."""
     known = {parse_id(id_) for id_ in ids}
     rows: list[asyncpg.Record] = await connection.fetch(
-        _WITH_FIRST
-        + "JOIN unnest($1::smallint[], $2::bigint[]) AS wanted (shard, sequence)"
-        + " ON wanted.shard = q.shard AND wanted.sequence = q.sequence ORDER BY q.shard, q.sequence",
+        _WITH_FIRST.format(wanted="unnest($1::smallint[], $2::bigint[])") + " ORDER BY q.shard, q.sequence",
         [shard for shard, _ in known],
         [sequence for _, sequence in known],
     )
@@ -241,12 +310,13 @@ async def _portion(
             SELECT shard, sequence FROM ledger.quarantine q
             WHERE reason = $1 AND (shard, sequence) > ($2, $3) AND sequence <= ($4::bigint[])[shard + 1]
                 AND ($5::text[] IS NULL OR business_center_id = ANY($5)) AND NOT EXISTS (
-                    SELECT FROM ledger.quarantine_replays r WHERE r.shard = q.shard AND r.sequence = q.sequence)
+                    SELECT FROM ledger.quarantine_replays r
+                    WHERE r.shard = q.shard AND r.sequence = q.sequence AND r.recorded_at = q.recorded_at)
             ORDER BY shard, sequence LIMIT $6
         )
         SELECT * FROM (
             SELECT *, sum(size) OVER (ORDER BY shard, sequence) - size AS bytes_before
-            FROM ({_WITH_FIRST} JOIN few ON few.shard = q.shard AND few.sequence = q.sequence) AS found
+            FROM ({_WITH_FIRST.format(wanted="few")}) AS found
         ) AS sized WHERE bytes_before < $7 ORDER BY shard, sequence
         """,  # noqa: S608 - a constant
         reason,

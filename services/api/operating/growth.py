@@ -44,8 +44,9 @@ async def watch_growth(settings: Settings) -> None:
 async def look(connection: asyncpg.Connection) -> None:
     """Measure once."""
     months, size = await connection.fetchrow(
-        "SELECT count(*), coalesce(sum(pg_total_relation_size(inhrelid)), 0) FROM pg_inherits"
-        " WHERE inhparent = 'ledger.quarantine'::regclass"
+        "SELECT count(*) FILTER (WHERE inhparent = 'ledger.quarantine'::regclass),"
+        " coalesce(sum(pg_total_relation_size(inhrelid)), 0) FROM pg_inherits"
+        " WHERE inhparent IN ('ledger.quarantine'::regclass, 'ledger.quarantine_replays'::regclass)"
     )
     QUARANTINE_MONTHS.set(months)
     QUARANTINE_BYTES.set(float(size))

@@ -5,7 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from services.api.commands.replaying import AFTER_PATTERN, PORTION_RECORDS, replay_ids, replay_one_id, replay_reason
+from services.api.commands.replaying import (
+    AFTER_PATTERN,
+    MOST_REPLAYS,
+    PORTION_RECORDS,
+    replay_ids,
+    replay_one_id,
+    replay_reason,
+)
 from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.door import patterns
@@ -24,11 +31,19 @@ Reason = Annotated[
 RecordId = Annotated[str, Field(pattern=patterns.RECORD_ID, examples=["0-1"])]
 
 Force = Annotated[
-    bool, Field(description="Replay even records that fail again unchanged; for administrators of all Business Centers")
+    bool,
+    Field(
+        description=f"Replay even records that fail again unchanged, or have failed {MOST_REPLAYS} times; for"
+        " administrators of all Business Centers"
+    ),
 ]
 _AFTER = "The `next` of the previous answer, with a number for each shard"
 _REPLAY_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    422: {"model": Problem, "description": "A record would only fail again, or its bytes are not stored as a whole"},
+    422: {
+        "model": Problem,
+        "description": f"A record would only fail again, has failed {MOST_REPLAYS} times, or its bytes are not stored"
+        " as a whole",
+    },
     429: {"model": Problem, "description": "Too many replayed records wait: try again a little later"},
 }
 
@@ -69,12 +84,14 @@ class Replayed(BaseModel):
     """How many records were sent back. If a `limit` ended the replay, pass `next` as `after` to continue.
 
     `waiting` counts the records that were skipped because they wait for their shard, or were sent back and have not
-    failed since. `not_whole` counts those of a reason that were skipped because they are not stored as a whole.
+    failed since. Of the records of a reason, `not_whole` counts those that were skipped because they are not stored as
+    a whole, and `failed_too_often` those that were sent back ten times and failed each time.
     """
 
     replayed: int
     waiting: int | None = None
     not_whole: int | None = None
+    failed_too_often: int | None = None
     next: str | None = None
 
 
@@ -86,9 +103,9 @@ def _either(schema: dict[str, Any]) -> None:
 class ReplayRequest(BaseModel):
     """The records to send back: either these ids, or all records of a reason that were not replayed yet.
 
-    `limit` (how many at most) and `after` (the `next` of the previous answer) belong to a reason. Records that are
-    `too_large`, `malformed` or `invalid` fail again unchanged. They need `force`, from an administrator of all Business
-    Centers.
+    `limit` (how many at most, sent or skipped) and `after` (the `next` of the previous answer) belong to a reason.
+    Records that are `too_large`, `malformed` or `invalid` fail again unchanged. They need `force`, from an
+    administrator of all Business Centers, and so does a record that was sent back ten times and failed each time.
     """
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_either)
@@ -159,8 +176,9 @@ async def replay_several(request: Request, context: Api, caller: FinanceWriter) 
     One request takes at most 1,000 ids, whose records may have 8 MiB together (413). Records of a reason are sent in
     the order of shard and sequence, a thousand at a time. If the call is interrupted, what was sent stays sent, and
     another call continues after it. Records that are quarantined in the meantime are not sent. A record that waits for
-    its shard, or was sent back and has not failed since, is skipped and counted as `waiting`; a record of a reason that
-    is not stored as a whole is skipped and counted as `not_whole`.
+    its shard, or was sent back and has not failed since, is skipped and counted as `waiting`. A record that is not
+    stored as a whole, or was sent back ten times and failed each time, is refused (422); of the records of a reason it
+    is skipped, and counted as `not_whole` or `failed_too_often`. A record and its failed replays count together.
     """
     wanted = await read_body(request, REPLAY_REQUEST)
     if wanted.ids is not None:
@@ -190,9 +208,13 @@ async def replay_one(
     force: Annotated[
         bool,
         Query(
-            description="Replay even a record that fails again unchanged; for administrators of all Business Centers"
+            description=f"Replay even a record that fails again unchanged, or has failed {MOST_REPLAYS} times; for"
+            " administrators of all Business Centers"
         ),
     ] = False,
 ) -> dict[str, Any]:
-    """Send a record back to its shard, unchanged; for a replay that failed, send the first record."""
+    """Send a record back to its shard, unchanged; for a replay that failed, send the first record.
+
+    A record that was sent back ten times, by its own id or that of a failed replay, and failed each time is refused.
+    """
     return await replay_one_id(context, caller, record_id, force=force)

@@ -26,7 +26,7 @@ _RECORDS: Final = f"""
             END AS raw_bytes,
         h.raw_sha256,
         (SELECT max(replayed_at) FROM ledger.quarantine_replays r
-         WHERE r.shard = q.shard AND r.sequence = q.sequence) AS replayed_at
+         WHERE r.shard = q.shard AND r.sequence = q.sequence AND r.recorded_at = q.recorded_at) AS replayed_at
     FROM ledger.quarantine q
         LEFT JOIN ledger.quarantine f ON f.shard = q.replay_shard AND f.sequence = q.replay_sequence,
         LATERAL (SELECT CASE WHEN q.replay_shard IS NULL THEN q.raw ELSE f.raw END AS raw,

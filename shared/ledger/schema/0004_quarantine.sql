@@ -38,6 +38,18 @@ CREATE INDEX quarantine_business_center ON ledger.quarantine (business_center_id
 CREATE INDEX quarantine_replay_of ON ledger.quarantine (replay_shard, replay_sequence) WHERE replay_shard IS NOT NULL;
 SELECT ledger.make_append_only('ledger.quarantine');
 
+-- Creates the partition of a table for a month, and attaches it. Neither readers nor writers of the table wait for this.
+CREATE FUNCTION ledger.make_month(of text, month timestamptz) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    part text := 'ledger.' || of || to_char(month AT TIME ZONE 'UTC', '_YYYY_MM');
+BEGIN
+    EXECUTE format('CREATE TABLE %s (LIKE ledger.%I INCLUDING CONSTRAINTS)', part, of);
+    PERFORM ledger.make_append_only(part::regclass);
+    EXECUTE format('ALTER TABLE ledger.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
+        of, part, month, (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC');
+END $$;
+
 -- Creates the partition for the month (UTC) of a time, if it is missing. Attaching it waits for no reader and no writer,
 -- so a batch may do it. Partitions are only read and written through their table.
 --
@@ -52,7 +64,6 @@ CREATE FUNCTION ledger.make_quarantine_part(moment timestamptz) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     month timestamptz := date_trunc('month', moment, 'UTC');
-    next_month timestamptz;
     part text := 'ledger.quarantine_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM');
 BEGIN
     IF (month >= '1970-01-01Z' AND month <= greatest(clock_timestamp(), (SELECT max(ledger_time) FROM ledger.shards))
@@ -60,30 +71,30 @@ BEGIN
         RAISE EXCEPTION 'quarantine gets no partition for %: that is before 1970, or more than two years in the future', moment
             USING ERRCODE = 'check_violation';
     END IF;
-    next_month := (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
     LOCK TABLE ledger.quarantine IN SHARE UPDATE EXCLUSIVE MODE;
     IF to_regclass(part) IS NULL THEN
         IF (SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass) >= 600
             AND NOT EXISTS (SELECT FROM ledger.shards WHERE date_trunc('month', ledger_time, 'UTC') = month) THEN
             RAISE EXCEPTION 'quarantine has 600 partitions, which is the limit: drop some before % begins', month;
         END IF;
-        EXECUTE format('CREATE TABLE %s (LIKE ledger.quarantine INCLUDING CONSTRAINTS)', part);
+        PERFORM ledger.make_month('quarantine', month);
         EXECUTE format('ALTER TABLE %s ADD PRIMARY KEY (shard, sequence)', part);
-        PERFORM ledger.make_append_only(part::regclass);
-        EXECUTE format('ALTER TABLE ledger.quarantine ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
-            part, month, next_month);
     END IF;
 END $$;
 SELECT ledger.make_quarantine_part(clock_timestamp());
 
--- The records that were sent back to be decided again.
+-- The records that were sent back to be decided again. A replay of a failed replay is noted for both it and the first
+-- record. A note lies in the month of its record, and is dropped with that month.
 CREATE TABLE ledger.quarantine_replays (
     shard smallint NOT NULL,
     sequence bigint NOT NULL,
+    recorded_at timestamptz NOT NULL,       -- when the record was quarantined
     replayed_at timestamptz NOT NULL,
     CONSTRAINT quarantine_replays_bounds CHECK (sequence > 0),
-    CONSTRAINT quarantine_replays_times CHECK (replayed_at >= '1970-01-01Z' AND replayed_at < '3000-01-01Z')
-);
+    CONSTRAINT quarantine_replays_times CHECK (
+        recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z'
+        AND replayed_at >= '1970-01-01Z' AND replayed_at < '3000-01-01Z')
+) PARTITION BY RANGE (recorded_at);
 CREATE INDEX quarantine_replays_of ON ledger.quarantine_replays (shard, sequence);
 SELECT ledger.make_append_only('ledger.quarantine_replays');
 
@@ -124,45 +135,61 @@ CREATE VIEW ledger.forwarded_waiting AS
 
 -- Sends records back to the shards `targets`, and returns which ones. It leaves out records that already wait, and those
 -- that were replayed and have not failed since: of a record and its failed replays, only the newest can be replayed. It
--- never replays an incomplete record, because its first bytes could be a valid record.
+-- never replays an incomplete record, because its first bytes could be a valid record. A record that was replayed
+-- `most_replays` times (null: without a bound) and failed each time is returned as such, and not sent. Sequential scans
+-- are off, because a month that was empty when a session planned its statements may be large by now.
 CREATE FUNCTION ledger.replay_quarantined(
-    shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz
-) RETURNS TABLE (shard smallint, sequence bigint)
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    shards smallint[], sequences bigint[], targets smallint[], replayed_at timestamptz, most_replays integer
+) RETURNS TABLE (shard smallint, sequence bigint, failed_too_often boolean)
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     crowded smallint;
+    found_shards smallint[];
+    found_sequences bigint[];
+    found_too_often boolean[];
+    notes ledger.quarantine_replays[];
 BEGIN
-    -- Calls take turns, because two calls for the same record would both find it free.
-    LOCK TABLE ledger.quarantine_replays IN SHARE ROW EXCLUSIVE MODE;
+    -- In this order, like everybody else who locks both: reads of the two, and a month being dropped.
+    LOCK TABLE ONLY ledger.quarantine IN ACCESS SHARE MODE;
+    -- Calls take turns, because two calls for the same record would both find it free, or count one replay too few.
+    LOCK TABLE ONLY ledger.quarantine_replays IN SHARE ROW EXCLUSIVE MODE;
     SELECT target INTO crowded FROM (SELECT DISTINCT unnest(targets) AS target) AS t
     WHERE (SELECT count(*) >= 100000 OR sum(replay_bytes) >= 256 * 1024 * 1024
            FROM ledger.forwarded f WHERE f.shard = target AND replay_shard IS NOT NULL);
     IF FOUND THEN
         RAISE EXCEPTION 'too many replayed records wait for shard %', crowded USING ERRCODE = 'DD002';
     END IF;
-    RETURN QUERY WITH asked AS (
-        SELECT q.shard, q.sequence, target, coalesce(q.replay_shard, q.shard) AS first_shard,
-            coalesce(q.replay_sequence, q.sequence) AS first_sequence
+    WITH asked AS (
+        -- LIMIT makes PostgreSQL look up each record in an index. A join may read all of quarantine instead.
+        SELECT w.shard, w.sequence, target, o.shard AS first_shard, o.sequence AS first_sequence,
+            o.recorded_at AS first_recorded_at
         FROM unnest(shards, sequences, targets) AS w (shard, sequence, target)
-            JOIN ledger.quarantine q ON q.shard = w.shard AND q.sequence = w.sequence
+            CROSS JOIN LATERAL (SELECT q.replay_shard, q.replay_sequence FROM ledger.quarantine q
+                WHERE q.shard = w.shard AND q.sequence = w.sequence LIMIT 1) AS q
+            CROSS JOIN LATERAL (SELECT o.shard, o.sequence, o.recorded_at, o.raw_bytes FROM ledger.quarantine o
+                WHERE o.shard = coalesce(q.replay_shard, w.shard)
+                    AND o.sequence = coalesce(q.replay_sequence, w.sequence) LIMIT 1) AS o
+        WHERE o.raw_bytes IS NULL
     ), standing AS (
         SELECT DISTINCT ON (first_shard, first_sequence) a.*, coalesce(f.shard, first_shard) AS newest_shard,
-            coalesce(f.sequence, first_sequence) AS newest_sequence
+            coalesce(f.sequence, first_sequence) AS newest_sequence,
+            coalesce(f.recorded_at, first_recorded_at) AS newest_recorded_at
         FROM asked a LEFT JOIN LATERAL (
-            SELECT f.shard, f.sequence FROM ledger.quarantine f
+            SELECT f.shard, f.sequence, f.recorded_at FROM ledger.quarantine f
             WHERE f.replay_shard = first_shard AND f.replay_sequence = first_sequence
             ORDER BY f.recorded_at DESC, f.sequence DESC LIMIT 1) AS f ON true
         ORDER BY first_shard, first_sequence
+    ), failed AS (
+        SELECT *, most_replays <= (SELECT count(*) FROM (
+            -- Every replay notes the first record once, so its notes are the replays of the record.
+            SELECT FROM ledger.quarantine_replays r WHERE r.shard = first_shard AND r.sequence = first_sequence
+                AND r.recorded_at = first_recorded_at LIMIT most_replays) AS r) IS TRUE AS too_often
+        FROM standing WHERE (
+            SELECT true FROM ledger.quarantine_replays r WHERE r.shard = newest_shard AND r.sequence = newest_sequence
+                AND r.recorded_at = newest_recorded_at LIMIT 1) IS NULL
     ), free AS (
-        SELECT * FROM standing WHERE NOT EXISTS (
-            SELECT FROM ledger.quarantine_replays r WHERE r.shard = newest_shard AND r.sequence = newest_sequence)
-        AND EXISTS (SELECT FROM ledger.quarantine q
-            WHERE q.shard = first_shard AND q.sequence = first_sequence AND q.raw_bytes IS NULL)
-    ), noted AS (
-        INSERT INTO ledger.quarantine_replays (shard, sequence, replayed_at)
-        SELECT first_shard, first_sequence, replayed_at FROM free
-        UNION SELECT newest_shard, newest_sequence, replayed_at FROM free
+        SELECT * FROM failed WHERE NOT too_often
     ), handed AS (
         INSERT INTO ledger.forwarded (shard, topic, partition, "offset", replay_shard, replay_sequence, replay_bytes)
         SELECT target, q.topic, q.partition, q."offset", first_shard, first_sequence,
@@ -170,5 +197,16 @@ BEGIN
         FROM free JOIN ledger.quarantine q ON q.shard = first_shard AND q.sequence = first_sequence
         ORDER BY first_shard, first_sequence
     )
-    SELECT free.shard, free.sequence FROM free;
+    SELECT array_agg(failed.shard), array_agg(failed.sequence), array_agg(too_often), (
+        SELECT array_agg(note) FROM (
+            SELECT (first_shard, first_sequence, first_recorded_at, replayed_at)::ledger.quarantine_replays FROM free
+            UNION
+            SELECT (newest_shard, newest_sequence, newest_recorded_at, replayed_at)::ledger.quarantine_replays FROM free
+        ) AS n (note))
+    INTO found_shards, found_sequences, found_too_often, notes FROM failed;
+    PERFORM ledger.make_month('quarantine_replays', month)
+    FROM (SELECT DISTINCT date_trunc('month', recorded_at, 'UTC') AS month FROM unnest(notes)) AS m
+    WHERE to_regclass('ledger.quarantine_replays_' || to_char(month AT TIME ZONE 'UTC', 'YYYY_MM')) IS NULL;
+    INSERT INTO ledger.quarantine_replays SELECT * FROM unnest(notes);
+    RETURN QUERY SELECT * FROM unnest(found_shards, found_sequences, found_too_often);
 END $$;
