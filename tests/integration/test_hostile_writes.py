@@ -56,6 +56,9 @@ SIGNALS, API = "drawdown_signals", "drawdown_api"
 MAKES_IT_UP = "makes up a record that came from nobody"
 LEAVES_IT_OUT = "leaves out a record that came"
 HOLDS_IT_UP = "holds a service up"
+LEAVES_A_SIGNAL_OUT = "leaves out a signal"
+KEEPS_AN_OLD_SIGNAL = "keeps an old signal from being found"
+KEEPS_THE_STATE_FROM_A_BROKER = "keeps the present state from a new broker"
 NO_CALENDAR_HAS = ("infinity", "-infinity", "0044-03-15 BC", "294276-12-31", "1959-12-31T23:59Z", "3001-01-02Z")
 
 AN_ENTRY = (
@@ -105,6 +108,12 @@ MOVE = "UPDATE ledger.shards SET {} WHERE shard = 0"
 ANOTHER_RECORD = MOVE.format("quarantine_sequence = quarantine_sequence + 1")
 LOOKS_GOOD = '{"order": 0, "causes": 0, "budget": {}}'
 A_ZONE = "INSERT INTO ledger.time_zones SELECT '{}', '{}', data FROM ledger.time_zones WHERE name = 'UTC' LIMIT 1"
+
+
+NO_MORE_SIGNALS = (
+    "UPDATE ledger.checkpoints_signals c SET position = s.position, recorded_at = s.ledger_time"
+    " FROM ledger.shards s WHERE s.shard = c.shard"
+)
 
 
 def entry(position: str = NEXT, source: str = A_NEW_ID, part: int = 0) -> str:
@@ -249,7 +258,7 @@ def of_a_follower(name: str) -> list[Hostile]:
             by="replay",
             said="the checkpoint of|the read model|was closed at",
         ),
-        Hostile(role, (f"a {table}",), (f"INSERT INTO {table} VALUES ('{name}', 77)",), said="holds rows of shard 77"),
+        Hostile(role, (f"a {table}",), (f"INSERT INTO {table} VALUES ('{name}', 77)",), BOUND),
     ]
 
 
@@ -602,6 +611,17 @@ CASES = [
     *of_a_follower("balance"),
     *of_a_follower("incentives"),
     *(each for each in of_a_follower("signals") if each.by == "verify"),
+    Hostile(SIGNALS, ("w ledger.checkpoints_signals",), (NO_MORE_SIGNALS,), unseen=LEAVES_A_SIGNAL_OUT),
+    Hostile(SIGNALS, (), (NO_MORE_SIGNALS,), by="replay", said="signals.latest .*: the read model has no such row"),
+    *(
+        Hostile(SIGNALS, (), (f"INSERT INTO signals.incarnations VALUES {row}",), unseen=unseen)
+        for row, unseen in (
+            ("(0, 'this broker', 1000)", KEEPS_AN_OLD_SIGNAL),
+            ("(0, 'the next broker', 0)", KEEPS_THE_STATE_FROM_A_BROKER),
+        )
+    ),
+    Hostile(SIGNALS, (), ("INSERT INTO signals.incarnations VALUES (0, 'this broker', -1)",), BOUND),
+    Hostile(SIGNALS, (), ("INSERT INTO signals.latest VALUES (0, 'zz', '', 0)",), BOUND),
     Hostile(
         BALANCE,
         (),

@@ -13,11 +13,12 @@ CREATE TABLE ledger.checkpoints (
 -- The writer itself publishes the outcomes. Its checkpoints count sequences of outcomes instead of positions.
 CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VALUES IN ('outcomes');
 
--- Keeps a checkpoint from being ahead of the ledger, because its follower would skip the next entries.
+-- Keeps a checkpoint from being ahead of the ledger, because its follower would skip the next entries. A shard that does
+-- not exist has no checkpoint.
 CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.position > (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END
-                       FROM ledger.shards WHERE shard = NEW.shard) THEN
+    IF (NEW.position <= (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END
+                         FROM ledger.shards WHERE shard = NEW.shard)) IS NOT TRUE THEN
         RAISE EXCEPTION 'the checkpoint of % in shard % would be ahead of the ledger', NEW.follower, NEW.shard
             USING ERRCODE = 'check_violation';
     END IF;
