@@ -276,6 +276,11 @@ async def test_what_is_lawful_is_answered(api: Api) -> None:
     assert unusual == {**{path: 404 for path in PAST if MOMENTS[0] in path}, COMMAND: 422}
 
 
+async def test_an_ad_account_of_no_shard_has_no_entries(api: Api) -> None:
+    await api.insert("ledger.ad_accounts", ad_account_id="hostile-b", shard=77, business_center_id=BC)
+    assert (await api.get("/v1/ledger", ad_account_id="hostile-b"))["entries"] == []
+
+
 @pytest.mark.parametrize("table", ROWS)
 async def test_no_value_of_a_column_makes_the_api_fail(api: Api, table: str) -> None:
     wrong: list[str] = []

@@ -16,9 +16,16 @@ CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VAL
 -- Keeps a checkpoint from being ahead of the ledger, because its follower would skip the next entries. A shard that does
 -- not exist has no checkpoint.
 CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last bigint;
 BEGIN
-    IF (NEW.position <= (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END
-                         FROM ledger.shards WHERE shard = NEW.shard)) IS NOT TRUE THEN
+    SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END INTO last
+    FROM ledger.shards WHERE shard = NEW.shard;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no shard % for a checkpoint of %', NEW.shard, NEW.follower
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF NEW.position > last THEN
         RAISE EXCEPTION 'the checkpoint of % in shard % would be ahead of the ledger', NEW.follower, NEW.shard
             USING ERRCODE = 'check_violation';
     END IF;
