@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from services.api.calendars import calendar
 from services.api.models import microseconds, money
 from shared.contracts.fields import format_time
-from shared.contracts.zones import zone
 from shared.rules.calendar import month_start
 from shared.rules.setting_budgets import CHANGES_PER_DAY
 
@@ -23,8 +23,8 @@ class Today:
 
     @classmethod
     def at(cls, zone_name: str, now_us: int) -> "Today":
-        """Return the day of this zone that an instant belongs to."""
-        return cls(zone_name, zone(zone_name).day(now_us))
+        """Return the day of this zone that an instant belongs to. Raise ApiError (409) for an unknown zone."""
+        return cls(zone_name, calendar(zone_name).day(now_us))
 
     def period(self, mode: str) -> tuple[date, date] | None:
         """Return the first and last day of the current period of a daily or monthly budget; None for other modes."""
@@ -38,7 +38,7 @@ class Today:
 
     def start(self, day: date) -> str:
         """Return the first instant of a day of this zone, in RFC 3339."""
-        return format_time(zone(self.zone_name).start(day.toordinal()))
+        return format_time(calendar(self.zone_name).start(day.toordinal()))
 
 
 def budget_answer(setting: Mapping[str, Any], today: Today, spent_in_period: int) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Checkpoints:
             "shards": [{"shard": shard, "position": self.positions[shard]} for shard in sorted(self.positions)],
         }
 
+    def position(self, shard: int) -> int:
+        """Return the position of the follower in a shard; 0 in a shard that does not exist."""
+        return self.positions.get(shard, 0)
+
     def now_us(self, clock: Clock) -> int:
         """Return the clock's time in µs, or the ledger's if that is later, so that no figure is from the future."""
         return max([clock.now_us(), *map(microseconds, self.recorded_at.values())])

@@ -71,7 +71,7 @@ async def check_strays(connection: asyncpg.Connection, shards: int) -> None:
     """Raise DifferenceError if a row names a shard that does not exist. `shards` is the number of shards."""
     for table in (
         *("batches", "outcomes", "quarantine", "quarantine_replays", "ad_accounts", "forwarded", "checkpoints"),
-        "resting_campaigns",
+        *("resting_campaigns", "shard_states", "snapshots"),
     ):
         shard = await connection.fetchval(
             f"SELECT shard FROM ledger.{table} WHERE shard NOT BETWEEN 0 AND $1 - 1 LIMIT 1",  # noqa: S608

@@ -15,6 +15,7 @@ from services.auditor.quarantine_gaps import check_quarantine
 from services.auditor.recorded_outcomes import check_contents
 from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.recorded_zones import check_zones, notes_on_zones
+from services.auditor.references import check_references
 from services.auditor.report import ProgressLine, Report
 from services.auditor.resting import check_resting
 from services.auditor.sequences import check_batches, check_strays
@@ -32,6 +33,7 @@ async def verify_ledger(connection: asyncpg.Connection, report: Report, anchors:
             accounts = await check_accounts(connection, head)
             report.count("ad_accounts", accounts, "ad accounts, each registered where it was opened")
     await check_strays(connection, len(heads))
+    await check_references(connection)
     guards = await check_guards(connection, len(heads))
     guards.tell(report)
     report.count("forwarded", await check_forwarded(connection), "records that wait for a shard, all of them readable")

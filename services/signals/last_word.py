@@ -159,12 +159,15 @@ async def _read_back(settings: Settings, connection: asyncpg.Connection, produce
 
 
 async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, settings: Settings) -> list[Partition]:
-    """Seek to the stored offsets. If the broker no longer has one, its partition is read from the beginning."""
+    """Seek to the stored offsets. If the broker does not have one, its partition is read from the beginning."""
     partitions = [Partition(number) for number in range(settings.shards)]
     consumer.assign([partition.topic for partition in partitions])
     checked = dict(await connection.fetch(_CHECKED))
+    ends = await consumer.end_offsets([partition.topic for partition in partitions])
     for partition in partitions:
-        consumer.seek(partition.topic, checked.get(partition.topic.partition, 0))
+        offset = checked.get(partition.topic.partition, 0)
+        # Not every broker refuses an offset beyond the end, and what arrived before it would not be read.
+        consumer.seek(partition.topic, offset if offset <= ends[partition.topic] else 0)
     return partitions
 
 

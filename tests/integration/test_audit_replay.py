@@ -645,7 +645,7 @@ READ_MODELS = {
     "balance.budgets": "changes_today = changes_today + 1",
     "balance.custom_budgets": "spent = spent + 0.5",
     "balance.campaigns": "position = position + 1",
-    "balance.pauses": "causes = array_append(causes, 'boredom')",
+    "balance.pauses": "causes = (CASE causes WHEN '{}' THEN '{campaign_budget}' ELSE '{}' END)::text[]",
     "balance.pockets": "amount = amount + 1",
     "balance.credit_limits": "amount = amount - 1",
     "balance.grants": "remaining = remaining + 1",
@@ -659,7 +659,7 @@ READ_MODELS = {
     "balance.campaign_spend": "day = day + 1000",
     "balance.budget_closings": "changes_today = changes_today + 1",
     "balance.campaign_budget_closings": "mode = 'another'",
-    "balance.pause_closings": "causes = array_append(causes, 'boredom')",
+    "balance.pause_closings": "causes = (CASE causes WHEN '{}' THEN '{campaign_budget}' ELSE '{}' END)::text[]",
     "incentives.cash_spend": "amount = amount + 1",
 }
 

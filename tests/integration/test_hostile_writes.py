@@ -55,6 +55,9 @@ SIGNALS, API = "drawdown_signals", "drawdown_api"
 MAKES_IT_UP = "makes up a record that came from nobody"
 LEAVES_IT_OUT = "leaves out a record that came"
 HOLDS_IT_UP = "holds a service up"
+LEAVES_A_SIGNAL_OUT = "leaves out a signal"
+KEEPS_AN_OLD_SIGNAL = "keeps an old signal from being found"
+KEEPS_THE_STATE_FROM_A_BROKER = "keeps the present state from a new broker"
 NO_CALENDAR_HAS = ("infinity", "-infinity", "0044-03-15 BC", "294276-12-31", "1959-12-31T23:59Z", "3001-01-02Z")
 
 AN_ENTRY = (
@@ -101,8 +104,15 @@ UNREADABLE_CONTENTS = {
     "content": ": the row names .*, its content ",
 }
 MOVE = "UPDATE ledger.shards SET {} WHERE shard = 0"
+ANOTHER_RECORD = MOVE.format("quarantine_sequence = quarantine_sequence + 1")
 LOOKS_GOOD = '{"order": 0, "causes": 0, "budget": {}}'
 A_ZONE = "INSERT INTO ledger.time_zones SELECT '{}', '{}', data FROM ledger.time_zones WHERE name = 'UTC' LIMIT 1"
+
+
+NO_MORE_SIGNALS = (
+    "UPDATE ledger.checkpoints_signals c SET position = s.position, recorded_at = s.ledger_time"
+    " FROM ledger.shards s WHERE s.shard = c.shard"
+)
 
 
 def entry(position: str = NEXT, source: str = A_NEW_ID, part: int = 0) -> str:
@@ -127,6 +137,12 @@ def outcome_with(content: str) -> tuple[str, str]:
 
 def record(sequence: str = NEXT_RECORD, shard: int = 0, offset: int = 0) -> str:
     return A_RECORD.format(sequence=sequence, shard=shard, offset=offset)
+
+
+def replayed(shard: str, sequence: str) -> str:
+    """The next quarantined record, which claims to be a failed replay of another one."""
+    insert = record().replace("recorded_at)", "recorded_at, replay_shard, replay_sequence)")
+    return insert.replace("ledger_time FROM", f"ledger_time, {shard}, {sequence} FROM")
 
 
 def at_rest(
@@ -195,6 +211,7 @@ NO_NOTES = (
     skipped(shard='"\\u0000"'),
     skipped(shard='"0"'),
     skipped(shard="1e400"),
+    skipped(shard="77"),
     skipped(topic='"finance.outcomes"'),
     skipped(offset="-1"),
     skipped(offset="null"),
@@ -240,7 +257,7 @@ def of_a_follower(name: str) -> list[Hostile]:
             by="replay",
             said="the checkpoint of|the read model|was closed at",
         ),
-        Hostile(role, (f"a {table}",), (f"INSERT INTO {table} VALUES ('{name}', 77)",), said="holds rows of shard 77"),
+        Hostile(role, (f"a {table}",), (f"INSERT INTO {table} VALUES ('{name}', 77)",), BOUND),
     ]
 
 
@@ -333,7 +350,7 @@ CASES = [
     of_the_writer(
         "a ledger.quarantine, w ledger.shards",
         record(),
-        MOVE.format("quarantine_sequence = quarantine_sequence + 1"),
+        ANOTHER_RECORD,
         unseen=MAKES_IT_UP,
     ),
     *(
@@ -474,6 +491,31 @@ CASES = [
         )
         for headers in ("[1]", "[[null, null]]", '[["h", "no base64"]]', '{"h": null}', "[" * 3_000 + "]" * 3_000)
     ),
+    of_the_writer(
+        "a ledger.forwarded",
+        forwarded(replay_shard="0", replay_sequence="77"),
+        said="shard 0: the row .* of ledger.forwarded refers to the quarantined record 0-77, which does not",
+    ),
+    of_the_writer(
+        "a ledger.quarantine, w ledger.shards, a ledger.forwarded",
+        replayed("0", "1"),
+        ANOTHER_RECORD,
+        forwarded(replay_shard="0", replay_sequence=THE_HEAD.format("quarantine_sequence")),
+        said=r"the row .* of ledger.forwarded refers to the quarantined record 0-\d+, which is a replay itself",
+    ),
+    *(
+        of_the_writer(
+            "a ledger.quarantine, w ledger.shards",
+            replayed(shard, sequence),
+            ANOTHER_RECORD,
+            said=rf"the row \d+ of ledger.quarantine refers to the quarantined record {shard}-\d+, which {wrong}",
+        )
+        for shard, sequence, wrong in (
+            ("0", "77", "does not exist"),
+            ("9", "1", "does not exist"),
+            ("0", NEXT_RECORD, "is a replay itself"),
+        )
+    ),
     of_the_writer("d ledger.forwarded", "DELETE FROM ledger.forwarded", unseen=LEAVES_IT_OUT),
     of_the_writer(
         "a ledger.snapshots, w ledger.snapshots", "INSERT INTO ledger.snapshots VALUES (0, -1, 3, '')", refused=BOUND
@@ -568,6 +610,17 @@ CASES = [
     *of_a_follower("balance"),
     *of_a_follower("incentives"),
     *(each for each in of_a_follower("signals") if each.by == "verify"),
+    Hostile(SIGNALS, ("w ledger.checkpoints_signals",), (NO_MORE_SIGNALS,), unseen=LEAVES_A_SIGNAL_OUT),
+    Hostile(SIGNALS, (), (NO_MORE_SIGNALS,), by="replay", said="signals.latest .*: the read model has no such row"),
+    *(
+        Hostile(SIGNALS, (), (f"INSERT INTO signals.incarnations VALUES {row}",), unseen=unseen)
+        for row, unseen in (
+            ("(0, 'this broker', 1000)", KEEPS_AN_OLD_SIGNAL),
+            ("(0, 'the next broker', 0)", KEEPS_THE_STATE_FROM_A_BROKER),
+        )
+    ),
+    Hostile(SIGNALS, (), ("INSERT INTO signals.incarnations VALUES (0, 'this broker', -1)",), BOUND),
+    Hostile(SIGNALS, (), ("INSERT INTO signals.latest VALUES (0, 'zz', '', 0)",), BOUND),
     Hostile(
         BALANCE,
         (),
@@ -612,6 +665,28 @@ CASES = [
 ]
 
 
+# A row of a shard that does not exist, in each table with a shard.
+OF_NO_SHARD = {
+    "ledger.entries": entry("1").replace("SELECT shard,", "SELECT 77,"),
+    "ledger.batches": batch("1", "1", shard=77),
+    "ledger.outcomes": outcome("1", shard=77),
+    "ledger.ad_accounts": "INSERT INTO ledger.ad_accounts VALUES ('squatted', 77, 'bc-0')",
+    "ledger.resting_campaigns": at_rest("77", "1"),
+    "ledger.shards": "INSERT INTO ledger.shards (shard) VALUES (77)",
+    "ledger.shard_states": "INSERT INTO ledger.shard_states VALUES (77, 'x', 'writing', '', 0, NULL, now(), now())",
+    "ledger.snapshots": "INSERT INTO ledger.snapshots VALUES (77, 1, 3, '')",
+    "ledger.quarantine": record("1", shard=77),
+    "ledger.quarantine_replays": "INSERT INTO ledger.quarantine_replays VALUES (77, 1, now(), now())",
+    "ledger.forwarded": forwarded(shard="77"),
+    "ledger.checkpoints": "INSERT INTO ledger.checkpoints VALUES ('signals', 77)",
+}
+WITH_A_SHARD = """
+    SELECT c.oid::regclass::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'ledger'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+        AND a.attname = 'shard'
+"""
+
+
 @pytest.fixture(scope="module")
 async def original(postgres: Postgres) -> AsyncIterator[str]:
     """A database with a folded ledger that nobody touched."""
@@ -621,6 +696,7 @@ async def original(postgres: Postgres) -> AsyncIterator[str]:
         await fold(url)
         connection = await asyncpg.connect(url)
         await connection.execute("INSERT INTO ledger.checkpoints SELECT 'signals', shard FROM ledger.shards")
+        await connection.execute("SELECT ledger.make_month('quarantine_replays', date_trunc('month', now(), 'UTC'))")
         await connection.close()
         yield url
 
@@ -675,6 +751,71 @@ async def test_what_no_audit_can_know_the_page_says(
         await act(url, case)
         assert await audit(url, "verify", capsys) == ""
         await load_all(url)
+
+
+async def test_every_table_with_a_shard_is_tried(original: str) -> None:
+    connection = await asyncpg.connect(original)
+    try:
+        assert {row[0] for row in await connection.fetch(WITH_A_SHARD)} == set(OF_NO_SHARD)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("table", OF_NO_SHARD)
+async def test_a_row_of_a_shard_that_does_not_exist_is_refused_or_named(
+    table: str, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even the owner's."""
+    async with copied(original, postgres, "hostile") as url:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(OF_NO_SHARD[table])
+        except BOUND:
+            return
+        finally:
+            await connection.close()
+        found = await audit(url, "verify", capsys)
+    if table == "ledger.shards":
+        assert "77]: one is missing" in found
+    else:
+        assert f"{table} holds rows of shard 77, but there are {SHARDS} shards" in found
+
+
+@pytest.mark.parametrize(
+    ("statements", "said"),
+    [
+        (
+            ("INSERT INTO ledger.quarantine_replays VALUES (0, 77, now(), now())",),
+            "shard 0: the row 77 of ledger.quarantine_replays refers to the quarantined record 0-77, which does not",
+        ),
+        (
+            (
+                outcome().replace("zones_release FROM", "zones_release, NULL, 'nowhere' FROM"),
+                MOVE.format("outcome_sequence = outcome_sequence + 1"),
+            ),
+            "ledger.outcomes names the policy 'nowhere', which ledger.policies does not hold",
+        ),
+        (
+            (
+                entry(),
+                batch(NEXT, NEXT).replace("policy_version", "'nowhere'"),
+                MOVE.format("position = position + 1"),
+            ),
+            "ledger.batches names the policy 'nowhere', which ledger.policies does not hold",
+        ),
+    ],
+    ids=("replays", "outcomes", "batches"),
+)
+async def test_a_reference_that_leads_nowhere_is_named(
+    statements: tuple[str, ...], said: str, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with copied(original, postgres, "hostile") as url:
+        connection = await asyncpg.connect(url)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
+        found = await audit(url, "verify", capsys)
+    assert said in found
 
 
 async def test_any_number_of_policies_is_looked_at_and_a_few_are_named(

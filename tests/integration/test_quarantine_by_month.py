@@ -45,28 +45,28 @@ def rows(moment: datetime, count: int, of: tuple[int, int] | None = None) -> lis
     return [("malformed", "why", "spend.events", 0, n, *held, None, moment, None, None) for n in range(count)]
 
 
-async def write(ledger: Settings, *parts: tuple[int, str, int]) -> None:
+async def write(ledger: Settings, *parts: tuple[int, str, int], of: tuple[int, int] | None = None) -> None:
     """Batches of a writer with no more than its rights: shard, ledger time and how many records are quarantined.
 
-    Shards are written beside each other.
+    Shards are written beside each other. With `of` the records are failed replays of that one.
     """
     owner = secrets.token_hex(4)
     connection = await connect(ledger, ROLE, f"drawdown allocation {owner}")
     try:
         leases = await claim(connection, owner, 4)
         await asyncio.gather(
-            *(_write(ledger, lease, [each for each in parts if each[0] == lease.shard]) for lease in leases)
+            *(_write(ledger, lease, [each for each in parts if each[0] == lease.shard], of) for lease in leases)
         )
     finally:
         await connection.close()
 
 
-async def _write(ledger: Settings, lease: Lease, parts: list[tuple[int, str, int]]) -> None:
+async def _write(ledger: Settings, lease: Lease, parts: list[tuple[int, str, int]], of: tuple[int, int] | None) -> None:
     connection = await connect(ledger, ROLE, "test")
     try:
         for _, moment, count in parts:
             batch = BatchWrite(from_datetime(at(moment)), "none", lease.spend_offset, lease.command_offset)
-            batch.quarantined = rows(at(moment), count)
+            batch.quarantined = rows(at(moment), count, of)
             await append(connection, lease, batch)
     finally:
         await connection.close()
@@ -208,6 +208,21 @@ async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
     assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
     await write(ledger, (1, "2026-11-01", 1))
     assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
+
+
+async def test_what_refers_to_a_dropped_record_is_no_difference(ledger: Settings, database: asyncpg.Connection) -> None:
+    await write(ledger, (0, "2026-06-01", 1), (1, "2026-06-01", 1))
+    await write(ledger, (0, "2026-07-01", 1), of=(1, 1))
+    for month in ("2026-06-01Z", "2026-07-01Z"):
+        await database.execute(f"SELECT ledger.make_month('quarantine_replays', '{month}')")
+    await database.execute(
+        "INSERT INTO ledger.quarantine_replays VALUES (1, 1, '2026-06-01Z', '2026-06-02Z'),"
+        " (0, 2, '2026-07-01Z', '2026-07-02Z'), (1, 1, '2026-06-01Z', '2026-07-02Z')"
+    )
+    for month in ("2026-06", "2026-07"):
+        assert await verify(ledger) == PASSED
+        assert (await drop(ledger, month))[0] == 0
+    assert await verify(ledger) == PASSED
 
 
 # ---- The notes of what was sent back --------------------------------------------------------------------------------

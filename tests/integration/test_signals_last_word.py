@@ -139,6 +139,32 @@ async def test_what_arrives_while_nobody_lives_is_seen_at_the_next_start(
         await until_checked(admin, 4)
 
 
+async def test_an_offset_that_the_topic_does_not_have_hides_nothing(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    await pause(admin, 2, "acct-1", 2)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2])
+        await until_checked(admin, 2)
+    await say_again(producer, topic, 1)
+    await admin.execute("UPDATE signals.incarnations SET checked_offset = 1000")
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
+
+
+async def test_without_its_notes_of_the_broker_the_service_tells_the_state_again(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    await pause(admin, 2, "acct-1", 2)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2])
+    await admin.execute("DELETE FROM signals.incarnations")
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1, 2, 2])
+
+
 async def until_checked(admin: asyncpg.Connection, records: int) -> None:
     checked = "SELECT sum(checked_offset)::int FROM signals.incarnations"
     async with asyncio.timeout(PATIENCE_SECONDS):

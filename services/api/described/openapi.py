@@ -20,6 +20,10 @@ READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
 UNREADABLE_DEAL: dict[int | str, dict[str, Any]] = {
     409: {"model": Problem, "description": "The stored deal cannot be read: register it again"}
 }
+# For every route that counts days of a stored time zone.
+UNKNOWN_ZONE: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "Its stored time zone is unknown to this release"}
+}
 # For every route with a body.
 BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "The body took longer than eight seconds"},

@@ -188,6 +188,8 @@ async def _spans_of_entity(
         """,
         shard,
     )
+    if head is None:  # The ledger says that the ad account is of a shard that does not exist.
+        return []
     rows = await connection.fetch(
         "SELECT block FROM balance.entry_blocks WHERE business_center_id = $1 AND ad_account_id = $2 "
         "AND shard = $3 ORDER BY block",

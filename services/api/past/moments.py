@@ -150,7 +150,7 @@ async def _folded(connection: asyncpg.Connection, context: Context, entity: Enti
         raise invalid("at is in the future")
     if at_us < microseconds(entity.opened_at):
         raise not_found("Business Center or ad account at that time")
-    return checkpoints.positions[entity.shard]
+    return checkpoints.position(entity.shard)
 
 
 async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Moment:
@@ -164,7 +164,8 @@ async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Mom
         shard,
         at,
     )
-    assert batch is not None, "an entity that was opened by then has a batch"
+    if batch is None:  # The read model says that the entity was opened by then.
+        raise not_found("Business Center or ad account at that time")
     closed = await last_closing(connection, shard, batch["last_position"])
     policy = DEFAULT_POLICY if batch["content"] is None else json.loads(batch["content"])
     return Moment(at_us, shard, batch["last_position"], batch["recorded_at"], closed, policy)

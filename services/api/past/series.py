@@ -12,9 +12,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from services.api import balances
+from services.api.calendars import calendar
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS
+from services.api.described.openapi import READ_PROBLEMS, UNKNOWN_ZONE
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
@@ -22,14 +23,13 @@ from services.api.past.moments import Entity, find_ad_account, find_business_cen
 from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY
 from shared.contracts.fields import Day
-from shared.contracts.zones import zone
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
 from shared.runtime.clock import Clock
 
 DAYS_AT_MOST = 400
 
-router = APIRouter(tags=["history"], responses=READ_PROBLEMS)
+router = APIRouter(tags=["history"], responses={**READ_PROBLEMS, **UNKNOWN_ZONE})
 
 From = Annotated[Day, Query(alias="from", description="The first day", examples=["2026-11-01"])]
 To = Annotated[Day, Query(description=f"The last day; at most {DAYS_AT_MOST} days", examples=["2026-11-30"])]
@@ -202,7 +202,7 @@ async def _read_series(
     days = _existing(entity, asked, checkpoints.now_us(clock))
     if not days.days:
         return []
-    moved, limits = await _movements(connection, entity, days, checkpoints.positions[entity.shard])
+    moved, limits = await _movements(connection, entity, days, checkpoints.position(entity.shard))
     policies = await _policies(connection, entity.shard, days)
     spend = await _spend(connection, entity, days)
     rows, pockets, limit = [], Counter[str](), 0
@@ -221,10 +221,10 @@ async def _read_series(
 
 def _existing(entity: Entity, asked: range, now_us: int) -> _Days:
     """Return the requested days that have begun, from the day of the opening on."""
-    calendar = zone(entity.time_zone)
-    opened, today = calendar.day(microseconds(entity.opened_at)), calendar.day(now_us)
+    zone = calendar(entity.time_zone)
+    opened, today = zone.day(microseconds(entity.opened_at)), zone.day(now_us)
     days = [day for day in asked if opened <= day <= today]
-    return _Days(days, [calendar.start(day + 1) for day in days])
+    return _Days(days, [zone.start(day + 1) for day in days])
 
 
 async def _movements(

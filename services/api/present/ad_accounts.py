@@ -6,13 +6,15 @@ from datetime import date
 from typing import Any
 
 import asyncpg
+import structlog
 from fastapi import APIRouter, Response
 
 from services.api.balances import ad_account_balance, spend_answer
 from services.api.budgets import Today, budget_answer, changes_answer
+from services.api.calendars import unknown_zone
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS
+from services.api.described.openapi import READ_PROBLEMS, UNKNOWN_ZONE
 from services.api.door.access import AnyRole
 from services.api.door.errors import not_found
 from services.api.door.tokens import Caller
@@ -21,6 +23,7 @@ from services.api.past.history import ad_account_facts_at, ad_account_spend_at, 
 from services.api.past.moments import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.pieces import page, unhurried
 from services.api.policies import read_policies
+from shared.contracts.zones import is_zone
 from shared.runtime.clock import Clock
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
@@ -34,7 +37,10 @@ router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 async def list_ad_accounts(
     business_center_id: PathId, context: Api, caller: AnyRole, limit: Limit = 100, after: AfterId = None
 ) -> Response:
-    """List the ad accounts of a Business Center by id, a page at a time."""
+    """List the ad accounts of a Business Center by id, a page at a time.
+
+    A page may be shorter than `limit`; `next` tells whether there are more.
+    """
     async with context.snapshot() as connection:
         shard = await connection.fetchval(
             "SELECT shard FROM balance.business_centers WHERE business_center_id = $1", business_center_id
@@ -52,6 +58,7 @@ async def list_ad_accounts(
     "/v1/ad-accounts/{ad_account_id}",
     response_model=AdAccount,
     summary="Balance, budget, delivery and spend of an ad account",
+    responses=UNKNOWN_ZONE,
 )
 async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, at: At = None) -> dict[str, Any]:
     """Return one ad account, now or as the ledger stood `at` a past ledger time.
@@ -65,6 +72,8 @@ async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, a
     async with context.snapshot() as connection:
         checkpoints = await checkpoints_of(connection, caller, ad_account_id)
         found = await read_ad_accounts(connection, [ad_account_id], checkpoints, context.clock)
+    if not found:
+        raise unknown_zone()
     return {**found[ad_account_id], "as_of": checkpoints.as_of()}
 
 
@@ -86,8 +95,11 @@ async def checkpoints_of(connection: asyncpg.Connection, caller: Caller, ad_acco
 async def read_ad_accounts(
     connection: asyncpg.Connection, ids: list[str], checkpoints: Checkpoints, clock: Clock
 ) -> dict[str, dict[str, Any]]:
-    """Return the answers of these ad accounts by id, in the order of their ids."""
-    rows = await connection.fetch(
+    """Return the answers of these ad accounts by id, in the order of their ids.
+
+    An ad account is left out if its time zone is unknown, so that the other ones are answered all the same.
+    """
+    stored = await connection.fetch(
         """
         SELECT a.ad_account_id, a.business_center_id, a.shard, a.billing, a.buying_type, a.time_zone,
                e.enabled_at IS NOT NULL AND l.reason IS NULL AS automatic_allocation,
@@ -103,6 +115,7 @@ async def read_ad_accounts(
         """,
         ids,
     )
+    rows = [row for row in stored if _is_readable(row)]
     now_us = checkpoints.now_us(clock)
     todays = {row["ad_account_id"]: Today.at(row["time_zone"], now_us) async for row in unhurried(rows)}
     spent = await _spent_in_periods(connection, rows, todays)
@@ -166,6 +179,13 @@ async def _ad_account_at(connection: asyncpg.Connection, entity: Entity, moment:
     spent = budget["spent"] if period is None else spent_in_period
     answer = ad_account_answer(row, today, spent, ad_account_balance(pockets, moment.policy), spend)
     return {**answer, "as_of": moment.as_of()}
+
+
+def _is_readable(row: asyncpg.Record) -> bool:
+    known = is_zone(row["time_zone"])
+    if not known:
+        structlog.get_logger().error("an ad account cannot be read", id=row["ad_account_id"], zone=row["time_zone"])
+    return known
 
 
 async def _ids_after(connection: asyncpg.Connection, business_center_id: str, after: str, limit: int) -> list[str]:

@@ -2,8 +2,9 @@
 -- the entries.
 --
 -- Amounts are micros. They are numeric because sums of spend are not bounded. `…_amounts` refuses NaN, infinity and
--- numbers that no answer can show; no sum of spend reaches 10^38 micros. `…_times` and `…_sizes` are as in the ledger
--- (shared/ledger/schema/0002_tables.sql). Ids compare byte by byte (COLLATE "C").
+-- numbers that no answer can show; no sum of spend reaches 10^38 micros. `…_bounds`, `…_times` and `…_sizes` are as in the
+-- ledger (shared/ledger/schema/0002_tables.sql). Without `…_modes` and `…_causes` (sorted, each once, one dimension) a role
+-- could write a budget or pause that the API cannot show. Ids compare byte by byte (COLLATE "C").
 -- gross = billed + overdelivered. All figures of spend are net of reversals.
 
 CREATE SCHEMA balance;
@@ -20,6 +21,7 @@ CREATE TABLE balance.business_centers (
     time_zone text NOT NULL,
     finance_roles boolean NOT NULL,
     opened_at timestamptz NOT NULL,
+    CONSTRAINT business_centers_bounds CHECK (shard >= 0),
     CONSTRAINT business_centers_times CHECK (opened_at >= '1970-01-01Z' AND opened_at < '3000-01-01Z'),
     CONSTRAINT business_centers_sizes CHECK (
         octet_length(business_center_id) <= 1024 AND octet_length(currency) <= 1024
@@ -35,6 +37,7 @@ CREATE TABLE balance.ad_accounts (
     time_zone text NOT NULL,
     owned boolean NOT NULL,
     opened_at timestamptz NOT NULL,
+    CONSTRAINT ad_accounts_bounds CHECK (shard >= 0),
     CONSTRAINT ad_accounts_times CHECK (opened_at >= '1970-01-01Z' AND opened_at < '3000-01-01Z'),
     CONSTRAINT ad_accounts_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(business_center_id) <= 1024
@@ -71,8 +74,10 @@ CREATE TABLE balance.budgets (
     day date NOT NULL,                      -- the day of the last setting, in the account's time zone
     changes_today integer NOT NULL,         -- the changes accepted on that day
     position bigint NOT NULL,               -- the entry that set it
+    CONSTRAINT budgets_bounds CHECK (position > 0 AND changes_today >= 0),
     CONSTRAINT budgets_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
     CONSTRAINT budgets_amounts CHECK (amount > -1e38 AND amount < 1e38),
+    CONSTRAINT budgets_modes CHECK ((mode = 'unlimited') = (amount IS NULL)),
     CONSTRAINT budgets_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(mode) <= 1024)
 ) WITH (fillfactor = 70);
 
@@ -83,6 +88,7 @@ CREATE TABLE balance.custom_budgets (
     start_position bigint NOT NULL,
     started_at timestamptz NOT NULL,
     spent numeric NOT NULL,
+    CONSTRAINT custom_budgets_bounds CHECK (start_position > 0),
     CONSTRAINT custom_budgets_times CHECK (started_at >= '1970-01-01Z' AND started_at < '3000-01-01Z'),
     CONSTRAINT custom_budgets_amounts CHECK (spent > -1e38 AND spent < 1e38),
     CONSTRAINT custom_budgets_sizes CHECK (octet_length(ad_account_id) <= 1024)
@@ -96,7 +102,9 @@ CREATE TABLE balance.campaigns (
     amount numeric,
     position bigint NOT NULL DEFAULT 0,     -- the entry that set its budget; 0: it was never set
     PRIMARY KEY (ad_account_id, campaign_id),
+    CONSTRAINT campaigns_bounds CHECK (position >= 0),
     CONSTRAINT campaigns_amounts CHECK (amount > -1e38 AND amount < 1e38),
+    CONSTRAINT campaigns_modes CHECK ((mode = 'unlimited') = (amount IS NULL)),
     CONSTRAINT campaigns_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 ) WITH (fillfactor = 90);
@@ -109,6 +117,12 @@ CREATE TABLE balance.pauses (
     causes text[] NOT NULL,                 -- sorted
     position bigint NOT NULL,               -- the entry after which these causes hold
     PRIMARY KEY (ad_account_id, campaign_id),
+    CONSTRAINT pauses_bounds CHECK (position > 0),
+    CONSTRAINT pauses_causes CHECK (causes = array_remove(ARRAY[
+        CASE WHEN 'ad_account_balance' = ANY (causes) THEN 'ad_account_balance' END,
+        CASE WHEN 'ad_account_budget' = ANY (causes) THEN 'ad_account_budget' END,
+        CASE WHEN 'business_center_balance' = ANY (causes) THEN 'business_center_balance' END,
+        CASE WHEN 'campaign_budget' = ANY (causes) THEN 'campaign_budget' END], NULL)),
     CONSTRAINT pauses_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024
         AND octet_length(causes::text) <= 1048576)
@@ -199,6 +213,7 @@ CREATE TABLE balance.entry_blocks (
     shard smallint,
     block bigint,
     PRIMARY KEY (business_center_id, ad_account_id, shard, block),
+    CONSTRAINT entry_blocks_bounds CHECK (shard >= 0 AND block >= 0),
     CONSTRAINT entry_blocks_sizes CHECK (
         octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024)
 );
@@ -207,9 +222,10 @@ CREATE TABLE balance.entry_blocks (
 -- row up to that position holds.
 CREATE TABLE balance.largest_spends (
     business_center_id text COLLATE "C",
-    position bigint CHECK (position > 0),
+    position bigint,
     amount bigint,                          -- null: no longer limited
     PRIMARY KEY (business_center_id, position),
+    CONSTRAINT largest_spends_bounds CHECK (position > 0),
     CONSTRAINT largest_spends_sizes CHECK (octet_length(business_center_id) <= 1024)
 );
 

@@ -9,7 +9,8 @@
 CREATE TABLE balance.closings (
     shard smallint,
     position bigint,
-    PRIMARY KEY (shard, position)
+    PRIMARY KEY (shard, position),
+    CONSTRAINT closings_bounds CHECK (shard >= 0 AND position > 0)
 );
 
 -- The movements of a pocket since the previous closing, by the quarter of an hour in which they were recorded, because
@@ -24,6 +25,7 @@ CREATE TABLE balance.pocket_movements (
     amount numeric NOT NULL,
     limit_change numeric NOT NULL,          -- credit_line: the part that changed the limit
     PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter),
+    CONSTRAINT pocket_movements_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT pocket_movements_times CHECK (quarter >= '1960-01-01Z' AND quarter < '3001-01-01Z'),
     CONSTRAINT pocket_movements_amounts CHECK (
         amount > -1e38 AND amount < 1e38 AND limit_change > -1e38 AND limit_change < 1e38),
@@ -40,6 +42,7 @@ CREATE TABLE balance.business_center_spend (
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
     PRIMARY KEY (shard, closing, business_center_id),
+    CONSTRAINT business_center_spend_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT business_center_spend_amounts CHECK (
         billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
     CONSTRAINT business_center_spend_sizes CHECK (octet_length(business_center_id) <= 1024)
@@ -53,6 +56,7 @@ CREATE TABLE balance.ad_account_spend (
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
     PRIMARY KEY (shard, closing, ad_account_id, day),
+    CONSTRAINT ad_account_spend_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT ad_account_spend_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
     CONSTRAINT ad_account_spend_amounts CHECK (
         billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
@@ -68,6 +72,7 @@ CREATE TABLE balance.campaign_spend (
     billed numeric NOT NULL,
     overdelivered numeric NOT NULL,
     PRIMARY KEY (shard, closing, ad_account_id, campaign_id, day),
+    CONSTRAINT campaign_spend_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT campaign_spend_times CHECK (day >= '1960-01-01' AND day < '3001-01-01'),
     CONSTRAINT campaign_spend_amounts CHECK (
         billed > -1e38 AND billed < 1e38 AND overdelivered > -1e38 AND overdelivered < 1e38),
@@ -89,10 +94,12 @@ CREATE TABLE balance.budget_closings (
     started_at timestamptz,
     spent numeric,
     PRIMARY KEY (shard, closing, ad_account_id),
+    CONSTRAINT budget_closings_bounds CHECK (shard >= 0 AND closing > 0 AND start_position > 0 AND changes_today >= 0),
     CONSTRAINT budget_closings_times CHECK (
         day >= '1960-01-01' AND day < '3001-01-01' AND started_at >= '1970-01-01Z' AND started_at < '3000-01-01Z'),
     CONSTRAINT budget_closings_amounts CHECK (
         amount > -1e38 AND amount < 1e38 AND spent > -1e38 AND spent < 1e38),
+    CONSTRAINT budget_closings_modes CHECK ((mode = 'unlimited') = (amount IS NULL)),
     CONSTRAINT budget_closings_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(mode) <= 1024)
 );
 
@@ -105,7 +112,9 @@ CREATE TABLE balance.campaign_budget_closings (
     mode text NOT NULL,
     amount numeric,
     PRIMARY KEY (shard, closing, ad_account_id, campaign_id),
+    CONSTRAINT campaign_budget_closings_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT campaign_budget_closings_amounts CHECK (amount > -1e38 AND amount < 1e38),
+    CONSTRAINT campaign_budget_closings_modes CHECK ((mode = 'unlimited') = (amount IS NULL)),
     CONSTRAINT campaign_budget_closings_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024 AND octet_length(mode) <= 1024)
 );
@@ -118,6 +127,12 @@ CREATE TABLE balance.pause_closings (
     campaign_id text COLLATE "C",           -- '': the ad account's own
     causes text[] NOT NULL,
     PRIMARY KEY (shard, closing, ad_account_id, campaign_id),
+    CONSTRAINT pause_closings_bounds CHECK (shard >= 0 AND closing > 0),
+    CONSTRAINT pause_closings_causes CHECK (causes = array_remove(ARRAY[
+        CASE WHEN 'ad_account_balance' = ANY (causes) THEN 'ad_account_balance' END,
+        CASE WHEN 'ad_account_budget' = ANY (causes) THEN 'ad_account_budget' END,
+        CASE WHEN 'business_center_balance' = ANY (causes) THEN 'business_center_balance' END,
+        CASE WHEN 'campaign_budget' = ANY (causes) THEN 'campaign_budget' END], NULL)),
     CONSTRAINT pause_closings_sizes CHECK (
         octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024
         AND octet_length(causes::text) <= 1048576)

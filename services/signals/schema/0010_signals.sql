@@ -14,6 +14,7 @@ CREATE TABLE signals.latest (
     campaign_id text COLLATE "C",
     position bigint NOT NULL,
     PRIMARY KEY (shard, ad_account_id, campaign_id),
+    CONSTRAINT latest_bounds CHECK (shard >= 0 AND position > 0),
     CONSTRAINT latest_sizes CHECK (octet_length(ad_account_id) <= 1024 AND octet_length(campaign_id) <= 1024)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
@@ -24,6 +25,7 @@ CREATE TABLE signals.incarnations (
     shard smallint PRIMARY KEY,
     cluster_id text NOT NULL,
     checked_offset bigint NOT NULL DEFAULT 0,
+    CONSTRAINT incarnations_bounds CHECK (shard >= 0 AND checked_offset >= 0), -- No topic has an offset below 0.
     CONSTRAINT incarnations_sizes CHECK (octet_length(cluster_id) <= 1024)
 );
 

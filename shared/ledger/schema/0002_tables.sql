@@ -173,8 +173,9 @@ CREATE TABLE ledger.operators_log (
 );
 SELECT ledger.make_append_only('ledger.operators_log');
 
--- Writes the note that a record was skipped. The writer's login may write no other note, and this one only in a form that
--- people can read and audits can compare. The sizes are checked first, so that nothing larger is parsed.
+-- Writes the note that a record was skipped. The writer's login may write no other note, and this one only about a shard
+-- that exists, and in a form that people can read and audits can compare. The sizes are checked first, so that nothing
+-- larger is parsed.
 CREATE FUNCTION ledger.note_offset_skipped(person text, because text, details json) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -188,6 +189,10 @@ BEGIN
             AND json_typeof(details -> 'topic') = 'string'
             AND details ->> 'topic' IN ('spend.events', 'finance.commands')) IS NOT TRUE THEN
         RAISE EXCEPTION 'a note of a skipped offset names the person, the reason (at most 300 characters each) and the record'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF NOT EXISTS (SELECT FROM ledger.shards WHERE shard = (details ->> 'shard')::integer) THEN
+        RAISE EXCEPTION 'no note of a skipped offset: there is no shard %', details ->> 'shard'
             USING ERRCODE = 'check_violation';
     END IF;
     INSERT INTO ledger.operators_log (operator, action, because, details)

@@ -13,11 +13,19 @@ CREATE TABLE ledger.checkpoints (
 -- The writer itself publishes the outcomes. Its checkpoints count sequences of outcomes instead of positions.
 CREATE TABLE ledger.checkpoints_outcomes PARTITION OF ledger.checkpoints FOR VALUES IN ('outcomes');
 
--- Refuses a checkpoint that is ahead of the ledger, because its follower would skip the next entries.
+-- Refuses a checkpoint that is ahead of the ledger, because its follower would skip the next entries, and one of a shard
+-- that does not exist.
 CREATE FUNCTION ledger.refuse_to_run_ahead() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    last bigint;
 BEGIN
-    IF NEW.position > (SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END
-                       FROM ledger.shards WHERE shard = NEW.shard) THEN
+    SELECT CASE NEW.follower WHEN 'outcomes' THEN outcome_sequence ELSE position END INTO last
+    FROM ledger.shards WHERE shard = NEW.shard;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no shard % for a checkpoint of %', NEW.shard, NEW.follower
+            USING ERRCODE = 'check_violation';
+    END IF;
+    IF NEW.position > last THEN
         RAISE EXCEPTION 'the checkpoint of % in shard % would be ahead of the ledger', NEW.follower, NEW.shard
             USING ERRCODE = 'check_violation';
     END IF;

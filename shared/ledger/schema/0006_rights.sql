@@ -34,4 +34,5 @@ GRANT EXECUTE ON FUNCTION ledger.replay_quarantined TO drawdown_api;
 -- The auditor reads everything that it compares, and looks for rows of shards that do not exist.
 GRANT SELECT ON ledger.entries, ledger.batches, ledger.outcomes, ledger.policies, ledger.time_zones, ledger.ad_accounts,
     ledger.resting_campaigns, ledger.quarantine, ledger.quarantine_replays, ledger.forwarded, ledger.operators_log,
-    ledger.shards, ledger.shard_states, ledger.checkpoints, ledger.checkpoints_outcomes TO drawdown_auditor;
+    ledger.shards, ledger.shard_states, ledger.snapshots, ledger.checkpoints, ledger.checkpoints_outcomes
+    TO drawdown_auditor;
