@@ -24,7 +24,7 @@ from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import TopicPartition
 
 from services.allocation import frames, legacy, metrics
-from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
+from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_KAFKA_BATCH_BYTES
 from services.allocation.frames import require_few
 from services.allocation.record_decoding import Raw
 from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
@@ -188,7 +188,7 @@ class KafkaBatch:
         if codec == NONE:
             return self._data, self._start, self._end
         packed = self._packed()
-        records = unpack(codec, packed[RECORDS_AT:], UNPACKED_BYTES)
+        records = unpack(codec, packed[RECORDS_AT:], UNPACKED_KAFKA_BATCH_BYTES)
         metrics.UNPACKED_BYTES.inc(len(records))
         return repacked(packed, records), 0, RECORDS_AT + len(records)
 
@@ -219,7 +219,7 @@ class KafkaBatch:
     def _set_aside(self, first: int, reason: str, why: str) -> Slice:
         codec, packed = NAMES.get(self.compression_type, "no codec"), self._packed()
         record = short_batch(self._place, first, self.next_offset - 1, packed, reason, f"{codec}: {why}")
-        return Slice([record], UNPACKED_BYTES)  # reading it cost at most as much as the largest batch
+        return Slice([record], UNPACKED_KAFKA_BATCH_BYTES)  # reading it cost at most as much as the largest batch
 
     def _packed(self) -> memoryview:
         return memoryview(self._data)[self._start : self._end]
@@ -245,7 +245,7 @@ class LegacyBatch(KafkaBatch):
         if self.compression_type == NONE:
             yield self._weighed([message], 0)
             return
-        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b""), UNPACKED_BYTES))
+        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b""), UNPACKED_KAFKA_BATCH_BYTES))
         for record in legacy.packed_messages(unpacked, self.next_offset - 1):
             yield self._weighed([record], len(unpacked))
 
