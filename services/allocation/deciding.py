@@ -28,7 +28,7 @@ from services.allocation.failures import (
 from services.allocation.looking_up import DecidedCommand, Known, Outcome
 from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event
 from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
-from shared.contracts.commands import SentCommand, refused_content, same_content
+from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import resting_row
 from shared.ledger.times import to_datetime
@@ -204,7 +204,7 @@ class Decider:
         center = command.content["business_center_id"]
         if self._forward(raw, center, write):
             return
-        meaning = same_content(command.content)
+        meaning = meaning_hash(command.content)
         before = self._decided.get(command.id) or self._decided_before.get(command.id) or known.commands.get(command.id)
         rules = self._rules
         position = rules.position + len(rules.entries)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from services.allocation.batch_decoding import DecodedRecords
-from shared.contracts.commands import SentCommand, kept_meaning
+from shared.contracts.commands import SentCommand, kept_meaning_hash
 from shared.ledger.lookup import (
     campaigns_named,
     find_events,
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class DecidedCommand(NamedTuple):
-    """The meaning of a decided command (None if its content can no longer be read), and its outcome."""
+    """The hash of a decided command's meaning (None if its content can no longer be read), and its outcome."""
 
     meaning: str | None
     outcome: Outcome
@@ -112,4 +112,4 @@ async def _decided_commands(
         ids,
         shard,
     )
-    return {id: DecidedCommand(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
+    return {id: DecidedCommand(kept_meaning_hash(content), Outcome(*answer)) for id, content, *answer in rows}
