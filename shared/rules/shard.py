@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from shared.rules import commands, expiry, limits, pauses, reversals, waterfall
+from shared.rules import commands, expiry, memory_bounds, pauses, reversals, waterfall
 from shared.rules.batch import Batch
 from shared.rules.book import Book
 from shared.rules.calendar import NO_ZONES, Zones
@@ -230,7 +230,7 @@ class Shard(Book):
     def _campaign_of(self, route: str, account: AdAccount, id: str) -> Campaign | None:
         """Return the campaign of a spend, which is created when first named. None if it may not be created."""
         campaign = self.campaigns.find(account, id)
-        if campaign is None and limits.takes_campaign(account, id, self.policy):
+        if campaign is None and memory_bounds.takes_campaign(account, id, self.policy):
             campaign = self.new_campaign(account, id)
         if campaign is not None:
             self.campaigns.note(route, campaign)

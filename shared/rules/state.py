@@ -17,8 +17,8 @@ FOREVER: Final = 2**63 - 1
 NO_BOUND: Final = 2**63 - 1
 
 
-# Roughly the memory of one object of each kind, in bytes. Constants, because a bound of the rules (`limits`) must be
-# the same on all machines.
+# Roughly the memory of one object of each kind, in bytes. Constants, because a bound of the rules (`memory_bounds`)
+# must be the same on all machines.
 BUSINESS_CENTER_BYTES: Final = 1_000
 AD_ACCOUNT_BYTES: Final = 1_500
 CAMPAIGN_BYTES: Final = 1_500
