@@ -51,7 +51,7 @@ class Shard(Book):
     def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7, zones: Zones = NO_ZONES) -> None:
         super().__init__(policy, zones)
         # The policy and time zones that the ledger names: those of the last batch that wrote entries.
-        self.named = (policy, zones)
+        self.named_by_ledger = (policy, zones)
         # From the ids of a spend to its campaign in one step, once the campaign was found.
         self._routes = self.campaigns.routes
         self.set_window(deduplication_days)
@@ -141,14 +141,14 @@ class Shard(Book):
 
         A batch without entries does not count, because the ledger does not name what it was decided under.
         """
-        return (self.policy, self.zones) if self.batch.entries else self.named
+        return (self.policy, self.zones) if self.batch.entries else self.named_by_ledger
 
     def _keep_to_the_ledger(self) -> None:
         """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
         A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
-        self.named = policy, zones = self.in_force()
+        self.named_by_ledger = policy, zones = self.in_force()
         self.policy = policy
         if zones != self.zones:
             self._use_zones(zones)

@@ -149,7 +149,7 @@ def test_invented_campaigns_do_not_fill_memory() -> None:
     tracemalloc.stop()
     assert in_memory(told) <= 640
     assert max(sizes[20:]) < 1.2 * max(sizes[:20]), sizes
-    assert told.rules.accounts["a"].named == 12_000
+    assert told.rules.accounts["a"].campaigns_ever == 12_000
 
 
 def test_what_is_used_stays_while_others_come_and_go() -> None:
