@@ -26,8 +26,8 @@ from services.allocation.failures import (
     describe,
 )
 from services.allocation.looking_up import DecidedCommand, Known, Outcome
+from services.allocation.quarantine_rows import kept_bytes, kept_columns, quarantine_row, weight
 from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event
-from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
 from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import resting_row
@@ -171,7 +171,7 @@ class Decider:
                 if outcome is not CHARGED:
                     if outcome is not DUPLICATE:
                         fault = Fault(outcome, detail)
-                        outcome = self._set_aside(self._as_raw(record), event, fault, write, decision)
+                        outcome = self._forward_or_quarantine(self._as_raw(record), event, fault, write, decision)
                     decision.fates[outcome] += 1
                     if self._room <= 0:
                         return False
@@ -186,7 +186,9 @@ class Decider:
                     return False
         return True
 
-    def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
+    def _forward_or_quarantine(
+        self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision
+    ) -> str:
         """Pass an event that cannot be charged here on to its own shard, or quarantine it. Returns which it was."""
         center = event[BUSINESS_CENTER_ID]
         if fault.reason == "unknown_business_center" and self._forward(raw, center, write):

@@ -14,7 +14,7 @@ from aiokafka.record.util import decode_varint_py as decode_varint
 
 from services.allocation.batch_bounds import RECORDS_OF_A_KAFKA_BATCH
 from services.allocation.cloudevents import Headers
-from services.allocation.setting_aside import short_frame
+from services.allocation.quarantine_rows import short_frame
 from shared.runtime.unpacking import TooLargeError
 
 # Twice the size of the smallest record: its attributes, two deltas, two lengths and the number of headers.

@@ -34,8 +34,8 @@ from services.allocation.failures import (
 from services.allocation.lease import Lease
 from services.allocation.looking_up import look_up, within_memory
 from services.allocation.memory import CampaignMemory
+from services.allocation.quarantine_rows import is_too_large, short_record, unreadable_record
 from services.allocation.record_decoding import Raw
-from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.shard_states import ShardState
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
