@@ -2,6 +2,8 @@
 
 The models check form. A message that fails here is not a command: the API answers 400, and a record is quarantined.
 The rules decide what a command may do, and answer with an outcome.
+
+The models of commands have the names of the rules' classes (`command_types`), because they name the schemas of OpenAPI.
 """
 
 import json
