@@ -83,7 +83,6 @@ KINDS: Final = (
 KIND: Final = {kind.name: kind for kind in KINDS}
 ENTRY_KINDS: Final = tuple(KIND)
 MONEY_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is not None)
-FACT_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is None)
 # The kinds by which money comes into the books.
 IN_KINDS: Final = tuple(kind.name for kind in KINDS if kind.counts_as == "in")
 # The kind of the entry for a payment from an ad account's own pocket.
