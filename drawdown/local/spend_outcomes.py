@@ -60,12 +60,12 @@ class Tally:
 
     @property
     def decided(self) -> int:
-        """The number of decided rows."""
+        """Return the number of decided rows."""
         return self.charged + self.duplicate + self.quarantined.total()
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row was sent and decided."""
+        """Return whether every row was sent and decided."""
         return not (self.undecided or self.unsent)
 
     def take(self, rows: Sequence[Sent], answers: dict[int, dict[str, Any]], charged_before: frozenset[str]) -> None:

@@ -63,7 +63,7 @@ class Shard(Book):
 
     @property
     def entries(self) -> list[Entry]:
-        """The entries that the present batch appends, in order, from `position + 1` on."""
+        """Return the entries that the present batch appends, in order, from `position + 1` on."""
         return self.batch.entries
 
     def set_window(self, deduplication_days: int | None) -> None:

@@ -352,7 +352,7 @@ class BusinessCenter:
 
     @property
     def credit_available(self) -> int:
-        """`limit − used` in micros: below zero after the limit was cut, above it if the customer has overpaid."""
+        """Return `limit − used` in micros: below zero if the limit was cut, above it if the customer has overpaid."""
         return self.credit_limit - self.credit_used
 
     def holds(self, pocket: str) -> int:

@@ -68,7 +68,7 @@ class Watcher:
 
     @property
     def silence(self) -> float:
-        """How many seconds requests have waited since the last successful look at the database; 0 if none waits."""
+        """Return for how many seconds requests have waited since the last successful read; 0 if none waits."""
         return monotonic() - self._looked_at if self._outcomes or self._positions else 0.0
 
     def refuse(self, error: Exception) -> None:
