@@ -1,7 +1,7 @@
 """Deciding a batch: from decoded records and what the ledger holds about them to a `BatchWrite`.
 
-Decoding, looking up and deciding are separate steps (`batch_decoding`, `looking_up`). So the next batch can be decoded
-and looked up while this one is being committed.
+Decoding (`batch_decoding`) and looking up (`looking_up`) are separate steps, so that the next batch can be prepared
+while this one is being committed.
 """
 
 import asyncio
