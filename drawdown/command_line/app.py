@@ -13,8 +13,8 @@ import httpx
 import typer
 from aiokafka.errors import KafkaError
 
+from drawdown.api_client import RequestRefusedError
 from drawdown.command_line.quarantine import list_records, replay_records
-from drawdown.front_door import RequestRefusedError
 from drawdown.local.embedded import EmbeddedServerError
 from drawdown.local.spend_files import UnreadableFileError
 from drawdown.serving import run_until_signalled, serve

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from drawdown.front_door import ApiToken, RequestRefusedError
+from drawdown.api_client import ApiToken, RequestRefusedError
 from shared.rules.vocabulary import QUARANTINE_REASONS
 from shared.runtime.settings import Settings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drawdown.front_door import ApiToken, FrontDoor
+from drawdown.api_client import ApiClient, ApiToken
 from drawdown.local.spend_sending import File, prepare, send_and_report
 from shared.runtime.settings import Settings
 
@@ -24,14 +24,14 @@ async def send_file(settings: Settings, path: Path, *, keep_times: bool) -> int:
     """
     file = prepare(settings, path, keep_times=keep_times, say=print)
     api = f"http://{settings.http_client_host}:{settings.http_port}"
-    async with FrontDoor({"api": api}, ApiToken(settings)) as door:
+    async with ApiClient({"api": api}, ApiToken(settings)) as client:
         terminal = Console(stderr=True)
         if not terminal.is_terminal:
-            return await send_and_report(settings, door, file, print)
-        return await _with_bar(settings, door, file, terminal)
+            return await send_and_report(settings, client, file, print)
+        return await _with_bar(settings, client, file, terminal)
 
 
-async def _with_bar(settings: Settings, door: FrontDoor, file: File, terminal: Console) -> int:
+async def _with_bar(settings: Settings, client: ApiClient, file: File, terminal: Console) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal, transient=True) as bar:
         task = bar.add_task("sending", total=file.summary.rows)
@@ -39,4 +39,4 @@ async def _with_bar(settings: Settings, door: FrontDoor, file: File, terminal: C
         def progress(sent: int, decided: int) -> None:
             bar.update(task, completed=decided, description=f"sent {sent:,}, decided {decided:,}")
 
-        return await send_and_report(settings, door, file, print, progress)
+        return await send_and_report(settings, client, file, print, progress)

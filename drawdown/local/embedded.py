@@ -56,12 +56,12 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The URL of the database, with the password."""
+        """Return the URL of the database, with the password."""
         return embedded_database_url(self.data_dir, self.port)
 
     @property
     def child(self) -> Child | None:
-        """The server's process; None before the start."""
+        """Return the server's process; None before the start."""
         return self._child
 
     async def start(self) -> None:
@@ -218,12 +218,12 @@ class EmbeddedKafka:
 
     @property
     def url(self) -> str:
-        """The broker's address, `host:port`."""
+        """Return the broker's address, `host:port`."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def child(self) -> Child | None:
-        """The broker's process; None before the start."""
+        """Return the broker's process; None before the start."""
         return self._child
 
     async def start(self) -> None:

@@ -1,6 +1,6 @@
 """The records that a run leaves undecided. An embedded broker loses them, because it keeps records in memory."""
 
-from drawdown.front_door import Figures
+from drawdown.api_client import Figures
 
 
 def left_behind(seen: Figures | None, *, broker_keeps: bool) -> str | None:

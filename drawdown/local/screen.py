@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from drawdown.front_door import Figures, FrontDoor
+from drawdown.api_client import ApiClient, Figures
 from drawdown.local.subscriber import Subscriber
 
 _REFRESH_SECONDS = 0.5
@@ -27,7 +27,7 @@ _OUTCOMES = ("charged", "duplicate", "quarantined")
 
 @dataclass
 class Picture:
-    """The figures of one moment. All of them come from the front door."""
+    """The figures of one moment. All of them come from the API and the metrics."""
 
     spends: dict[str, int] = field(default_factory=dict)
     spends_per_second: float = 0.0
@@ -39,8 +39,8 @@ class Picture:
 class Observer:
     """Collects the figures from the API, the metrics and `delivery.signals`."""
 
-    def __init__(self, door: FrontDoor, subscriber: Subscriber) -> None:
-        self._door = door
+    def __init__(self, client: ApiClient, subscriber: Subscriber) -> None:
+        self._client = client
         self._subscriber = subscriber
         self._samples: deque[tuple[float, int]] = deque()
         self.centers: list[str] = []
@@ -52,10 +52,10 @@ class Observer:
                 self.centers.append(signal["business_center_id"])
         shown = self.centers[:_CENTERS_SHOWN]
         figures, backlog, (status, detail), *models = await asyncio.gather(
-            self._door.figures("allocation"),
-            self._door.backlog(),
-            self._door.readiness(),
-            *(self._door.read(f"/v1/business-centers/{center}") for center in shown),
+            self._client.figures("allocation"),
+            self._client.backlog(),
+            self._client.readiness(),
+            *(self._client.read(f"/v1/business-centers/{center}") for center in shown),
         )
         picture = Picture(backlog=backlog, trouble=None if status == "ready" else f"{status}: {detail}")
         picture.centers = [(center, model) for center, model in zip(shown, models, strict=True) if model]

@@ -86,13 +86,13 @@ class Row:
 
     @property
     def key(self) -> bytes | None:
-        """The record's key: the Business Center, or None if the event names none."""
+        """Return the record's key, which is the Business Center, or None if the event names none."""
         center = self.event.get("business_center_id") if self.event else None
         return center.encode(errors="replace") if isinstance(center, str) else None
 
     @property
     def occurred_at(self) -> datetime | None:
-        """The time of the event; None if it has no time in the contract's form."""
+        """Return the time of the event; None if it has no time in the contract's form."""
         text: Any = self.event.get("occurred_at") if self.event else None
         try:
             return _EPOCH + timedelta(microseconds=parse_time(text)) if is_time(text) else None

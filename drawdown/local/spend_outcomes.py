@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from drawdown.front_door import FrontDoor, RequestRefusedError
+from drawdown.api_client import ApiClient, RequestRefusedError
 from drawdown.local.spend_files import Event
 from shared.contracts.fields import UUID_PATTERN
 
@@ -60,12 +60,12 @@ class Tally:
 
     @property
     def decided(self) -> int:
-        """The number of decided rows."""
+        """Return the number of decided rows."""
         return self.charged + self.duplicate + self.quarantined.total()
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row was sent and decided."""
+        """Return whether every row was sent and decided."""
         return not (self.undecided or self.unsent)
 
     def take(self, rows: Sequence[Sent], answers: dict[int, dict[str, Any]], charged_before: frozenset[str]) -> None:
@@ -113,8 +113,8 @@ class Tally:
 class Outcomes:
     """Asks the API for the outcomes of rows, and waits until they are decided."""
 
-    def __init__(self, door: FrontDoor, say: Say) -> None:
-        self._door = door
+    def __init__(self, client: ApiClient, say: Say) -> None:
+        self._client = client
         self._say = say
         self._unknown_seconds = _UNKNOWN_SECONDS
         # True once the API does not answer or nothing is decided any longer. Then the rest is not waited for.
@@ -179,7 +179,7 @@ class Outcomes:
 
         async def ask(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
             async with limit:
-                return await self._door.look_up(part, after)
+                return await self._client.look_up(part, after)
 
         try:
             answered = await asyncio.gather(*map(ask, parts))

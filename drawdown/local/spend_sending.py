@@ -16,7 +16,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
-from drawdown.front_door import FrontDoor
+from drawdown.api_client import ApiClient
 from drawdown.local.spend_files import IPINYOU_BUSINESS_CENTER, Row, Summary, read, shifted, summarise
 from drawdown.local.spend_outcomes import Outcomes, Say, Sent, Tally, event_id_of
 from shared.runtime.clock import Clock
@@ -80,13 +80,13 @@ def prepare(settings: Settings, path: Path, *, keep_times: bool, say: Say) -> Fi
     return File(path, digest, summary, shift)
 
 
-async def send(settings: Settings, file: File, door: FrontDoor, say: Say, progress: Progress) -> Tally:
+async def send(settings: Settings, file: File, client: ApiClient, say: Say, progress: Progress) -> Tally:
     """Send every row in the file's order, keyed by Business Center, and wait until each is decided.
 
     Sends a window of rows at a time, so that memory does not grow with the file, and so that a row that is repeated
     later is found in the ledger.
     """
-    outcomes, tally = Outcomes(door, say), Tally()
+    outcomes, tally = Outcomes(client, say), Tally()
     producer = await create_producer(settings, linger_ms=5)
     try:
         for window in _windows(enumerate(file.records(), 1)):
@@ -126,7 +126,7 @@ async def _publish(
     return rows
 
 
-async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
+async def open_accounts(settings: Settings, client: ApiClient, file: File, say: Say) -> None:
     """Open the file's Business Centers and ad accounts, each account with ample cash. Idempotent."""
     limit = asyncio.Semaphore(_COMMANDS_AT_ONCE)
     by_center: dict[str, list[str]] = {}
@@ -136,7 +136,7 @@ async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Sa
     async def open_center(center: str, accounts: list[str]) -> None:
         async with limit:
             for command in _opening(file, center, accounts, Clock(settings).now()):
-                outcome = await door.command(command)
+                outcome = await client.command(command)
                 if outcome.get("status") != "accepted":
                     say(f"{center}: {command['type']}: {outcome.get('message', outcome)}")
 
@@ -147,22 +147,22 @@ async def open_accounts(settings: Settings, door: FrontDoor, file: File, say: Sa
 
 
 async def send_and_report(
-    settings: Settings, door: FrontDoor, file: File, say: Say, progress: Progress | None = None
+    settings: Settings, client: ApiClient, file: File, say: Say, progress: Progress | None = None
 ) -> int:
     """Send a file and report the outcome; return the exit code, which is 1 if a row is undecided or unsent."""
-    tally = await send(settings, file, door, say, progress or _said_now_and_then(file, say))
+    tally = await send(settings, file, client, say, progress or _said_now_and_then(file, say))
     for line in tally.lines(file.path.name):
         say(line)
     return 0 if tally.is_complete else 1
 
 
-async def open_send_and_report(settings: Settings, door: FrontDoor, file: File, say: Say) -> None:
+async def open_send_and_report(settings: Settings, client: ApiClient, file: File, say: Say) -> None:
     """Open the file's accounts, send it, and report the outcome and the spend of the Business Centers."""
-    await open_accounts(settings, door, file, say)
-    await send_and_report(settings, door, file, say)
-    await door.wait_until_idle(_PATIENCE_SECONDS)
+    await open_accounts(settings, client, file, say)
+    await send_and_report(settings, client, file, say)
+    await client.wait_until_idle(_PATIENCE_SECONDS)
     for center in sorted({center for center, _ in file.summary.accounts}):
-        model = await door.read(f"/v1/business-centers/{center}")
+        model = await client.read(f"/v1/business-centers/{center}")
         if model is not None:
             spend = model["spend"]
             say(

@@ -54,7 +54,7 @@ class Subscriber:
 
     @property
     def paused(self) -> int:
-        """The number of accounts and campaigns that have a pause cause of their own."""
+        """Return the number of accounts and campaigns that have a pause cause of their own."""
         return len(self._paused)
 
     def look_at(self, record: Any) -> None:

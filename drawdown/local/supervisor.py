@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from drawdown.front_door import ApiToken, FrontDoor
+from drawdown.api_client import ApiClient, ApiToken
 from drawdown.local import spend_sending
 from drawdown.local.left_behind import left_behind
 from drawdown.local.processes import is_alive, start_guardian
@@ -127,21 +127,21 @@ class _Run:
 
     async def _go_on(self) -> None:
         urls = {name: service.url for name, service in self._system.services.items()}
-        async with FrontDoor(urls, ApiToken(self._system.settings)) as door:
-            observer = Observer(door, self._subscriber)
+        async with ApiClient(urls, ApiToken(self._system.settings)) as client:
+            observer = Observer(client, self._subscriber)
             watching = asyncio.create_task(self._system.watch())
             background = [
                 watching,
                 asyncio.create_task(self._keep_on("the subscriber of signals", self._follow)),
                 asyncio.create_task(self._keep_on("the screen", lambda: self._screen.show(observer))),
             ]
-            spending = asyncio.create_task(self._spend(door, observer))
+            spending = asyncio.create_task(self._spend(client, observer))
             try:
                 await _first(watching, self._stop_asked)
             finally:
                 await _cancelled(spending)
                 if not watching.done():
-                    await self._drain(door)
+                    await self._drain(client)
                 await _cancelled(*background)
 
     async def _follow(self) -> None:
@@ -158,35 +158,35 @@ class _Run:
                 self._screen.say(f"{what} failed: {type(error).__name__}: {error}")
             await asyncio.sleep(_AGAIN_SECONDS)
 
-    async def _spend(self, door: FrontDoor, observer: Observer) -> None:
+    async def _spend(self, client: ApiClient, observer: Observer) -> None:
         try:
             if self._options.spend is not None:
-                await self._spend_file(self._options.spend, door, observer)
+                await self._spend_file(self._options.spend, client, observer)
             elif self._options.traffic:
                 observer.centers = [center.id for center in CAST]
                 rate = self._options.rate
-                await Traffic(self._system.settings, door, self._subscriber, rate=rate, say=self._screen.say).run()
+                await Traffic(self._system.settings, client, self._subscriber, rate=rate, say=self._screen.say).run()
             else:
                 self._screen.say("no traffic, as asked")
         except Exception as error:
             self._screen.say(f"spend is no longer sent: {type(error).__name__}: {error}")
 
-    async def _spend_file(self, path: Path, door: FrontDoor, observer: Observer) -> None:
+    async def _spend_file(self, path: Path, client: ApiClient, observer: Observer) -> None:
         settings, say = self._system.settings, self._screen.say
         keep_times = self._options.keep_times
         file = await asyncio.to_thread(spend_sending.prepare, settings, path, keep_times=keep_times, say=say)
         observer.centers = sorted({center for center, _ in file.summary.accounts})
-        await spend_sending.open_send_and_report(settings, door, file, say)
+        await spend_sending.open_send_and_report(settings, client, file, say)
 
-    async def _drain(self, door: FrontDoor) -> None:
+    async def _drain(self, client: ApiClient) -> None:
         self._screen.say(f"draining (at most {_DRAIN_SECONDS:.0f} s; a second signal stops at once)")
-        idle = asyncio.create_task(door.wait_until_idle(_DRAIN_SECONDS))
+        idle = asyncio.create_task(client.wait_until_idle(_DRAIN_SECONDS))
         was_idle = await _first(idle, self._kill_asked) and idle.result()
         await _cancelled(idle)
         if not was_idle:
             self._screen.say("some records are not drained")
         # This is said at the very end, because the live picture would hide it now.
-        seen = None if self._kill_asked.is_set() else await door.figures("allocation")
+        seen = None if self._kill_asked.is_set() else await client.figures("allocation")
         self._undecided = left_behind(seen, broker_keeps=self._system.kafka is None)
 
 

@@ -137,7 +137,7 @@ class System:
 
     @property
     def url(self) -> str:
-        """The URL of the API."""
+        """Return the URL of the API."""
         return self.services["api"].url
 
     async def start(self) -> None:

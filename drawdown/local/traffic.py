@@ -1,4 +1,4 @@
-"""A generator of realistic ad spend, for `make run`. It uses only the front door: HTTP commands and `spend.events`.
+"""A generator of realistic ad spend, for `make run`. It uses what producers may use: HTTP commands and `spend.events`.
 
 It opens a cast of Business Centers, with and without automatic allocation, and funds them so that some balances run out
 within seconds; it tops those up from time to time. Like ad delivery, it stops spending on paused entities a little
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from aiokafka import AIOKafkaProducer
 
-from drawdown.front_door import FrontDoor
+from drawdown.api_client import ApiClient
 from drawdown.local.subscriber import Subscriber
 from shared.runtime.clock import Clock
 from shared.runtime.kafka import SPEND_EVENTS, create_producer, stop_client
@@ -312,12 +312,12 @@ class Spends:
 class Traffic:
     """Opens the cast, publishes its spend, and tops up balances and budgets that run out."""
 
-    def __init__(self, settings: Settings, door: FrontDoor, subscriber: Subscriber, *, rate: int, say: Say) -> None:
+    def __init__(self, settings: Settings, client: ApiClient, subscriber: Subscriber, *, rate: int, say: Say) -> None:
         """Prepare a generator that sends nothing yet. `rate` is in spends a second."""
         self.sent = 0
         self._is_shut_out = False
         self._settings = settings
-        self._door = door
+        self._client = client
         self._subscriber = subscriber
         self._rate = rate
         self._say = say
@@ -345,7 +345,7 @@ class Traffic:
     async def send_in_order(self, commands: list[Command]) -> None:
         """Send commands one after the other, and report those that were refused."""
         for command in commands:
-            outcome = await self._door.command(command)
+            outcome = await self._client.command(command)
             if outcome.get("code") == "unauthenticated":
                 self._tell_that_shut_out(outcome["message"])
                 return
@@ -396,7 +396,7 @@ class Traffic:
             case 0:
                 return "northwind", {"type": "deposit_cash", "amount": amount(60)}
             case 1:
-                campaign = await self._door.read("/v1/ad-accounts/andes-travel-main/campaigns/brand")
+                campaign = await self._client.read("/v1/ad-accounts/andes-travel-main/campaigns/brand")
                 spent = Decimal(campaign["budget"]["spent"] or 0) if campaign else Decimal(0)
                 names = {"ad_account_id": "andes-travel-main", "campaign_id": "brand", "mode": "lifetime"}
                 total = _decimal(round((spent + Decimal(amount(3))) * _MICROS))

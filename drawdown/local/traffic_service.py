@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from drawdown.front_door import ApiToken, FrontDoor
+from drawdown.api_client import ApiClient, ApiToken
 from drawdown.local.subscriber import Subscriber
 from drawdown.local.traffic import Traffic
 from shared.runtime.health import answer, answering_health
@@ -29,8 +29,8 @@ async def generate(settings: Settings, *, rate: int) -> None:
     subscriber = Subscriber()
     say = structlog.get_logger().info
     url = f"http://{settings.http_client_host}:{settings.http_port}"
-    async with FrontDoor({"api": url}, ApiToken(settings)) as door:
-        traffic = Traffic(settings, door, subscriber, rate=rate, say=say)
+    async with ApiClient({"api": url}, ApiToken(settings)) as client:
+        traffic = Traffic(settings, client, subscriber, rate=rate, say=say)
         async with answering_health(settings, lambda: answer(lambda: (traffic.sent > 0, f"{traffic.sent} sent"))):
             await asyncio.gather(traffic.run(), subscriber.follow(settings), _report(traffic, subscriber))
 

@@ -11,7 +11,7 @@ from typing import Final, TypeGuard
 import asyncpg
 import structlog
 
-from services.allocation.deciding import DecodedRecords
+from services.allocation.batch_decoding import DecodedRecords
 from services.allocation.record_decoding import Fault
 from shared.contracts.commands import SentCommand
 

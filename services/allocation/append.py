@@ -54,7 +54,7 @@ QUARANTINE_COLUMNS = (
 LEASE_LOST = "DD001"
 FORWARDED_COLUMNS = ("shard", *_RECORD_COLUMNS)
 # A campaign that was brought back and not changed has its row already.
-_REST = (
+_INSERT_RESTING = (
     "INSERT INTO ledger.resting_campaigns SELECT $1, * FROM unnest($2::text[], $3::text[], $4::bigint[], $5::json[])"
     " ON CONFLICT DO NOTHING"
 )
@@ -100,7 +100,7 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
         await connection.execute("BEGIN;" + _move_lease(lease, write))
         if write.rows:
             await _copy(connection, lease, write)
-        await _append_rest(connection, lease, write)
+        await _append_other_rows(connection, lease, write)
         await connection.execute(
             (_close_batch(lease, write) + "COMMIT;" + _wake(lease, write)) if write.rows else "COMMIT"
         )
@@ -111,7 +111,7 @@ async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite
     finally:
         if not connection.is_closed() and connection.is_in_transaction():
             await connection.execute("ROLLBACK")
-    _follow(lease, write)
+    _advance_lease(lease, write)
 
 
 def _assert_rows_follow(lease: Lease, rows: list[bytes]) -> None:
@@ -126,7 +126,7 @@ async def append_aside(connection: asyncpg.Connection, lease: Lease, write: Batc
     assert not write.rows
     try:
         await connection.execute(_move_lease(lease, write))
-        await _append_rest(connection, lease, write)
+        await _append_other_rows(connection, lease, write)
     except asyncpg.PostgresError as error:
         if error.sqlstate == LEASE_LOST:
             raise LeaseLostError(str(error)) from error
@@ -193,7 +193,7 @@ async def _copy(connection: asyncpg.Connection, lease: Lease, write: BatchWrite)
     )
 
 
-async def _append_rest(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
+async def _append_other_rows(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
     shard = lease.shard
     if write.zones:
         await record_zones(connection, write.zones_release, write.zones)
@@ -242,7 +242,7 @@ async def _forward(connection: asyncpg.Connection, records: list[tuple[Any, ...]
 
 async def keep_resting(connection: asyncpg.Connection, shard: int, rows: Sequence[RestingRow]) -> None:
     """Keep the campaigns that leave memory. Their rows follow from the entries up to the position that they name."""
-    await connection.execute(_REST, shard, *map(list, zip(*rows, strict=True)))
+    await connection.execute(_INSERT_RESTING, shard, *map(list, zip(*rows, strict=True)))
 
 
 def _month_of(write: BatchWrite) -> tuple[int, int]:
@@ -251,7 +251,7 @@ def _month_of(write: BatchWrite) -> tuple[int, int]:
     return moment.year, moment.month
 
 
-def _follow(lease: Lease, write: BatchWrite) -> None:
+def _advance_lease(lease: Lease, write: BatchWrite) -> None:
     lease.position += len(write.rows)
     lease.ledger_time = write.recorded_at
     lease.spend_offset = write.spend_offset

@@ -2,6 +2,9 @@
 
 Kafka and all limits of a fetch bound packed bytes, not what these unpack to. None of the bounds is a setting, because a
 producer must meet the same ones everywhere.
+
+Three more bounds stand with what they bound: the entries of timers (`shared/rules/shard.py`), the ad accounts that a
+batch opens (`account_locks.py`) and the campaigns that it brings back into memory (`looking_up.py`).
 """
 
 from dataclasses import dataclass
@@ -31,10 +34,10 @@ BOUNDS: Final = Bounds(records=5_000, bytes=8 * MIB, entries=20_000, seconds=0.2
 UNBOUNDED: Final = Bounds(records=2**62, bytes=2**62, entries=2**62, seconds=inf)
 
 # A batch of Kafka that unpacks to more than this goes to quarantine as a whole.
-UNPACKED_BYTES: Final = 16 * MIB
-# A batch with more records than this does too. The shortest valid command takes 191 bytes unpacked and the shortest
-# spend 205, so at most 87,838 valid ones fit into the bytes. Millions of empty records pack to less than a byte each.
-RECORDS_OF_A_BATCH: Final = 100_000
+UNPACKED_KAFKA_BATCH_BYTES: Final = 16 * MIB
+# One with more records than this does too. The shortest valid command takes 191 bytes unpacked and the shortest spend
+# 205, so at most 87,838 valid ones fit into the bytes. Millions of empty records pack to less than a byte each.
+RECORDS_OF_A_KAFKA_BATCH: Final = 100_000
 # A record is too large if its value is above the first bound, or its key, value and headers together above the second.
 LARGEST_VALUE_BYTES: Final = 64 * KIB
 LARGEST_RECORD_BYTES: Final = 80 * KIB

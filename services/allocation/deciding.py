@@ -1,7 +1,7 @@
-"""Deciding one batch of records: from raw records to a `BatchWrite`.
+"""Deciding a batch: from decoded records and what the ledger holds about them to a `BatchWrite`.
 
-Decoding, looking up what the ledger holds, and deciding are separate steps. So the next batch can be decoded and looked
-up while this one is being committed.
+Decoding (`batch_decoding`) and looking up (`looking_up`) are separate steps, so that the next batch can be prepared
+while this one is being committed.
 """
 
 import asyncio
@@ -9,16 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import islice
 from operator import length_hint
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
-
-import asyncpg
+from typing import Any, TypeVar
 
 from services.allocation import metrics
 from services.allocation.append import BatchWrite
 from services.allocation.batch_bounds import UNBOUNDED, Bounds
+from services.allocation.batch_decoding import SLICE_RECORDS, DecodedRecords, as_raw
 from services.allocation.failures import (
     INTERNAL_ERROR,
     BatchFailedError,
@@ -26,126 +25,24 @@ from services.allocation.failures import (
     RecordFailedError,
     describe,
 )
-from services.allocation.record_decoding import (
-    NO_VALUE,
-    Fault,
-    Raw,
-    center_of_command,
-    center_of_event,
-    decode_command,
-    decode_event,
-)
-from services.allocation.setting_aside import kept_bytes, kept_columns, quarantine_row, weight
-from shared.contracts.commands import SentCommand, kept_meaning, refused_content, same_content
-from shared.contracts.signatures import NO_KEYS, CommandKeys
+from services.allocation.looking_up import DecidedCommand, Known, Outcome
+from services.allocation.quarantine_rows import kept_bytes, kept_columns, quarantine_row, weight
+from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event
+from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import (
-    campaigns_named,
-    find_events,
-    grants_of,
-    read_events,
-    read_grants,
-    read_resting,
-    read_spends,
-    resting_row,
-)
+from shared.ledger.lookup import resting_row
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import Zones
-from shared.rules.events import BUSINESS_CENTER_ID, EVENT_ID, REVERSES, Event
-from shared.rules.grants import GrantKey, RecordedGrant
+from shared.rules.events import BUSINESS_CENTER_ID, Event
 from shared.rules.policy import Policy
-from shared.rules.resting import Recorded
-from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import CHARGED, DUPLICATE, Shard
-from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, murmur2_partition
+from shared.runtime.kafka import SPEND_EVENTS, murmur2_partition
 
-# Yield to the event loop after this many records, so that the commit of the previous batch can proceed.
-SLICE_RECORDS = 250
+# Yield to the event loop after this many commands or entries, and after as many records as in decoding.
 SLICE_COMMANDS = 20
 SLICE_ENTRIES = 500
-# Vouchers of one batch may bring back this many campaigns. A voucher tied to campaigns brings back all of its account.
-MOST_AWOKEN = 20_000
 
 T = TypeVar("T")
-
-
-class Outcome(NamedTuple):
-    """The answer to a command. `via` says how the command came; None if that was not recorded then."""
-
-    status: str
-    code: str | None
-    message: str
-    first_position: int | None
-    position: int
-    recorded_at: Any
-    via: str | None
-
-
-class DecidedCommand(NamedTuple):
-    """The meaning of a decided command (None if its content can no longer be read), and its outcome."""
-
-    meaning: str | None
-    outcome: Outcome
-
-
-@dataclass(slots=True)
-class Known:
-    """What the ledger already holds about the records of a batch."""
-
-    events: dict[bytes, Event] = field(default_factory=dict)
-    spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
-    grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
-    commands: dict[bytes, DecidedCommand] = field(default_factory=dict)
-    accounts_elsewhere: set[str] = field(default_factory=set)
-    resting: Recorded = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class DecodedRecords:
-    """Records in order, each with its content or fault. Commands precede events; in each, forwarded ones come first."""
-
-    commands: list[tuple[Raw, SentCommand | Fault]] = field(default_factory=list)
-    events: list[tuple[Any, Event | Fault]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.commands) + len(self.events)
-
-    def first(self, count: int) -> "DecodedRecords":
-        """Return the first `count` records, or all if there are fewer."""
-        if count >= len(self):
-            return self
-        commands = self.commands[:count]
-        return DecodedRecords(commands, self.events[: count - len(commands)])
-
-    def decided(self, decision: "Decision") -> "DecodedRecords":
-        """Return the records that a decision has dealt with."""
-        if decision.commands + decision.events == len(self):
-            return self
-        return DecodedRecords(self.commands[: decision.commands], self.events[: decision.events])
-
-    def without(self, decided: "DecodedRecords") -> "DecodedRecords":
-        """Return the records that are left after the decided ones, which are the first."""
-        return DecodedRecords(self.commands[len(decided.commands) :], self.events[len(decided.events) :])
-
-    def records(self) -> list[Any]:
-        """Return the records as they came."""
-        return [record for part in (self.commands, self.events) for record, _ in part]
-
-    def forwarded(self) -> list[int]:
-        """Return the ids of the forwarded records among them."""
-        return [
-            record.forwarded_id
-            for part in (self.commands, self.events)
-            for record, _ in takewhile(lambda item: _is_forwarded(item[0]), part)
-        ]
-
-    def faults(self) -> list[str | None]:
-        """Return for each record, in order, the reason why it could not be decoded; None if it could."""
-        return [
-            held.reason if isinstance(held, Fault) else None
-            for part in (self.commands, self.events)
-            for _, held in part
-        ]
 
 
 @dataclass(slots=True)
@@ -176,91 +73,6 @@ class Decision:
         for (kind, cause), count in self.pauses.items():
             (metrics.PAUSES if kind == "pause" else metrics.RESUMES).labels(cause).inc(count)
         metrics.ENTRIES.labels(shard).inc(self.entries)
-
-
-async def decode(commands: list[Raw], events: list[Any], keys: CommandKeys = NO_KEYS) -> DecodedRecords:
-    """Return each record with its content or fault. `events` are records of Kafka or `Raw`s, with value and headers.
-
-    `keys` are those with which the API signs commands.
-    """
-    decoded = DecodedRecords()
-    for start in range(0, len(commands), SLICE_RECORDS):
-        some = commands[start : start + SLICE_RECORDS]
-        decoded.commands += [
-            (raw, raw.cut.fault if raw.cut else decode_command(raw.value, raw.headers, keys)) for raw in some
-        ]
-        await asyncio.sleep(0)
-    for start in range(0, len(events), SLICE_RECORDS):
-        part = events[start : start + SLICE_RECORDS]
-        decoded.events += [
-            (record, event if (event := decode_event(record.value, record.headers)) is not NO_VALUE else _why(record))
-            for record in part
-        ]
-        await asyncio.sleep(0)
-    return decoded
-
-
-def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
-    """Return as many records as bring no more than `MOST_AWOKEN` campaigns back into memory, but at least one."""
-    if not rules.campaigns.some_rest:
-        return decoded
-    awoken = 0
-    for number, (_, command) in enumerate(decoded.commands):
-        if isinstance(command, SentCommand):
-            awoken += rules.awoken_by(command.command)
-        if awoken > MOST_AWOKEN and number:
-            return decoded.first(number)
-    return decoded
-
-
-def _why(record: Any) -> Fault:
-    """Return the fault of a record without a value, which may be one that was cut short."""
-    return record.cut.fault if isinstance(record, Raw) and record.cut else NO_VALUE
-
-
-async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: DecodedRecords) -> Known:
-    """Return what the ledger holds about these records: repeated ids, reversed spends, grants, decided commands."""
-    known = Known()
-    events = [event for _, event in decoded.events if type(event) is tuple]
-    if events:
-        found = await find_events(connection, shard, [event[EVENT_ID] for event in events])
-        if found:
-            known.events = await read_events(
-                connection, shard, found.values(), lambda center: rules.business_centers[center].currency
-            )
-        reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
-        if reversed_ids:
-            known.spends = await read_spends(connection, shard, reversed_ids)
-    commands = [command for _, command in decoded.commands if isinstance(command, SentCommand)]
-    if commands:
-        known.commands = await _decided_commands(connection, shard, [command.id for command in commands])
-        opened = [command.content.get("ad_account_id") for command in commands]
-        known.accounts_elsewhere = {
-            row["ad_account_id"]
-            for row in await connection.fetch(
-                "SELECT ad_account_id FROM ledger.ad_accounts WHERE ad_account_id = ANY($1) AND shard <> $2",
-                [account for account in opened if account],
-                shard,
-            )
-        }
-    named = grants_of((each.command for each in commands), known.spends.values())
-    known.grants = await read_grants(connection, shard, rules.forgotten(named))
-    campaigns = campaigns_named(rules, (each.command for each in commands), events)
-    if campaigns:
-        known.resting = await read_resting(connection, shard, campaigns)
-    return known
-
-
-async def _decided_commands(
-    connection: asyncpg.Connection, shard: int, ids: list[bytes]
-) -> dict[bytes, DecidedCommand]:
-    rows = await connection.fetch(
-        "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
-        " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
-        ids,
-        shard,
-    )
-    return {id: DecidedCommand(kept_meaning(content), Outcome(*answer)) for id, content, *answer in rows}
 
 
 class Decider:
@@ -313,7 +125,7 @@ class Decider:
         try:
             await self._encode(write)
         except Exception as error:
-            raise BatchFailedError(decoded.decided(decision).records()) from error
+            raise BatchFailedError(decoded.decided(decision.commands, decision.events).records()) from error
         self._count(write, decision)
         return decision
 
@@ -359,7 +171,7 @@ class Decider:
                 if outcome is not CHARGED:
                     if outcome is not DUPLICATE:
                         fault = Fault(outcome, detail)
-                        outcome = self._set_aside(self._as_raw(record), event, fault, write, decision)
+                        outcome = self._forward_or_quarantine(self._as_raw(record), event, fault, write, decision)
                     decision.fates[outcome] += 1
                     if self._room <= 0:
                         return False
@@ -374,7 +186,9 @@ class Decider:
                     return False
         return True
 
-    def _set_aside(self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision) -> str:
+    def _forward_or_quarantine(
+        self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision
+    ) -> str:
         """Pass an event that cannot be charged here on to its own shard, or quarantine it. Returns which it was."""
         center = event[BUSINESS_CENTER_ID]
         if fault.reason == "unknown_business_center" and self._forward(raw, center, write):
@@ -392,7 +206,7 @@ class Decider:
         center = command.content["business_center_id"]
         if self._forward(raw, center, write):
             return
-        meaning = same_content(command.content)
+        meaning = meaning_hash(command.content)
         before = self._decided.get(command.id) or self._decided_before.get(command.id) or known.commands.get(command.id)
         rules = self._rules
         position = rules.position + len(rules.entries)
@@ -474,27 +288,3 @@ def _if_readable(fault: Fault, read: Callable[..., T], *arguments: Any) -> T | N
         if fault.reason == INTERNAL_ERROR:
             return None
         raise
-
-
-def next_offset(records: Sequence[tuple[Any, Any]], before: int) -> int:
-    """Return the offset after the records that came from the topic itself; `before` if there are none."""
-    for record, _ in reversed(records):
-        if not _is_forwarded(record):
-            return int(record.offset) + 1
-    return before
-
-
-def _is_forwarded(record: Any) -> bool:
-    return isinstance(record, Raw) and record.forwarded_id is not None
-
-
-def as_raw(record: Any, topic: str, partition: int) -> Raw:
-    """Return a record that the consumer gave for a partition as a `Raw`. A `Raw` is returned unchanged."""
-    if isinstance(record, Raw):
-        return record
-    return Raw(topic, partition, record.offset, record.key, record.value, record.headers)
-
-
-def is_command(topic: str) -> bool:
-    """Return whether the topic carries finance commands."""
-    return topic == FINANCE_COMMANDS

@@ -7,20 +7,18 @@ the worker: which records to quarantine instead of deciding them, and how many t
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import asyncpg
 import structlog
 
 from services.allocation import batch_bounds, metrics
+from services.allocation.batch_decoding import DecodedRecords
 from services.allocation.lease import LeaseLostError
 from services.allocation.record_decoding import Fault, Raw, printable
 from shared.ledger.zones import ZonesDifferError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS
-
-if TYPE_CHECKING:
-    from services.allocation.deciding import DecodedRecords
 
 log = structlog.get_logger()
 
@@ -140,7 +138,7 @@ class Failures:
                 exc_info=cause,
             )
 
-    def mark(self, decoded: "DecodedRecords") -> None:
+    def mark(self, decoded: DecodedRecords) -> None:
         """Replace records that are known to fail by their faults, and log those whose decoding failed unexpectedly."""
         parts: tuple[list[Any], list[Any]] = (decoded.commands, decoded.events)
         for part in parts:
@@ -150,7 +148,7 @@ class Failures:
             if self._culprits:
                 part[:] = [(record, self._culprits.get(_place(record), held)) for record, held in part]
 
-    def portion(self, decoded: "DecodedRecords") -> "DecodedRecords":
+    def portion(self, decoded: DecodedRecords) -> DecodedRecords:
         """Return as many records as should be tried next.
 
         Raises ShardStoppedError if the next record would be the fifth internal error in a row, or if a record cannot
@@ -170,7 +168,7 @@ class Failures:
             )
         return portion
 
-    def decided(self, portion: "DecodedRecords", decided: "DecodedRecords") -> None:
+    def decided(self, portion: DecodedRecords, decided: DecodedRecords) -> None:
         """Note which records of a portion were decided, and adapt the size of the next portion."""
         if len(decided) == len(portion):
             self._most = min(batch_bounds.BOUNDS.records, 2 * self._most)
@@ -178,7 +176,7 @@ class Failures:
             self._most = 2 * len(decided)
         self._in_a_row = self._at_the_end_of(decided, self._in_a_row)
 
-    def committed(self, decided: "DecodedRecords") -> None:
+    def committed(self, decided: DecodedRecords) -> None:
         """Note that these records are in the ledger or in quarantine."""
         self._committed_in_a_row = self._at_the_end_of(decided, self._committed_in_a_row)
         if self._culprits:
@@ -186,7 +184,7 @@ class Failures:
                 for record, _ in part:
                     self._culprits.pop(_place(record), None)
 
-    def _at_the_end_of(self, decided: "DecodedRecords", before: int) -> int:
+    def _at_the_end_of(self, decided: DecodedRecords, before: int) -> int:
         """Return how many internal errors in a row there are after these records."""
         if not decided:
             return before

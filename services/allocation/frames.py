@@ -12,9 +12,9 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordPy
 from aiokafka.record.util import decode_varint_py as decode_varint
 
-from services.allocation.batch_bounds import RECORDS_OF_A_BATCH
+from services.allocation.batch_bounds import RECORDS_OF_A_KAFKA_BATCH
 from services.allocation.cloudevents import Headers
-from services.allocation.setting_aside import short_frame
+from services.allocation.quarantine_rows import short_frame
 from shared.runtime.unpacking import TooLargeError
 
 # Twice the size of the smallest record: its attributes, two deltas, two lengths and the number of headers.
@@ -25,8 +25,8 @@ _NO_SHORT_LENGTH: Final = 0x81
 
 def require_few(count: int) -> None:
     """Raise TooLargeError if a batch, whose count is known to be true, holds more records than the bound."""
-    if count > RECORDS_OF_A_BATCH:
-        raise TooLargeError(f"it holds {count} records, more than {RECORDS_OF_A_BATCH}")
+    if count > RECORDS_OF_A_KAFKA_BATCH:
+        raise TooLargeError(f"it holds {count} records, more than {RECORDS_OF_A_KAFKA_BATCH}")
 
 
 def longest(buffer: bytes, at: int, end: int, count: int) -> int:

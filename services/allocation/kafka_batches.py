@@ -23,11 +23,11 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import TopicPartition
 
-from services.allocation import frames, legacy, metrics
-from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_BYTES
+from services.allocation import frames, metrics, old_message_formats
+from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_KAFKA_BATCH_BYTES
 from services.allocation.frames import require_few
+from services.allocation.quarantine_rows import is_too_large, short_batch, short_record, weight
 from services.allocation.record_decoding import Raw
-from services.allocation.setting_aside import is_too_large, short_batch, short_record, weight
 from shared.runtime.fetched import MAGIC_AT, PADDING, RECORDS_AT, SMALLEST_BYTES, FetchedBatches, end_of_batch, repacked
 from shared.runtime.unpacking import NAMES, NONE, TooLargeError, unpack
 
@@ -188,7 +188,7 @@ class KafkaBatch:
         if codec == NONE:
             return self._data, self._start, self._end
         packed = self._packed()
-        records = unpack(codec, packed[RECORDS_AT:], UNPACKED_BYTES)
+        records = unpack(codec, packed[RECORDS_AT:], UNPACKED_KAFKA_BATCH_BYTES)
         metrics.UNPACKED_BYTES.inc(len(records))
         return repacked(packed, records), 0, RECORDS_AT + len(records)
 
@@ -219,7 +219,7 @@ class KafkaBatch:
     def _set_aside(self, first: int, reason: str, why: str) -> Slice:
         codec, packed = NAMES.get(self.compression_type, "no codec"), self._packed()
         record = short_batch(self._place, first, self.next_offset - 1, packed, reason, f"{codec}: {why}")
-        return Slice([record], UNPACKED_BYTES)  # reading it cost at most as much as the largest batch
+        return Slice([record], UNPACKED_KAFKA_BATCH_BYTES)  # reading it cost at most as much as the largest batch
 
     def _packed(self) -> memoryview:
         return memoryview(self._data)[self._start : self._end]
@@ -235,18 +235,18 @@ class LegacyBatch(KafkaBatch):
         head = self._head = LegacyRecordBatch(self._packed(), self._data[self._start + MAGIC_AT])
         self.is_control_batch = self.is_transactional = False
         self.producer_id = None
-        self.compression_type = self._data[self._start + legacy.ATTRIBUTES_AT] & _CODEC
+        self.compression_type = self._data[self._start + old_message_formats.ATTRIBUTES_AT] & _CODEC
         self.next_offset = head.next_offset
         # Of compressed records only the last offset is known. This base never looks like a gap.
         self.base_offset = -1 if self.compression_type else head.next_offset - 1
 
     def _slices(self) -> Iterator[Slice]:
-        message = legacy.message(self._packed())
+        message = old_message_formats.message(self._packed())
         if self.compression_type == NONE:
             yield self._weighed([message], 0)
             return
-        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b""), UNPACKED_BYTES))
-        for record in legacy.packed_messages(unpacked, self.next_offset - 1):
+        unpacked = bytes(unpack(self.compression_type, memoryview(message.value or b""), UNPACKED_KAFKA_BATCH_BYTES))
+        for record in old_message_formats.packed_messages(unpacked, self.next_offset - 1):
             yield self._weighed([record], len(unpacked))
 
 

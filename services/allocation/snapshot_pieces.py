@@ -23,7 +23,7 @@ from shared.rules.shard import Shard
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
 # Raise it with every change of what is dumped. A snapshot of another format is not loaded.
-FORMAT: Final = 4
+FORMAT: Final = 5
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
     BusinessCenter: frozenset(
@@ -156,7 +156,7 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
         raise ValueError("the snapshot has the fields of other rules")
     shard.policy = replace(policy_of(of_shard["policy"]), rules=of_shard["rules"])
     shard.zones = shard.tables[of_shard["zones_release"]]
-    shard.named = (shard.policy, shard.zones)
+    shard.named_by_ledger = (shard.policy, shard.zones)
     shard.now, shard.reached = of_shard["now"], of_shard["reached"]
     shard.position = of_shard["position"]
     shard.batch = Batch(shard.position)
@@ -173,7 +173,7 @@ def _derive(shard: Shard, center: BusinessCenter) -> None:
     for grant in list(center.grants.values()):
         shard.keep_grant(center, grant)
     for account in center.accounts.values():
-        shard.campaigns.some_rest = shard.campaigns.some_rest or account.named > len(account.campaigns)
+        shard.campaigns.some_rest = shard.campaigns.some_rest or account.campaigns_ever > len(account.campaigns)
         index_campaigns(account, shard.policy)
 
 

@@ -17,18 +17,9 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from services.allocation import account_locks, batch_bounds, metrics, snapshots
 from services.allocation.append import BatchWrite, append
+from services.allocation.batch_decoding import DecodedRecords, as_raw, decode, is_command, next_offset
 from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
-from services.allocation.deciding import (
-    Decider,
-    Decision,
-    DecodedRecords,
-    as_raw,
-    decode,
-    is_command,
-    look_up,
-    next_offset,
-    within_memory,
-)
+from services.allocation.deciding import Decider, Decision
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -41,9 +32,10 @@ from services.allocation.failures import (
     is_taken_place,
 )
 from services.allocation.lease import Lease
+from services.allocation.looking_up import look_up, within_memory
 from services.allocation.memory import CampaignMemory
+from services.allocation.quarantine_rows import is_too_large, short_record, unreadable_record
 from services.allocation.record_decoding import Raw
-from services.allocation.setting_aside import is_too_large, short_record, unreadable_record
 from services.allocation.shard_states import ShardState
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
@@ -267,8 +259,8 @@ class Worker:
             self._has_locks = True
             await account_locks.lock(self._writing, opened)
         write = BatchWrite(0, self._policy.version, self._spend_offset, self._command_offset)
-        decision = await self._decide(portion, now, write)
-        decided = portion.decided(decision)
+        decision = await self._look_up_and_decide(portion, now, write)
+        decided = portion.decided(decision.commands, decision.events)
         self._failures.decided(portion, decided)
         self._backlog = self._backlog.without(decided)
         write.spend_offset = self._spend_offset = next_offset(decided.events, self._spend_offset)
@@ -309,7 +301,7 @@ class Worker:
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
         self._state.set("writing", self._ahead)
 
-    async def _decide(self, portion: DecodedRecords, now: int, write: BatchWrite) -> Decision:
+    async def _look_up_and_decide(self, portion: DecodedRecords, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):
             known = await look_up(self._reading, self.lease.shard, self._rules, portion)
             return await self._decider.decide(portion, known, now, write)

@@ -5,12 +5,12 @@ from typing import Any
 
 import asyncpg
 
-from shared.rules.vocabulary import AD_ACCOUNT_POCKETS, DRAWN_POCKETS
+from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 
 # The built-in waterfall, which holds until a batch names a policy (domain page, section 2).
 DEFAULT_POLICY: dict[str, list[str]] = {
-    "ad_account": [*AD_ACCOUNT_POCKETS],
-    "business_center": [*DRAWN_POCKETS],
+    "ad_account": [*AD_ACCOUNT_WATERFALL],
+    "business_center": [*BUSINESS_CENTER_WATERFALL],
 }
 
 

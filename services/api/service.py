@@ -20,7 +20,7 @@ from services.api.door.connections import Connections
 from services.api.door.errors import ApiError
 from services.api.door.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, SharedByConnections
 from services.api.operating.growth import watch_growth
-from services.api.operating.reading import TableReader
+from services.api.operating.read_probe import TableReader
 from services.api.operating.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health, answering_health

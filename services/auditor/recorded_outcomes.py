@@ -10,7 +10,7 @@ import asyncpg
 
 from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, same_content
+from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, meaning_hash
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.times import from_datetime
 
@@ -120,7 +120,7 @@ class RecordedOutcomes:
         self.repeated += 1
         if decision is None:
             raise DifferenceError(f"{self._say(outcome)}: it repeats a decision that was never made")
-        if same_content(outcome.content) == same_content(decision.content):
+        if meaning_hash(outcome.content) == meaning_hash(decision.content):
             told, first = (*outcome.answer, outcome.via), (*decision.answer, decision.via)
             expect(told == first, f"{self._say(outcome)}: repeated with the answer {told}, not {first}")
         else:

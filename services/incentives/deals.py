@@ -54,7 +54,7 @@ class Deal:
 
     @property
     def calendar(self) -> Zone:
-        """The days of the deal's time zone."""
+        """Return the days of the deal's time zone."""
         return zone(self.time_zone)
 
 

@@ -2,6 +2,8 @@
 
 The models check form. A message that fails here is not a command: the API answers 400, and a record is quarantined.
 The rules decide what a command may do, and answer with an outcome.
+
+The models of commands have the names of the rules' classes (`command_types`), because they name the schemas of OpenAPI.
 """
 
 import json
@@ -267,7 +269,7 @@ def sent_command(content: dict[str, Any], via: str) -> SentCommand:
     return SentCommand(parse_uuid(content["command_id"]), content, command, via)
 
 
-def same_content(content: dict[str, Any]) -> str:
+def meaning_hash(content: dict[str, Any]) -> str:
     """Return the SHA-256 of a command's meaning: equal for equal commands, even if the ledger keeps only the hash."""
     if is_hash(content):
         return str(content["sha256"])
@@ -294,10 +296,10 @@ def kept_content(text: str) -> dict[str, Any]:
     return cast("dict[str, Any]", content)
 
 
-def kept_meaning(text: str) -> str | None:
-    """Return `same_content` of what the ledger stores. None, which equals no command's, if that cannot be read."""
+def kept_meaning_hash(text: str) -> str | None:
+    """Return `meaning_hash` of what the ledger stores. None, which equals no command's, if that cannot be read."""
     try:
-        return same_content(kept_content(text))
+        return meaning_hash(kept_content(text))
     except ValueError:
         return None
 
@@ -316,7 +318,7 @@ def refused_content(content: dict[str, Any]) -> dict[str, Any]:
     if size <= MOST_REFUSED_BYTES or is_hash(content):
         return content
     named = {name: content[name] for name in ("command_id", "type", "business_center_id")}
-    return {**named, "sha256": same_content(content), "bytes": size}
+    return {**named, "sha256": meaning_hash(content), "bytes": size}
 
 
 def is_hash(content: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ _LEAP: Final = "(0[48]|[2468][048]|[13579][26])"
 
 
 def _date(years: str, leap_years: str) -> str:
-    """The days of these years in the Gregorian calendar."""
+    """Return the pattern of the days of these years in the Gregorian calendar."""
     return f"(({years})-({_LONG_MONTHS}|{_SHORT_MONTHS}|{_FEBRUARY})|({leap_years})-02-29)"
 
 

@@ -155,7 +155,7 @@ def campaigns_named(rules: Shard, commands: Iterable[Command], events: Iterable[
 
 def _may_rest(rules: Shard, account_id: str, campaign_id: str | None) -> bool:
     account = rules.accounts.get(account_id)
-    if account is None or account.named == len(account.campaigns):
+    if account is None or account.campaigns_ever == len(account.campaigns):
         return False
     if campaign_id is None:
         return rules.needs_all_to_tie(account)

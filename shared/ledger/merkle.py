@@ -10,13 +10,8 @@ HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()
 
 
-def leaf_hash(encoded: bytes) -> bytes:
-    """Return the leaf hash of an entry's canonical bytes."""
-    return sha256(b"\x00" + encoded).digest()
-
-
 def leaf_hashes(encoded: Iterable[bytes]) -> list[bytes]:
-    """Return the leaf hash of each entry. This is the hot path, where a call for each entry would cost too much."""
+    """Return the leaf hash of each entry's canonical bytes. On this hot path a call for each would cost too much."""
     return [sha256(b"\x00" + each).digest() for each in encoded]
 
 

@@ -48,8 +48,8 @@ class Book:
 
     def new_campaign(self, account: AdAccount, id: str) -> Campaign:
         """Create the campaign of this id, which an input names for the first time, and return it."""
-        campaign, before = Campaign(account, id, account.named), pauses.pinned(account)
-        account.named += 1
+        campaign, before = Campaign(account, id, account.campaigns_ever), pauses.pinned(account)
+        account.campaigns_ever += 1
         pauses.weigh_pinned(account, before)
         self.campaigns.add(campaign)
         return campaign
@@ -68,7 +68,9 @@ class Book:
         if not isinstance(command, GrantVoucher) or command.campaign_ids is None:
             return 0
         account = self.accounts.get(command.ad_account_id or "")
-        return 0 if account is None or not self.needs_all_to_tie(account) else account.named - len(account.campaigns)
+        if account is None or not self.needs_all_to_tie(account):
+            return 0
+        return account.campaigns_ever - len(account.campaigns)
 
     def needs_all_to_tie(self, account: AdAccount) -> bool:
         """Return whether all campaigns of the account must be in memory once a voucher is tied to some of them."""

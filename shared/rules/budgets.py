@@ -192,7 +192,7 @@ class Budget:
 
     @property
     def counted(self) -> int:
-        """The micros that a custom budget has counted since its start, or all that a campaign ever spent."""
+        """Return the micros that a custom budget has counted since its start, or all that a campaign ever spent."""
         return self.total - self.before_start
 
     def period(self, day: int, today: int) -> int:

@@ -1,7 +1,7 @@
 """Finance commands in the form that the rules take: amounts in micros, times in µs since the Unix epoch.
 
 Source: the contracts page, `finance.commands`. `shared.contracts.commands` checks the form of a command and makes one
-of these. Whether it may happen is decided in `commands`.
+of these. Whether it may happen is decided in `commands`. Those models have the same names, which OpenAPI shows.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ The checks follow the order of `vocabulary.OUTCOME_CODES`, which is that of the 
 from collections.abc import Callable
 from typing import Any
 
-from shared.rules import automatic_allocation, funds, grants, limits, opening, pauses, setting_budgets
+from shared.rules import automatic_allocation, funds, grants, memory_bounds, opening, pauses, setting_budgets
 from shared.rules import command_types as types
 from shared.rules.book import Book
 from shared.rules.command_types import Command
@@ -50,7 +50,7 @@ def _open_business_center(book: Book, step: Step, command: types.OpenBusinessCen
     _permit(book, step, command, command.finance_roles)
     id = command.business_center_id
     require(id not in book.business_centers, "already_exists", f"the Business Center {id} is open already")
-    limits.require_memory(book.policy, book.held)
+    memory_bounds.require_memory(book.policy, book.held)
     zone = book.zone(command.time_zone)
     book.business_centers[id] = opening.open_business_center(
         step, id, command.currency, zone, command.finance_roles, book.held
@@ -65,7 +65,7 @@ def _open_ad_account(book: Book, step: Step, command: types.OpenAdAccount) -> Ch
     id = command.ad_account_id
     taken = id in book.accounts or id in book.accounts_elsewhere
     require(not taken, "already_exists", f"the ad account {id} is open already")
-    limits.require_ad_account(book.policy, center)
+    memory_bounds.require_ad_account(book.policy, center)
     account = AdAccount(center, id, command.billing, command.buying_type, book.zone(command.time_zone), command.owned)
     book.accounts[id] = account
     opening.open_ad_account(step, account)
@@ -200,7 +200,7 @@ def _set_campaign_budget(book: Book, step: Step, command: types.SetCampaignBudge
     account = _account(center, command.ad_account_id)
     _permit(book, step, command, center.finance_roles)
     existing = book.campaigns.find(account, command.campaign_id)
-    limits.require_daily_budget(book.policy, center, existing, command.mode)
+    memory_bounds.require_daily_budget(book.policy, center, existing, command.mode)
     campaign = existing or book.new_campaign(account, command.campaign_id)
     setting_budgets.set_campaign_budget(step, campaign, command.mode, amount)
     book.schedule_turn_over(account)
@@ -264,7 +264,7 @@ def _new_grant(
     before = book.grant(center, kind, id)
     require(before is None, "already_exists", f"the Business Center has had a {kind} {id} before")
     campaigns = None if campaign_ids is None else frozenset(campaign_ids)
-    limits.require_grant(book.policy, center, campaigns)
+    memory_bounds.require_grant(book.policy, center, campaigns)
     return Grant(center, kind, id, book.position + len(step.entries) + 1, command.expires_at, campaigns)
 
 

@@ -23,7 +23,7 @@ class DayCounts:
 
     @property
     def newest(self) -> int:
-        """The last day that has an amount, or the day before `first` if there is none."""
+        """Return the last day that has an amount, or the day before `first` if there is none."""
         return self.first + len(self.amounts) - 1
 
     def of(self, day: int) -> int:

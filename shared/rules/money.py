@@ -4,7 +4,6 @@ Source: the domain page, section 1.
 """
 
 MICROS_PER_UNIT = 1_000_000
-LARGEST_AMOUNT = 10**12 * MICROS_PER_UNIT
 LARGEST_BALANCE = 2**63 - 1
 
 

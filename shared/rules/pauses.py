@@ -221,14 +221,14 @@ def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | N
 
 def is_large(account: AdAccount, policy: Policy) -> bool:
     """Return whether the account has too many campaigns to settle each of them when all money left is tied."""
-    return policy.rules >= LIMITED and account.named > LARGE_ACCOUNT
+    return policy.rules >= LIMITED and account.campaigns_ever > LARGE_ACCOUNT
 
 
 def pinned(account: AdAccount) -> int:
     """Return how many campaigns must stay in memory because their account's money pauses and resumes them all."""
-    if not account.has_tied or account.participates or account.named > LARGE_ACCOUNT:
+    if not account.has_tied or account.participates or account.campaigns_ever > LARGE_ACCOUNT:
         return 0
-    return account.named
+    return account.campaigns_ever
 
 
 def weigh_pinned(account: AdAccount, before: int) -> None:

@@ -4,14 +4,11 @@ The ledger names a policy by its version. Batches of one ledger may name differe
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from shared.rules import vocabulary
 from shared.rules.versions import CURRENT
+from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 from shared.rules.ways import TopicTerms, terms_of
-
-AD_ACCOUNT_POCKETS: Final = vocabulary.AD_ACCOUNT_POCKETS
-BUSINESS_CENTER_POCKETS: Final = vocabulary.DRAWN_POCKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +21,8 @@ class Policy:
     """
 
     version: str
-    ad_account: tuple[str, ...] = AD_ACCOUNT_POCKETS
-    business_center: tuple[str, ...] = BUSINESS_CENTER_POCKETS
+    ad_account: tuple[str, ...] = AD_ACCOUNT_WATERFALL
+    business_center: tuple[str, ...] = BUSINESS_CENTER_WATERFALL
     rules: int = CURRENT
     topic: TopicTerms | None = None
 
@@ -55,8 +52,8 @@ def policy_of(content: Any) -> Policy:
         raise ValueError(f"a policy has version, ad_account, business_center and topic, and not {min(unknown)!r}")
     return Policy(
         content["version"],
-        _pockets(content, "ad_account", AD_ACCOUNT_POCKETS),
-        _pockets(content, "business_center", BUSINESS_CENTER_POCKETS),
+        _pockets(content, "ad_account", AD_ACCOUNT_WATERFALL),
+        _pockets(content, "business_center", BUSINESS_CENTER_WATERFALL),
         topic=terms_of(content["topic"]) if "topic" in content else None,
     )
 

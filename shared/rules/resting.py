@@ -56,7 +56,7 @@ class CampaignsInMemory:
         Raise LookupError if it may rest and was not looked up.
         """
         campaign = account.campaigns.get(id)
-        if campaign is None and account.named > len(account.campaigns):
+        if campaign is None and account.campaigns_ever > len(account.campaigns):
             campaign = self._left.pop((account.id, id), None) or self._awoken(account, id)
             if campaign is not None:
                 self.add(campaign)
@@ -64,11 +64,11 @@ class CampaignsInMemory:
 
     def find_all(self, account: AdAccount) -> None:
         """Bring back all campaigns of an account. Raise LookupError if one of them was not looked up."""
-        if account.named == len(account.campaigns):
+        if account.campaigns_ever == len(account.campaigns):
             return
         for id in [*(id for holder, id in self._left if holder == account.id), *self.recorded.get(account.id, ())]:
             self.find(account, id)
-        if account.named != len(account.campaigns):
+        if account.campaigns_ever != len(account.campaigns):
             raise LookupError(f"campaigns of the ad account {account.id} that rest were not looked up")
 
     def add(self, campaign: Campaign) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from shared.rules import commands, expiry, limits, pauses, reversals, waterfall
+from shared.rules import commands, expiry, memory_bounds, pauses, reversals, waterfall
 from shared.rules.batch import Batch
 from shared.rules.book import Book
 from shared.rules.calendar import NO_ZONES, Zones
@@ -51,7 +51,7 @@ class Shard(Book):
     def __init__(self, policy: Policy = STANDARD, deduplication_days: int | None = 7, zones: Zones = NO_ZONES) -> None:
         super().__init__(policy, zones)
         # The policy and time zones that the ledger names: those of the last batch that wrote entries.
-        self.named = (policy, zones)
+        self.named_by_ledger = (policy, zones)
         # From the ids of a spend to its campaign in one step, once the campaign was found.
         self._routes = self.campaigns.routes
         self.set_window(deduplication_days)
@@ -63,7 +63,7 @@ class Shard(Book):
 
     @property
     def entries(self) -> list[Entry]:
-        """The entries that the present batch appends, in order, from `position + 1` on."""
+        """Return the entries that the present batch appends, in order, from `position + 1` on."""
         return self.batch.entries
 
     def set_window(self, deduplication_days: int | None) -> None:
@@ -141,14 +141,14 @@ class Shard(Book):
 
         A batch without entries does not count, because the ledger does not name what it was decided under.
         """
-        return (self.policy, self.zones) if self.batch.entries else self.named
+        return (self.policy, self.zones) if self.batch.entries else self.named_by_ledger
 
     def _keep_to_the_ledger(self) -> None:
         """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
         A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
-        self.named = policy, zones = self.in_force()
+        self.named_by_ledger = policy, zones = self.in_force()
         self.policy = policy
         if zones != self.zones:
             self._use_zones(zones)
@@ -230,7 +230,7 @@ class Shard(Book):
     def _campaign_of(self, route: str, account: AdAccount, id: str) -> Campaign | None:
         """Return the campaign of a spend, which is created when first named. None if it may not be created."""
         campaign = self.campaigns.find(account, id)
-        if campaign is None and limits.takes_campaign(account, id, self.policy):
+        if campaign is None and memory_bounds.takes_campaign(account, id, self.policy):
             campaign = self.new_campaign(account, id)
         if campaign is not None:
             self.campaigns.note(route, campaign)

@@ -17,8 +17,8 @@ FOREVER: Final = 2**63 - 1
 NO_BOUND: Final = 2**63 - 1
 
 
-# Roughly the memory of one object of each kind, in bytes. Constants, because a bound of the rules (`limits`) must be
-# the same on all machines.
+# Roughly the memory of one object of each kind, in bytes. Constants, because a bound of the rules (`memory_bounds`)
+# must be the same on all machines.
 BUSINESS_CENTER_BYTES: Final = 1_000
 AD_ACCOUNT_BYTES: Final = 1_500
 CAMPAIGN_BYTES: Final = 1_500
@@ -220,12 +220,12 @@ class Campaign:
 class AdAccount:
     """An ad account with its own pockets and budget.
 
-    `campaigns` has the campaigns in memory, and `named` counts all that there ever were. `holdings` has its shares of
-    grants in memory, used up or not. `stopped_campaigns` has the campaigns that no money left may pay for, because all
-    of it is tied to others. `daily_campaigns` counts the campaigns with a daily budget, and `watched` has those of them
-    whose pauses a new day may change. `has_tied` is true once it has held a voucher that is tied to campaigns.
-    `changes` counts the changes of its budget on `changes_day`. `turn_over_at` is when its next turn-over is due, in
-    µs.
+    `campaigns` has the campaigns in memory, and `campaigns_ever` counts all that it has ever had. `holdings` has its
+    shares of grants in memory, used up or not. `stopped_campaigns` has the campaigns that no money left may pay for,
+    because all of it is tied to others. `daily_campaigns` counts the campaigns with a daily budget, and `watched` has
+    those of them whose pauses a new day may change. `has_tied` is true once it has held a voucher that is tied to
+    campaigns. `changes` counts the changes of its budget on `changes_day`. `turn_over_at` is when its next turn-over is
+    due, in µs.
     """
 
     __slots__ = (
@@ -235,6 +235,7 @@ class AdAccount:
         "business_center",
         "buying_type",
         "campaigns",
+        "campaigns_ever",
         "cash",
         "causes",
         "changes",
@@ -244,7 +245,6 @@ class AdAccount:
         "has_tied",
         "holdings",
         "id",
-        "named",
         "owned",
         "participates",
         "stopped_campaigns",
@@ -274,7 +274,7 @@ class AdAccount:
         self.changes = 0
         self.causes = 0
         self.campaigns: dict[str, Campaign] = {}
-        self.named = 0
+        self.campaigns_ever = 0
         self.has_tied = False
         self.holdings: dict[Grant, Holding] = {}
         self.stopped_campaigns: dict[Campaign, None] = {}
@@ -352,7 +352,7 @@ class BusinessCenter:
 
     @property
     def credit_available(self) -> int:
-        """`limit − used` in micros: below zero after the limit was cut, above it if the customer has overpaid."""
+        """Return `limit − used` in micros: below zero if the limit was cut, above it if the customer has overpaid."""
         return self.credit_limit - self.credit_used
 
     def holds(self, pocket: str) -> int:

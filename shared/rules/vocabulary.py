@@ -14,11 +14,12 @@ QUARANTINE_REASONS: Final = (
 )
 
 HOLDERS: Final = ("ad_account", "business_center")
-# In the order of the waterfall (domain page, section 2): the pockets that a policy may name, and the standard policy.
-AD_ACCOUNT_POCKETS: Final = ("voucher", "ad_credit", "cash", "credit")
-DRAWN_POCKETS: Final = ("voucher", "cash", "credit_line")
+# The standard policy (domain page, section 2). A policy may name these pockets, in another order, and no others.
+AD_ACCOUNT_WATERFALL: Final = ("voucher", "ad_credit", "cash", "credit")
+BUSINESS_CENTER_WATERFALL: Final = ("voucher", "cash", "credit_line")
 # A Business Center also holds a pool of ad credit, which is allocated by hand and never drawn from.
-BUSINESS_CENTER_POCKETS: Final = (*DRAWN_POCKETS, "ad_credit")
+AD_ACCOUNT_POCKETS: Final = AD_ACCOUNT_WATERFALL
+BUSINESS_CENTER_POCKETS: Final = (*BUSINESS_CENTER_WATERFALL, "ad_credit")
 POCKETS: Final = (*AD_ACCOUNT_POCKETS, "credit_line")
 # Spend that is paid from these counts towards incentives (domain page, section 1).
 CASH_POCKETS: Final = ("cash", "credit", "credit_line")
@@ -82,7 +83,6 @@ KINDS: Final = (
 KIND: Final = {kind.name: kind for kind in KINDS}
 ENTRY_KINDS: Final = tuple(KIND)
 MONEY_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is not None)
-FACT_KINDS: Final = tuple(kind.name for kind in KINDS if kind.sign is None)
 # The kinds by which money comes into the books.
 IN_KINDS: Final = tuple(kind.name for kind in KINDS if kind.counts_as == "in")
 # The kind of the entry for a payment from an ad account's own pocket.

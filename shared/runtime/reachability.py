@@ -35,7 +35,7 @@ class Reachability:
 
     @property
     def problem(self) -> str | None:
-        """A sentence that says what is wrong with the server; None while it answers."""
+        """Return a sentence that says what is wrong with the server; None while it answers."""
         silence = monotonic() - self._since
         if not self._has_answered:
             return f"{self._server} has not answered yet"

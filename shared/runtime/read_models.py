@@ -29,17 +29,17 @@ class ReadModel:
 
     @property
     def role(self) -> str:
-        """The database role that its follower acts as."""
+        """Return the database role that its follower acts as."""
         return f"drawdown_{self.name}"
 
     @property
     def qualified_tables(self) -> tuple[str, ...]:
-        """Its tables, each with the name of the schema."""
+        """Return its tables, each with the name of the schema."""
         return tuple(f"{self.name}.{table}" for table in self.tables)
 
     @property
     def forgetting(self) -> str:
-        """The SQL that empties its tables and sends its follower back to the beginning, to build them again.
+        """Return the SQL that empties its tables and sends its follower back to the beginning, to build them again.
 
         Run it as the owner of the database, while the follower is stopped.
         """

@@ -29,7 +29,7 @@ class Migration:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of its text, as `public.migrations` stores it."""
+        """Return the SHA-256 of its text, as `public.migrations` stores it."""
         return hashlib.sha256(self.statements.encode()).hexdigest()
 
 

@@ -122,24 +122,24 @@ class Settings(BaseSettings):
 
     @property
     def database_is_embedded(self) -> bool:
-        """Whether no database is configured, so that the embedded one is used."""
+        """Return whether no database is configured, so that the embedded one is used."""
         return "database_url" not in self.model_fields_set
 
     @property
     def kafka_is_embedded(self) -> bool:
-        """Whether no broker is configured, so that the embedded one is used."""
+        """Return whether no broker is configured, so that the embedded one is used."""
         return "kafka_bootstrap_servers" not in self.model_fields_set
 
     @property
     def api_wants_tokens(self) -> bool:
-        """Whether the API requires a bearer token."""
+        """Return whether the API requires a bearer token."""
         if self.api_authentication is None:
             return not (self.database_is_embedded and is_loopback(self.http_host))
         return self.api_authentication == "tokens"
 
     @property
     def http_client_host(self) -> str:
-        """The host name with which this machine reaches the server that listens at `http_host`."""
+        """Return the host name with which this machine reaches the server that listens at `http_host`."""
         return "127.0.0.1" if self.http_host in ("0.0.0.0", "::") else self.http_host  # noqa: S104
 
     @field_validator("database_url")

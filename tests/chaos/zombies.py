@@ -17,8 +17,10 @@ import asyncpg
 from drawdown.deployment.migrate import migrate
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.deciding import Decider, decode, look_up
+from services.allocation.batch_decoding import decode
+from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
+from services.allocation.looking_up import look_up
 from services.allocation.record_decoding import Raw
 from services.allocation.service import ROLE
 from shared.contracts.zones import installed_zones

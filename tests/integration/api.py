@@ -18,7 +18,7 @@ from drawdown.deployment.migrate import migrate
 from services.api.app import create_app
 from services.api.context import Context
 from services.api.service import connected
-from shared.contracts.commands import kept_meaning, same_content
+from shared.contracts.commands import kept_meaning_hash, meaning_hash
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 from shared.runtime.settings import Settings
 from tests import servers
@@ -164,7 +164,7 @@ async def _write_outcome(database: asyncpg.Connection, shard: int, content: dict
     )
     command_id = UUID(content["command_id"])
     first = await database.fetchval("SELECT content FROM ledger.outcomes WHERE command_id = $1 AND first", command_id)
-    same = first is None or kept_meaning(first) == same_content(content)
+    same = first is None or kept_meaning_hash(first) == meaning_hash(content)
     await database.execute(
         "INSERT INTO ledger.outcomes VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, now(), 2, 'test')",
         shard,

@@ -9,8 +9,10 @@ from typing import Any
 import asyncpg
 
 from services.allocation.append import BatchWrite, append
-from services.allocation.deciding import Decider, decode, look_up
+from services.allocation.batch_decoding import decode
+from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, claim
+from services.allocation.looking_up import look_up
 from services.allocation.record_decoding import Raw
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE

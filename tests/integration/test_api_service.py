@@ -11,9 +11,9 @@ import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer
 
+from drawdown.api_client import RequestRefusedError
 from drawdown.command_line import quarantine
 from drawdown.deployment.migrate import migrate
-from drawdown.front_door import RequestRefusedError
 from services.api.service import listening, run
 from shared.runtime.kafka import FINANCE_COMMANDS
 from shared.runtime.settings import Settings

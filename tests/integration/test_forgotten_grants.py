@@ -9,8 +9,10 @@ import pytest
 
 from services.allocation import snapshots
 from services.allocation.append import BatchWrite, append
-from services.allocation.deciding import Decider, decode, look_up
+from services.allocation.batch_decoding import decode
+from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, claim
+from services.allocation.looking_up import look_up
 from services.allocation.record_decoding import Raw
 from services.auditor.cli import replay
 from shared.ledger.decoding import copy_entries, split_rows

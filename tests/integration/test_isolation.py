@@ -407,7 +407,7 @@ async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
         begun.set()
         raise asyncpg.DiskFullError("no space left")
 
-    monkeypatch.setattr(append, "_append_rest", slow)
+    monkeypatch.setattr(append, "_append_other_rows", slow)
     await writer.send(spend(center))
     await begun.wait()
     await cut_off(writer, asyncpg.PostgresError)
@@ -426,7 +426,7 @@ async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
         connection.terminate()
         begun.set()
 
-    monkeypatch.setattr(append, "_append_rest", gone)
+    monkeypatch.setattr(append, "_append_other_rows", gone)
     await writer.send(spend(center))
     await begun.wait()
     await cut_off(writer, asyncpg.InterfaceError)
@@ -439,19 +439,19 @@ async def test_a_commit_that_was_waited_for_at_the_end_is_told(
 ) -> None:
     center = await writer.opened()
     begun, ends, may_go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    append_rest, finish = append._append_rest, worker.Worker._finish
+    append_other_rows, finish = append._append_other_rows, worker.Worker._finish
 
     async def slow(*arguments: Any) -> None:
         begun.set()
         await may_go_on.wait()
-        await append_rest(*arguments)
+        await append_other_rows(*arguments)
 
     async def finishing(of: worker.Worker) -> None:
         if of.lease.shard == 0:
             ends.set()
         await finish(of)
 
-    monkeypatch.setattr(append, "_append_rest", slow)
+    monkeypatch.setattr(append, "_append_other_rows", slow)
     monkeypatch.setattr(worker.Worker, "_finish", finishing)
     await writer.send(spend(center))
     await begun.wait()

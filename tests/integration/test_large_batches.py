@@ -88,7 +88,7 @@ async def test_batches_beyond_the_bound_are_a_row_each_and_what_is_around_them_i
 async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_decided(
     settings: Settings, topic: str
 ) -> None:
-    many = batch_bounds.RECORDS_OF_A_BATCH + 1
+    many = batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1
     async with writing(settings) as writer:
         center = await writer.opened()
         first = await writer.send_batch(packed([b""] * many, "zstd"), 0, topic)

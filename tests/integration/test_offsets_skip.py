@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.allocation import deciding, isolated_reading, worker
+from services.allocation import batch_decoding, isolated_reading, worker
 from services.allocation.skipping import skip
 from services.auditor.cli import replay, verify
 from shared.runtime.errors import CannotGoOnError
@@ -32,7 +32,7 @@ def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return decoding
 
-    monkeypatch.setattr(worker, "decode", stumbles(deciding.decode))
+    monkeypatch.setattr(worker, "decode", stumbles(batch_decoding.decode))
 
 
 async def operators_log(writer: Writing) -> list[asyncpg.Record]:

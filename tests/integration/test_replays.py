@@ -124,8 +124,8 @@ async def test_a_replay_whose_batch_is_undone_is_decided_once(writer: Writing, m
         undone.append(arguments)
         return len(undone) == 1
 
-    broken = breaks_later(appending._append_rest, once, ConnectionResetError("the server is gone"))
-    monkeypatch.setattr(appending, "_append_rest", broken)
+    broken = breaks_later(appending._append_other_rows, once, ConnectionResetError("the server is gone"))
+    monkeypatch.setattr(appending, "_append_other_rows", broken)
     assert await send_back(writer, found, to=0) == 2
     await writer.decided()
     assert len(undone) > 1

@@ -60,9 +60,9 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
         assert json.loads(capsys.readouterr().out)["checked"]["resting_campaigns"] == kept
 
     heir = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7, most_campaigns=MOST)
-    named = {id: account.named for id, account in heir.accounts.items()}
-    assert named == {id: account.named for id, account in writer.rules.accounts.items()}
-    assert heir.campaigns.count < sum(named.values())
+    ever = {id: account.campaigns_ever for id, account in heir.accounts.items()}
+    assert ever == {id: account.campaigns_ever for id, account in writer.rules.accounts.items()}
+    assert heir.campaigns.count < sum(ever.values())
     capsys.readouterr()  # the heir's log
     more = await connection.fetchval("SELECT count(*) FROM ledger.resting_campaigns")
     assert await replay(Settings(database_url=database_url), as_json=True) == 0, "what the heir let rest is right too"

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from drawdown.front_door import FrontDoor
+from drawdown.api_client import ApiClient
 from drawdown.local import spend_sending
 from drawdown.local.spend_outcomes import Tally
 from shared.runtime.kafka import SPEND_EVENTS, create_producer
@@ -43,7 +43,7 @@ async def opened(system: RunningSystem) -> str:
     """A Business Center of its own with an account that has 1,000.00."""
     center = f"send-{uuid4().hex[:8]}"
     opening = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
-    async with FrontDoor({"api": system.url}) as door:
+    async with ApiClient({"api": system.url}) as door:
         for each in (
             command("open_business_center", center, currency="USD", time_zone="UTC"),
             command("open_ad_account", center, ad_account_id=f"{center}-a", **opening),
@@ -100,7 +100,7 @@ async def test_a_window_of_a_large_file_knows_what_those_before_it_sent(
 async def sent(system: RunningSystem, path: Path) -> tuple[Tally, list[tuple[int, int]]]:
     file = spend_sending.prepare(system.settings, path, keep_times=False, say=print)
     progress: list[tuple[int, int]] = []
-    async with FrontDoor({"api": system.url}) as door:
+    async with ApiClient({"api": system.url}) as door:
         tally = await spend_sending.send(system.settings, file, door, print, lambda *so_far: progress.append(so_far))
     return tally, progress
 
@@ -108,11 +108,11 @@ async def sent(system: RunningSystem, path: Path) -> tuple[Tally, list[tuple[int
 async def test_without_the_api_all_is_sent_and_told_to_be_undecided(
     system: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("drawdown.front_door._ATTEMPTS", 1)
+    monkeypatch.setattr("drawdown.api_client._ATTEMPTS", 1)
     center = await opened(system)
     path = written(tmp_path / "spend.jsonl", [spend(center) for _ in range(3)])
     file = spend_sending.prepare(system.settings, path, keep_times=False, say=print)
-    async with FrontDoor({"api": f"http://127.0.0.1:{free_ports(1)}"}) as nowhere:
+    async with ApiClient({"api": f"http://127.0.0.1:{free_ports(1)}"}) as nowhere:
         code = await spend_sending.send_and_report(system.settings, nowhere, file, print)
     said = capsys.readouterr().out
     assert "the API does not report the outcomes" in said

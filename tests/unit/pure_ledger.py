@@ -6,7 +6,7 @@ from typing import Any
 
 from services.allocation import snapshot_pieces
 from services.allocation.record_decoding import decode_command, decode_event
-from shared.contracts.commands import SentCommand, same_content, sent_command
+from shared.contracts.commands import SentCommand, meaning_hash, sent_command
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones
 from shared.ledger.encoding import encode_entries
@@ -122,7 +122,7 @@ class PureLedger:
         return outcome if outcome in ("charged", "duplicate") else f"quarantined:{outcome}"
 
     def _decide_command(self, command: SentCommand) -> tuple[str, str | None]:
-        meaning = same_content(command.content)
+        meaning = meaning_hash(command.content)
         if command.id in self._outcomes:
             first, outcome = self._outcomes[command.id]
             return outcome if first == meaning else ("rejected", "conflict")

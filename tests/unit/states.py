@@ -142,7 +142,7 @@ class States:
             campaign = shard.new_campaign(account, self._name())
             campaign.causes, campaign.budget = self._number(15), self._budget(("daily", "lifetime", "unlimited"))
             account.daily_campaigns += campaign.budget.mode == "daily"
-        account.named += self._number(3)
+        account.campaigns_ever += self._number(3)
         account.has_tied = self._flag()
         center.daily_campaigns += account.daily_campaigns
         account.turn_over_at = self._random.choice((None, NOON + self._number(10**12)))

@@ -153,7 +153,7 @@ def empty_records(count: int) -> bytes:
 
 
 def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quarantine() -> None:
-    most = batch_bounds.RECORDS_OF_A_BATCH
+    most = batch_bounds.RECORDS_OF_A_KAFKA_BATCH
     found, position = takes(batch(empty_records(most), most, codec=ZSTD))
     assert (sum(map(len, found)), position) == (most, most)
     one_more, many = (batch(empty_records(count), count, codec=ZSTD) for count in (most + 1, 1_150_000))
@@ -163,9 +163,9 @@ def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quara
     assert time.monotonic() - began < SECONDS
 
 
-@pytest.mark.parametrize("says", [0, 1, -5, batch_bounds.RECORDS_OF_A_BATCH, 2**31 - 1])
+@pytest.mark.parametrize("says", [0, 1, -5, batch_bounds.RECORDS_OF_A_KAFKA_BATCH, 2**31 - 1])
 def test_a_head_that_lies_about_the_many_records_of_its_batch_is_not_believed(says: int) -> None:
-    many = batch_bounds.RECORDS_OF_A_BATCH + 1
+    many = batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1
     check_batch_is_set_aside(batch(empty_records(many), says, codec=ZSTD, last=many - 1), 0, many - 1, "malformed")
 
 
@@ -189,7 +189,7 @@ def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None
     assert isinstance(decode_command(repaid), SentCommand)
     bare = [(name.encode(), held) for name, held in headers]
     least = min(map(len, (record(spent), record(data, headers=bare), record(repaid))))
-    assert batch_bounds.UNPACKED_BYTES // least < batch_bounds.RECORDS_OF_A_BATCH
+    assert batch_bounds.UNPACKED_KAFKA_BATCH_BYTES // least < batch_bounds.RECORDS_OF_A_KAFKA_BATCH
 
 
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)
@@ -198,11 +198,13 @@ def test_a_batch_of_exactly_the_bound_is_read_and_one_byte_more_is_not(
 ) -> None:
     codec, packed = pack
     small = [record(b"x" * 60 * KIB, offset=number) for number in range(273)]
-    rest = batch_bounds.UNPACKED_BYTES - sum(map(len, small))
+    rest = batch_bounds.UNPACKED_KAFKA_BATCH_BYTES - sum(map(len, small))
     last = record(b"y" * (rest - 12), offset=273)
     inside = b"".join([*small, last]) + b""
-    inside = inside[: -len(last)] + record(b"y" * (rest - 12 - (len(inside) - batch_bounds.UNPACKED_BYTES)), offset=273)
-    assert len(inside) == batch_bounds.UNPACKED_BYTES
+    inside = inside[: -len(last)] + record(
+        b"y" * (rest - 12 - (len(inside) - batch_bounds.UNPACKED_KAFKA_BATCH_BYTES)), offset=273
+    )
+    assert len(inside) == batch_bounds.UNPACKED_KAFKA_BATCH_BYTES
     found, position = takes(batch(packed(inside), 274, codec=codec))
     assert len(found) == 2, "eight megabytes at once, not sixteen"
     assert position == 274
@@ -497,7 +499,7 @@ def test_packed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> 
         (PACK["gzip"][1](message(b"x")[:-1]), GZIP, "malformed"),
         (PACK["gzip"][1](struct.pack(">qi", 0, -12) * 9), GZIP, "malformed"),
         (PACK["gzip"][1](struct.pack(">qi", 0, 2**31 - 1) * 9), GZIP, "malformed"),
-        (PACK["zstd"][1](message(b"") * (batch_bounds.RECORDS_OF_A_BATCH + 1)), ZSTD, "too_large"),
+        (PACK["zstd"][1](message(b"") * (batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1)), ZSTD, "too_large"),
     ],
 )
 def test_messages_of_the_old_formats_that_cannot_be_read_are_one_record_in_quarantine(

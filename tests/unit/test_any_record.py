@@ -28,8 +28,8 @@ from shared.contracts.fields import CURRENCY_PATTERN, IDENTIFIER_PATTERN
 from shared.ledger.encoding import encode_entries
 from shared.ledger.times import to_datetime
 from shared.rules.entries import Line
-from shared.rules.money import LARGEST_AMOUNT
 from tests.unit.test_decoding import BAD_TIMES, COMMAND, SPEND
+from tests.unit.test_rules_tables import LARGEST_AMOUNT
 
 RECORDS = int(os.environ.get("DRAWDOWN_TEST_RECORDS", "4000"))
 many = settings(

@@ -20,7 +20,7 @@ from services.auditor.shard_audit import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, expect_none_left
 from shared.ledger.decoding import EntryReader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries
-from shared.ledger.merkle import CompactRange, leaf_hash
+from shared.ledger.merkle import CompactRange, leaf_hashes
 from shared.rules.command_types import DepositCash, OpenBusinessCenter
 from shared.rules.entries import Entry, Line
 from shared.rules.shard import Shard
@@ -253,7 +253,7 @@ def test_the_position_stands_where_the_documentation_s_program_looks_for_it() ->
 
 def test_a_noted_root_must_be_met(tmp_path: Path) -> None:
     tree = CompactRange()
-    tree.append([leaf_hash(b"one")])
+    tree.append(leaf_hashes([b"one"]))
     noted = tmp_path / "noted.json"
 
     def note(position: int, root: str) -> None:

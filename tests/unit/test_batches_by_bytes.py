@@ -7,7 +7,9 @@ import pytest
 
 from services.allocation.append import BatchWrite
 from services.allocation.batch_bounds import Bounds
-from services.allocation.deciding import Decider, Known, decode
+from services.allocation.batch_decoding import decode
+from services.allocation.deciding import Decider
+from services.allocation.looking_up import Known
 from services.allocation.record_decoding import Raw
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
@@ -51,7 +53,8 @@ async def test_hundreds_of_large_records_are_several_batches(topic: str, message
     sizes = []
     while left:
         write = BatchWrite(0, STANDARD.version, 0, 0)
-        decided = left.decided(await decider.decide(left, Known(), START_US, write))
+        decision = await decider.decide(left, Known(), START_US, write)
+        decided = left.decided(decision.commands, decision.events)
         left = left.without(decided)
         sizes.append(len(decided))
         assert len(write.quarantined) + len(write.forwarded) + len(write.outcomes) == len(decided)

@@ -17,7 +17,7 @@ from services.allocation.record_decoding import (
     decode_command,
     decode_event,
 )
-from shared.contracts.commands import SentCommand, is_hash, refused_content, same_content
+from shared.contracts.commands import SentCommand, is_hash, meaning_hash, refused_content
 
 SPEND: dict[str, Any] = {
     "type": "spend",
@@ -360,7 +360,7 @@ def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> 
     assert isinstance(first, SentCommand)
     assert isinstance(second, SentCommand)
     assert first.id == second.id
-    assert same_content(first.content) == same_content(second.content)
+    assert meaning_hash(first.content) == meaning_hash(second.content)
 
 
 @pytest.mark.parametrize("preview", [True, "true", 1, 0, "", [], {}])
@@ -382,7 +382,7 @@ def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
     )
     assert isinstance(first, SentCommand)
     assert isinstance(second, SentCommand)
-    assert same_content(first.content) != same_content(second.content)
+    assert meaning_hash(first.content) != meaning_hash(second.content)
 
 
 @given(lists(integers(0, 200), min_size=1, max_size=300), lists(integers(0, 200), min_size=1, max_size=300))
@@ -396,9 +396,9 @@ def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one
         assert isinstance(command, SentCommand)
         contents.append(command.content)
     kept = [refused_content(content) for content in contents]
-    assert (same_content(kept[0]) == same_content(contents[1])) == (set(one) == set(two))
+    assert (meaning_hash(kept[0]) == meaning_hash(contents[1])) == (set(one) == set(two))
     for content, short in zip(contents, kept, strict=True):
-        assert same_content(content) == same_content(short)
+        assert meaning_hash(content) == meaning_hash(short)
         assert refused_content(short) == short
         size = len(json.dumps(content, sort_keys=True, separators=(",", ":")))
         assert short == content if size <= 1024 else (is_hash(short) and short["bytes"] == size)

@@ -20,7 +20,6 @@ from shared.rules.vocabulary import (
     BUSINESS_CENTER_POCKETS,
     DEBITS,
     DELIVERY_KINDS,
-    FACT_KINDS,
     KIND,
     KINDS,
     EntryKind,
@@ -28,6 +27,8 @@ from shared.rules.vocabulary import (
 from tests.golden import recorded
 
 SERVICES = Path(__file__).parents[2] / "services"
+FACTS = [kind for kind in KINDS if kind.sign is None]
+FACT_KINDS = {kind.name for kind in FACTS}
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +70,14 @@ def test_what_an_ad_account_pays_has_a_kind_for_each_pocket() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.sign is None], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", FACTS, ids=lambda kind: kind.name)
 def test_every_read_model_that_reads_a_fact_names_it(kind: EntryKind) -> None:
     for read_model in kind.read_by:
         assert f"'{kind.name}'" in text_of(read_model)
 
 
 def test_an_audit_folds_every_fact() -> None:
-    assert Fold(0)._handlers.keys() == set(FACT_KINDS)
+    assert Fold(0)._handlers.keys() == FACT_KINDS
 
 
 def test_an_audit_knows_what_nobody_is_billed_for(entries: list[Entry]) -> None:
@@ -86,7 +87,7 @@ def test_an_audit_knows_what_nobody_is_billed_for(entries: list[Entry]) -> None:
 
 
 def test_groups_of_kinds_and_modes_are_whole() -> None:
-    assert {*BUDGET_KINDS, *DELIVERY_KINDS} < set(FACT_KINDS)
+    assert {*BUDGET_KINDS, *DELIVERY_KINDS} < FACT_KINDS
     modes = (budgets.DAILY, budgets.MONTHLY, budgets.CUSTOM, budgets.LIFETIME, budgets.UNLIMITED)
     assert modes == BUDGET_MODES
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.ledger.decoding import EntryReader
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS, encode_entries
-from shared.ledger.merkle import EMPTY_ROOT, CompactRange, leaf_hash
+from shared.ledger.merkle import EMPTY_ROOT, CompactRange, leaf_hashes
 from shared.rules.entries import Entry, Line, canonical_json
 
 MICROS = st.integers(-(2**63), 2**63 - 1)
@@ -90,7 +90,7 @@ def rfc_6962_root(leaves: list[bytes]) -> bytes:
 
 @given(st.lists(st.integers(0, 40), max_size=8))
 def test_the_root_is_that_of_rfc_6962_however_the_leaves_came(sizes: list[int]) -> None:
-    leaves = [leaf_hash(number.to_bytes(4, "big")) for number in range(sum(sizes))]
+    leaves = leaf_hashes(number.to_bytes(4, "big") for number in range(sum(sizes)))
     tree, done = CompactRange(), 0
     for size in sizes:
         tree.append(leaves[done : done + size])
@@ -103,7 +103,7 @@ def test_a_known_root() -> None:
     """The leaves "", 0x00, 0x10 are test vectors of Certificate Transparency."""
     tree = CompactRange()
     assert tree.root() == EMPTY_ROOT
-    tree.append([leaf_hash(leaf) for leaf in (b"", b"\x00", b"\x10")])
+    tree.append(leaf_hashes((b"", b"\x00", b"\x10")))
     assert tree.root().hex() == "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from drawdown.front_door import Figures
+from drawdown.api_client import Figures
 from drawdown.local.left_behind import left_behind
 
 

@@ -1,7 +1,7 @@
 """Enabling automatic allocation: what moves, which accounts take part, and when it is refused."""
 
-from shared.rules.money import LARGEST_AMOUNT, LARGEST_BALANCE
-from tests.unit.test_rules_tables import NOON, Book
+from shared.rules.money import LARGEST_BALANCE
+from tests.unit.test_rules_tables import LARGEST_AMOUNT, NOON, Book
 from tests.unit.what_is_written import credit, details, give_pockets_of_their_own, movement, written
 
 

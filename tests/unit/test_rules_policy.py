@@ -1,12 +1,13 @@
 """The policy: which pockets pay, in which order, and from which batch on."""
 
-from shared.rules.policy import AD_ACCOUNT_POCKETS, BUSINESS_CENTER_POCKETS, STANDARD, Policy, policy_of
+from shared.rules.policy import STANDARD, Policy, policy_of
+from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 from tests.unit.test_rules_tables import NOON, Book
 
 
 def test_the_pockets_and_their_order_are_those_of_the_domain_page() -> None:
-    assert AD_ACCOUNT_POCKETS == ("voucher", "ad_credit", "cash", "credit")
-    assert BUSINESS_CENTER_POCKETS == ("voucher", "cash", "credit_line")
+    assert AD_ACCOUNT_WATERFALL == ("voucher", "ad_credit", "cash", "credit")
+    assert BUSINESS_CENTER_WATERFALL == ("voucher", "cash", "credit_line")
     assert STANDARD.content() == {
         "version": "standard-1",
         "ad_account": ["voucher", "ad_credit", "cash", "credit"],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.rules import limits, pauses, shard
+from shared.rules import memory_bounds, pauses, shard
 from shared.rules.command_types import OpenBusinessCenter
 from shared.rules.kept_budgets import FIELDS
 from shared.rules.policy import STANDARD
@@ -55,7 +55,7 @@ def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
 def test_so_do_those_of_large_accounts(seed: int, most: int | None) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pauses, "LARGE_ACCOUNT", 5)
-        patched.setattr(limits, "MOST_STOPPED", 2)
+        patched.setattr(memory_bounds, "MOST_STOPPED", 2)
         patched.setattr(shard, "MOST_TIMER_ENTRIES", 3)
         decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.2)
 
@@ -149,7 +149,7 @@ def test_invented_campaigns_do_not_fill_memory() -> None:
     tracemalloc.stop()
     assert in_memory(told) <= 640
     assert max(sizes[20:]) < 1.2 * max(sizes[:20]), sizes
-    assert told.rules.accounts["a"].named == 12_000
+    assert told.rules.accounts["a"].campaigns_ever == 12_000
 
 
 def test_what_is_used_stays_while_others_come_and_go() -> None:
@@ -244,7 +244,7 @@ def test_time_or_money_may_change_these_so_they_stay() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, most in (("AD_ACCOUNTS", 3), ("OPEN_GRANTS", 3), ("TIED_IDS", 5), ("DAILY_BUDGETS", 2), ("STOPPED", 2)):
-        monkeypatch.setattr(limits, f"MOST_{name}", most)
+        monkeypatch.setattr(memory_bounds, f"MOST_{name}", most)
 
 
 @pytest.mark.usefixtures("small")
@@ -305,7 +305,7 @@ def test_bounds_count_the_same_after_a_reload(seed: int) -> None:
 
 def test_all_business_centers_of_a_shard_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound of one, times the number of Business Centers, is more than a process has."""
-    monkeypatch.setattr(limits, "MOST_HELD_BYTES", 20_000)
+    monkeypatch.setattr(memory_bounds, "MOST_HELD_BYTES", 20_000)
     book = Book()
     opened = 0
     while (refused := open_center(book, f"b{opened}")) is None:
@@ -322,7 +322,7 @@ def test_all_business_centers_of_a_shard_together_are_bounded(monkeypatch: pytes
 
 
 def test_campaigns_that_a_voucher_keeps_in_memory_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MOST_HELD_BYTES", 20_000)
+    monkeypatch.setattr(memory_bounds, "MOST_HELD_BYTES", 20_000)
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")
     before = book.rules.held.bytes

@@ -11,7 +11,7 @@ from shared.rules.budgets import Budget
 from shared.rules.calendar import date_text
 from shared.rules.command_types import COMMANDS
 from shared.rules.events import Event
-from shared.rules.money import LARGEST_AMOUNT, format_micros, parse_amount
+from shared.rules.money import format_micros, parse_amount
 from shared.rules.pauses import cause_names
 from shared.rules.policy import STANDARD, Policy, policy_of
 from shared.rules.roles import may
@@ -23,6 +23,7 @@ from tests.zones import zone as zone_of
 NOON = int(datetime(2027, 3, 10, 12, tzinfo=UTC).timestamp()) * 1_000_000
 HOUR = 3_600_000_000
 ONE = 1_000_000
+LARGEST_AMOUNT = 10**12 * ONE
 
 
 class Book:

@@ -87,12 +87,12 @@ def is_missed(shard: Shard) -> bool:
 
 def test_the_fields_are_those_of_this_format() -> None:
     """A change of the fields needs a new number, and the new fields here."""
-    assert snapshot_pieces.FORMAT == 4
+    assert snapshot_pieces.FORMAT == 5
     assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot_pieces.PLANS.items()} == {
         "BusinessCenter": "automatic_position automatic_since cash credit_limit credit_used currency empty"
         " finance_roles id largest_spend zone",
-        "AdAccount": "billing budget buying_type cash causes changes changes_day credit daily_campaigns has_tied"
-        " id named owned participates turn_over_at zone",
+        "AdAccount": "billing budget buying_type campaigns_ever cash causes changes changes_day credit daily_campaigns"
+        " has_tied id owned participates turn_over_at zone",
         "Campaign": "budget causes id order",
         "Grant": "campaigns expired expires_at id kind order",
         "Holding": "account remaining",
@@ -107,7 +107,7 @@ def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> No
     first, _ = next(snapshot_pieces.dump(Shard()))
     elsewhere = {"business_centers", "accounts", "_zones", "timers"}
     # They name the policy and the zones in force.
-    in_force = {"zones", "tables", "named"}
+    in_force = {"zones", "tables", "named_by_ledger"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
     again = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
     assert set(first) - {"rules", "zones_release"} == set(vars(Shard())) - elsewhere - in_force - of_one_batch - again

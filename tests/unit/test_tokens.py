@@ -12,8 +12,8 @@ import jwt
 import pytest
 from structlog.testing import capture_logs
 
+from drawdown.api_client import ApiToken
 from drawdown.deployment.tokens import KEY_SET_FILE, SIGNING_KEY_FILE, id_of, issue, new_key
-from drawdown.front_door import ApiToken
 from services.api.door.errors import ApiError
 from services.api.door.tokens import Caller, Verifier
 from services.api.door.withdrawn import Withdrawn

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from drawdown.front_door import FrontDoor
+from drawdown.api_client import ApiClient
 from drawdown.local.subscriber import Subscriber
 from drawdown.local.traffic import CAST, Spends, Traffic, set_up_commands
 from shared.contracts.commands import FINANCE_COMMAND
@@ -125,7 +125,7 @@ def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch
     assert len({event["event_id"] for event in fresh}) < 20  # Only repeats of earlier ones.
 
 
-class ClosedDoor(FrontDoor):
+class ClosedApi(ApiClient):
     """An API that answers with these status codes, one after the other."""
 
     def __init__(self, *codes: str | None) -> None:
@@ -140,10 +140,10 @@ class ClosedDoor(FrontDoor):
 async def test_a_token_that_has_ended_is_said_once_until_there_is_another() -> None:
     codes = ("unauthenticated", "unauthenticated", None, "unauthenticated", "conflict", "insufficient_funds")
     said: list[str] = []
-    door = ClosedDoor(*codes)
-    traffic = Traffic(Settings(), door, Subscriber(), rate=1, say=said.append)
+    client = ClosedApi(*codes)
+    traffic = Traffic(Settings(), client, Subscriber(), rate=1, say=said.append)
     command = next(set_up_commands(CAST, "2026-11-22T12:00:00Z"))
-    while door.codes:
+    while client.codes:
         await traffic.send_in_order([command])
     ended = "it is unauthenticated; nothing is opened or topped up until `make up` issues a new token"
     assert said == [ended, ended, "northwind: open_business_center: it is insufficient_funds"]

@@ -16,7 +16,7 @@ from services.api.door.access import ANYBODY, AnyRole
 from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, invalid, permission_denied, unavailable
 from services.api.models import Outcome, Problem, time
-from shared.contracts.commands import FINANCE_COMMAND, TIMES, Command, command_content, kept_meaning, same_content
+from shared.contracts.commands import FINANCE_COMMAND, TIMES, Command, command_content, kept_meaning_hash, meaning_hash
 from shared.contracts.fields import parse_time
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 
@@ -112,11 +112,11 @@ async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapp
 
 
 async def _outcome_row(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:
-    command_id, meaning = UUID(content["command_id"]), same_content(content)
+    command_id, meaning = UUID(content["command_id"]), meaning_hash(content)
     async with context.snapshot() as connection:
         after = await connection.fetchval("SELECT outcome_sequence FROM ledger.shards WHERE shard = $1", shard)
         first = await first_decision(connection, shard, command_id)
-    if first is not None and kept_meaning(first["content"]) == meaning:
+    if first is not None and kept_meaning_hash(first["content"]) == meaning:
         return first
     await _publish(context, shard, content)
     row: Mapping[str, Any] = await context.watcher.outcome(shard, command_id, meaning, after or 0)

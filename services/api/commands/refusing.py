@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import Counter
 
 from services.api.context import Context
-from shared.contracts.commands import kept_meaning, same_content, sent_command
+from shared.contracts.commands import kept_meaning_hash, meaning_hash, sent_command
 from shared.contracts.zones import installed_zones
 from shared.rules.money import parse_amount
 from shared.rules.roles import may
@@ -47,7 +47,7 @@ async def refused_by_role(context: Context, shard: int, content: dict[str, Any])
         return None
     async with context.snapshot() as connection:
         first = await first_decision(connection, shard, UUID(content["command_id"]))
-        if first is not None and kept_meaning(first["content"]) == same_content(content):
+        if first is not None and kept_meaning_hash(first["content"]) == meaning_hash(content):
             return first
         now = context.clock.now_us()
         code, message = _CONFLICT if first is not None else await _refusal(connection, content, now)

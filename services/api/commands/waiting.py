@@ -15,8 +15,8 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from services.api.operating.reading import TableReader
-from shared.contracts.commands import kept_meaning
+from services.api.operating.read_probe import TableReader
+from shared.contracts.commands import kept_meaning_hash
 from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.reachability import Reachability, watch_reachability
 from shared.runtime.settings import Settings
@@ -68,7 +68,7 @@ class Watcher:
 
     @property
     def silence(self) -> float:
-        """How many seconds requests have waited since the last successful look at the database; 0 if none waits."""
+        """Return for how many seconds requests have waited since the last successful read; 0 if none waits."""
         return monotonic() - self._looked_at if self._outcomes or self._positions else 0.0
 
     def refuse(self, error: Exception) -> None:
@@ -86,7 +86,7 @@ class Watcher:
         Args:
             shard: the shard of the Business Center.
             command_id: the id of the command.
-            meaning: the content as `same_content` returns it, because another command with this id has another outcome.
+            meaning: `meaning_hash` of the content, because another command with this id has another outcome.
             after: the shard's `outcome_sequence` before the command was published.
 
         Raises:
@@ -185,7 +185,7 @@ class Watcher:
         for wait in waits:
             waiting[wait.command_id].append(wait)
         for row in rows:
-            meaning = kept_meaning(row["content"])
+            meaning = kept_meaning_hash(row["content"])
             for wait in waiting[row["command_id"]]:
                 if _answers(row, meaning, wait):
                     wait.found.set_result(row)

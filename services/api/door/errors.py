@@ -172,6 +172,6 @@ async def _kafka_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal(_: Request, error: Exception) -> JSONResponse:
-    """Starlette sends this answer outside of the middleware, so it carries the safe headers itself."""
+    """Return an answer that carries the safe headers itself, because Starlette sends it outside of the middleware."""
     structlog.get_logger().error("a request failed", exc_info=error)
     return _answer(500, "internal", "the server failed; the request is not at fault", SAFE_HEADERS)

@@ -1,4 +1,4 @@
-"""The front door: a client of the HTTP API and the metrics, with no more access than other clients have."""
+"""A client of the HTTP API and the metrics, with no more access than other clients have."""
 
 import asyncio
 import time
@@ -57,7 +57,7 @@ class ApiToken(httpx.Auth):
         yield request
 
 
-class FrontDoor:
+class ApiClient:
     """A client of the API and of the services' metrics."""
 
     def __init__(self, urls: Mapping[str, str], token: httpx.Auth | None = None) -> None:

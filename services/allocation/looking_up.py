@@ -1,0 +1,115 @@
+"""Looking up what the ledger holds about the records of a batch, after they are decoded and before they are decided."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from services.allocation.batch_decoding import DecodedRecords
+from shared.contracts.commands import SentCommand, kept_meaning_hash
+from shared.ledger.lookup import (
+    campaigns_named,
+    find_events,
+    grants_of,
+    read_events,
+    read_grants,
+    read_resting,
+    read_spends,
+)
+from shared.rules.events import EVENT_ID, REVERSES, Event
+from shared.rules.grants import GrantKey, RecordedGrant
+from shared.rules.resting import Recorded
+from shared.rules.reversals import ChargedSpend
+from shared.rules.shard import Shard
+
+# Vouchers of one batch may bring back this many campaigns. A voucher tied to campaigns brings back all of its account.
+MOST_AWOKEN = 20_000
+
+
+class Outcome(NamedTuple):
+    """The answer to a command. `via` says how the command came; None if that was not recorded then."""
+
+    status: str
+    code: str | None
+    message: str
+    first_position: int | None
+    position: int
+    recorded_at: Any
+    via: str | None
+
+
+class DecidedCommand(NamedTuple):
+    """The hash of a decided command's meaning (None if its content can no longer be read), and its outcome."""
+
+    meaning: str | None
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Known:
+    """What the ledger already holds about the records of a batch."""
+
+    events: dict[bytes, Event] = field(default_factory=dict)
+    spends: dict[bytes, ChargedSpend] = field(default_factory=dict)
+    grants: dict[GrantKey, RecordedGrant] = field(default_factory=dict)
+    commands: dict[bytes, DecidedCommand] = field(default_factory=dict)
+    accounts_elsewhere: set[str] = field(default_factory=set)
+    resting: Recorded = field(default_factory=dict)
+
+
+def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
+    """Return as many records as bring no more than `MOST_AWOKEN` campaigns back into memory, but at least one."""
+    if not rules.campaigns.some_rest:
+        return decoded
+    awoken = 0
+    for number, (_, command) in enumerate(decoded.commands):
+        if isinstance(command, SentCommand):
+            awoken += rules.awoken_by(command.command)
+        if awoken > MOST_AWOKEN and number:
+            return decoded.first(number)
+    return decoded
+
+
+async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: DecodedRecords) -> Known:
+    """Return what the ledger holds about these records: repeated ids, reversed spends, grants, decided commands."""
+    known = Known()
+    events = [event for _, event in decoded.events if type(event) is tuple]
+    if events:
+        found = await find_events(connection, shard, [event[EVENT_ID] for event in events])
+        if found:
+            known.events = await read_events(
+                connection, shard, found.values(), lambda center: rules.business_centers[center].currency
+            )
+        reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
+        if reversed_ids:
+            known.spends = await read_spends(connection, shard, reversed_ids)
+    commands = [command for _, command in decoded.commands if isinstance(command, SentCommand)]
+    if commands:
+        known.commands = await _decided_commands(connection, shard, [command.id for command in commands])
+        opened = [command.content.get("ad_account_id") for command in commands]
+        known.accounts_elsewhere = {
+            row["ad_account_id"]
+            for row in await connection.fetch(
+                "SELECT ad_account_id FROM ledger.ad_accounts WHERE ad_account_id = ANY($1) AND shard <> $2",
+                [account for account in opened if account],
+                shard,
+            )
+        }
+    named = grants_of((each.command for each in commands), known.spends.values())
+    known.grants = await read_grants(connection, shard, rules.forgotten(named))
+    campaigns = campaigns_named(rules, (each.command for each in commands), events)
+    if campaigns:
+        known.resting = await read_resting(connection, shard, campaigns)
+    return known
+
+
+async def _decided_commands(
+    connection: asyncpg.Connection, shard: int, ids: list[bytes]
+) -> dict[bytes, DecidedCommand]:
+    rows = await connection.fetch(
+        "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
+        " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
+        ids,
+        shard,
+    )
+    return {id: DecidedCommand(kept_meaning_hash(content), Outcome(*answer)) for id, content, *answer in rows}
