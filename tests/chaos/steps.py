@@ -75,7 +75,7 @@ _ALLOCATION: Final = (
     Step("allocation", "forwarded record taken", _EXECUTE, "after", _says("DELETE FROM ledger.forwarded"), most=5),
     Step("allocation", "before COMMIT", _APPEND + "_close_batch"),
     Step("allocation", "in the middle of COMMIT", _EXECUTE, "during", _says("COMMIT")),
-    Step("allocation", "committed, memory not yet", _APPEND + "_follow"),
+    Step("allocation", "committed, memory not yet", _APPEND + "_advance_lease"),
     Step("allocation", "batch over", _WORKER + "append", "after"),
     Step("allocation", "outcome to be sent", _SEND, "before", _of("finance.outcomes"), most=5),
     Step("allocation", "outcome sent", _SEND, "after", _of("finance.outcomes"), most=5),
