@@ -28,7 +28,7 @@ from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, 
 from services.allocation.frames import require_few
 from services.allocation.quarantine_rows import is_too_large, short_batch, short_record, weight
 from services.allocation.record_decoding import Raw
-from shared.runtime.fetched import MAGIC_AT, PADDING, RECORDS_AT, SMALLEST_BYTES, FetchedBatches, end_of_batch, repacked
+from shared.runtime.fetched import MAGIC_AT, RECORDS_AT, Fetched, FetchedBatches, repacked
 from shared.runtime.unpacking import NAMES, NONE, TooLargeError, unpack
 
 _CODEC: Final = 0x07
@@ -46,60 +46,27 @@ _headers: Final = attrgetter("headers")
 _offset: Final = attrgetter("offset")
 
 
-class FetchedRecords:
+class FetchedRecords(Fetched):
     """The batches that a fetch gave for a partition. Replaces aiokafka's `MemoryRecords`."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def has_next(self) -> bool:
-        """Return whether there is a whole batch."""
-        return end_of_batch(self._data, 0, len(self._data)) is not None
-
-    def size_in_bytes(self) -> int:
-        """Return the size of all that was fetched."""
-        return len(self._data)
 
     def plain(self, partition: TopicPartition) -> FetchedBatches:
         """Return the batches as consumers read them that are not marked."""
-        return FetchedBatches(partition, self._data)
+        return FetchedBatches(partition, self.data)
 
     def batches(self, partition: TopicPartition) -> "KafkaBatches":
         """Return the batches as this module reads them."""
-        return KafkaBatches(partition, self._data)
+        return KafkaBatches(partition, self.data)
 
 
-class KafkaBatches:
-    """An iterator over the batches of a fetch, with the methods that aiokafka expects."""
+class KafkaBatches(FetchedBatches):
+    """An iterator over the batches of a fetch, each of which is read as `KafkaBatch` says."""
 
-    def __init__(self, partition: TopicPartition, data: bytes) -> None:
-        self._partition = partition
-        self._data = data + PADDING
-        self._bytes = len(data)
-        self._start = 0
-
-    def has_next(self) -> bool:
-        """Return whether there is another whole batch."""
-        return self._end() is not None
-
-    def next_batch(self) -> "KafkaBatch":
-        """Return the next batch. Call this only after `has_next` has returned True.
-
-        Raises CorruptRecordException if the batch is too short to have a head.
-        """
-        start, end = self._start, self._end()
-        assert end is not None
-        if end - start < SMALLEST_BYTES:
-            raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
-        self._start = end
+    def _batch(self, start: int, end: int) -> "KafkaBatch":
         if self._data[start + MAGIC_AT] < 2:
             return LegacyBatch(self._partition, self._data, start, end)
         if end - start < RECORDS_AT:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
         return KafkaBatch(self._partition, self._data, start, end)
-
-    def _end(self) -> int | None:
-        return end_of_batch(self._data, self._start, self._bytes)
 
 
 class Slice(list[Any]):

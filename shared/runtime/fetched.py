@@ -62,7 +62,7 @@ class FetchedBatches:
         """Return whether there is another whole batch."""
         return end_of_batch(self._data, self._start, self._bytes) is not None
 
-    def next_batch(self) -> "FetchedBatch":
+    def next_batch(self) -> Any:
         """Return the next batch. Call this only after `has_next` has returned True.
 
         Raises CorruptRecordException if the batch is too short to have a head: no broker stores one.
@@ -72,6 +72,9 @@ class FetchedBatches:
         if end - start < SMALLEST_BYTES:
             raise CorruptRecordException(f"{self._partition}: a batch of {end - start} bytes")
         self._start = end
+        return self._batch(start, end)
+
+    def _batch(self, start: int, end: int) -> Any:
         return FetchedBatch(self._partition, memoryview(self._data)[start:end])
 
 
@@ -121,7 +124,7 @@ class FetchedBatch:
         return iter(DefaultRecordBatch(repacked(self._packed, unpacked)))
 
 
-class _Fetched:
+class Fetched:
     """The bytes of a fetch. Replaces aiokafka's `MemoryRecords`."""
 
     def __init__(self, data: bytes) -> None:
@@ -139,7 +142,7 @@ class _Fetched:
 class _Records(fetcher.PartitionRecords):  # type: ignore[misc]
     """The records of a fetch, as `FetchedBatches` reads them."""
 
-    def __init__(self, partition: TopicPartition, fetched: _Fetched, *rest: Any) -> None:
+    def __init__(self, partition: TopicPartition, fetched: Fetched, *rest: Any) -> None:
         super().__init__(partition, FetchedBatches(partition, fetched.data), *rest)
 
 
@@ -149,4 +152,4 @@ def install() -> None:
     aiokafka offers no other way. Its version is pinned, and tests fail if the names move.
     """
     if fetcher.MemoryRecords is MemoryRecords:
-        fetcher.MemoryRecords, fetcher.PartitionRecords = _Fetched, _Records
+        fetcher.MemoryRecords, fetcher.PartitionRecords = Fetched, _Records

@@ -95,8 +95,8 @@ def test_headers_of_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
     took = {}
     for name in (b"h", b"\xfc"):
         data = batch_of([[(name, b"")] * 900] * 100)
-        took[name] = min(timeit.repeat(lambda data=data: read(data), number=1, repeat=15))  # type: ignore[misc]
-    assert took[b"\xfc"] < 15 * took[b"h"]  # about six times; it was forty
+        took[name] = min(timeit.repeat(lambda data=data: read(data), number=1, repeat=25))  # type: ignore[misc]
+    assert took[b"\xfc"] < 10 * took[b"h"]
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
