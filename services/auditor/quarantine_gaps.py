@@ -9,6 +9,11 @@ from services.auditor.difference import expect
 
 Range = tuple[int, int]  # the first and the last sequence number
 
+# The sequence numbers of each shard that the operators' log says were dropped.
+DROPPED = """
+    SELECT (part ->> 'shard')::integer AS shard, (part ->> 'first')::bigint AS first, (part ->> 'last')::bigint AS last
+    FROM ledger.operators_log, json_array_elements(details -> 'shards') AS part WHERE action = 'quarantine_dropped'
+"""
 _MOST_NAMED = 100  # A quarantine without faults has at most one break for each dropped month.
 
 
@@ -61,13 +66,7 @@ def _missing(shard: int, row: Any) -> Range:
 async def _dropped(connection: asyncpg.Connection, head: Head) -> list[Range]:
     """Return the ranges of the shard that the operators' log says were dropped. Adjacent ranges are joined."""
     rows = await connection.fetch(
-        """
-        SELECT (part ->> 'first')::bigint AS first, (part ->> 'last')::bigint AS last
-        FROM ledger.operators_log, json_array_elements(details -> 'shards') AS part
-        WHERE action = 'quarantine_dropped' AND (part ->> 'shard')::integer = $1
-            AND (part ->> 'first')::bigint <= $2
-        ORDER BY 1
-        """,
+        f"SELECT first, last FROM ({DROPPED}) AS dropped WHERE shard = $1 AND first <= $2 ORDER BY 1",  # noqa: S608
         head.shard,
         head.quarantine_sequence,
     )

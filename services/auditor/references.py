@@ -6,10 +6,11 @@ Operators may drop a month of quarantine. What refers to its records stays, and 
 import asyncpg
 
 from services.auditor.difference import DifferenceError
+from services.auditor.quarantine_gaps import DROPPED
 
 # `reference` names a row by its table, shard and number, then the record that it refers to. A waiting or failed replay
 # refers to the first record, which is no replay itself.
-_REPLAYS = """
+_REPLAYS = f"""
     WITH reference (name, of_shard, number, shard, sequence, is_replay) AS (
         SELECT 'forwarded', shard, id, replay_shard, replay_sequence, true
         FROM ledger.forwarded WHERE replay_shard IS NOT NULL
@@ -18,17 +19,12 @@ _REPLAYS = """
         FROM ledger.quarantine WHERE replay_shard IS NOT NULL
         UNION ALL
         SELECT 'quarantine_replays', shard, sequence, shard, sequence, false FROM ledger.quarantine_replays
-    ), dropped AS (
-        SELECT (part ->> 'shard')::integer AS shard, (part ->> 'first')::bigint AS first,
-            (part ->> 'last')::bigint AS last
-        FROM ledger.operators_log, json_array_elements(details -> 'shards') AS part
-        WHERE action = 'quarantine_dropped'
-    )
+    ), dropped AS ({DROPPED})
     SELECT r.*, q.shard IS NOT NULL AS is_there FROM reference r LEFT JOIN ledger.quarantine q USING (shard, sequence)
     WHERE CASE WHEN q.shard IS NOT NULL THEN is_replay AND q.replay_shard IS NOT NULL
         ELSE NOT EXISTS (SELECT FROM dropped d WHERE d.shard = r.shard AND r.sequence BETWEEN d.first AND d.last) END
     ORDER BY name, of_shard, number LIMIT 1
-"""
+"""  # noqa: S608 - a constant
 _POLICIES = """
     SELECT name, version FROM (
         SELECT DISTINCT 'batches' AS name, policy_version AS version FROM ledger.batches
