@@ -124,11 +124,15 @@ def audit_replay(as_json: AsJson = False, since: Since = None) -> None:
 
 
 @audit.command("verify")
-def audit_verify(as_json: AsJson = False, since: Since = None) -> None:
-    """Check positions, hashes, roots and append-only guards of the whole ledger, quickly. Exits like replay."""
+def audit_verify(
+    as_json: AsJson = False,
+    since: Since = None,
+    chain_only: Annotated[bool, typer.Option("--chain-only", help="Decide nothing again: much faster.")] = False,
+) -> None:
+    """Check positions, hashes, roots, guards and all rows of the ledger, and replay it. Exits like replay."""
     from services.auditor.cli import verify
 
-    _run(verify(_settings("auditor"), as_json=as_json, since=since))
+    _run(verify(_settings("auditor"), as_json=as_json, since=since, chain_only=chain_only))
 
 
 @audit.command("export")

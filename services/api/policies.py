@@ -1,21 +1,25 @@
-"""Reads the current waterfall policy of a shard, which names the pockets that may be drawn."""
+"""Reads the waterfall policy of a shard, which names the pockets that may be drawn."""
 
 import json
 from typing import Any
 
 import asyncpg
+import structlog
 
+from services.api.door.errors import ApiError
 from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 
+Waterfalls = dict[str, list[str]]
+
 # The built-in waterfall, which holds until a batch names a policy (domain page, section 2).
-DEFAULT_POLICY: dict[str, list[str]] = {
+DEFAULT_POLICY: Waterfalls = {
     "ad_account": [*AD_ACCOUNT_WATERFALL],
     "business_center": [*BUSINESS_CENTER_WATERFALL],
 }
 
 
-async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> dict[int, dict[str, Any]]:
-    """Return the policy of each shard's last batch."""
+async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> dict[int, Waterfalls]:
+    """Return the policy of each shard's last batch. A shard whose policy cannot be read is left out, and logged."""
     rows = await connection.fetch(
         """
         SELECT s.shard, p.content
@@ -29,5 +33,40 @@ async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> di
         """,
         shards,
     )
-    named = {row["shard"]: json.loads(row["content"]) for row in rows}
-    return {shard: named.get(shard, DEFAULT_POLICY) for shard in shards}
+    policies = dict.fromkeys(shards, DEFAULT_POLICY)
+    for shard, content in rows:
+        try:
+            policies[shard] = parse_policy(content)
+        except ApiError as error:
+            structlog.get_logger().error("a policy cannot be read", shard=shard, error=error.message)
+            del policies[shard]
+    return policies
+
+
+async def require_policy(connection: asyncpg.Connection, shard: int) -> None:
+    """Raise ApiError (409) if the policy of the shard's last batch cannot be read."""
+    if shard not in await read_policies(connection, [shard]):
+        raise _unreadable_policy()
+
+
+def parse_policy(content: str | None) -> Waterfalls:
+    """Return a stored policy, or the built-in one for None. Raise ApiError (409) for what is no policy.
+
+    The API shows any pockets that a policy names, because a newer release may know more of them.
+    """
+    if content is None:
+        return DEFAULT_POLICY
+    policy = json.loads(content)
+    if not isinstance(policy, dict) or not all(_is_list_of_texts(policy.get(holder)) for holder in DEFAULT_POLICY):
+        raise _unreadable_policy()
+    return policy
+
+
+def _unreadable_policy() -> ApiError:
+    return ApiError(
+        409, "conflict", "its shard's waterfall policy cannot be read: 'drawdown audit verify' says what is wrong"
+    )
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 
 from services.auditor import verifying
-from services.auditor.anchors import read_anchors
+from services.auditor.anchors import Anchors, read_anchors
 from services.auditor.difference import DifferenceError
 from services.auditor.exporting import Selection, write_export
 from services.auditor.replaying import replay_ledger
@@ -38,11 +38,20 @@ async def replay(settings: Settings, *, as_json: bool = False, since: Path | Non
     return await _audit(settings, Report("replay"), run, as_json)
 
 
-async def verify(settings: Settings, *, as_json: bool = False, since: Path | None = None) -> int:
-    """Check positions, hashes, roots, leases and guards, without the rules. Take and return the same as `replay`."""
+async def verify(
+    settings: Settings, *, as_json: bool = False, since: Path | None = None, chain_only: bool = False
+) -> int:
+    """Check positions, hashes, roots, leases, guards and all rows, and then everything that `replay` checks.
+
+    Take and return the same as `replay`. With `chain_only`, nothing is decided again, which is much faster and does
+    not need the rules, but does not find an entry that the rules would not have decided.
+    """
 
     async def run(connection: asyncpg.Connection, report: Report) -> None:
         await verifying.verify_ledger(connection, report, read_anchors(since))
+        if not chain_only:
+            report.decided = Report("replay")
+            await replay_ledger(connection, report.decided, Anchors())
 
     return await _audit(settings, Report("verify"), run, as_json)
 

@@ -47,7 +47,8 @@ class Report:
     """The result of an audit.
 
     `checked` maps a name to a number and to the words that follow it. `difference` is the first one found, or None.
-    `notes` are sentences about what an operator should look at, although no row is wrong.
+    `notes` are sentences about what an operator should look at, although no row is wrong. `decided` is the report of
+    the replay that belongs to a `verify`.
     """
 
     command: str
@@ -58,6 +59,7 @@ class Report:
     money: dict[str, str] = field(default_factory=dict)
     difference: str | None = None
     notes: list[str] = field(default_factory=list)
+    decided: "Report | None" = None
     seconds: float = 0.0
 
     def count(self, name: str, number: int, words: str) -> None:
@@ -74,6 +76,10 @@ class Report:
         """Return how many entries were checked per second of the whole run."""
         return round(self.entries / max(self.seconds, 1e-9))
 
+    def checked_numbers(self) -> dict[str, int]:
+        """Return how many of each were checked, by name."""
+        return {name: number for name, (number, _) in self.checked.items()}
+
     def as_json(self) -> dict[str, Any]:
         """Return the report as one JSON object, which `--since` reads."""
         return {
@@ -84,8 +90,9 @@ class Report:
             "entries": self.entries,
             "seconds": round(self.seconds, 3),
             "entries_per_second": self.entries_per_second,
-            "checked": {name: number for name, (number, _) in self.checked.items()},
-            "money": self.money,
+            "checked": self.checked_numbers(),
+            "decided": None if self.decided is None else self.decided.checked_numbers(),
+            "money": (self.decided or self).money,
             "roots": [{"shard": shard, "position": at, "root": root} for shard, at, root in self.roots],
         }
 
@@ -95,7 +102,10 @@ class Report:
             print(json.dumps(self.as_json(), indent=2))
             return
         if self.difference is None:
-            self._show_checked()
+            self._show_checked("Checked")
+            if self.decided is not None:
+                self.decided._show_checked("Decided again")
+            self._show_roots()
         print(
             f"audit {self.command}: {self.entries:,} entries in {self.seconds:,.1f} s,"
             f" {self.entries_per_second:,} entries/s"
@@ -104,12 +114,14 @@ class Report:
             print(f"Note: {note}")
         print("No difference." if self.difference is None else f"DIFFERENCE: {self.difference}")
 
-    def _show_checked(self) -> None:
-        print("Checked:")
+    def _show_checked(self, title: str) -> None:
+        print(f"{title}:")
         for number, words in self.checked.values():
             print(f"  {number:>15,}  {words}")
         if self.money:
             print("Money: " + ", ".join(f"{name} {amount}" for name, amount in self.money.items()))
+
+    def _show_roots(self) -> None:
         print("Roots (RFC 6962, over the entries 1 … position):")
         for shard, position, root in self.roots:
             print(f"  shard {shard}, position {position}: {root}")

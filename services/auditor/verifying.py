@@ -1,4 +1,4 @@
-"""`audit verify`: checks the chain of every shard and the guards without the rules, as fast as rows can be hashed."""
+"""The first part of `audit verify`: checks the chain of every shard, all rows and the guards, without the rules."""
 
 import asyncpg
 

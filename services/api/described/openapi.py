@@ -20,9 +20,13 @@ READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
 UNREADABLE_DEAL: dict[int | str, dict[str, Any]] = {
     409: {"model": Problem, "description": "The stored deal cannot be read: register it again"}
 }
-# For every route that counts days of a stored time zone.
-UNKNOWN_ZONE: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "Its stored time zone is unknown to this release"}
+# For every route that depends on a stored time zone, policy, budget or pause.
+UNREADABLE: dict[int | str, dict[str, Any]] = {
+    409: {
+        "model": Problem,
+        "description": "What is stored cannot be read: a time zone that this release does not know, or an entry or"
+        " policy that the rules did not write",
+    }
 }
 # For every route with a body.
 BODY_PROBLEMS: dict[int | str, dict[str, Any]] = {

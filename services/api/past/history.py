@@ -8,9 +8,9 @@ import asyncpg
 
 from services.api.budgets import Today
 from services.api.door.errors import not_found
-from services.api.past.moments import Entity, Moment, facts_since_closing, is_budget, money_since_closing, sum_spend
+from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
+from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
 from shared.ledger.times import to_datetime
-from shared.rules.vocabulary import DELIVERY_KINDS
 
 _NO_BUDGET: dict[str, Any] = {
     "mode": None,
@@ -120,7 +120,7 @@ async def campaign_spend_at(
 
 
 async def budget_at(
-    connection: asyncpg.Connection, entity: Entity, moment: Moment, facts: list[Any]
+    connection: asyncpg.Connection, entity: Entity, moment: Moment, facts: list[Fact]
 ) -> tuple[dict[str, Any], list[asyncpg.Record]]:
     """Return an account's budget, and the money since the last closing.
 
@@ -128,9 +128,9 @@ async def budget_at(
     here and below.
     """
     budget = await _closed_budget(connection, entity, moment)
-    for position, kind, _, details in facts:
-        if is_budget(kind):
-            _set_budget(budget, position, details)
+    for fact in facts:
+        if isinstance(fact.details, BudgetDetails):
+            _set_budget(budget, fact.position, fact.details)
     money = await money_since_closing(connection, entity, moment, custom_start=budget["start_position"])
     counted = [row for row in money if row["counted"] and row["day"] is not None and not row["overdelivery"]]
     budget["spent"] = int(budget["spent"] or 0) - sum(int(row["amount"]) for row in counted)
@@ -138,7 +138,7 @@ async def budget_at(
 
 
 async def campaign_budget_at(
-    connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Any]
+    connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Fact]
 ) -> dict[str, Any] | None:
     """Return mode and amount of a campaign's budget; None if it was never set."""
     found = await connection.fetchrow(
@@ -155,14 +155,14 @@ async def campaign_budget_at(
         campaign_id,
     )
     budget = None if found is None else dict(found)
-    for _, kind, campaign, details in facts:
-        if kind == "campaign_budget_set" and campaign == campaign_id:
-            budget = {"mode": details["mode"], "amount": details["amount"]}
+    for fact in facts:
+        if type(fact.details) is CampaignBudgetDetails and fact.campaign_id == campaign_id:
+            budget = {"mode": fact.details.mode, "amount": fact.details.amount}
     return budget
 
 
 async def causes_at(
-    connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Any]
+    connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, facts: list[Fact]
 ) -> list[str]:
     """Return the pause causes of a campaign itself, or of the account if `campaign_id` is empty."""
     causes = await connection.fetchval(
@@ -177,9 +177,9 @@ async def causes_at(
         entity.ad_account_id,
         campaign_id,
     )
-    for _, kind, campaign, details in facts:
-        if kind in DELIVERY_KINDS and (campaign or "") == campaign_id:
-            causes = details["causes"]
+    for fact in facts:
+        if isinstance(fact.details, DeliveryDetails) and (fact.campaign_id or "") == campaign_id:
+            causes = fact.details.causes
     return causes or []
 
 
@@ -273,18 +273,14 @@ async def _closed_budget(connection: asyncpg.Connection, entity: Entity, moment:
     return dict(_NO_BUDGET if found is None else found)
 
 
-def _set_budget(budget: dict[str, Any], position: int, details: dict[str, Any]) -> None:
+def _set_budget(budget: dict[str, Any], position: int, details: BudgetDetails) -> None:
     """Apply a budget fact. A custom budget that is set again keeps what it has counted (domain page, section 4.5)."""
-    budget.update(
-        mode=details["mode"],
-        amount=details["amount"],
-        day=date.fromisoformat(details["day"]),
-        changes_today=details["changes_today"],
-    )
-    if details["mode"] != "custom":
+    budget.update(mode=details.mode, amount=details.amount, day=details.day, changes_today=details.changes_today)
+    if details.mode != "custom":
         budget.update(start_position=None, started_at=None, spent=None)
-    elif details["restarted"]:
-        budget.update(start_position=position, started_at=to_datetime(details["started_at"]), spent=None)
+    elif details.restarted:
+        started_at = None if details.started_at is None else to_datetime(details.started_at)
+        budget.update(start_position=position, started_at=started_at, spent=None)
 
 
 def _add(closed: asyncpg.Record, money: list[Any]) -> dict[str, int]:

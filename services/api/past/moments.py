@@ -6,7 +6,6 @@ closings, and only the blocks in which the entity has any.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,10 +19,10 @@ from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.door.errors import invalid, not_found, unavailable
 from services.api.door.tokens import Caller
 from services.api.models import microseconds, time
-from services.api.policies import DEFAULT_POLICY
+from services.api.past.facts import FACTS, Fact, parse_fact
+from services.api.policies import Waterfalls, parse_policy
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
-from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ class Moment:
     position: int
     recorded_at: datetime
     closed: int
-    policy: dict[str, list[str]]
+    policy: Waterfalls
 
     def as_of(self) -> dict[str, Any]:
         """Return the answer's `as_of`."""
@@ -119,7 +118,7 @@ async def read_at(context: Context, caller: Caller, at: str, find: Find, id_: st
 
     Raises:
         ApiError: 400 for a time that does not exist or is in the future, 404 for an entity that did not exist then,
-            503 if the read model does not get there in time.
+            409 if a stored fact or policy cannot be read, 503 if the read model does not get there in time.
 
     """
     at_us = _parse(at)
@@ -167,7 +166,7 @@ async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Mom
     if batch is None:  # The read model says that the entity was opened by then.
         raise not_found("Business Center or ad account at that time")
     closed = await last_closing(connection, shard, batch["last_position"])
-    policy = DEFAULT_POLICY if batch["content"] is None else json.loads(batch["content"])
+    policy = parse_policy(batch["content"])
     return Moment(at_us, shard, batch["last_position"], batch["recorded_at"], closed, policy)
 
 
@@ -226,12 +225,12 @@ async def money_since_closing(
     return rows
 
 
-async def facts_since_closing(
-    connection: asyncpg.Connection, entity: Entity, moment: Moment
-) -> list[tuple[int, str, str | None, dict[str, Any]]]:
+async def facts_since_closing(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> list[Fact]:
     """Return the facts about budgets and pauses from the last closing to the moment, in order.
 
-    Each is position, kind, campaign and details.
+    Raises:
+        ApiError: 409 if the details of one cannot be read.
+
     """
     rows = await connection.fetch(
         """
@@ -249,9 +248,9 @@ async def facts_since_closing(
         *await spans_after(connection, entity, moment.closed, moment.position),
         entity.business_center_id,
         entity.ad_account_id,
-        [*BUDGET_KINDS, "campaign_budget_set", *DELIVERY_KINDS],
+        [*FACTS],
     )
-    return [(row["position"], row["kind"], row["campaign_id"], json.loads(row["details"])) for row in rows]
+    return [parse_fact(entity.shard, *row) for row in rows]
 
 
 async def spans_after(
@@ -271,11 +270,6 @@ async def spans_after(
     starts = [row["block"] * BLOCK_POSITIONS for row in rows]
     ends = [start + BLOCK_POSITIONS - 1 for start in starts]
     return [max(start, after) for start in starts], [min(end, until) for end in ends]
-
-
-def is_budget(kind: str) -> bool:
-    """Return whether a fact of this kind sets an account's budget."""
-    return kind in BUDGET_KINDS
 
 
 def sum_spend(rows: list[Any]) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """Daily series for charts: the balance at the end of each day, and the spend of each day."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from services.api import balances
 from services.api.calendars import calendar
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS, UNKNOWN_ZONE
+from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.pieces import unhurried
-from services.api.policies import DEFAULT_POLICY
+from services.api.policies import DEFAULT_POLICY, Waterfalls, parse_policy
 from shared.contracts.fields import Day
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
@@ -29,7 +28,7 @@ from shared.runtime.clock import Clock
 
 DAYS_AT_MOST = 400
 
-router = APIRouter(tags=["history"], responses={**READ_PROBLEMS, **UNKNOWN_ZONE})
+router = APIRouter(tags=["history"], responses={**READ_PROBLEMS, **UNREADABLE})
 
 From = Annotated[Day, Query(alias="from", description="The first day", examples=["2026-11-01"])]
 To = Annotated[Day, Query(description=f"The last day; at most {DAYS_AT_MOST} days", examples=["2026-11-30"])]
@@ -270,8 +269,8 @@ async def _movements(
     return moved, limits
 
 
-async def _policies(connection: asyncpg.Connection, shard: int, days: _Days) -> dict[int, dict[str, Any]]:
-    """Return the policy of the last batch by the end of each day."""
+async def _policies(connection: asyncpg.Connection, shard: int, days: _Days) -> dict[int, Waterfalls]:
+    """Return the policy of the last batch by the end of each day. Raise ApiError (409) if one cannot be read."""
     rows = await connection.fetch(
         """
         SELECT ends.number, p.content
@@ -286,7 +285,7 @@ async def _policies(connection: asyncpg.Connection, shard: int, days: _Days) -> 
         shard,
         [to_datetime(end) for end in days.ends],
     )
-    return {row["number"] - 1: json.loads(row["content"]) for row in rows}
+    return {row["number"] - 1: parse_policy(row["content"]) for row in rows}
 
 
 async def _spend(connection: asyncpg.Connection, entity: Entity, days: _Days) -> dict[date, asyncpg.Record]:

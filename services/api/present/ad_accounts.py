@@ -14,7 +14,7 @@ from services.api.budgets import Today, budget_answer, changes_answer
 from services.api.calendars import unknown_zone
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS, UNKNOWN_ZONE
+from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import AnyRole
 from services.api.door.errors import not_found
 from services.api.door.tokens import Caller
@@ -22,7 +22,7 @@ from services.api.models import AdAccount, AdAccounts, AfterId, Limit, PathId
 from services.api.past.history import ad_account_facts_at, ad_account_spend_at, budget_at, causes_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.pieces import page, unhurried
-from services.api.policies import read_policies
+from services.api.policies import read_policies, require_policy
 from shared.contracts.zones import is_zone
 from shared.runtime.clock import Clock
 
@@ -58,7 +58,7 @@ async def list_ad_accounts(
     "/v1/ad-accounts/{ad_account_id}",
     response_model=AdAccount,
     summary="Balance, budget, delivery and spend of an ad account",
-    responses=UNKNOWN_ZONE,
+    responses=UNREADABLE,
 )
 async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, at: At = None) -> dict[str, Any]:
     """Return one ad account, now or as the ledger stood `at` a past ledger time.
@@ -72,8 +72,10 @@ async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, a
     async with context.snapshot() as connection:
         checkpoints = await checkpoints_of(connection, caller, ad_account_id)
         found = await read_ad_accounts(connection, [ad_account_id], checkpoints, context.clock)
-    if not found:
-        raise unknown_zone()
+        if not found:
+            for shard in checkpoints.positions:
+                await require_policy(connection, shard)
+            raise unknown_zone()
     return {**found[ad_account_id], "as_of": checkpoints.as_of()}
 
 
@@ -97,7 +99,8 @@ async def read_ad_accounts(
 ) -> dict[str, dict[str, Any]]:
     """Return the answers of these ad accounts by id, in the order of their ids.
 
-    An ad account is left out if its time zone is unknown, so that the other ones are answered all the same.
+    An ad account is left out if its time zone is unknown or its shard's policy cannot be read, so that the other ones
+    are answered all the same.
     """
     stored = await connection.fetch(
         """
@@ -115,13 +118,13 @@ async def read_ad_accounts(
         """,
         ids,
     )
-    rows = [row for row in stored if _is_readable(row)]
+    policies = await read_policies(connection, sorted({row["shard"] for row in stored}))
+    rows = [row for row in stored if row["shard"] in policies and _is_readable(row)]
     now_us = checkpoints.now_us(clock)
     todays = {row["ad_account_id"]: Today.at(row["time_zone"], now_us) async for row in unhurried(rows)}
     spent = await _spent_in_periods(connection, rows, todays)
     pockets = await _pockets(connection, rows)
     spend = await _spend(connection, ids)
-    policies = await read_policies(connection, sorted({row["shard"] for row in rows}))
     return {
         (id_ := row["ad_account_id"]): ad_account_answer(
             row,

@@ -9,14 +9,13 @@ from fastapi import APIRouter
 from services.api.balances import business_center_balance, spend_answer
 from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS
+from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
-from services.api.door.errors import not_found
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
 from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
 from services.api.pieces import unhurried
-from services.api.policies import read_policies
+from services.api.policies import read_policies, require_policy
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
 
@@ -48,6 +47,7 @@ async def list_business_centers(
     "/v1/business-centers/{business_center_id}",
     response_model=BusinessCenter,
     summary="Balance, automatic allocation and spend of a Business Center",
+    responses=UNREADABLE,
 )
 async def get_business_center(
     business_center_id: PathId, context: Api, caller: FinanceReader, at: At = None
@@ -60,18 +60,21 @@ async def get_business_center(
     if at is not None:
         return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
     async with context.snapshot() as connection:
-        mine = [business_center_id] if caller.sees(business_center_id) else []
-        found = await read_business_centers(connection, mine)
+        entity = await find_business_center(connection, caller, business_center_id)
+        found = await read_business_centers(connection, [business_center_id])
         if not found:
-            raise not_found("Business Center")
-        answer = found[business_center_id]
-        checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])
-    return {**answer, "as_of": checkpoints.as_of()}
+            await require_policy(connection, entity.shard)
+        checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
+    return {**found[business_center_id], "as_of": checkpoints.as_of()}
 
 
 async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the answers of those Business Centers that exist, by id, in the order of their ids."""
-    rows = await connection.fetch(
+    """Return the answers of those Business Centers that exist, by id, in the order of their ids.
+
+    A Business Center is left out if its shard's policy cannot be read, so that the other ones are answered all the
+    same.
+    """
+    stored = await connection.fetch(
         """
         SELECT b.business_center_id, b.shard, b.currency, b.time_zone, a.enabled_at,
                coalesce(l.amount, 0) AS credit_limit,
@@ -84,10 +87,11 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
         """,
         ids,
     )
+    policies = await read_policies(connection, sorted({row["shard"] for row in stored}))
+    rows = [row for row in stored if row["shard"] in policies]
     pockets = await _pockets(connection, ids)
     left_out = await _left_out(connection, ids)
     spend = await _spend(connection, ids)
-    policies = await read_policies(connection, sorted({row["shard"] for row in rows}))
     return {
         (id_ := row["business_center_id"]): {
             "business_center_id": id_,

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from services.api.balances import spend_answer
 from services.api.budgets import Today, budget_answer
 from services.api.context import Api
-from services.api.described.openapi import READ_PROBLEMS, UNKNOWN_ZONE
+from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import AnyRole
 from services.api.door.errors import not_found
 from services.api.models import Campaign, PathId
@@ -18,7 +18,7 @@ from services.api.past.history import campaign_at
 from services.api.past.moments import At, Entity, Moment, find_ad_account, read_at
 from services.api.present.ad_accounts import checkpoints_of
 
-router = APIRouter(tags=["balances"], responses={**READ_PROBLEMS, **UNKNOWN_ZONE})
+router = APIRouter(tags=["balances"], responses={**READ_PROBLEMS, **UNREADABLE})
 
 
 @router.get(

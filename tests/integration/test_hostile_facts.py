@@ -1,0 +1,195 @@
+"""Whatever facts and policies the writer's login stores, the API answers: what it cannot read is a 409 that says so.
+
+A fact's details are any JSON to the database, and so is a policy. Each case has a Business Center of its own.
+"""
+
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
+from shared.runtime.clock import Clock
+from tests.integration.api import RECORDED_AT, Api, running_api
+from tests.integration.test_api_reads import NOON
+from tests.servers import Postgres
+
+pytestmark = pytest.mark.embedded
+LATER = "2026-03-12T11:00:00Z"
+DAY = "2026-03-12"
+SERIES = "series?from=2026-03-01&to=2026-03-31"
+BUDGET = {
+    "mode": "custom",
+    "amount": 5,
+    "spent": 0,
+    "started_at": 1_700_000_000_000_000,
+    "restarted": True,
+    "day": DAY,
+    "changes_today": 1,
+}
+FINE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(BUDGET_KINDS, BUDGET),
+    "campaign_budget_set": {"mode": "daily", "amount": 5},
+    **{kind: {"causes": ["ad_account_budget"]} for kind in DELIVERY_KINDS},
+}
+# Not in every place is each of these wrong.
+WORDS = ("null", "{}", "[null]", "[[]]", '""', '"today"', "true", "-1", "0.5", "1e999", "1" * 40)
+NO_OBJECTS = (None, "null", "[]", '"x"', "1", "{}", '{"causes": 1}', '"\\ud800"')
+# What a policy says beside its version, which the database compares with the row's.
+WRONG: tuple[Any, ...] = (None, {}, "cash", 1, [None], [["cash"]], [{}], [1])
+POLICIES: tuple[dict[str, Any], ...] = (
+    {},
+    {"business_center": ["cash"]},
+    *({"ad_account": [], "business_center": wrong} for wrong in WRONG),
+    {"ad_account": {}, "business_center": []},
+)
+
+
+def written(texts: dict[str, str]) -> str:
+    """The JSON object of these texts of values."""
+    return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
+
+
+def hostile(kind: str) -> list[str | None]:
+    """The texts of details for a kind: each field without, and with each of `WORDS`."""
+    fine = FINE[kind]
+    changed = [
+        "{"
+        + ", ".join(f'"{name}": {word if name == field else json.dumps(value)}' for name, value in fine.items())
+        + "}"
+        for field, word in itertools.product(fine, WORDS)
+    ]
+    without = [json.dumps({name: value for name, value in fine.items() if name != field}) for field in fine]
+    return [*NO_OBJECTS, *without, *changed]
+
+
+@pytest.fixture(scope="module")
+async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Clock, "now_us", lambda _: NOON)
+        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
+            yield running
+
+
+async def write_center(api: Api, center: str, shard: int, policy: dict[str, Any] | None = None) -> int:
+    """Open a Business Center with an ad account and a campaign, in a batch of one position. Return the position."""
+    position: int = await api.database.fetchval(
+        "UPDATE ledger.shards SET position = position + 1 WHERE shard = $1 RETURNING position", shard
+    )
+    opened = {"shard": shard, "time_zone": "Asia/Tokyo", "opened_at": RECORDED_AT}
+    await api.insert(
+        "balance.business_centers", business_center_id=center, currency="USD", finance_roles=True, **opened
+    )
+    await api.insert(
+        "balance.ad_accounts",
+        **{"business_center_id": center, "ad_account_id": center, "owned": True, **opened},
+        billing="monthly_invoicing",
+        buying_type="auction",
+    )
+    await api.insert("balance.campaigns", ad_account_id=center, campaign_id="c", mode="daily", amount=5, position=0)
+    await api.insert("balance.entry_blocks", business_center_id=center, ad_account_id=center, shard=shard, block=0)
+    if policy is not None:
+        await api.insert("ledger.policies", version=center, content=json.dumps({"version": center, **policy}))
+    await api.insert(
+        "ledger.batches",
+        shard=shard,
+        first_position=position,
+        last_position=position,
+        recorded_at=RECORDED_AT,
+        root=bytes(32),
+        policy_version=center,
+        epoch=1,
+        spend_offset=0,
+        command_offset=0,
+        rules_version=2,
+        zones_release="test",
+    )
+    await api.checkpoint("balance", shard, position)
+    return position
+
+
+async def write_fact(api: Api, center: str, position: int, kind: str, details: str | None) -> None:
+    await api.insert(
+        "ledger.entries",
+        shard=0,
+        position=position,
+        part=0,
+        business_center_id=center,
+        ad_account_id=center,
+        campaign_id="c" if kind.startswith("campaign") else None,
+        kind=kind,
+        occurred_at=RECORDED_AT,
+        recorded_at=RECORDED_AT,
+        details=details,
+    )
+
+
+async def ask(api: Api, path: str) -> httpx.Response:
+    return await api.client.get(path)
+
+
+@pytest.mark.parametrize("kind", FINE)
+async def test_no_details_of_a_fact_make_the_api_fail(api: Api, kind: str) -> None:
+    wrong, unreadable = [], 0
+    for number, details in enumerate(hostile(kind)):
+        center = f"{kind}-{number}"
+        await write_fact(api, center, await write_center(api, center, 0), kind, details)
+        for path in (
+            f"/v1/ad-accounts/{center}?at={LATER}",
+            f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
+            f"/v1/business-centers/{center}?at={LATER}",
+            f"/v1/ledger?ad_account_id={center}",
+        ):
+            answer = await ask(api, path)
+            unreadable += answer.status_code == 409
+            if answer.status_code not in (200, 404, 409):
+                wrong.append(f"{details} {path}: {answer.status_code} {answer.text}")
+    assert wrong == []
+    assert unreadable
+
+
+@pytest.mark.parametrize("kind", FINE)
+async def test_details_as_the_rules_write_them_are_read(api: Api, kind: str) -> None:
+    center = f"fine-{kind}"
+    details = {**FINE[kind], "command": {"type": "set_budget"}, "via": "topic"}
+    await write_fact(api, center, await write_center(api, center, 0), kind, json.dumps(details))
+    assert (await ask(api, f"/v1/ad-accounts/{center}?at={LATER}")).status_code == 200
+
+
+async def test_an_unreadable_fact_is_named(api: Api) -> None:
+    position = await write_center(api, "named", 0)
+    await write_fact(api, "named", position, "pause", "{}")
+    answer = await ask(api, f"/v1/ad-accounts/named?at={LATER}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+    assert f"position {position} of shard 0" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("number", range(len(POLICIES)))
+async def test_no_policy_makes_the_api_fail(api: Api, number: int) -> None:
+    center = f"policy-{number}"
+    await write_center(api, center, 1, POLICIES[number])
+    statuses = {
+        path: (await ask(api, path)).status_code
+        for path in (
+            f"/v1/business-centers/{center}",
+            f"/v1/business-centers/{center}?at={LATER}",
+            f"/v1/business-centers/{center}/{SERIES}",
+            f"/v1/ad-accounts/{center}",
+            f"/v1/ad-accounts/{center}?at={LATER}",
+            f"/v1/ad-accounts/{center}/{SERIES}",
+        )
+    }
+    assert set(statuses.values()) == {409}, statuses
+
+
+async def test_a_page_leaves_out_only_what_cannot_be_read(api: Api) -> None:
+    await write_center(api, "page-good", 2)
+    await write_center(api, "page-bad", 3, {})
+    page = await api.get("/v1/business-centers", limit=1000)
+    ids = {row["business_center_id"] for row in page["business_centers"]}
+    assert "page-good" in ids
+    assert "page-bad" not in ids
+    assert (await api.get("/v1/business-centers/page-bad/ad-accounts"))["ad_accounts"] == []
