@@ -8,6 +8,7 @@ without those in `_DERIVED`, so that a new field is kept unless it is listed the
 A snapshot is a cache: a process that does not know its format decides the ledger again from the beginning.
 """
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from operator import attrgetter
@@ -23,7 +24,7 @@ from shared.rules.shard import Shard
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, Grant, Holding, pocket_of
 
 # Raise it with every change of what is dumped. A snapshot of another format is not loaded.
-FORMAT: Final = 5
+FORMAT: Final = 6
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
     BusinessCenter: frozenset(
@@ -136,6 +137,7 @@ def dump(shard: Shard) -> Iterator[Any]:
             "policy": policy.content(),
             "rules": policy.rules,
             "zones_release": zones.release,
+            "kept_zones": {name: b64encode(data).decode() for name, data in shard.kept_zones().items()},
         },
         _all_fields(),
     ]
@@ -157,6 +159,7 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
     shard.policy = replace(policy_of(of_shard["policy"]), rules=of_shard["rules"])
     shard.zones = shard.tables[of_shard["zones_release"]]
     shard.named_by_ledger = (shard.policy, shard.zones)
+    shard.keep_zones({name: b64decode(data) for name, data in of_shard["kept_zones"].items()})
     shard.now, shard.reached = of_shard["now"], of_shard["reached"]
     shard.position = of_shard["position"]
     shard.batch = Batch(shard.position)

@@ -41,6 +41,8 @@ class Book:
         self.timers = Timers()
         self.batch = Batch(0)
         self._zones: dict[str, Zone] = {}
+        # The TZif bytes, by name, of the zones in use that the release which the ledger names does not have.
+        self._kept_zones: Mapping[str, bytes] = {}
         self._recorded: Mapping[GrantKey, RecordedGrant] = {}
         self._ended = EndedGrants()
 
@@ -129,10 +131,13 @@ class Book:
         return data is not None
 
     def zone(self, name: str) -> Zone:
-        """Return the time zone of this name, at the shard's time. Raise ValueError if the release in force has none."""
+        """Return the time zone of this name, at the shard's time.
+
+        Raise ValueError if the release in force has none, and the shard keeps none of an earlier release.
+        """
         zone = self._zones.get(name)
         if zone is None:
-            data = self.zones.table.get(name)
+            data = self.zones.table.get(name, self._kept_zones.get(name))
             if data is None:
                 raise ValueError(f"the release {self.zones.release!r} of the time zones has no {name!r}")
             zone = self._zones[name] = Zone(name, data)
@@ -149,18 +154,27 @@ class Book:
             account.turn_over_at = account.zone.start(account.zone.today + 1)
             self.timers.add_turn_over(account)
 
+    def _lacking(self, zones: Zones) -> dict[str, bytes]:
+        """Return the TZif bytes of the zones in use that a release does not have, by name."""
+        return {name: zone.data for name, zone in self._zones.items() if name not in zones.table}
+
     def _advance(self, now: int) -> None:
         self.reached = now
         for zone in self._zones.values():
             zone.advance(now)
 
     def _use_zones(self, zones: Zones) -> None:
-        """Use the days of another release, and schedule turn-overs by them. A zone that it lacks keeps its old days."""
+        """Use the days of another release, and schedule turn-overs by them.
+
+        A zone that the release lacks keeps its old days. The ledger does not record those under the new release,
+        because the name is no zone of it: commands that name it are refused, and a replay must refuse them too. UTC is
+        recorded in any case, so that the ledger knows a release that has no other zone of the shard.
+        """
         self.zones = self.tables[zones.release] = zones
         for name, zone in self._zones.items():
-            zone.use(zones.table.get(name, zone.data))
+            zone.use(zones.table.get(name, self._kept_zones.get(name, zone.data)))
             zone.advance(self.reached)
-            self.batch.zones[name] = zone.data
+        self.batch.zones.update({name: zones.table[name] for name in (*self._zones, "UTC") if name in zones.table})
         for account in self.accounts.values():
             pauses.index_campaigns(account, self.policy)
         for timer in self.timers.take_turn_overs():

@@ -143,12 +143,24 @@ class Shard(Book):
         """
         return (self.policy, self.zones) if self.batch.entries else self.named_by_ledger
 
+    def kept_zones(self) -> Mapping[str, bytes]:
+        """Return the TZif bytes of the zones in use that the release of `in_force` does not have, by name."""
+        zones = self.in_force()[1]
+        return self._kept_zones if zones == self.named_by_ledger[1] else self._lacking(zones)
+
+    def keep_zones(self, kept: Mapping[str, bytes]) -> None:
+        """Take the zones that `kept_zones` returned, before anything that uses them is loaded."""
+        self._kept_zones = kept
+
     def _keep_to_the_ledger(self) -> None:
         """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
         A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
+        before = self.named_by_ledger[1]
         self.named_by_ledger = policy, zones = self.in_force()
+        if zones != before:
+            self._kept_zones = self._lacking(zones)
         self.policy = policy
         if zones != self.zones:
             self._use_zones(zones)

@@ -40,6 +40,7 @@ from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.integration.audit_ledger import SHARDS, LedgerWriter, bulk_ledger_works, fold, ledger_writer
 from tests.integration.writing import command, writing
 from tests.model.forms import rfc3339
+from tests.model.shards import shard_of
 from tests.model.workload import Work, Workload
 from tests.zones import INSTALLED, release
 
@@ -158,6 +159,43 @@ async def test_the_past_is_decided_by_what_was_recorded(
         await is_loaded_as_written(database, writer, lease)
     named = await database.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1, 2")
     assert [tuple(row) for row in named] == [(1, "2030a"), (CURRENT, "2030a"), (CURRENT, "2030b")]
+
+
+async def test_a_release_that_lacks_zones_is_harmless(
+    database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accounts keep their days, and a command that names a lost zone is refused: then, in a replay, after a load.
+
+    The zone of a shard's only Business Center is lost, comes back, and another release has one that no other has.
+    """
+    lost = Zones("2030c", {name: data for name, data in INSTALLED.table.items() if name != "EST5EDT"})
+    tell = Told("lost", 1)
+    kind = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": "EST5EDT"}
+    async with ledger_writer(database_url, (STANDARD,)) as writer:
+        (lease,) = [lease for lease in writer.leases if lease.shard == shard_of(tell.center, SHARDS)]
+        for number, zones in enumerate((USUAL, lost, lost, USUAL, lost)):
+            monkeypatch.setattr(zones_of_the_ledger, "installed_zones", lambda zones=zones: zones)
+            writer.zones = zones
+            writer.now += 40_000_000_000
+            await writer.write(
+                [
+                    tell.command("open_business_center", currency="USD", time_zone="EST5EDT")
+                    if not number
+                    else tell.command("deposit_cash", amount="1"),
+                    tell.command("open_ad_account", ad_account_id=f"lost-{number}", **kind),
+                ]
+            )
+            await is_loaded_as_written(database, writer, lease)
+            if number == 2:
+                await keep_state(database, writer, lease)
+        codes = await database.fetch(
+            "SELECT code FROM ledger.outcomes WHERE type = 'open_ad_account' ORDER BY sequence"
+        )
+        assert [code for (code,) in codes] == [None, "invalid", "invalid", None, "invalid"]
+    await fold(database_url)
+    assert await audited(database_url) == PASSED
+    names = await database.fetch("SELECT name FROM ledger.time_zones WHERE release = '2030c'")
+    assert [name for (name,) in names] == ["UTC"]
 
 
 async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(

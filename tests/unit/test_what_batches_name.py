@@ -224,9 +224,36 @@ def test_a_zone_that_a_release_has_lost_stays_as_it_was() -> None:
     book = PureLedger(zones=BEFORE)
     book.batch(encoded(opening()), NOON)
     book.zones = lost
-    book.batch(encoded([spend("1", NOON)]), NOON + 1)
-    assert book.rules.batch.zones["Africa/Cairo"] == INSTALLED.table["Africa/Cairo"]
-    assert "Asia/Tokyo" not in book.rules.batch.zones
+    again = opening(accounts=("b",))[1]
+    assert book.batch(encoded([spend("1", NOON), again]), NOON + 1)[1] == ("rejected", "invalid")
+    assert set(book.rules.batch.zones) == {"UTC"}
+    assert book.rules.accounts["a"].zone.data == INSTALLED.table["Africa/Cairo"]
+
+
+CAIRO_IS_LOST = Zones("2030d", {name: data for name, data in INSTALLED.table.items() if name != "Africa/Cairo"})
+CAIRO_ALONE = Zones("2030e", {"Africa/Cairo": INSTALLED.table["Asia/Tokyo"]})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from((BEFORE, MOVED, CAIRO_IS_LOST, CAIRO_ALONE)), st.integers(0, 2), st.booleans()),
+        max_size=12,
+    )
+)
+def test_whatever_release_lacks_a_zone_the_ledger_alone_gives_the_same_bytes(
+    steps: list[tuple[Zones, int, bool]],
+) -> None:
+    """Each step spends, opens another account in Cairo, or does nothing."""
+    budget = command("set_budget", ad_account_id="a", mode="daily", amount="5")
+    batches: list[Batch] = [(NOON, (STANDARD, BEFORE), [*opening(), budget])]
+    for number, (zones, what, _) in enumerate(steps):
+        now = NOON + 5 * HOUR * (number + 1)
+        messages = [[], [spend("2", now)], [opening(accounts=(f"a{number}",))[1]]][what]
+        batches.append((now, (STANDARD, zones), messages))
+    original = written(batches).encoded()
+    assert replayed(batches) == original
+    assert written(batches, reload=lambda number: number > 0 and steps[number - 1][2]).encoded() == original
 
 
 def test_a_batch_says_which_zones_the_shard_has_a_use_for_the_first_time() -> None:
