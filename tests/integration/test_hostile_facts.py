@@ -16,6 +16,7 @@ from shared.runtime.clock import Clock
 from tests.integration.api import RECORDED_AT, Api, running_api
 from tests.integration.test_api_reads import NOON
 from tests.servers import Postgres
+from tests.zones import INSTALLED
 
 pytestmark = pytest.mark.embedded
 LATER = "2026-03-12T11:00:00Z"
@@ -193,3 +194,21 @@ async def test_a_page_leaves_out_only_what_cannot_be_read(api: Api) -> None:
     assert "page-good" in ids
     assert "page-bad" not in ids
     assert (await api.get("/v1/business-centers/page-bad/ad-accounts"))["ad_accounts"] == []
+
+
+async def test_a_zone_that_the_installed_release_lacks_is_read_from_the_ledger(api: Api) -> None:
+    await write_center(api, "lost-zone", 2)
+    zone = "Atlantis/City"
+    for table in ("business_centers", "ad_accounts"):
+        await api.database.execute(
+            f"UPDATE balance.{table} SET time_zone = $1 WHERE business_center_id = 'lost-zone'",
+            zone,
+        )
+    path = "/v1/ad-accounts/lost-zone"
+    assert (await ask(api, path)).status_code == 409
+    for release, days in (("2030a", b"no zone"), ("2029z", INSTALLED.table["UTC"]), ("2030b", INSTALLED.table["UTC"])):
+        await api.insert("ledger.time_zones", release=release, name=zone, data=days)
+    for each in (path, f"{path}?at={LATER}", f"{path}/campaigns/c", f"{path}/{SERIES}"):
+        assert (await ask(api, each)).status_code == 200, each
+    page = await api.get("/v1/business-centers/lost-zone/ad-accounts")
+    assert [row["ad_account_id"] for row in page["ad_accounts"]] == ["lost-zone"]

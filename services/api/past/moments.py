@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import asyncpg
 from fastapi import Query
 
+from services.api.calendars import learn_zones
 from services.api.checkpoints import read_checkpoints
 from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.door.errors import invalid, not_found, unavailable
@@ -83,6 +84,7 @@ async def find_business_center(connection: asyncpg.Connection, caller: Caller, b
     )
     if row is None or not caller.sees(business_center_id):
         raise not_found("Business Center")
+    await learn_zones(connection, [row["time_zone"]])
     return Entity(**row)
 
 
@@ -95,6 +97,7 @@ async def find_ad_account(connection: asyncpg.Connection, caller: Caller, ad_acc
     )
     if row is None or not caller.sees(row["business_center_id"]):
         raise not_found("ad account")
+    await learn_zones(connection, [row["time_zone"]])
     return Entity(**row)
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 
 from services.api.balances import ad_account_balance, spend_answer
 from services.api.budgets import Today, budget_answer, changes_answer
-from services.api.calendars import unknown_zone
+from services.api.calendars import has_calendar, learn_zones, unknown_zone
 from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
@@ -23,7 +23,6 @@ from services.api.past.history import ad_account_facts_at, ad_account_spend_at, 
 from services.api.past.moments import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
 from services.api.pieces import page, unhurried
 from services.api.policies import read_policies, require_policy
-from shared.contracts.zones import is_zone
 from shared.runtime.clock import Clock
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
@@ -118,6 +117,7 @@ async def read_ad_accounts(
         """,
         ids,
     )
+    await learn_zones(connection, {row["time_zone"] for row in stored})
     policies = await read_policies(connection, sorted({row["shard"] for row in stored}))
     rows = [row for row in stored if row["shard"] in policies and _is_readable(row)]
     now_us = checkpoints.now_us(clock)
@@ -185,7 +185,7 @@ async def _ad_account_at(connection: asyncpg.Connection, entity: Entity, moment:
 
 
 def _is_readable(row: asyncpg.Record) -> bool:
-    known = is_zone(row["time_zone"])
+    known = has_calendar(row["time_zone"])
     if not known:
         structlog.get_logger().error("an ad account cannot be read", id=row["ad_account_id"], zone=row["time_zone"])
     return known

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from services.api.balances import spend_answer
 from services.api.budgets import Today, budget_answer
+from services.api.calendars import learn_zones
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import AnyRole
@@ -43,6 +44,7 @@ async def get_campaign(
         row = await _campaign(connection, ad_account_id, campaign_id)
         if row is None:
             raise not_found("campaign")
+        await learn_zones(connection, [row["time_zone"]])
         today = Today.at(row["time_zone"], checkpoints.now_us(context.clock))
         spend = await _spend(connection, ad_account_id, campaign_id, today.period("daily"))
     return {**_answer(ad_account_id, campaign_id, row, today, spend), "as_of": checkpoints.as_of()}
