@@ -342,6 +342,10 @@ CASES = [
     of_the_writer("a ledger.quarantine", record("-5"), refused=BOUND),
     of_the_writer("a ledger.quarantine", record("0"), refused=BOUND),
     of_the_writer("a ledger.quarantine", record(offset=-1), refused=BOUND),
+    *(
+        of_the_writer("a ledger.quarantine", record().replace("'spend.events'", topic), refused=BOUND)
+        for topic in ("'delivery.signals'", "'finance.outcomes'", "E'sp\\x01'", "''")
+    ),
     of_the_writer("a ledger.quarantine", record(), said="shard 0: the quarantine ends at"),
     of_the_writer("a ledger.quarantine", record("1", shard=9), said="ledger.quarantine holds rows of shard 9"),
     of_the_writer(

@@ -26,7 +26,9 @@ CREATE TABLE ledger.quarantine (
     replay_sequence bigint,
     CHECK ((replay_shard IS NULL) = (replay_sequence IS NULL)),
     CONSTRAINT quarantine_cut CHECK ((raw_bytes IS NULL) = (raw_sha256 IS NULL)),
-    CONSTRAINT quarantine_bounds CHECK (sequence > 0 AND partition >= 0 AND "offset" >= 0),
+    -- A record of another topic could not be replayed, and would keep those behind it from being replayed by reason.
+    CONSTRAINT quarantine_bounds CHECK (
+        sequence > 0 AND partition >= 0 AND "offset" >= 0 AND topic IN ('spend.events', 'finance.commands')),
     CONSTRAINT quarantine_times CHECK (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z'),
     CONSTRAINT quarantine_sizes CHECK (
         octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576
