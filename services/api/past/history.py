@@ -78,7 +78,7 @@ async def ad_account_spend_at(
 ) -> tuple[dict[str, int], int]:
     """Return what an account's spend billed and overdelivered, and what the days of `period` billed, in micros.
 
-    Without a period the latter is 0.
+    Without a period the latter is 0. `money` was read with the same period.
     """
     row = await connection.fetchrow(
         """
@@ -92,14 +92,14 @@ async def ad_account_spend_at(
         entity.ad_account_id,
         *(period or (None, None)),
     )
-    return _add(row, money), int(row["in_period"]) + _billed_in(period, money)
+    return _add(row, money), int(row["in_period"]) + _billed_in_period(money)
 
 
 async def campaign_spend_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, today: date
 ) -> dict[str, int] | None:
     """Return what a campaign's spend billed, overdelivered, and billed `today`, in micros; None if it never spent."""
-    money = await money_since_closing(connection, entity, moment, campaign_id=campaign_id)
+    money = await money_since_closing(connection, entity, moment, campaign_id=campaign_id, period=(today, today))
     row = await connection.fetchrow(
         """
         SELECT count(*) AS rows, coalesce(sum(s.billed), 0) AS billed,
@@ -114,15 +114,15 @@ async def campaign_spend_at(
         campaign_id,
         today,
     )
-    if not row["rows"] and all(each["day"] is None for each in money):
+    if not row["rows"] and not any(each["is_spend"] for each in money):
         return None
-    return {**_add(row, money), "billed_today": int(row["billed_today"]) + _billed_in((today, today), money)}
+    return {**_add(row, money), "billed_today": int(row["billed_today"]) + _billed_in_period(money)}
 
 
 async def budget_at(
-    connection: asyncpg.Connection, entity: Entity, moment: Moment, facts: list[Fact]
+    connection: asyncpg.Connection, entity: Entity, moment: Moment, today: Today, facts: list[Fact]
 ) -> tuple[dict[str, Any], list[asyncpg.Record]]:
-    """Return an account's budget, and the money since the last closing.
+    """Return an account's budget, and the money since the last closing, with the budget's period of `today`.
 
     The budget's `spent` is what a custom budget has counted, in micros. `facts` are those of `facts_since_closing`,
     here and below.
@@ -131,8 +131,9 @@ async def budget_at(
     for fact in facts:
         if isinstance(fact.details, BudgetDetails):
             _set_budget(budget, fact.position, fact.details)
-    money = await money_since_closing(connection, entity, moment, custom_start=budget["start_position"])
-    counted = [row for row in money if row["counted"] and row["day"] is not None and not row["overdelivery"]]
+    period = today.period(budget["mode"] or "unlimited")
+    money = await money_since_closing(connection, entity, moment, custom_start=budget["start_position"], period=period)
+    counted = [row for row in money if row["counted"] and row["is_spend"] and not row["overdelivery"]]
     budget["spent"] = int(budget["spent"] or 0) - sum(int(row["amount"]) for row in counted)
     return budget, money
 
@@ -244,7 +245,7 @@ async def campaign_at(
     """
     period = today.period("daily")
     assert period is not None
-    facts = await facts_since_closing(connection, entity, moment)
+    facts = await facts_since_closing(connection, entity, moment, campaign_id)
     budget = await campaign_budget_at(connection, entity, campaign_id, moment, facts)
     spend = await campaign_spend_at(connection, entity, campaign_id, moment, period[0])
     if budget is None and spend is None:
@@ -291,8 +292,5 @@ def _add(closed: asyncpg.Record, money: list[Any]) -> dict[str, int]:
     }
 
 
-def _billed_in(period: tuple[date, date] | None, money: list[Any]) -> int:
-    if period is None:
-        return 0
-    first, last = period
-    return sum_spend([row for row in money if row["day"] is not None and first <= row["day"] <= last])[0]
+def _billed_in_period(money: list[Any]) -> int:
+    return sum_spend([row for row in money if row["in_period"]])[0]
