@@ -3,15 +3,20 @@
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
+import asyncpg
 import pytest
 
 from services.api.door.tokens import Caller
-from services.api.past import ledger, moments
+from services.api.past import history, ledger, moments
 from services.api.past.facts import Fact, parse_fact
 from services.api.past.ledger import BLOCKS_AT_MOST, Span
 from services.api.past.moments import Moment, find_ad_account, money_since_closing
 from services.api.policies import DEFAULT_POLICY
+from services.api.present import business_centers
+from services.incentives.deals import PAGE_BYTES, read_page
+from shared.rules.vocabulary import POCKETS
 from shared.runtime.clock import Clock
+from tests.integration import lawful
 from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
 from tests.integration.test_api_reads import NOON
 from tests.integration.test_hostile_facts import LATER, write_center
@@ -19,6 +24,7 @@ from tests.servers import Postgres
 
 pytestmark = pytest.mark.embedded
 FACTS = 3_000
+MOST_DEAL_BYTES = 65_536  # of the slabs, as of a body that brings them
 # Facts of an account and its campaigns, in order, `n` at a time; the last one is at position $3.
 _FACTS = """
     INSERT INTO ledger.entries (shard, position, part, business_center_id, ad_account_id, campaign_id, kind,
@@ -142,3 +148,84 @@ async def test_a_page_of_entries_reads_no_more_blocks_than_it_searches(
         pages += 1
     assert pages == -(-blocks // BLOCKS_AT_MOST)
     assert max(read) <= BLOCKS_AT_MOST + 2
+
+
+async def leave_out(api: Api, center: str, count: int) -> None:
+    await api.insert("balance.automatic_allocation", business_center_id=center, enabled_at=RECORDED_AT)
+    await api.database.execute(
+        """
+        WITH accounts AS (
+            INSERT INTO balance.ad_accounts
+            SELECT $1 || n, $1, 2, 'monthly_invoicing', 'auction', 'Asia/Tokyo', false, $3::text::timestamptz
+            FROM generate_series(1, $2) AS n RETURNING ad_account_id
+        )
+        INSERT INTO balance.left_out SELECT $1, ad_account_id, 'not_owned' FROM accounts
+        """,
+        center,
+        count,
+        RECORDED_AT,
+    )
+
+
+async def test_a_business_center_with_too_many_accounts_left_out_is_a_conflict_and_not_in_the_list(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(business_centers, "MOST_AD_ACCOUNTS", 10)
+    monkeypatch.setattr(history, "MOST_AD_ACCOUNTS", 10)
+    for center, count in (("left-a", 10), ("left-b", 11), ("left-c", 1)):
+        await write_center(api, center, 2)
+        await leave_out(api, center, count)
+    assert (await api.get("/v1/business-centers/left-b", 409))["code"] == "conflict"
+    assert (await api.get("/v1/business-centers/left-b", 409, at=LATER))["code"] == "conflict"
+    for query in ("", f"?at={LATER}"):
+        full = await api.get(f"/v1/business-centers/left-a{query}")
+        assert len(full["automatic_allocation"]["left_out"]) == 10
+    page = await api.get("/v1/business-centers", after="left", limit=3)
+    assert [row["business_center_id"] for row in page["business_centers"]] == ["left-a"]
+    assert page["next"] == "left-b"
+    page = await api.get("/v1/business-centers", after="left-b", limit=1)
+    assert [row["business_center_id"] for row in page["business_centers"]] == ["left-c"]
+
+
+@pytest.mark.parametrize("table", ["balance.pockets", "balance.pocket_movements", "balance.grants"])
+async def test_the_pockets_of_the_vocabulary_and_no_others_can_be_written(api: Api, table: str) -> None:
+    oid = await api.database.fetchval("SELECT $1::text::regclass::oid", table)
+    for pocket in POCKETS:
+        assert await lawful.takes(api.database, oid, "pockets", {"pocket": f"'{pocket}'"}), pocket
+    assert not await lawful.takes(api.database, oid, "pockets", {"pocket": "'weather'"})
+
+
+async def write_deal(api: Api, deal: str, slabs: str) -> None:
+    await api.insert(
+        "incentives.deals",
+        id=deal,
+        client="Acme",
+        ad_account_ids=["acct"],
+        starts_on="2026-03-01",
+        ends_on="2026-03-31",
+        time_zone="Asia/Tokyo",
+        currency="USD",
+        method="marginal",
+        slabs=slabs,
+        registered_at=RECORDED_AT,
+        updated_at=RECORDED_AT,
+    )
+
+
+async def test_a_page_of_deals_ends_by_bytes(api: Api) -> None:
+    """As large as the database takes them; as unreadable deals they are not on the page, but they were read."""
+    largest = "[" + " " * (MOST_DEAL_BYTES - 2) + "]"
+    for number in range(200):
+        await write_deal(api, f"large-{number:03}", largest)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await write_deal(api, "too-large", largest + " ")
+    pages, after = 0, ""
+    while True:
+        async with api.context.snapshot() as connection:
+            page = await read_page(connection, None, after, 1000)
+        assert sum(len(row["slabs"]) for row in page.rows) <= PAGE_BYTES
+        pages += 1
+        if page.next is None:
+            break
+        after = page.next
+    assert pages == 4

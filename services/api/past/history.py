@@ -8,9 +8,10 @@ import asyncpg
 
 from services.api.budgets import Today
 from services.api.door.errors import not_found
-from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
+from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact, unreadable
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
 from shared.ledger.times import to_datetime
+from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
 _NO_BUDGET: dict[str, Any] = {
     "mode": None,
@@ -190,6 +191,10 @@ async def business_center_facts_at(
     """Return the facts of a Business Center, and the ad accounts left out of automatic allocation.
 
     The facts are currency, zone, the instant from which it allocates automatically, and the bound for one spend.
+
+    Raises:
+        ApiError: 409 if more ad accounts are left out than a Business Center may have.
+
     """
     row = await connection.fetchrow(
         """
@@ -208,11 +213,14 @@ async def business_center_facts_at(
         """
         SELECT l.ad_account_id, l.reason
         FROM balance.left_out l JOIN balance.ad_accounts a USING (ad_account_id)
-        WHERE l.business_center_id = $1 AND a.opened_at <= $2 ORDER BY l.ad_account_id
+        WHERE l.business_center_id = $1 AND a.opened_at <= $2 ORDER BY l.ad_account_id LIMIT $3
         """,
         entity.business_center_id,
         moment.recorded_at,
+        MOST_AD_ACCOUNTS + 1,
     )
+    if len(left_out) > MOST_AD_ACCOUNTS:
+        raise unreadable("the ad accounts that it leaves out of automatic allocation")
     return row, [dict(each) for each in left_out]
 
 
