@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from services.api.door.tokens import Caller
-from services.api.past import history, ledger, moments
+from services.api.past import history, ledger, moments, series
 from services.api.past.facts import Fact, parse_fact
 from services.api.past.ledger import BLOCKS_AT_MOST, Span
 from services.api.past.moments import Moment, find_ad_account, money_since_closing
@@ -229,3 +229,42 @@ async def test_a_page_of_deals_ends_by_bytes(api: Api) -> None:
             break
         after = page.next
     assert pages == 4
+
+
+async def test_more_pockets_than_the_rules_write_are_a_conflict(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "_GROUPS_AT_MOST", 50)
+    monkeypatch.setattr(series, "_MOVEMENTS_AT_MOST", 50)
+    first = await write_center(api, "pockets", 3)
+    position = await write_center(api, "pockets-last", 3)
+    await api.database.execute(
+        """
+        INSERT INTO ledger.entries (shard, position, part, amount, business_center_id, ad_account_id, kind, holder,
+                                    pocket, occurred_at, recorded_at)
+        SELECT 3, $1 + n, 0, 1, 'pockets', 'pockets', 'deposit', 'ad_account', 'pocket-' || n,
+               $2::text::timestamptz, $2::text::timestamptz
+        FROM generate_series(1, 51) AS n
+        """,
+        position,
+        RECORDED_AT,
+    )
+    days = {"from": "2026-03-01", "to": "2026-03-31"}
+    assert (await api.client.get("/v1/ad-accounts/pockets/series", params=days)).status_code == 200
+    await api.insert(
+        "ledger.batches",
+        shard=3,
+        first_position=first,
+        last_position=position + 51,
+        recorded_at=LATER,
+        root=bytes(32),
+        policy_version="pockets",
+        epoch=1,
+        spend_offset=0,
+        command_offset=0,
+        rules_version=2,
+        zones_release="test",
+    )
+    await api.checkpoint("balance", 3, position + 51, LATER)
+    await api.insert("balance.entry_blocks", business_center_id="pockets", ad_account_id="", shard=3, block=0)
+    for path, query in (("", {"at": LATER}), ("/series", days)):
+        assert (await api.client.get(f"/v1/ad-accounts/pockets{path}", params=query)).status_code == 409
+    assert (await api.client.get("/v1/business-centers/pockets", params={"at": LATER})).status_code == 409
