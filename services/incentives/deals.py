@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from itertools import accumulate
 from typing import Any, Final
 
 import asyncpg
@@ -21,8 +20,9 @@ from shared.rules.calendar import Zone
 from shared.rules.money import parse_amount
 from shared.rules.refusal import require
 
-# A page of deals ends early if it would name more ad accounts than this.
+# A page of deals ends early if it would name more ad accounts than this, or if its lists would have more bytes.
 PAGE_ACCOUNTS: Final = 10_000
+PAGE_BYTES: Final = 4 * 2**20
 
 # The caller's scope is $1. The first ad account is checked alone, because it rules out most deals of others.
 _IN_SCOPE = """($1::text[] IS NULL OR CASE
@@ -120,21 +120,26 @@ async def read_deal(connection: asyncpg.Connection, scope: list[str] | None, dea
 async def read_page(connection: asyncpg.Connection, scope: list[str] | None, after: str, limit: int) -> DealPage:
     """Return at most `limit` deals of this scope whose ids come after `after`.
 
-    A page is shorter if its deals would name more than `PAGE_ACCOUNTS` ad accounts, but it holds at least one deal.
+    A page is shorter if its deals would name more than `PAGE_ACCOUNTS` ad accounts or have more than `PAGE_BYTES`
+    bytes, but it holds at least one deal.
     """
     rows = await connection.fetch(
         f"""
         SELECT * FROM (
-            SELECT *, sum(cardinality(ad_account_ids)) OVER (ORDER BY id) - cardinality(ad_account_ids) AS before
+            SELECT *, sum(accounts) OVER (ORDER BY id) - accounts AS accounts_before,
+                sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before
             FROM (
-                SELECT * FROM incentives.deals WHERE {_IN_SCOPE} AND id > $2 ORDER BY id LIMIT $3
+                SELECT *, cardinality(ad_account_ids) AS accounts,
+                    octet_length(ad_account_ids::text) + octet_length(slabs::text) + octet_length(client) AS bytes
+                FROM incentives.deals WHERE {_IN_SCOPE} AND id > $2 ORDER BY id LIMIT $3
             ) AS few
-        ) AS counted WHERE before <= $4 ORDER BY id
+        ) AS counted WHERE accounts_before <= $4 AND bytes_before <= $5 ORDER BY id
         """,  # noqa: S608
         scope,
         after,
         limit + 1,
         PAGE_ACCOUNTS,
+        PAGE_BYTES,
     )
     page = rows[: _fitting(rows[:limit])]
     return DealPage(page, page[-1]["id"] if len(page) < len(rows) else None)
@@ -142,8 +147,12 @@ async def read_page(connection: asyncpg.Connection, scope: list[str] | None, aft
 
 def _fitting(rows: list[asyncpg.Record]) -> int:
     """Return how many of these deals fit on a page: at least one, if there is one."""
-    accounts = accumulate(len(row["ad_account_ids"]) for row in rows)
-    return max(sum(total <= PAGE_ACCOUNTS for total in accounts), min(1, len(rows)))
+    return max(sum(map(_fits, rows)), min(1, len(rows)))
+
+
+def _fits(row: asyncpg.Record) -> bool:
+    accounts, size = row["accounts_before"] + row["accounts"], row["bytes_before"] + row["bytes"]
+    return bool(accounts <= PAGE_ACCOUNTS and size <= PAGE_BYTES)
 
 
 async def register_deal(

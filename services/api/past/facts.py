@@ -71,9 +71,9 @@ def parse_fact(shard: int, position: int, kind: str, campaign_id: str | None, de
     try:
         return Fact(position, campaign_id, FACTS[kind].validate_json(details or "null"))
     except ValidationError:
-        raise ApiError(
-            409,
-            "conflict",
-            f"the entry at position {position} of shard {shard} cannot be read: 'drawdown audit verify' says what is"
-            " wrong",
-        ) from None
+        raise unreadable(f"the entry at position {position} of shard {shard}") from None
+
+
+def unreadable(what: str) -> ApiError:
+    """Return a 409: the rules did not write these entries. `what` is the subject of its sentence."""
+    return ApiError(409, "conflict", f"{what} cannot be read: 'drawdown audit verify' says what is wrong")

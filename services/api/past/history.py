@@ -8,9 +8,10 @@ import asyncpg
 
 from services.api.budgets import Today
 from services.api.door.errors import not_found
-from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
+from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact, unreadable
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
 from shared.ledger.times import to_datetime
+from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
 _NO_BUDGET: dict[str, Any] = {
     "mode": None,
@@ -78,7 +79,7 @@ async def ad_account_spend_at(
 ) -> tuple[dict[str, int], int]:
     """Return what an account's spend billed and overdelivered, and what the days of `period` billed, in micros.
 
-    Without a period the latter is 0.
+    Without a period the latter is 0. `money` was read with the same period.
     """
     row = await connection.fetchrow(
         """
@@ -92,14 +93,14 @@ async def ad_account_spend_at(
         entity.ad_account_id,
         *(period or (None, None)),
     )
-    return _add(row, money), int(row["in_period"]) + _billed_in(period, money)
+    return _add(row, money), int(row["in_period"]) + _billed_in_period(money)
 
 
 async def campaign_spend_at(
     connection: asyncpg.Connection, entity: Entity, campaign_id: str, moment: Moment, today: date
 ) -> dict[str, int] | None:
     """Return what a campaign's spend billed, overdelivered, and billed `today`, in micros; None if it never spent."""
-    money = await money_since_closing(connection, entity, moment, campaign_id=campaign_id)
+    money = await money_since_closing(connection, entity, moment, campaign_id=campaign_id, period=(today, today))
     row = await connection.fetchrow(
         """
         SELECT count(*) AS rows, coalesce(sum(s.billed), 0) AS billed,
@@ -114,15 +115,15 @@ async def campaign_spend_at(
         campaign_id,
         today,
     )
-    if not row["rows"] and all(each["day"] is None for each in money):
+    if not row["rows"] and not any(each["is_spend"] for each in money):
         return None
-    return {**_add(row, money), "billed_today": int(row["billed_today"]) + _billed_in((today, today), money)}
+    return {**_add(row, money), "billed_today": int(row["billed_today"]) + _billed_in_period(money)}
 
 
 async def budget_at(
-    connection: asyncpg.Connection, entity: Entity, moment: Moment, facts: list[Fact]
+    connection: asyncpg.Connection, entity: Entity, moment: Moment, today: Today, facts: list[Fact]
 ) -> tuple[dict[str, Any], list[asyncpg.Record]]:
-    """Return an account's budget, and the money since the last closing.
+    """Return an account's budget, and the money since the last closing, with the budget's period of `today`.
 
     The budget's `spent` is what a custom budget has counted, in micros. `facts` are those of `facts_since_closing`,
     here and below.
@@ -131,8 +132,9 @@ async def budget_at(
     for fact in facts:
         if isinstance(fact.details, BudgetDetails):
             _set_budget(budget, fact.position, fact.details)
-    money = await money_since_closing(connection, entity, moment, custom_start=budget["start_position"])
-    counted = [row for row in money if row["counted"] and row["day"] is not None and not row["overdelivery"]]
+    period = today.period(budget["mode"] or "unlimited")
+    money = await money_since_closing(connection, entity, moment, custom_start=budget["start_position"], period=period)
+    counted = [row for row in money if row["counted"] and row["is_spend"] and not row["overdelivery"]]
     budget["spent"] = int(budget["spent"] or 0) - sum(int(row["amount"]) for row in counted)
     return budget, money
 
@@ -189,6 +191,10 @@ async def business_center_facts_at(
     """Return the facts of a Business Center, and the ad accounts left out of automatic allocation.
 
     The facts are currency, zone, the instant from which it allocates automatically, and the bound for one spend.
+
+    Raises:
+        ApiError: 409 if more ad accounts are left out than a Business Center may have.
+
     """
     row = await connection.fetchrow(
         """
@@ -207,11 +213,14 @@ async def business_center_facts_at(
         """
         SELECT l.ad_account_id, l.reason
         FROM balance.left_out l JOIN balance.ad_accounts a USING (ad_account_id)
-        WHERE l.business_center_id = $1 AND a.opened_at <= $2 ORDER BY l.ad_account_id
+        WHERE l.business_center_id = $1 AND a.opened_at <= $2 ORDER BY l.ad_account_id LIMIT $3
         """,
         entity.business_center_id,
         moment.recorded_at,
+        MOST_AD_ACCOUNTS + 1,
     )
+    if len(left_out) > MOST_AD_ACCOUNTS:
+        raise unreadable("the ad accounts that it leaves out of automatic allocation")
     return row, [dict(each) for each in left_out]
 
 
@@ -244,7 +253,7 @@ async def campaign_at(
     """
     period = today.period("daily")
     assert period is not None
-    facts = await facts_since_closing(connection, entity, moment)
+    facts = await facts_since_closing(connection, entity, moment, campaign_id)
     budget = await campaign_budget_at(connection, entity, campaign_id, moment, facts)
     spend = await campaign_spend_at(connection, entity, campaign_id, moment, period[0])
     if budget is None and spend is None:
@@ -291,8 +300,5 @@ def _add(closed: asyncpg.Record, money: list[Any]) -> dict[str, int]:
     }
 
 
-def _billed_in(period: tuple[date, date] | None, money: list[Any]) -> int:
-    if period is None:
-        return 0
-    first, last = period
-    return sum_spend([row for row in money if row["day"] is not None and first <= row["day"] <= last])[0]
+def _billed_in_period(money: list[Any]) -> int:
+    return sum_spend([row for row in money if row["in_period"]])[0]

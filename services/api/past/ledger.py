@@ -78,6 +78,12 @@ class Cursor:
         first = max(span.first, self.position + 1)
         return Span(span.shard, first, span.last) if first <= span.last else None
 
+    def first_block(self, shard: int) -> int | None:
+        """Return the first block of a shard that the page may need; None if it needs none."""
+        if self.shard is None or shard == self.shard:
+            return (self.position + 1) // BLOCK_POSITIONS
+        return 0 if shard > self.shard else None
+
 
 @router.get("/v1/ledger", response_model=Entries, summary="Entries of the ledger")
 async def get_ledger(
@@ -97,7 +103,7 @@ async def get_ledger(
     source = UUID(source_event_id) if source_event_id else None
     search = Search(business_center_id, ad_account_id, source, caller.scope)
     async with context.snapshot() as connection:
-        spans = await _spans(connection, search, context.shards)
+        spans = await _spans(connection, search, cursor, context.shards)
         clipped = [part for span in spans if (part := cursor.clip(span))]
         rows, stopped_at = await _scan(connection, search, clipped, limit)
     return await page("entries", (_entry(row) async for row in unhurried(rows)), next=stopped_at)
@@ -153,15 +159,18 @@ async def _search_span(connection: asyncpg.Connection, search: Search, span: Spa
     return rows
 
 
-async def _spans(connection: asyncpg.Connection, search: Search, shards: int) -> list[Span]:
-    """Return the spans that may have matching entries, by shard and position; none for what the caller may not see."""
+async def _spans(connection: asyncpg.Connection, search: Search, cursor: Cursor, shards: int) -> list[Span]:
+    """Return the page's spans that may have matching entries, by shard and position.
+
+    There are none for what the caller may not see.
+    """
     if search.business_center_id is not None and not search.sees(search.business_center_id):
         return []
     if search.source is not None:
         return await _spans_of_source(connection, search.source, search.scope)
     if search.business_center_id is not None:
         shard = murmur2_partition(search.business_center_id.encode(), shards)
-        return await _spans_of_entity(connection, shard, search.business_center_id, search.ad_account_id or "")
+        return await _spans_of_entity(connection, cursor, shard, search.business_center_id, search.ad_account_id or "")
     if search.ad_account_id is not None:
         account = await connection.fetchrow(
             "SELECT shard, business_center_id FROM ledger.ad_accounts WHERE ad_account_id = $1",
@@ -169,17 +178,21 @@ async def _spans(connection: asyncpg.Connection, search: Search, shards: int) ->
         )
         if account is None or not search.sees(account["business_center_id"]):
             return []
-        return await _spans_of_entity(connection, account["shard"], account["business_center_id"], search.ad_account_id)
+        shard, center = account["shard"], account["business_center_id"]
+        return await _spans_of_entity(connection, cursor, shard, center, search.ad_account_id)
     if search.scope is not None:
-        return await _spans_of_scope(connection, search.scope, shards)
+        return await _spans_of_scope(connection, cursor, search.scope, shards)
     rows = await connection.fetch("SELECT shard, position FROM ledger.shards ORDER BY shard")
     return [Span(row["shard"], 1, row["position"]) for row in rows]
 
 
 async def _spans_of_entity(
-    connection: asyncpg.Connection, shard: int, business_center_id: str, ad_account_id: str
+    connection: asyncpg.Connection, cursor: Cursor, shard: int, business_center_id: str, ad_account_id: str
 ) -> list[Span]:
-    """Return the blocks that the read model names for an entity, and all positions that it has not read yet."""
+    """Return the blocks that the read model names for an entity, and all positions that it has not read yet.
+
+    At most one block more is returned than a page searches, beginning at the cursor.
+    """
     head = await connection.fetchrow(
         """
         SELECT s.position, coalesce(c.position, 0) AS indexed
@@ -188,14 +201,19 @@ async def _spans_of_entity(
         """,
         shard,
     )
-    if head is None:  # The ledger says that the ad account is of a shard that does not exist.
+    first_block = cursor.first_block(shard)
+    # The ledger may say that the ad account is of a shard that does not exist.
+    if head is None or first_block is None:
         return []
     rows = await connection.fetch(
         "SELECT block FROM balance.entry_blocks WHERE business_center_id = $1 AND ad_account_id = $2 "
-        "AND shard = $3 ORDER BY block",
+        "AND shard = $3 AND block BETWEEN $4 AND $5 ORDER BY block LIMIT $6",
         business_center_id,
         ad_account_id,
         shard,
+        first_block,
+        head["indexed"] // BLOCK_POSITIONS,
+        BLOCKS_AT_MOST + 1,
     )
     starts = [row["block"] * BLOCK_POSITIONS for row in rows]
     spans = [Span(shard, start, min(start + BLOCK_POSITIONS - 1, head["indexed"])) for start in starts]
@@ -204,12 +222,12 @@ async def _spans_of_entity(
     return spans
 
 
-async def _spans_of_scope(connection: asyncpg.Connection, scope: list[str], shards: int) -> list[Span]:
+async def _spans_of_scope(connection: asyncpg.Connection, cursor: Cursor, scope: list[str], shards: int) -> list[Span]:
     """Return the blocks of each of these Business Centers; those of one shard may share some."""
     spans: set[Span] = set()
     for business_center_id in scope:
         shard = murmur2_partition(business_center_id.encode(), shards)
-        spans.update(await _spans_of_entity(connection, shard, business_center_id, ""))
+        spans.update(await _spans_of_entity(connection, cursor, shard, business_center_id, ""))
     return _in_order(spans)
 
 

@@ -8,8 +8,8 @@ closings, and only the blocks in which the entity has any.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from datetime import date, datetime
+from typing import Annotated, Any, Final, TypeVar
 
 import asyncpg
 from fastapi import Query
@@ -20,10 +20,11 @@ from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.door.errors import invalid, not_found, unavailable
 from services.api.door.tokens import Caller
 from services.api.models import microseconds, time
-from services.api.past.facts import FACTS, Fact, parse_fact
+from services.api.past.facts import FACTS, Fact, parse_fact, unreadable
 from services.api.policies import Waterfalls, parse_policy
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
+from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ At = Annotated[
 ]
 
 BLOCK_POSITIONS = 65_536  # of balance.entry_blocks
+# Money falls into some dozens of groups. The database accepts any words there, so more groups are possible.
+_GROUPS_AT_MOST: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +191,12 @@ async def money_since_closing(
     *,
     campaign_id: str | None = None,
     custom_start: int | None = None,
+    period: tuple[date, date] | None = None,
 ) -> list[asyncpg.Record]:
     """Return sums of the entries with money from the last closing to the moment.
 
-    A row has `holder`, `pocket`, `day`, `overdelivery`, `limit_changed`, `counted` and `amount` in micros.
+    A row has `holder`, `pocket`, `is_spend`, `in_period`, `overdelivery`, `limit_changed`, `counted` and `amount` in
+    micros. There are a few dozen rows at most, because days are not told apart.
 
     Args:
         connection: a connection in the snapshot.
@@ -199,11 +204,16 @@ async def money_since_closing(
         moment: the end.
         campaign_id: counts only entries of this campaign.
         custom_start: the position where the account's custom budget began. Charges after it are `counted`.
+        period: the first and last day of a budget's period. Spend of its days is `in_period`; without one, none is.
+
+    Raises:
+        ApiError: 409 if there are more groups than the rules can write.
 
     """
     rows: list[asyncpg.Record] = await connection.fetch(
         """
-        SELECT holder, pocket, day, kind = 'credit_limit_change' AS limit_changed,
+        SELECT holder, pocket, kind = 'credit_limit_change' AS limit_changed,
+               day IS NOT NULL AS is_spend, coalesce(day BETWEEN $8 AND $9, false) AS in_period,
                pocket IS NULL AND kind <> 'forfeit' AS overdelivery,
                coalesce($7::bigint < CASE
                    WHEN kind IN ('reversal', 'forfeit') THEN (details ->> 'spend_position')::bigint
@@ -216,7 +226,8 @@ async def money_since_closing(
               AND ($6::text IS NULL OR e.campaign_id = $6)
             OFFSET 0  -- Keeps the planner to one index scan for each span.
         ) AS entries
-        GROUP BY 1, 2, 3, 4, 5, 6
+        GROUP BY 1, 2, 3, 4, 5, 6, 7
+        LIMIT $10
         """,
         moment.shard,
         *await spans_after(connection, entity, moment.closed, moment.position),
@@ -224,35 +235,65 @@ async def money_since_closing(
         entity.ad_account_id,
         campaign_id,
         custom_start,
+        *(period or (None, None)),
+        _GROUPS_AT_MOST + 1,
     )
+    if len(rows) > _GROUPS_AT_MOST:
+        raise unreadable("the money since the last closing")
     return rows
 
 
-async def facts_since_closing(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> list[Fact]:
-    """Return the facts about budgets and pauses from the last closing to the moment, in order.
+# The last position of each group of facts, and then the details of these entries alone. `->>` is null for JSON that is
+# no object, so such a fact counts as one that did not restart a custom budget.
+_DECIDING_FACTS: Final = """
+    SELECT entry.position, entry.kind, entry.campaign_id, entry.details
+    FROM (
+        SELECT max(position) AS position
+        FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
+        CROSS JOIN LATERAL (
+            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+              AND e.amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
+              AND e.kind = ANY($6) AND coalesce(e.campaign_id, '') = ANY($7)
+            OFFSET 0  -- Keeps the planner to one index scan for each span.
+        ) AS entries
+        GROUP BY kind = ANY($8), kind = ANY($9), coalesce(campaign_id, ''),
+            CASE WHEN kind = ANY($8) THEN coalesce(details ->> 'restarted' = 'true', false) END
+    ) AS latest
+    CROSS JOIN LATERAL (
+        SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position = latest.position
+        OFFSET 0  -- One look-up for each position.
+    ) AS entry
+    ORDER BY entry.position
+"""
+
+
+async def facts_since_closing(
+    connection: asyncpg.Connection, entity: Entity, moment: Moment, campaign_id: str = ""
+) -> list[Fact]:
+    """Return the facts since the last closing that decide budget and pauses at the moment, in order.
+
+    These are the account's last budget, the one with which its custom budget began, and its last pause or resume. With
+    `campaign_id` also the last budget and the last pause or resume of this campaign. So there are a few facts, however
+    many the account has.
 
     Raises:
         ApiError: 409 if the details of one cannot be read.
 
     """
-    rows = await connection.fetch(
-        """
-        SELECT position, kind, campaign_id, details
-        FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
-        CROSS JOIN LATERAL (
-            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
-              AND e.amount IS NULL AND e.business_center_id = $4 AND e.ad_account_id = $5
-              AND kind = ANY($6)
-            OFFSET 0
-        ) AS entries
-        ORDER BY position
-        """,
-        moment.shard,
-        *await spans_after(connection, entity, moment.closed, moment.position),
-        entity.business_center_id,
-        entity.ad_account_id,
-        [*FACTS],
-    )
+    try:
+        rows = await connection.fetch(
+            _DECIDING_FACTS,
+            moment.shard,
+            *await spans_after(connection, entity, moment.closed, moment.position),
+            entity.business_center_id,
+            entity.ad_account_id,
+            [*FACTS],
+            ["", campaign_id],
+            [*BUDGET_KINDS],
+            [*DELIVERY_KINDS],
+        )
+    except asyncpg.DataError:  # PostgreSQL stores a JSON text with half a surrogate pair, and cannot take it apart.
+        raise unreadable("a budget since the last closing") from None
     return [parse_fact(entity.shard, *row) for row in rows]
 
 
@@ -277,6 +318,6 @@ async def spans_after(
 
 def sum_spend(rows: list[Any]) -> tuple[int, int]:
     """Return what rows of `money_since_closing` billed and overdelivered, in micros."""
-    spent = [row for row in rows if row["day"] is not None]
+    spent = [row for row in rows if row["is_spend"]]
     billed = -sum(int(row["amount"]) for row in spent if not row["overdelivery"])
     return billed, sum(int(row["amount"]) for row in spent if row["overdelivery"])

@@ -18,6 +18,7 @@ from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
+from services.api.past.facts import unreadable
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY, Waterfalls, parse_policy
@@ -27,6 +28,8 @@ from shared.rules.calendar import date_text
 from shared.runtime.clock import Clock
 
 DAYS_AT_MOST = 400
+# There is one for each pocket and day, from closings and from entries. The database accepts any words for pockets.
+_MOVEMENTS_AT_MOST = 10_000
 
 router = APIRouter(tags=["history"], responses={**READ_PROBLEMS, **UNREADABLE})
 
@@ -232,6 +235,10 @@ async def _movements(
     """Return what moved in each pocket and in the credit limit, up to the first day's end and on each later day.
 
     Movements up to the last closing are summed by quarters of an hour; the entries after it are read one by one.
+
+    Raises:
+        ApiError: 409 if there are more pockets than the rules can write.
+
     """
     closed = await last_closing(connection, entity.shard, position)
     rows = await connection.fetch(
@@ -253,6 +260,7 @@ async def _movements(
             OFFSET 0
         ) AS e
         GROUP BY 1, 2
+        LIMIT $8
         """,
         entity.shard,
         closed,
@@ -260,7 +268,10 @@ async def _movements(
         entity.ad_account_id,
         [to_datetime(end) for end in days.ends],
         *await spans_after(connection, entity, closed, position),
+        _MOVEMENTS_AT_MOST + 1,
     )
+    if len(rows) > _MOVEMENTS_AT_MOST:
+        raise unreadable("the movements of the pockets")
     moved: defaultdict[int, Counter[str]] = defaultdict(Counter)
     limits: defaultdict[int, int] = defaultdict(int)
     for row in rows:

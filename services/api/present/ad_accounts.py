@@ -170,7 +170,7 @@ def ad_account_answer(
 async def _ad_account_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> dict[str, Any]:
     today = Today.at(entity.time_zone, moment.at_us)
     facts = await facts_since_closing(connection, entity, moment)
-    budget, moved = await budget_at(connection, entity, moment, facts)
+    budget, moved = await budget_at(connection, entity, moment, today, facts)
     pockets, _ = await pockets_at(connection, entity, moment, moved)
     period = today.period(budget["mode"] or "unlimited")
     spend, spent_in_period = await ad_account_spend_at(connection, entity, moment, moved, period)

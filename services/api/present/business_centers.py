@@ -1,9 +1,11 @@
 """Business Centers: balance, automatic allocation and spend, from the balance read model."""
 
-from collections import defaultdict
-from typing import Any
+from collections import Counter, defaultdict
+from itertools import accumulate
+from typing import Any, Final
 
 import asyncpg
+import structlog
 from fastapi import APIRouter
 
 from services.api.balances import business_center_balance, spend_answer
@@ -12,19 +14,26 @@ from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
+from services.api.past.facts import unreadable
 from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
 from services.api.pieces import unhurried
 from services.api.policies import read_policies, require_policy
+from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)
+
+_LEFT_OUT: Final = "the ad accounts that it leaves out of automatic allocation"
 
 
 @router.get("/v1/business-centers", response_model=BusinessCenters, summary="List Business Centers")
 async def list_business_centers(
     context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None
 ) -> dict[str, Any]:
-    """List the caller's Business Centers by id, a page at a time."""
+    """List the caller's Business Centers by id, a page at a time.
+
+    A page may be shorter than `limit`; `next` tells whether there are more.
+    """
     async with context.snapshot() as connection:
         rows = await connection.fetch(
             "SELECT business_center_id FROM balance.business_centers WHERE business_center_id > $1 "
@@ -34,11 +43,12 @@ async def list_business_centers(
             caller.scope,
         )
         ids = [row["business_center_id"] for row in rows]
-        found = await read_business_centers(connection, ids[:limit])
+        fitting = await _fitting(connection, ids[:limit])
+        found = await read_business_centers(connection, ids[:fitting])
         checkpoints = await read_checkpoints(connection, "balance", caller.shards(context.shards))
     return {
         "business_centers": list(found.values()),
-        "next": ids[limit - 1] if len(ids) > limit else None,
+        "next": ids[fitting - 1] if len(ids) > fitting else None,
         "as_of": checkpoints.as_of(),
     }
 
@@ -64,6 +74,7 @@ async def get_business_center(
         found = await read_business_centers(connection, [business_center_id])
         if not found:
             await require_policy(connection, entity.shard)
+            raise unreadable(_LEFT_OUT)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
     return {**found[business_center_id], "as_of": checkpoints.as_of()}
 
@@ -71,8 +82,8 @@ async def get_business_center(
 async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
     """Return the answers of those Business Centers that exist, by id, in the order of their ids.
 
-    A Business Center is left out if its shard's policy cannot be read, so that the other ones are answered all the
-    same.
+    A Business Center is left out if its shard's policy cannot be read, or if it leaves out more ad accounts than it may
+    have, so that the other ones are answered all the same.
     """
     stored = await connection.fetch(
         """
@@ -88,9 +99,10 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
         ids,
     )
     policies = await read_policies(connection, sorted({row["shard"] for row in stored}))
-    rows = [row for row in stored if row["shard"] in policies]
+    counts = await _count_left_out(connection, ids)
+    rows = [row for row in stored if row["shard"] in policies and _is_readable(row["business_center_id"], counts)]
     pockets = await _pockets(connection, ids)
-    left_out = await _left_out(connection, ids)
+    left_out = await _left_out(connection, [row["business_center_id"] for row in rows])
     spend = await _spend(connection, ids)
     return {
         (id_ := row["business_center_id"]): {
@@ -143,6 +155,37 @@ async def _pockets(connection: asyncpg.Connection, ids: list[str]) -> dict[str, 
     for row in rows:
         pockets[row["business_center_id"]][row["pocket"]] = int(row["amount"])
     return pockets
+
+
+async def _fitting(connection: asyncpg.Connection, ids: list[str]) -> int:
+    """Return how many of these Business Centers fit on a page: at least one, if there is one.
+
+    Together they leave out no more ad accounts than one Business Center may have.
+    """
+    counts = await _count_left_out(connection, ids)
+    shown = (counts[id_] if counts[id_] <= MOST_AD_ACCOUNTS else 0 for id_ in ids)
+    return max(sum(total <= MOST_AD_ACCOUNTS for total in accumulate(shown)), min(1, len(ids)))
+
+
+async def _count_left_out(connection: asyncpg.Connection, ids: list[str]) -> Counter[str]:
+    """Return how many ad accounts each Business Center leaves out, counted up to one more than it may have."""
+    rows = await connection.fetch(
+        """
+        SELECT id, count(*) FROM unnest($1::text[]) AS id CROSS JOIN LATERAL (
+            SELECT FROM balance.left_out WHERE business_center_id = id LIMIT $2
+        ) AS each GROUP BY id
+        """,
+        ids,
+        MOST_AD_ACCOUNTS + 1,
+    )
+    return Counter(dict(rows))
+
+
+def _is_readable(business_center_id: str, left_out: Counter[str]) -> bool:
+    few = left_out[business_center_id] <= MOST_AD_ACCOUNTS
+    if not few:
+        structlog.get_logger().error("a Business Center leaves out too many ad accounts", id=business_center_id)
+    return few
 
 
 async def _left_out(connection: asyncpg.Connection, ids: list[str]) -> dict[str, list[dict[str, str]]]:

@@ -4,7 +4,8 @@
 -- Amounts are micros. They are numeric because sums of spend are not bounded. `…_amounts` refuses NaN, infinity and
 -- numbers that no answer can show; no sum of spend reaches 10^38 micros. `…_bounds`, `…_times` and `…_sizes` are as in the
 -- ledger (shared/ledger/schema/0002_tables.sql). Without `…_modes` and `…_causes` (sorted, each once, one dimension) a role
--- could write a budget or pause that the API cannot show. Ids compare byte by byte (COLLATE "C").
+-- could write a budget or pause that the API cannot show. Without `…_pockets` it could give one account any number
+-- of pockets. Ids compare byte by byte (COLLATE "C").
 -- gross = billed + overdelivered. All figures of spend are net of reversals.
 
 CREATE SCHEMA balance;
@@ -136,6 +137,7 @@ CREATE TABLE balance.pockets (
     pocket text COLLATE "C",
     amount numeric NOT NULL,
     PRIMARY KEY (business_center_id, ad_account_id, pocket),
+    CONSTRAINT pockets_pockets CHECK (pocket IN ('voucher', 'ad_credit', 'cash', 'credit', 'credit_line')),
     CONSTRAINT pockets_amounts CHECK (amount > -1e38 AND amount < 1e38),
     CONSTRAINT pockets_sizes CHECK (
         octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024
@@ -158,6 +160,7 @@ CREATE TABLE balance.grants (
     grant_id text COLLATE "C",
     remaining numeric NOT NULL,
     PRIMARY KEY (business_center_id, ad_account_id, pocket, grant_id),
+    CONSTRAINT grants_pockets CHECK (pocket IN ('voucher', 'ad_credit', 'cash', 'credit', 'credit_line')),
     CONSTRAINT grants_amounts CHECK (remaining > -1e38 AND remaining < 1e38),
     CONSTRAINT grants_sizes CHECK (
         octet_length(business_center_id) <= 1024 AND octet_length(ad_account_id) <= 1024

@@ -25,6 +25,7 @@ CREATE TABLE balance.pocket_movements (
     amount numeric NOT NULL,
     limit_change numeric NOT NULL,          -- credit_line: the part that changed the limit
     PRIMARY KEY (shard, closing, business_center_id, ad_account_id, pocket, quarter),
+    CONSTRAINT pocket_movements_pockets CHECK (pocket IN ('voucher', 'ad_credit', 'cash', 'credit', 'credit_line')),
     CONSTRAINT pocket_movements_bounds CHECK (shard >= 0 AND closing > 0),
     CONSTRAINT pocket_movements_times CHECK (quarter >= '1960-01-01Z' AND quarter < '3001-01-01Z'),
     CONSTRAINT pocket_movements_amounts CHECK (

@@ -18,7 +18,8 @@ CREATE TABLE incentives.cash_spend (
     CONSTRAINT cash_spend_sizes CHECK (octet_length(ad_account_id) <= 1024)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
 
--- Deals are registered through the API, so they cannot be rebuilt from the entries.
+-- Deals are registered through the API, so they cannot be rebuilt from the entries. A deal comes in a body of at most
+-- 64 KiB, so neither of its lists is larger.
 CREATE TABLE incentives.deals (
     id text COLLATE "C" PRIMARY KEY,
     client text NOT NULL,
@@ -37,9 +38,9 @@ CREATE TABLE incentives.deals (
         AND registered_at >= '1970-01-01Z' AND registered_at < '3000-01-01Z'
         AND updated_at >= '1970-01-01Z' AND updated_at < '3000-01-01Z'),
     CONSTRAINT deals_sizes CHECK (
-        octet_length(id) <= 1024 AND octet_length(client) <= 1024 AND octet_length(ad_account_ids::text) <= 1048576
+        octet_length(id) <= 1024 AND octet_length(client) <= 1024 AND octet_length(ad_account_ids::text) <= 65536
         AND octet_length(time_zone) <= 1024 AND octet_length(currency) <= 1024 AND octet_length(method) <= 1024
-        AND octet_length(slabs::text) <= 1048576)
+        AND octet_length(slabs::text) <= 65536)
 );
 
 GRANT USAGE ON SCHEMA incentives TO drawdown_incentives, drawdown_api, drawdown_auditor;
