@@ -1,15 +1,17 @@
 """Reads the waterfall policy of a shard, which names the pockets that may be drawn."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import structlog
 
-from services.api.door.errors import ApiError
+from services.api.door.errors import ApiError, unreadable
 from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 
 Waterfalls = dict[str, list[str]]
+
+_POLICY: Final = "its shard's waterfall policy"
 
 # The built-in waterfall, which holds until a batch names a policy (domain page, section 2).
 DEFAULT_POLICY: Waterfalls = {
@@ -46,7 +48,7 @@ async def read_policies(connection: asyncpg.Connection, shards: list[int]) -> di
 async def require_policy(connection: asyncpg.Connection, shard: int) -> None:
     """Raise ApiError (409) if the policy of the shard's last batch cannot be read."""
     if shard not in await read_policies(connection, [shard]):
-        raise _unreadable_policy()
+        raise unreadable(_POLICY)
 
 
 def parse_policy(content: str | None) -> Waterfalls:
@@ -58,14 +60,8 @@ def parse_policy(content: str | None) -> Waterfalls:
         return DEFAULT_POLICY
     policy = json.loads(content)
     if not isinstance(policy, dict) or not all(_is_list_of_texts(policy.get(holder)) for holder in DEFAULT_POLICY):
-        raise _unreadable_policy()
+        raise unreadable(_POLICY)
     return policy
-
-
-def _unreadable_policy() -> ApiError:
-    return ApiError(
-        409, "conflict", "its shard's waterfall policy cannot be read: 'drawdown audit verify' says what is wrong"
-    )
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -57,6 +57,23 @@ class Api:
             await self.database.execute(f"SELECT ledger.make_quarantine_part({_literal(values['recorded_at'])})")
         await self.database.execute(f"INSERT INTO {table} ({columns}) VALUES ({literals})")
 
+    async def batch(self, shard: int, first: int, last: int, policy: str, recorded_at: str = RECORDED_AT) -> None:
+        """Write the row of a batch."""
+        await self.insert(
+            "ledger.batches",
+            shard=shard,
+            first_position=first,
+            last_position=last,
+            recorded_at=recorded_at,
+            root=bytes(32),
+            policy_version=policy,
+            epoch=1,
+            spend_offset=0,
+            command_offset=0,
+            rules_version=2,
+            zones_release="test",
+        )
+
     async def checkpoint(self, follower: str, shard: int, position: int, recorded_at: str = RECORDED_AT) -> None:
         """A follower has got so far, and the ledger at least as far."""
         await self.database.execute(

@@ -54,20 +54,7 @@ async def write_facts(api: Api, center: str, count: int, campaign: str | None, k
         "UPDATE ledger.shards SET position = position + $1 WHERE shard = 0 RETURNING position", count
     )
     await api.database.execute(_FACTS, 0, center, position, count, campaign, kind, RECORDED_AT, details)
-    await api.insert(
-        "ledger.batches",
-        shard=0,
-        first_position=position - count + 1,
-        last_position=position,
-        recorded_at=RECORDED_AT,
-        root=bytes(32),
-        policy_version=center,
-        epoch=1,
-        spend_offset=0,
-        command_offset=0,
-        rules_version=2,
-        zones_release="test",
-    )
+    await api.batch(0, position - count + 1, position, center)
     await api.checkpoint("balance", 0, position)
 
 
@@ -249,20 +236,7 @@ async def test_more_pockets_than_the_rules_write_are_a_conflict(api: Api, monkey
     )
     days = {"from": "2026-03-01", "to": "2026-03-31"}
     assert (await api.client.get("/v1/ad-accounts/pockets/series", params=days)).status_code == 200
-    await api.insert(
-        "ledger.batches",
-        shard=3,
-        first_position=first,
-        last_position=position + 51,
-        recorded_at=LATER,
-        root=bytes(32),
-        policy_version="pockets",
-        epoch=1,
-        spend_offset=0,
-        command_offset=0,
-        rules_version=2,
-        zones_release="test",
-    )
+    await api.batch(3, first, position + 51, "pockets", LATER)
     await api.checkpoint("balance", 3, position + 51, LATER)
     await api.insert("balance.entry_blocks", business_center_id="pockets", ad_account_id="", shard=3, block=0)
     for path, query in (("", {"at": LATER}), ("/series", days)):

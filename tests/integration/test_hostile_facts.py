@@ -94,20 +94,7 @@ async def write_center(api: Api, center: str, shard: int, policy: dict[str, Any]
     await api.insert("balance.entry_blocks", business_center_id=center, ad_account_id=center, shard=shard, block=0)
     if policy is not None:
         await api.insert("ledger.policies", version=center, content=json.dumps({"version": center, **policy}))
-    await api.insert(
-        "ledger.batches",
-        shard=shard,
-        first_position=position,
-        last_position=position,
-        recorded_at=RECORDED_AT,
-        root=bytes(32),
-        policy_version=center,
-        epoch=1,
-        spend_offset=0,
-        command_offset=0,
-        rules_version=2,
-        zones_release="test",
-    )
+    await api.batch(shard, position, position, center)
     await api.checkpoint("balance", shard, position)
     return position
 

@@ -190,20 +190,7 @@ async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> A
 
 async def _write_ledger(api: Api) -> None:
     await api.insert("ledger.ad_accounts", **_OF_ACCOUNT, shard=SHARD)
-    await api.insert(
-        "ledger.batches",
-        shard=SHARD,
-        first_position=1,
-        last_position=LAST,
-        recorded_at=RECORDED_AT,
-        root=bytes(32),
-        policy_version="none",
-        epoch=1,
-        spend_offset=0,
-        command_offset=0,
-        rules_version=2,
-        zones_release="test",
-    )
+    await api.batch(SHARD, 1, LAST, "none")
     for position in range(1, LAST + 1):
         await api.insert(
             "ledger.entries",

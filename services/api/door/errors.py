@@ -76,6 +76,11 @@ def permission_denied(message: str) -> ApiError:
     return ApiError(403, "permission_denied", message)
 
 
+def unreadable(what: str) -> ApiError:
+    """Return a 409: our services did not write what is stored. `what` is the subject of its sentence."""
+    return ApiError(409, "conflict", f"{what} cannot be read: 'drawdown audit verify' says what is wrong")
+
+
 def unavailable(what: str) -> ApiError:
     """Return a 503: a server that the answer needs is unavailable; a later try may succeed."""
     return ApiError(503, "unavailable", f"{what} is unavailable: try again")

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from services.api.door.errors import ApiError
+from services.api.door.errors import unreadable
 from shared.rules.vocabulary import BUDGET_KINDS, BUDGET_MODES, DELIVERY_KINDS
 
 # Microseconds from 1970 to the year 3000, in which ledger time lies (shared/ledger/schema).
@@ -72,8 +72,3 @@ def parse_fact(shard: int, position: int, kind: str, campaign_id: str | None, de
         return Fact(position, campaign_id, FACTS[kind].validate_json(details or "null"))
     except ValidationError:
         raise unreadable(f"the entry at position {position} of shard {shard}") from None
-
-
-def unreadable(what: str) -> ApiError:
-    """Return a 409: the rules did not write these entries. `what` is the subject of its sentence."""
-    return ApiError(409, "conflict", f"{what} cannot be read: 'drawdown audit verify' says what is wrong")

@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 
 from services.api.budgets import Today
-from services.api.door.errors import not_found
-from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact, unreadable
+from services.api.door.errors import not_found, unreadable
+from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
 from shared.ledger.times import to_datetime
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS

@@ -17,10 +17,10 @@ from fastapi import Query
 from services.api.calendars import learn_zones
 from services.api.checkpoints import read_checkpoints
 from services.api.context import READ_TIMEOUT_SECONDS, Context
-from services.api.door.errors import invalid, not_found, unavailable
+from services.api.door.errors import invalid, not_found, unavailable, unreadable
 from services.api.door.tokens import Caller
 from services.api.models import microseconds, time
-from services.api.past.facts import FACTS, Fact, parse_fact, unreadable
+from services.api.past.facts import FACTS, Fact, parse_fact
 from services.api.policies import Waterfalls, parse_policy
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime

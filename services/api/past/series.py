@@ -16,9 +16,8 @@ from services.api.checkpoints import Checkpoints, read_checkpoints
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
-from services.api.door.errors import invalid
+from services.api.door.errors import invalid, unreadable
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
-from services.api.past.facts import unreadable
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from services.api.pieces import unhurried
 from services.api.policies import DEFAULT_POLICY, Waterfalls, parse_policy

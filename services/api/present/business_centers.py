@@ -13,9 +13,8 @@ from services.api.checkpoints import read_checkpoints
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
-from services.api.door.errors import not_found
+from services.api.door.errors import not_found, unreadable
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
-from services.api.past.facts import unreadable
 from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
 from services.api.pieces import unhurried
