@@ -416,7 +416,7 @@ class Allocation:
             lease = self._leases[lease.shard] = await reload_lease(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: close_within(stop_client(consumer)))
-            rules = await snapshots.load(
+            rules, kept_at = await snapshots.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
             stack.push_async_callback(snapshots.forget, rules)
@@ -426,6 +426,7 @@ class Allocation:
             worker = Worker(
                 lease,
                 rules,
+                kept_at,
                 self._policy,
                 self._settings.shards,
                 consumer,

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import structlog
@@ -59,6 +59,13 @@ class Snapshot:
     objects: int
 
 
+class Loaded(NamedTuple):
+    """The state of a shard, and the position of the snapshot that it was loaded from, 0 if from none."""
+
+    rules: Shard
+    kept_at: int
+
+
 class _Loading(Redecider):
     """Decides the entries after the snapshot again, within the memory that the process has for campaigns."""
 
@@ -74,7 +81,7 @@ async def load(
     policy: Policy,
     deduplication_days: int,
     most_campaigns: int | None = None,
-) -> Shard:
+) -> Loaded:
     """Return the state at the lease's position. Its `tables` are the recorded time zones.
 
     Raises:
@@ -115,7 +122,7 @@ async def _load(
     deduplication_days: int,
     most_campaigns: int | None,
     kept: asyncpg.Record | None,
-) -> Shard:
+) -> Loaded:
     tree = CompactRange()
     zones = await recorded_zones(connection, lease.shard, 0 if kept is None else kept["position"])
     rules.tables |= zones
@@ -130,7 +137,7 @@ async def _load(
         await _record_what_is_not(connection, rules)
     rules.set_window(deduplication_days)
     log.info("shard loaded", shard=lease.shard, snapshot=start, position=lease.position, epoch=lease.epoch)
-    return rules
+    return Loaded(rules, start)
 
 
 async def _require_known_rules(connection: asyncpg.Connection, lease: Lease) -> None:

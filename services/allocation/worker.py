@@ -70,6 +70,7 @@ class Worker:
         self,
         lease: Lease,
         rules: Shard,
+        kept_at: int,
         policy: Policy,
         shards: int,
         consumer: AIOKafkaConsumer,
@@ -115,8 +116,9 @@ class Worker:
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
         self._has_locks = False
-        self._kept_at = lease.position
-        self._next_snapshot = lease.position + snapshots.entries_between(snapshots.objects_in(rules))
+        # Counted from the snapshot, so that however often the shard is loaded, no load has more to decide again.
+        self._kept_at = kept_at
+        self._next_snapshot = kept_at + snapshots.entries_between(snapshots.objects_in(rules))
 
     def wake(self) -> None:
         """Make the worker read the table of forwarded records now."""

@@ -138,7 +138,8 @@ async def _take_over(settings: Settings, stale: Sequence[Any] = ()) -> Writer:
         while not (leases := await claim(keeper, owner, 1, owners)):
             await end_sessions(keeper, owners)
     (lease,) = leases
-    return Writer(stack, writing, lease, await snapshots.load(writing, lease, STANDARD, 7))
+    rules, _ = await snapshots.load(writing, lease, STANDARD, 7)
+    return Writer(stack, writing, lease, rules)
 
 
 async def _open(writer: Writer) -> None:

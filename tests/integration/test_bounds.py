@@ -17,6 +17,7 @@ from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign
 from shared.runtime.settings import Settings
+from tests.acceptance.front_door import until
 from tests.integration.writing import Message, Writing, command, reversal, spend, writing
 from tests.model.test_model import START_US
 from tests.zones import INSTALLED
@@ -184,6 +185,39 @@ async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
     finally:
         gc.enable()
     assert before - after == 20 + 200 + 1
+
+
+async def test_what_a_load_decides_again_is_counted_from_the_last_snapshot(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a shard is loaded without a snapshot being due, as after a process was killed."""
+    monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 10)
+    monkeypatch.setattr(snapshots, "ENTRIES_PER_OBJECT", 0)
+
+    async with writing(settings) as writer:
+
+        async def kept() -> int | None:
+            return await writer.database.fetchval(  # type: ignore[no-any-return]
+                "SELECT position FROM ledger.snapshots WHERE shard = 0"
+            )
+
+        center = await writer.opened()
+        await writer.stop()
+        position = await kept()
+        assert position is not None, "a stop keeps one"
+        assert position < 10, "and none was due before"
+        await writer.database.execute("DELETE FROM ledger.snapshots")
+        writer.start()
+        await until("it has loaded every shard", writer.has_loaded)
+        await writer.send(*[spend(center) for _ in range(10 - position)])
+        assert await until("a snapshot is kept", kept) == 10
+        await writer.stop()
+
+        await writer.database.execute("DELETE FROM ledger.snapshots")
+        writer.start()
+        await until("it has loaded every shard", writer.has_loaded)
+        await writer.stop()
+        assert await kept() == 10, "a stop keeps what was decided again, although nothing was written"
 
 
 async def test_a_batch_opens_no_more_accounts_than_there_are_locks(

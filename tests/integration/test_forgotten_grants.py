@@ -114,7 +114,7 @@ async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
 
     assert await replay(Settings(database_url=database_url), as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["checked"]["commands_refused"] > 0
-    heir = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7)
+    heir, _ = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7)
     assert len(heir.business_centers["b"].grants) < len(remembering.rules.business_centers["b"].grants) / 2
 
 

@@ -92,7 +92,7 @@ HOLDS = snapshot_pieces.fields_of(Holding).index("remaining")
 
 async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     """The shard is loaded as it stands in the writer's memory."""
-    loaded = await snapshots.load(database, lease, STANDARD, 7)
+    loaded, _ = await snapshots.load(database, lease, STANDARD, 7)
     kept, made = list(snapshot_pieces.dump(writer.rules(lease.shard))), list(snapshot_pieces.dump(loaded))
     for of_shard, _ in (kept[0], made[0]):
         # What a batch without entries leaves no trace of.
@@ -436,7 +436,7 @@ async def test_the_golden_ledger_passes_an_audit(database: asyncpg.Connection, d
         assert lease.tree.root() == batch.root
     await fold(database_url)
     assert await audited(database_url) == PASSED
-    loaded = await snapshots.load(database, lease, STANDARD, 7)
+    loaded, _ = await snapshots.load(database, lease, STANDARD, 7)
     assert loaded.batch.position + len(loaded.batch.entries) == lease.position
 
 

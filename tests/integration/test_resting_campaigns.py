@@ -59,7 +59,7 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
         assert await audit(Settings(database_url=database_url), as_json=True) == 0
         assert json.loads(capsys.readouterr().out)["checked"]["resting_campaigns"] == kept
 
-    heir = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7, most_campaigns=MOST)
+    heir, _ = await snapshots.load(connection, lease, POLICIES[0], deduplication_days=7, most_campaigns=MOST)
     ever = {id: account.campaigns_ever for id, account in heir.accounts.items()}
     assert ever == {id: account.campaigns_ever for id, account in writer.rules.accounts.items()}
     assert heir.campaigns.count < sum(ever.values())
