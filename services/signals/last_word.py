@@ -90,6 +90,7 @@ class Partition:
 
     def __init__(self, number: int) -> None:
         self.topic = TopicPartition(DELIVERY_SIGNALS, number)
+        self.checked_offset = 0  # As stored.
         self.awaited: dict[Signalled, Awaited] = {}
 
     def see(self, read: Mapping[Signalled, int], newest: Mapping[Signalled, int]) -> list[Signalled]:
@@ -167,7 +168,8 @@ async def _begin(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, set
     for partition in partitions:
         offset = checked.get(partition.topic.partition, 0)
         # Not every broker refuses an offset beyond the end, and what arrived before it would not be read.
-        consumer.seek(partition.topic, offset if offset <= ends[partition.topic] else 0)
+        partition.checked_offset = offset if offset <= ends[partition.topic] else 0
+        consumer.seek(partition.topic, partition.checked_offset)
     return partitions
 
 
@@ -175,8 +177,6 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
     """Compare the records that have arrived in a partition with the newest signals; return how many there were."""
     found = await consumer.getmany(partition.topic, timeout_ms=0, max_records=MOST_RECORDS)
     records: Sequence[Any] = found.get(partition.topic, ())
-    if not records:
-        return 0
     try:
         expected = await _compare(connection, partition, _positions_read(records))
     except asyncpg.LockNotAvailableError:  # A publisher waits for the broker under this lock; look again later.
@@ -186,8 +186,16 @@ async def _look(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, part
         end = (await consumer.end_offsets([partition.topic]))[partition.topic]
         partition.awaited.update(dict.fromkeys(expected, Awaited(end, monotonic())))
     elif not partition.awaited:
-        await connection.execute(_CHECK, partition.topic.partition, records[-1].offset + 1)
+        await _store_offset(connection, consumer, partition)
     return len(records)
+
+
+async def _store_offset(connection: asyncpg.Connection, consumer: AIOKafkaConsumer, partition: Partition) -> None:
+    """Store how far the partition was read. That is also behind a batch that was skipped because nobody can read it."""
+    offset = await consumer.position(partition.topic)
+    if offset != partition.checked_offset:
+        await connection.execute(_CHECK, partition.topic.partition, offset)
+        partition.checked_offset = offset
 
 
 def _positions_read(records: Sequence[Any]) -> dict[Signalled, int]:

@@ -128,7 +128,7 @@ def create_app(answer: Answer, *, is_local: bool) -> Starlette:
 
     app = Starlette(
         routes=[Route("/healthz", _healthz), Route("/readyz", readyz), Route("/metrics", _metrics)],
-        middleware=[Middleware(_AskedAsThisMachine)] if is_local else [],
+        middleware=[Middleware(_PlainPath), *([Middleware(_AskedAsThisMachine)] if is_local else [])],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False  # A redirect would lead to the host that the request names.
@@ -146,6 +146,20 @@ async def _metrics(_: Request) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"status": error.detail.lower()}, error.status_code, error.headers)
+
+
+class _PlainPath:
+    """Knows no path with percent-encoded characters, which a proxy's rule for `/metrics` may not recognise."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with 404."""
+        if b"%" in scope.get("raw_path", b""):
+            await JSONResponse({"status": "not found"}, 404)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class _AskedAsThisMachine:

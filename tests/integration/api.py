@@ -109,12 +109,12 @@ async def running_api(server_url: str, directory: Path, **overrides: Any) -> Asy
     async with servers.chosen.broker(directory) as broker, fresh_database(server_url) as url:
         await migrate(Settings(database_url=url, shards=SHARDS))
         settings = settings_with(url, broker, directory, shards=SHARDS, **overrides)
-        async with _serving(settings, broker) as api:
+        async with serving(settings, broker) as api:
             yield api
 
 
 @contextlib.asynccontextmanager
-async def _serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
+async def serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
     database = await asyncpg.connect(settings.database_url)
     try:
         async with connected(settings) as context:

@@ -177,6 +177,9 @@ NO_RECORDS: list[dict[str, str]] = [
     {"replay_shard": "3"},
     {"replay_sequence": "3"},
     {"replay_bytes": "-1"},
+    {"shard": "-1"},
+    {"replay_shard": "-1", "replay_sequence": "1"},
+    {"replay_shard": "0", "replay_sequence": "0"},
     {"raw": "decode(repeat('00', 65537), 'hex')"},
     {"key": "decode(repeat('00', 81921), 'hex')"},
     {"headers": "json_build_array(repeat('x', 1048576))"},
@@ -341,7 +344,13 @@ CASES = [
     # Quarantine.
     of_the_writer("a ledger.quarantine", record("-5"), refused=BOUND),
     of_the_writer("a ledger.quarantine", record("0"), refused=BOUND),
+    of_the_writer("a ledger.quarantine", record(str(10**18)), refused=BOUND),
+    of_the_writer("a ledger.quarantine", record(shard=-1), refused=BOUND),
     of_the_writer("a ledger.quarantine", record(offset=-1), refused=BOUND),
+    *(
+        of_the_writer("a ledger.quarantine", replayed(*first), refused=BOUND)
+        for first in (("-1", "1"), ("0", "0"), ("0", str(10**18)))
+    ),
     *(
         of_the_writer("a ledger.quarantine", record().replace("'spend.events'", topic), refused=BOUND)
         for topic in ("'delivery.signals'", "'finance.outcomes'", "E'sp\\x01'", "''")

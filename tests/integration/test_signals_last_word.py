@@ -24,6 +24,7 @@ from shared.runtime.topics import ensure_topics
 from tests.chaos.proxy import Proxy
 from tests.containers import KafkaContainer
 from tests.integration.followers_ledger import Ledger, allow_erasing
+from tests.raw_batches import batch, bombs
 from tests.servers import free_ports, settings_with
 
 PATIENCE_SECONDS = 120.0
@@ -196,6 +197,31 @@ async def test_no_record_of_a_stranger_ends_the_reading(
             await producer.send_and_wait(DELIVERY_SIGNALS, value, key=b"ad_account/acct-1")
         await say_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
+
+
+async def send_batch(settings: Settings, data: bytes) -> None:
+    """Publish one batch, byte by byte."""
+    producer = await create_producer(settings.model_copy(update={"kafka_idempotence": False}))
+    try:
+        made = producer.create_batch()
+        made.append(timestamp=None, key=None, value=b"")  # So that the producer counts one.
+        made.close()
+        made._buffer = bytearray(data)
+        await (await producer.send_batch(made, DELIVERY_SIGNALS, partition=0))
+    finally:
+        await producer.stop()
+
+
+async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behind_it(
+    settings: Settings, admin: asyncpg.Connection, topic: Topic
+) -> None:
+    await pause(admin, 1, "acct-1", 1)
+    async with publishing(settings):
+        await topic.until(lambda: topic.positions("acct-1") == [1])
+        await until_checked(admin, 1)
+        codec, packed = bombs(2)["gzip"]
+        await send_batch(settings, batch(packed, 1, codec=codec))
+        await until_checked(admin, 2)
 
 
 def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() -> None:

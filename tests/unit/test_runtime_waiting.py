@@ -100,6 +100,8 @@ async def test_health_readiness_and_metrics_are_served(at_a_port: Settings) -> N
         elsewhere, posted = await client.get("/elsewhere"), await client.post("/healthz")
         assert (elsewhere.status_code, elsewhere.json()) == (404, {"status": "not found"})
         assert (posted.status_code, posted.json()) == (405, {"status": "method not allowed"})
+        for encoded in ("/%6detrics", "/metric%73", "/%2e/metrics", "/metrics%20"):
+            assert (await client.get(encoded)).status_code == 404, encoded
         for each in (not_ready, metrics, elsewhere, posted):
             assert each.headers["x-content-type-options"] == "nosniff"
             assert each.headers["cache-control"] == "no-store"

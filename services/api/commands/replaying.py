@@ -331,6 +331,9 @@ async def _portion(
 
 
 def _target(row: asyncpg.Record, shards: int) -> int:
-    """Return the shard of the Business Center that the record names; if it names none, the shard that refused it."""
+    """Return the shard of the Business Center that the record names; if it names none, the shard that refused it.
+
+    A shard that does not exist has refused nothing. What is sent there would wait for ever.
+    """
     named: str | None = row["business_center_id"]
-    return int(row["shard"]) if named is None else murmur2_partition(named.encode(), shards)
+    return int(row["shard"]) % shards if named is None else murmur2_partition(named.encode(), shards)
