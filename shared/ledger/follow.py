@@ -24,7 +24,7 @@ from shared.runtime.health import Health
 from shared.runtime.postgres import connect, is_lost
 from shared.runtime.reachability import watch_reachability
 from shared.runtime.retries import GrowingPause
-from shared.runtime.settings import Settings
+from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import first_to_end
 
 __all__ = ["Follower", "Progress", "Range", "advance", "follow", "follower_connection", "read_sql"]
@@ -273,6 +273,7 @@ class _Following:
                 await stack.enter_async_context(follower_connection(self._settings, self._follower.name))
                 for _ in range(1 + workers)
             ]
+            await _require_all_shards(listener, len(numbers))
             begin = self._follower.on_checkpoints(_BEGIN_CHECKPOINT)
             for shard in numbers:
                 await listener.execute(begin, self._follower.name, shard)
@@ -332,3 +333,12 @@ class _Following:
     def _rest(self, folding_seconds: float) -> float:
         least = self._follower.rest_seconds
         return max(least, min(LONGEST_REST_SECONDS, 2 * folding_seconds)) if least else 0.0
+
+
+async def _require_all_shards(connection: asyncpg.Connection, shards: int) -> None:
+    """Raise BadSettingError if the ledger has more or fewer shards: some would be followed by nobody, unnoticed."""
+    existing = await connection.fetchval("SELECT count(*) FROM ledger.shards")
+    if existing != shards:
+        raise BadSettingError(
+            f"DRAWDOWN_SHARDS is {shards}, but the ledger has {existing} shards: set DRAWDOWN_SHARDS={existing}"
+        )

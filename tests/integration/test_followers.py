@@ -17,7 +17,7 @@ from shared.ledger.follow import Follower, Progress, Range, advance, follow, fol
 from shared.runtime.health import Health
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
-from shared.runtime.settings import Settings
+from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.topics import ensure_topics
 from tests.acceptance.front_door import until
 from tests.integration.followers_ledger import Ledger, allow_erasing
@@ -172,6 +172,14 @@ async def test_notifications_that_name_no_shard_harm_no_follower(
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
     assert caplog.records == []  # What is raised where a notification is handled would be in asyncio's log.
+
+
+@pytest.mark.parametrize("shards", [1, 3, 5, 64])
+async def test_another_number_of_shards_than_the_ledger_has_is_told_at_once(database: Settings, shards: int) -> None:
+    asked = database.model_copy(update={"shards": shards})
+    told = f"DRAWDOWN_SHARDS is {shards}, but the ledger has {database.shards} shards: set DRAWDOWN_SHARDS=4"
+    with pytest.raises(BadSettingError, match=told):
+        await follow(asked, BALANCE, Health())
 
 
 async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, database: Settings) -> None:
