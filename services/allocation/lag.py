@@ -1,18 +1,24 @@
 """The lag of each shard: how many records wait, for how long, and whether any is decided.
 
-The broker is asked next to the writing. Kafka's own tools do not know the lag, because there is no consumer group, and
-a worker that hangs reports nothing.
+The broker is asked next to the writing, and also while a shard is not written, which is when records wait. Kafka's own
+tools do not know the lag, because there is no consumer group, and a worker that hangs reports nothing.
 """
 
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable, Mapping
 from time import monotonic
+from typing import NamedTuple, NoReturn
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from services.allocation import metrics
 from services.allocation.lease import Lease
 from services.allocation.worker import Worker
-from shared.runtime.kafka import CONSUMED
+from shared.runtime.kafka import CONSUMED, start_client, stop_client
+from shared.runtime.settings import Settings
+from shared.runtime.stopping import close_within
 
 LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 4.0
@@ -70,11 +76,65 @@ async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):
             ends = await worker.ends()
-        lease = worker.lease
-        decided = (lease.spend_offset, lease.command_offset)
-        lag = lags.setdefault(lease.shard, ShardLag())
-        lag.look(monotonic(), ends, decided)
-        _tell(lease, ends, decided, lag)
+        _note(worker.lease, ends, lags)
+
+
+class Unwritten(NamedTuple):
+    """A shard that is held and not written: its lease, and the offsets behind what its last worker had fetched.
+
+    The embedded broker counts only up to the start of its last batch, and a fetch may have seen a later end.
+    """
+
+    lease: Lease
+    fetched: tuple[int, ...]
+
+
+async def watch_unwritten(
+    settings: Settings, unwritten: Callable[[], Mapping[int, Unwritten]], lags: dict[int, ShardLag]
+) -> NoReturn:
+    """Keep `lags` and the metrics up to date for the shards that this process holds and does not write at the moment.
+
+    Errors of the broker are ignored: the last known lag stays, because the records still wait.
+
+    Args:
+        settings: how to reach the broker.
+        unwritten: returns these shards, by their numbers, as they are now.
+        lags: the lag of each shard, which this changes.
+
+    """
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if unwritten():
+            with contextlib.suppress(Exception):
+                await _look_at_unwritten(settings, unwritten, lags)
+
+
+async def _look_at_unwritten(
+    settings: Settings, unwritten: Callable[[], Mapping[int, Unwritten]], lags: dict[int, ShardLag]
+) -> None:
+    """Look once a second, over one connection, until all shards are written."""
+    consumer = await start_client(
+        settings, AIOKafkaConsumer, isolation_level="read_committed", client_id="drawdown-lag"
+    )
+    try:
+        while shards := sorted(unwritten()):
+            partitions = [TopicPartition(topic, shard) for shard in shards for topic in CONSUMED]
+            async with asyncio.timeout(ANSWER_SECONDS):
+                ends = await consumer.end_offsets(partitions)
+            for shard, held in unwritten().items():  # Asked again, because some may be written or released by now.
+                if shard in shards:
+                    known = [ends[TopicPartition(topic, shard)] for topic in CONSUMED]
+                    _note(held.lease, tuple(map(max, known, held.fetched)), lags)
+            await asyncio.sleep(LOOK_SECONDS)
+    finally:
+        await close_within(stop_client(consumer))
+
+
+def _note(lease: Lease, ends: tuple[int, ...], lags: dict[int, ShardLag]) -> None:
+    decided = (lease.spend_offset, lease.command_offset)
+    lag = lags.setdefault(lease.shard, ShardLag())
+    lag.look(monotonic(), ends, decided)
+    _tell(lease, ends, decided, lag)
 
 
 def _tell(lease: Lease, ends: tuple[int, ...], decided: tuple[int, ...], lag: ShardLag) -> None:

@@ -35,7 +35,7 @@ from services.allocation.failures import (
     ShardStoppedError,
     describe,
 )
-from services.allocation.lag import ShardLag, watch_lag
+from services.allocation.lag import ShardLag, Unwritten, watch_lag, watch_unwritten
 from services.allocation.lease import (
     RELEASED_CHANNEL,
     Lease,
@@ -198,6 +198,7 @@ class Allocation:
         self._has_written = False
         self._incarnation = ""
         self._lags: dict[int, ShardLag] = {}
+        self._fetched: dict[int, tuple[int, ...]] = {}
         self._connections: set[asyncpg.Connection] = set()
         self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
@@ -232,6 +233,7 @@ class Allocation:
                 await first_to_end(
                     self._keep_shards(keeper, partial(publish_outcomes, database, producer)),
                     retry_forever("reporting the states of the shards", self._report),
+                    watch_unwritten(self._settings, self._unwritten, self._lags),
                     self._watch_kafka(),
                     # The keeper's connection may be waiting for a release, so this needs one of its own.
                     watch_reachability(self._database, lambda: self._guard.ask(watching)),
@@ -272,6 +274,14 @@ class Allocation:
         taken = self._memory_watch.look()
         noted = [f"; shard {shard} is {state.detail}" for shard, state in sorted(self._states.items()) if state.detail]
         return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}{''.join(noted)}"
+
+    def _unwritten(self) -> dict[int, Unwritten]:
+        """Return the shards that this process holds and does not write at the moment."""
+        return {
+            shard: Unwritten(lease, self._fetched.get(shard, (0, 0)))
+            for shard, lease in self._leases.items()
+            if shard not in self._workers
+        }
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
         for number, worker in self._workers.items():
@@ -447,6 +457,7 @@ class Allocation:
                     await worker.run()
             finally:
                 del self._workers[lease.shard]
+                self._fetched[lease.shard] = worker.fetched
         return lease
 
     async def _report(self) -> None:
@@ -472,6 +483,7 @@ class Allocation:
             lease = self._leases.pop(shard)
             del self._tasks[shard], self._states[shard]
             self._lags.pop(shard, None)
+            self._fetched.pop(shard, None)
             metrics.forget(shard)
             try:
                 await task

@@ -124,6 +124,11 @@ class Worker:
         """Make the worker read the table of forwarded records now."""
         self._wake.set()
 
+    @property
+    def fetched(self) -> tuple[int, ...]:
+        """Return the offsets behind the spends and the commands that were fetched."""
+        return self._next[self._spends], self._next[self._commands]
+
     async def ends(self) -> tuple[int, ...]:
         """Return the end offsets of the topics of spends and of commands, as the broker knows them now."""
         partitions = (self._spends, self._commands)
@@ -144,7 +149,9 @@ class Worker:
 
     async def run(self) -> None:
         """Write until stopped. After an error the memory may be ahead of the ledger and must be dropped."""
-        if self._state.name == "loading":  # A shard that has failed counts as written only after a fetch.
+        # A shard that has failed counts as written only after a batch, or once there is nothing to decide. Otherwise
+        # its state would be another at each try, and nobody would see since when it has not been written.
+        if self._state.name == "loading":
             self._state.set("writing", self._ahead)
             self._tell_if_ahead(self._clock.now_us())
         try:
@@ -181,7 +188,8 @@ class Worker:
         records: dict[TopicPartition, list[Any]] = {}
         if self._fetching.done():
             records, self._fetching = self._fetching.result(), None
-            self._state.set("writing", self._ahead)
+            if not (records or forwarded or self._is_due()):
+                self._state.set("writing", self._ahead)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -282,8 +290,6 @@ class Worker:
             self._state.set("waiting", self._guard.problem or "")
             await asyncio.sleep(DISAGREEING_SECONDS)
             return None
-        if self._state.name == "waiting":
-            self._state.set("writing", self._ahead)
         self._tell_if_ahead(now)
         return max(now, self.lease.ledger_time)
 
@@ -301,7 +307,8 @@ class Worker:
             until = format_time(self.lease.ledger_time)
             self._ahead = f"ahead of the clock: every decision before {until} gets that time"
             log.error("LEDGER TIME IS AHEAD OF THE CLOCK", shard=self.lease.shard, until=until)
-        self._state.set("writing", self._ahead)
+        if self._state.name == "writing":
+            self._state.set("writing", self._ahead)
 
     async def _look_up_and_decide(self, portion: DecodedRecords, now: int, write: BatchWrite) -> Decision:
         with _blamed_on(portion):
@@ -323,6 +330,7 @@ class Worker:
             self.lease.command_offset,
         ):
             await self._unlock()
+            self._state.set("writing", self._ahead)
             return
         try:
             with _blamed_on(decided):
@@ -330,6 +338,7 @@ class Worker:
         finally:
             await self._unlock()
         self._taking.difference_update(write.taken)
+        self._state.set("writing", self._ahead)
         self._failures.committed(decided)
         decision.count(self.lease.shard)
         metrics.POSITION.labels(self.lease.shard).set(self.lease.position)

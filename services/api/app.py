@@ -18,9 +18,9 @@ from services.api.present import (
     deals,
     lookup,
     pacing,
-    quarantine,
     spend_detail,
 )
+from services.api.quarantine import routes as quarantine
 from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND
 

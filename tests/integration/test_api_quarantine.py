@@ -10,11 +10,11 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from services.api.commands import replaying
 from services.api.commands.waiting import ROLE
 from services.api.door import access
 from services.api.door.tokens import Caller
 from services.api.operating import growth
+from services.api.quarantine import replays
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
 from shared.runtime.postgres import connect
@@ -237,20 +237,20 @@ async def test_all_or_none_of_the_ids_are_known(api: Api) -> None:
 async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_left_alone(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.api.commands.replaying.PORTION_RECORDS", 4)
-    monkeypatch.setattr("services.api.commands.replaying.PORTION_BYTES", 80)
+    monkeypatch.setattr("services.api.quarantine.replays.PORTION_RECORDS", 4)
+    monkeypatch.setattr("services.api.quarantine.replays.PORTION_BYTES", 80)
     sizes = [1, 1, 1, 1, 1, 90, 20, 20, 20, 1, 1]
     for sequence, size in enumerate(sizes, 131):
         await quarantine(api, (sequence % 2, sequence), "reversal_mismatch", b"m" * size)
     portions: list[list[tuple[int, int]]] = []
-    send_back = replaying.send_back
+    send_back = replays.send_back
 
-    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any], *, force: bool) -> replaying.Sent:
+    async def noted(context: Any, connection: Any, caller: Any, rows: list[Any], *, force: bool) -> replays.Sent:
         portions.append([(row["shard"], row["sequence"]) for row in rows])
         await quarantine(api, (1, 150 + len(portions)), "reversal_mismatch", b"again")
         return await send_back(context, connection, caller, rows, force=force)
 
-    monkeypatch.setattr(replaying, "send_back", noted)
+    monkeypatch.setattr(replays, "send_back", noted)
     body: dict[str, Any] = {"reason": "reversal_mismatch", "limit": 5}
     first = await replayed(api, **body)
     second = await replayed(api, **body, after=first["next"])
@@ -357,7 +357,7 @@ async def fail_again(api: Api, first: Id, sequence: int, reason: str = "unknown_
 async def fail_ten_times(api: Api, first: Id, sequence: int, reason: str = "unknown_reversal") -> Id:
     """Send a record back as often as it may be; the id of its last failed replay. Ten sequences are used."""
     newest = first
-    for n in range(replaying.MOST_REPLAYS):
+    for n in range(replays.MOST_REPLAYS):
         assert await replayed(api, ids=[f"{newest[0]}-{newest[1]}"]) == {"replayed": 1}
         newest = await fail_again(api, first, sequence + n, reason)
     return newest

@@ -151,6 +151,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
         await writer.decided(1, 2, 3)
         assert await writer.charged(neighbour) == ids(others)
         assert len(await writer.quarantined()) == 8  # The fifth of the second row, and what follows it, is not.
+        assert await counted(writer, 0, 2) >= row["since"] - timedelta(seconds=2)
         await writer.stop()
     writer.start()
     await writer.decided()
@@ -182,11 +183,49 @@ async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_othe
 
         await until("it was tried some times", tried_again)
         assert (await writer.standing(0, "waiting"))["since"] - since < timedelta(seconds=0.1)
+        assert await counted(writer, 0, 1) > since
+        assert figure("drawdown_lag_records", shard=0, topic="spend.events") == 1
         pauses = [line["again_in_seconds"] for line in writer.told("the shard cannot be written")]
         assert pauses[:3] == [0.1, 0.2, 0.4]
     await writer.decided()
     assert await writer.charged(center) == [events[0]["event_id"]]
     await writer.standing(0, "writing")
+
+
+async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_tried(writer: Writing) -> None:
+    """Its records are fetched and decided again and again, and cannot be written."""
+    center = await writer.opened(0)
+    await writer.database.execute("REVOKE INSERT ON ledger.entries_0 FROM drawdown_allocation")
+    events = [spend(center) for _ in range(7)]
+    await writer.send(*events)
+    since = (await writer.standing(0, "waiting"))["since"]
+    first_waits = await counted(writer, 0, 7)
+    for tries in (3, 5):
+
+        async def tried(tries: int = tries) -> bool | None:
+            return True if len(writer.told("the shard cannot be written")) >= tries else None
+
+        await until(f"it was tried {tries} times", tried)
+        row = await writer.standing(0, "waiting")
+        assert abs(row["since"] - since) < timedelta(seconds=0.2)
+        assert "permission denied" in row["detail"]
+        assert abs(await counted(writer, 0, 7) - first_waits) < timedelta(seconds=0.2)
+    await writer.database.execute("GRANT INSERT ON ledger.entries_0 TO drawdown_allocation")
+    await writer.decided()
+    assert await writer.charged(center) == ids(events)
+    assert (await writer.standing(0, "writing"))["since"] > since + timedelta(seconds=1)
+    assert await counted(writer, 0, 0) is None
+
+
+async def counted(writer: Writing, shard: int, records: int) -> Any:
+    """Wait until this many records are said to wait for a shard; return since when the first has."""
+
+    async def told() -> asyncpg.Record | None:
+        return await writer.database.fetchrow(
+            "SELECT waiting_since FROM ledger.shard_states WHERE shard = $1 AND waiting_records = $2", shard, records
+        )
+
+    return (await until(f"{records} records wait for shard {shard}", told))[0]
 
 
 async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Writing) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from services.api.door.bodies import WHOLE
 from services.api.door.errors import sentence
 from services.api.present.lookup import EVENTS_LOOKUP
-from services.api.present.quarantine import REPLAY_REQUEST
+from services.api.quarantine.routes import REPLAY_REQUEST
 from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND
 

@@ -1,4 +1,4 @@
-"""Commands: publishes them, waits for their outcomes, and sends quarantined records back.
+"""Commands: publishes them and waits for their outcomes.
 
 The way in is `publishing.router`.
 """

@@ -1,18 +1,10 @@
-"""Quarantined records: lists them with their raw bytes, and sends them back to their shard after a fix."""
+"""The routes of quarantine: they list records with their raw bytes, and send them back to their shard after a fix."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from services.api.commands.replaying import (
-    AFTER_PATTERN,
-    MOST_REPLAYS,
-    PORTION_RECORDS,
-    replay_ids,
-    replay_one_id,
-    replay_reason,
-)
 from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.door import patterns
@@ -20,7 +12,15 @@ from services.api.door.access import FinanceReader, FinanceWriter
 from services.api.door.bodies import WHOLE, body_schema, read_body
 from services.api.door.errors import not_found
 from services.api.models import Instant, Limit, Problem
-from services.api.present import quarantined
+from services.api.quarantine import records
+from services.api.quarantine.replays import (
+    AFTER_PATTERN,
+    MOST_REPLAYS,
+    PORTION_RECORDS,
+    replay_ids,
+    replay_one_id,
+    replay_reason,
+)
 from shared.contracts.known import known
 from shared.rules.vocabulary import QUARANTINE_REASONS
 
@@ -142,10 +142,10 @@ async def list_quarantine(
     A caller sees the records that name one of their Business Centers; with `"*"` in the token, all records. A page
     holds at most 1 MiB, or one record, so it may be shorter than `limit`; `next` tells whether there are more.
     """
-    start = quarantined.parse_id(after or "0-0")
+    start = records.parse_id(after or "0-0")
     async with context.snapshot() as connection:
-        rows, is_more = await quarantined.page(connection, caller, start, reason, limit)
-    entries = [quarantined.answer(row) for row in rows]
+        rows, is_more = await records.page(connection, caller, start, reason, limit)
+    entries = [records.answer(row) for row in rows]
     return {"entries": entries, "next": entries[-1]["id"] if is_more else None}
 
 
@@ -155,10 +155,10 @@ async def read_record(
 ) -> dict[str, Any]:
     """Return a record with its stored raw bytes, up to 2 MiB."""
     async with context.snapshot() as connection:
-        row = await quarantined.record(connection, caller, record_id)
+        row = await records.record(connection, caller, record_id)
     if row is None:
         raise not_found("quarantined record")
-    return quarantined.answer(row)
+    return records.answer(row)
 
 
 @router.post(

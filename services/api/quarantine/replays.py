@@ -17,7 +17,7 @@ from services.api.context import Context
 from services.api.cursors import parse_numbers
 from services.api.door.errors import ApiError, invalid, not_found, permission_denied
 from services.api.door.tokens import Caller
-from services.api.present.quarantined import parse_id, record_id
+from services.api.quarantine.records import parse_id, record_id
 from shared.runtime.kafka import murmur2_partition
 
 PORTION_RECORDS: Final = 1_000
