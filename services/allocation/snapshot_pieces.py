@@ -231,7 +231,7 @@ class _Loader:
         _fill(account, fields, fields.values())
         self._center.accounts[account.id] = self._shard.accounts[account.id] = account
         self._center.daily_campaigns += account.daily_campaigns
-        self._shard.held.bytes += CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account))
+        account.business_center.held.add(CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account)))
         self._shard.timers.add_turn_over(account)
 
     def put_campaign(self, budget: list[Any] | None, causes: int, id: str, order: int) -> None:

@@ -170,7 +170,7 @@ def _change(step: Step, campaign: Campaign, causes: int) -> None:
 
 def index_campaigns(account: AdAccount, policy: Policy) -> None:
     """Rebuild which campaigns are stopped and watched, after the account was loaded or the days of its zone changed."""
-    account.business_center.held.bytes -= CAMPAIGN_BYTES * len(account.stopped_campaigns)
+    account.business_center.held.add(-CAMPAIGN_BYTES * len(account.stopped_campaigns))
     account.stopped_campaigns, account.watched = {}, {}
     for campaign in account.campaigns.values():
         _index(campaign)
@@ -188,7 +188,7 @@ def _index(campaign: Campaign) -> None:
         stopped[campaign] = None
     else:
         stopped.pop(campaign, None)
-    account.business_center.held.bytes += CAMPAIGN_BYTES * (len(stopped) - before)
+    account.business_center.held.add(CAMPAIGN_BYTES * (len(stopped) - before))
     if campaign.causes & CAMPAIGN_BUDGET and campaign.budget.mode == DAILY:
         account.watched[campaign] = None
 
@@ -233,7 +233,7 @@ def pinned(account: AdAccount) -> int:
 
 def weigh_pinned(account: AdAccount, before: int) -> None:
     """Count the memory of pinned campaigns again, after their number has changed from `before`."""
-    account.business_center.held.bytes += CAMPAIGN_BYTES * (pinned(account) - before)
+    account.business_center.held.add(CAMPAIGN_BYTES * (pinned(account) - before))
 
 
 def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:

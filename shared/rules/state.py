@@ -35,6 +35,21 @@ class Held:
         self.bytes = 0
 
 
+class HeldByCenter:
+    """The part of `Held` that one Business Center holds, in bytes."""
+
+    __slots__ = ("bytes", "shard")
+
+    def __init__(self, shard: Held) -> None:
+        self.bytes = 0
+        self.shard = shard
+
+    def add(self, more: int) -> None:
+        """Count so many more bytes, or fewer, for the Business Center and its shard."""
+        self.bytes += more
+        self.shard.bytes += more
+
+
 class Grant:
     """A voucher or an ad credit, and the holdings in which it is held now.
 
@@ -76,7 +91,7 @@ class Grant:
         sign, named = 1 if now else -1, len(self.campaigns or ())
         self.center.open_grants += sign
         self.center.tied_ids += sign * named
-        self.center.held.bytes += sign * (GRANT_BYTES + TIED_ID_BYTES * named)
+        self.center.held.add(sign * (GRANT_BYTES + TIED_ID_BYTES * named))
         if not now and self.ended is not None:
             self.ended[self] = None
 
@@ -259,7 +274,7 @@ class AdAccount:
     ) -> None:
         self.id = id
         self.business_center = business_center
-        business_center.held.bytes += AD_ACCOUNT_BYTES
+        business_center.held.add(AD_ACCOUNT_BYTES)
         self.billing = billing
         self.buying_type = buying_type
         self.zone = zone
@@ -301,7 +316,7 @@ class BusinessCenter:
     `grants` has the grants in memory: those that are used up or expired leave it. `open_grants` counts those of which
     something is left, `tied_ids` the campaigns that these name, `daily_campaigns` the campaigns with a daily budget.
     Automatic allocation was enabled at `automatic_since` (µs; None: never) by the entry at `automatic_position`. A
-    spend above `largest_spend` (micros) is unusual. `held` belongs to the shard.
+    spend above `largest_spend` (micros) is unusual.
     """
 
     __slots__ = (
@@ -327,8 +342,8 @@ class BusinessCenter:
     )
 
     def __init__(self, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held | None = None) -> None:
-        self.held = held or Held()
-        self.held.bytes += BUSINESS_CENTER_BYTES
+        self.held = HeldByCenter(held or Held())
+        self.held.add(BUSINESS_CENTER_BYTES)
         self.id = id
         self.currency = intern(currency)  # Because every spend's currency is compared with it.
         self.zone = zone

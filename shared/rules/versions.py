@@ -14,7 +14,9 @@ CHANGES: Final = {
     3: "the first entry of a command says by which way it came, and a policy may bound what the topic names; what a"
     " Business Center may have is bounded, and it may bound a single spend; in an account with many campaigns, one that"
     " nothing can pay for stops when it spends next",
+    4: "a Business Center holds at most its share of a shard's memory",
 }
 BOUNDED: Final = 2
 LIMITED: Final = 3
+SHARED: Final = 4
 CURRENT: Final = max(CHANGES)

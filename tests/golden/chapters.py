@@ -347,6 +347,13 @@ def _as_long_as_may_be(tell: Told) -> Iterator[tuple[int, list[Work]]]:
     yield now, [tell.long_voucher(40_960, **account)]
 
 
+def shares_of_memory(now: int) -> Iterator[Scene]:
+    """The fourth version. Its bound is out of reach of a small file, and decides nothing here."""
+    now, zones = now + 24 * HOUR_US, release("2026a")
+    for at, works in told(now, "sixth", 50_000, accounts=2):
+        yield Scene([_signed(work) for work in works], at, STANDARD, 4, zones)
+
+
 def _utc(month: int, day: int, hour: int) -> int:
     return int(datetime(2027, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -356,4 +363,5 @@ CHAPTERS: dict[str, Callable[[int], Iterator[Scene]]] = {
     "bounded, and other days": bounded_and_other_days,
     "who, and how much": who_and_how_much,
     "where money goes": where_money_goes,
+    "shares of memory": shares_of_memory,
 }

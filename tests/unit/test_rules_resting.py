@@ -18,7 +18,8 @@ from shared.rules.kept_budgets import FIELDS
 from shared.rules.policy import STANDARD
 from shared.rules.resting import dump_campaign, is_as_dumped, load_campaign, may_rest
 from shared.rules.shard import DAY_US
-from shared.rules.versions import BOUNDED
+from shared.rules.state import CAMPAIGN_BYTES
+from shared.rules.versions import BOUNDED, SHARED
 from tests.unit.pure_ledger import PureLedger
 from tests.unit.states import States, structure
 from tests.unit.test_rules_agree_with_the_model import by_time, work_of_days
@@ -319,6 +320,62 @@ def test_all_business_centers_of_a_shard_together_are_bounded(monkeypatch: pytes
     assert book.do("set_campaign_budget", **{**daily, "mode": "lifetime"}) is None
     assert book.do("deposit_cash", amount=5, ad_account_id="a") is None
     assert book.rules.event(book.event(1, "new"))[0] == "charged", "spend goes on"
+
+
+def budget_daily(book: Book, number: int, center: str = "b", account: str = "a") -> str | None:
+    daily: dict[str, Any] = {"campaign_id": f"d{number}", "mode": "daily", "amount": 5}
+    return book.do("set_campaign_budget", business_center_id=center, ad_account_id=account, **daily)
+
+
+def open_neighbour(book: Book, id: str) -> list[str | None]:
+    """What becomes of opening a Business Center with an account of the same id, a voucher and a daily budget."""
+    account: dict[str, Any] = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC", "owned": True}
+    return [
+        open_center(book, id),
+        book.do("open_ad_account", business_center_id=id, ad_account_id=id, **account),
+        book.do("grant_voucher", business_center_id=id, voucher_id="v", amount=1),
+        budget_daily(book, 0, id, id),
+    ]
+
+
+@pytest.mark.parametrize("rules", [SHARED - 1, SHARED])
+def test_a_business_center_that_takes_all_it_can_leaves_room_for_others(
+    monkeypatch: pytest.MonkeyPatch, rules: int
+) -> None:
+    monkeypatch.setattr(memory_bounds, "MOST_HELD_BYTES", 300_000)
+    book = Book(replace(STANDARD, rules=rules))
+    for account in ("x", "y"):
+        book.open(account)
+    taken = sum(budget_daily(book, number) is None for number in range(300))
+    held, all_held = book.rules.business_centers["b"].held.bytes, book.rules.held.bytes
+    assert held == all_held
+    assert budget_daily(book, 301) == "limit_reached"
+    if rules < SHARED:
+        assert taken > 190
+        assert open_neighbour(book, "n")[0] == "limit_reached"
+        return
+    assert 2 * (300_000 - all_held) <= held < 2 * (300_000 - all_held) + 3 * CAMPAIGN_BYTES, "two thirds"
+    assert [book.open("z"), book.do("grant_voucher", voucher_id="v", amount=1)] == ["limit_reached"] * 2
+    assert book.do("set_campaign_budget", ad_account_id="a", campaign_id="d0", mode="unlimited") is None
+    assert [book.open("z"), book.open("w")] == [None, "limit_reached"], "what it gives back it may take again"
+
+    assert [open_neighbour(book, f"n{number}") for number in range(10)] == [[None] * 4] * 10
+    greedy = sum(budget_daily(book, number, "n0", "n0") is None for number in range(300))
+    assert greedy > 20, "a second one gets its share of the rest"
+    assert open_neighbour(book, "last") == [None] * 4
+
+
+def test_a_business_center_with_its_share_gets_no_further_campaigns_that_a_voucher_keeps_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_bounds, "MOST_HELD_BYTES", 100_000)
+    book = Book()
+    book.do("deposit_cash", amount=1_000, ad_account_id="a")
+    book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
+    fates = [book.rules.event(book.event(1, f"c{number}"))[0] for number in range(80)]
+    assert (fates[30], fates[-1]) == ("charged", "too_many_campaigns")
+    assert 60_000 < book.rules.held.bytes < 70_000
+    assert open_neighbour(book, "n") == [None] * 4
 
 
 def test_campaigns_that_a_voucher_keeps_in_memory_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
