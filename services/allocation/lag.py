@@ -1,7 +1,7 @@
 """The lag of each shard: how many records wait, for how long, and whether any is decided.
 
-The broker is asked next to the writing. Kafka's own tools do not know the lag, because there is no consumer group, and
-a worker that hangs reports nothing.
+The broker is asked while the shard is being written. Kafka's own tools do not know the lag, because there is no
+consumer group, and a worker that hangs reports nothing.
 """
 
 import asyncio
