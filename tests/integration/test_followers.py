@@ -36,7 +36,7 @@ def deposits(count: int, shard: int = 0) -> Ledger:
 
 
 def pauses(*entities: tuple[str, str | None, list[str]]) -> Ledger:
-    """Return each entity's sets of causes in order. An entity without a campaign is an ad account."""
+    """Return a ledger in which each entity gets these sets of causes in order. Without a campaign it is the account."""
     ledger = Ledger()
     before: dict[tuple[str, str | None], set[str]] = {}
     for account, campaign, causes in entities:
