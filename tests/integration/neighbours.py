@@ -75,7 +75,7 @@ async def loud(port: int, connections: int, requests: list[bytes]) -> AsyncItera
     try:
         process.stdin.write(json.dumps([each.decode() for each in requests]).encode())
         process.stdin.close()
-        await process.stdout.readline()  # It has begun.
+        await process.stdout.readline()  # It prints this line when it has begun.
         yield
     finally:
         process.kill()

@@ -579,7 +579,7 @@ CASES = [
         of_the_writer("X ledger.make_quarantine_part()", f"SELECT ledger.make_quarantine_part({moment})", refused=BOUND)
         for moment in ("now() + interval '26 months'", "'2999-01-01'", "'infinity'", "'-infinity'", "'1969-12-31Z'")
     ),
-    of_the_writer("X ledger.note_offset_skipped()", skipped(), unseen="a skipped offset that was none"),
+    of_the_writer("X ledger.note_offset_skipped()", skipped(), unseen="a skip that never happened"),
     *(of_the_writer("X ledger.note_offset_skipped()", note, refused=BOUND) for note in NO_NOTES),
     of_the_writer("a ledger.resting_campaigns", at_rest("0", "0"), refused=BOUND),
     of_the_writer(
