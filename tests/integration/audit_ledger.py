@@ -86,7 +86,7 @@ class LedgerWriter:
 
 
 def _raw(topic: str, shard: int, offset: int, value: bytes) -> Raw:
-    """Return raw records. Every second command came by the API."""
+    """Return a raw record. The API has signed every second command."""
     is_signed = topic == FINANCE_COMMANDS and offset % 2
     return Raw(topic, shard, offset, None, value, [SIGNER.header(value)] if is_signed else ())
 

@@ -79,7 +79,7 @@ UNREADABLE = ("{}", "[" * 4_000 + "]" * 4_000, '{"command_id": "zz"}', '"sha256"
 
 
 async def decided_unreadably(api: Api, content: str, role: str) -> dict[str, Any]:
-    """Insert a command whose id stands in the ledger with content that no service writes."""
+    """Insert an outcome with content that no service writes; return a command with its id."""
     sent = command("deposit_cash", "bc-8", amount="1") | {"actor": {"id": "maria", "role": role}}
     sequence = await api.database.fetchval(
         "UPDATE ledger.shards SET outcome_sequence = outcome_sequence + 1 WHERE shard = $1 RETURNING outcome_sequence",

@@ -252,7 +252,7 @@ async def key_server(*of: dict[str, Any]) -> AsyncIterator[tuple[KeyServer, Veri
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Let seconds pass on the clock of the key set."""
+    """Return a function that lets seconds pass on the clock of the key set."""
     passed = 0.0
 
     def wait(seconds: float) -> None:

@@ -524,7 +524,7 @@ def test_each_start_says_what_is_off(tmp_path: Path) -> None:
 
 
 def _no_policy(directory: Path) -> Path:
-    """Settings with an unusable policy file, which ends the start after the log has said what is off."""
+    """Write an unusable policy file, which ends the start after the log has said what is off; return its path."""
     path = directory / "policy.json"
     path.write_text("{}")
     return path

@@ -84,7 +84,7 @@ async def pages(api: Api, limit: int) -> list[dict[str, Any]]:
 
 
 async def send_back(api: Api, **body: Any) -> None:
-    """Replay all records of the reason, a part at a time."""
+    """Replay the records that the body names, a part at a time."""
     while body.get("after") != "":
         answer = await api.client.post("/v1/quarantine/replay", json=body)
         assert answer.status_code in (202, 400, 422), answer.text

@@ -443,7 +443,7 @@ async def test_the_golden_ledger_passes_an_audit(database: asyncpg.Connection, d
 
 
 def writes(golden: GoldenLedger) -> Iterator[tuple[GoldenBatch, BatchWrite]]:
-    """Append the golden batches like a writer."""
+    """Yield each golden batch with the write that appends it."""
     again, noted = Again(golden), set()
     for number, batch in enumerate(golden.batches, 1):
         write = BatchWrite(batch.recorded_at, batch.policy, 0, number, batch.rules, batch.zones, batch.rows)

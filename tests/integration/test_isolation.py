@@ -49,7 +49,7 @@ def figure(name: str, **labels: Any) -> float:
 
 @contextlib.asynccontextmanager
 async def late_follower(writer: Writing) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection with the rights of a writer."""
+    """Yield a connection with the rights of a writer."""
     connection = await connect(writer.settings, service.ROLE, "late")
     yield connection
     await connection.close()

@@ -41,7 +41,7 @@ async def offsets(writer: Writing, shard: int = 0) -> dict[str, int]:
 
 
 async def kill(writer: Writing) -> None:
-    """Kill the writer in the middle of its work, once it has connected and reads, and start another."""
+    """Cancel the writer in the middle of its work, once it has loaded every shard, and start it again."""
     assert writer.allocation is not None
     await until("it has loaded every shard", writer.has_loaded)
     writer.allocation.cancel()

@@ -201,7 +201,7 @@ async def test_a_database_from_before_the_first_release_is_refused_with_what_to_
 
 
 def closed_to_kafka(database_url: str) -> Settings:
-    """Return settings under which every access to anything but the database takes a long time."""
+    """Return settings with an absent broker, so that a service is quick only if it asks the database first."""
     kafka = f"127.0.0.1:{free_ports(1)}"
     return Settings(database_url=database_url, kafka_bootstrap_servers=kafka, api_authentication="off")
 

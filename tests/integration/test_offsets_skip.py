@@ -24,7 +24,7 @@ BECAUSE = "it makes the decoder fail; ticket 4711"
 
 @pytest.fixture
 def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start a writer that fails at records with this word, for an unexpected reason."""
+    """Make the writer fail at records that contain "poison", for an unexpected reason."""
 
     def stumbles(decode: Callable[..., Any]) -> Callable[..., Any]:
         async def decoding(commands: list[Any], events: list[Any], keys: Any) -> Any:

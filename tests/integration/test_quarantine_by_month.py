@@ -94,7 +94,7 @@ async def drop(ledger: Settings, month: str, answer: bool = True) -> tuple[int, 
 
 
 async def found_by_both(ledger: Settings, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return the difference that both audits find."""
+    """Return the difference that each of the two audits finds."""
     found = []
     for audit in (verify, replay):
         capsys.readouterr()

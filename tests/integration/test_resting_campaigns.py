@@ -32,7 +32,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def written(connection: asyncpg.Connection, seed: int) -> tuple[BusyWriter, Lease, list[bytes]]:
-    """Yield a ledger whose writer keeps few campaigns in memory, and the bytes of a writer that keeps all."""
+    """Return a writer that keeps few campaigns in memory, its lease, and the bytes of one that keeps all."""
     [lease] = [lease for lease in await claim(connection, "test", SHARDS) if lease.shard == SHARD]
     writer, staying = BusyWriter(connection, lease), PureLedger()
     writer.rules.campaigns.most = MOST

@@ -139,7 +139,7 @@ class Scaling:
         await until("every shard flows", ask)
 
     async def longest_pause(self, since: datetime) -> float:
-        """Return the longest time without a batch in any shard, from this moment until the next one, in seconds."""
+        """Return the longest pause before a batch that came since this moment, over all shards, in seconds."""
         pauses = await self.database.fetch(
             """
             SELECT shard, max(extract(epoch FROM pause))::float8 AS pause FROM (
