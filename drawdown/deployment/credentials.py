@@ -86,7 +86,7 @@ def _withdraw(token: str, withdrawn: Path) -> None:
         id = None
     if id is not None:
         with withdrawn.open("a") as file:
-            file.write(f"\n{id}  # the traffic's\n")  # The last line may lack its end, if a person wrote it.
+            file.write(f"\n{id}  # the traffic's\n")  # The last line may lack its newline, if a person wrote it.
 
 
 def _make_certificates(directory: Path) -> None:

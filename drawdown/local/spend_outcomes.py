@@ -117,7 +117,7 @@ class Outcomes:
         self._client = client
         self._say = say
         self._unknown_seconds = _UNKNOWN_SECONDS
-        # True once the API does not answer or nothing is decided any longer. Then the rest is not waited for.
+        # True once the API does not answer or nothing is decided any longer. Then this does not wait for the rest.
         self.is_blind = False
 
     async def before(self, event_ids: Sequence[str | None]) -> Before | None:

@@ -73,7 +73,7 @@ def parsed(key: bytes | None) -> bytes | None:
 
 
 class _ParsedRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """For marked consumers: the records of `KafkaBatch`, a slice at a time, without gaps."""
+    """Gives marked consumers the records of `KafkaBatch`, a slice at a time and without gaps."""
 
     def __init__(
         self, tp: TopicPartition, records: Any, aborted: Any, fetch_offset: int, key_deserializer: Any, *rest: Any

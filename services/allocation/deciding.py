@@ -189,7 +189,7 @@ class Decider:
     def _forward_or_quarantine(
         self, raw: Raw, event: Event, fault: Fault, write: BatchWrite, decision: Decision
     ) -> str:
-        """Pass an event that cannot be charged here on to its own shard, or quarantine it. Returns which it was."""
+        """Forward an event that cannot be charged here to its own shard, or quarantine it. Return which was done."""
         center = event[BUSINESS_CENTER_ID]
         if fault.reason == "unknown_business_center" and self._forward(raw, center, write):
             return "forwarded"

@@ -50,7 +50,7 @@ class FetchedRecords(Fetched):
     """The batches that a fetch gave for a partition. Replaces aiokafka's `MemoryRecords`."""
 
     def plain(self, partition: TopicPartition) -> FetchedBatches:
-        """Return the batches as consumers read them that are not marked."""
+        """Return the batches as unmarked consumers read them."""
         return FetchedBatches(partition, self.data)
 
     def batches(self, partition: TopicPartition) -> "KafkaBatches":

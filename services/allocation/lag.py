@@ -1,6 +1,6 @@
 """The lag of each shard: how many records wait, for how long, and whether any is decided.
 
-The broker is asked next to the writing, and also while a shard is not written, which is when records wait. Kafka's own
+The broker is asked while the shard is being written, and also while it is not, which is when records wait. Kafka's own
 tools do not know the lag, because there is no consumer group, and a worker that hangs reports nothing.
 """
 

@@ -12,7 +12,7 @@ RESUMES = Counter("drawdown_resumes", "Pause causes removed", ["cause"])
 QUARANTINED = Counter("drawdown_quarantined", "Records quarantined", ["reason"])
 QUARANTINED_BYTES = Counter("drawdown_quarantined_bytes", "Bytes of records kept in quarantine", ["reason"])
 BATCHES_SET_ASIDE = Counter(
-    "drawdown_batches_set_aside", "Batches of Kafka quarantined as a whole, because too large or broken", ["shard"]
+    "drawdown_batches_set_aside", "Kafka batches quarantined as a whole, because too large or damaged", ["shard"]
 )
 UNPACKED_BYTES = Counter("drawdown_unpacked_bytes", "Bytes of compressed records after decompression")
 INTERNAL_ERRORS = Counter("drawdown_internal_errors", "Records that failed unexpectedly", ["shard"])
@@ -34,7 +34,7 @@ BATCH_RECORDS = Histogram(
 )
 BATCH_SECONDS = Histogram(
     "drawdown_batch_seconds",
-    "From a batch's records to its commit",
+    "Time from the arrival of a batch's records to its commit",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 

@@ -359,7 +359,7 @@ class Allocation:
             released.cancel()
 
     async def _start(self, lease: Lease, publish: Publish) -> None:
-        """Begin to write a shard, after the end of the task that has lost the shard before."""
+        """Begin to write a shard, once the task that lost it earlier has ended."""
         before = self._tasks.pop(lease.shard, None)
         if before is not None:
             before.cancel()

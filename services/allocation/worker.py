@@ -116,7 +116,8 @@ class Worker:
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
         self._has_locks = False
-        # Counted from the snapshot, so that however often the shard is loaded, no load has more to decide again.
+        # Counted from the snapshot. Otherwise a shard that is loaded again and again would have ever more to decide
+        # again.
         self._kept_at = kept_at
         self._next_snapshot = kept_at + snapshots.entries_between(snapshots.objects_in(rules))
 

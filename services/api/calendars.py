@@ -49,5 +49,5 @@ def calendar(zone_name: str) -> Zone:
 
 
 def unknown_zone() -> ApiError:
-    """Return a 409: the days of what was asked for cannot be told."""
-    return ApiError(409, "conflict", "its stored time zone is unknown to this release, so its days cannot be told")
+    """Return a 409: the days that the answer needs are unknown."""
+    return ApiError(409, "conflict", "its stored time zone is unknown to this release, so its days are unknown")

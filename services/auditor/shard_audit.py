@@ -190,7 +190,7 @@ class ShardAudit(Redecider):
             self._decide_alone(self._outcomes.refusals[0])
 
     def _decide_alone(self, refusal: RecordedOutcome) -> None:
-        """Decide a refusal of a batch without entries, at whose ledger time no timer was due.
+        """Decide a refusal of a batch without entries. No timer was due at its ledger time.
 
         If the previous batch left due timers to the next one, this is that next one.
         """

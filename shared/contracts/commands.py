@@ -141,13 +141,13 @@ class TransferBalance(Command):
 
 
 class EnableAutomaticAllocation(Command):
-    """The switch to automatic allocation: from then on accounts draw on the Business Center."""
+    """Switches the Business Center to automatic allocation: from then on its accounts draw on its balance."""
 
     type: Literal["enable_automatic_allocation"]
 
 
 class DisableAutomaticAllocation(Command):
-    """The switch back, which is always refused."""
+    """Switches back to manual allocation, which is always refused."""
 
     type: Literal["disable_automatic_allocation"]
 
@@ -162,7 +162,7 @@ class SetBudget(Command):
 
 
 class ResetBudget(Command):
-    """A new start of an account's custom budget."""
+    """Starts an account's custom budget again, with nothing spent."""
 
     type: Literal["reset_budget"]
     ad_account_id: Identifier

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 MOST_LEVELS: Final = 128
 MOST_DIGITS: Final = 4300
 
-# The parser's words for a first half without a second one, and for a second half without a first one.
+# The parser's messages for half of a surrogate pair: a first half without its second, a second without its first.
 _LONE_SURROGATE = re.compile("unexpected end of hex escape|lone leading surrogate in hex escape")
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NUMBER = re.compile(rb"[0-9][0-9.eE+-]*")

@@ -63,7 +63,7 @@ _MOVE_CHECKPOINT = """
     WHERE follower = $1 AND shard = $2
 """
 
-_position = Gauge("drawdown_follower_position", "Position folded up to", ["follower", "shard"])
+_position = Gauge("drawdown_follower_position", "Last position folded", ["follower", "shard"])
 _lag = Gauge("drawdown_follower_lag_entries", "Entries of the ledger not yet folded", ["follower", "shard"])
 _entries = Counter("drawdown_follower_entries", "Entries folded", ["follower"])
 

@@ -41,7 +41,7 @@ class Book:
         self.timers = Timers()
         self.batch = Batch(0)
         self._zones: dict[str, Zone] = {}
-        # The TZif bytes, by name, of the zones in use that the release which the ledger names does not have.
+        # The TZif bytes, by name, of the zones in use that the ledger's present release lacks.
         self._kept_zones: Mapping[str, bytes] = {}
         self._recorded: Mapping[GrantKey, RecordedGrant] = {}
         self._ended = EndedGrants()
@@ -57,7 +57,7 @@ class Book:
         return campaign
 
     def before_tying(self, account: AdAccount) -> None:
-        """Bring back the account's campaigns that rest, because a voucher is about to be tied to some of them.
+        """Bring back the account's resting campaigns, because a voucher is about to be tied to some of them.
 
         From then on the account's money can pause and resume each of them (section 5.4). Raise LookupError if one of
         them was not looked up.

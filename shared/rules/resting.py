@@ -79,7 +79,7 @@ class CampaignsInMemory:
         self.count += 1
 
     def take_out(self, campaign: Campaign) -> None:
-        """Take a campaign out of memory that another process has let rest, and that can be looked up."""
+        """Take a campaign out of memory. Another process has let it rest, so it can be looked up."""
         account = campaign.account
         del account.campaigns[campaign.id]
         self.routes.pop(route(account.business_center.id, account.id, campaign.id), None)

@@ -66,7 +66,7 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
 
 
 def write_budget(step: Step, kind: str, account: AdAccount, restarted: bool) -> None:
-    """Write an entry of this kind with the account's present budget. `restarted`: it has just begun to count."""
+    """Write an entry of this kind with the account's budget. `restarted` says that it has just begun to count."""
     budget = account.budget
     custom = budget.mode == CUSTOM
     step.write(

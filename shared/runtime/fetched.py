@@ -1,8 +1,8 @@
 """Reads topics in bounded memory, and skips what cannot be read, for consumers that want our own records only.
 
 aiokafka decompresses a batch at once: 46 KB become 1 GB. Anybody with the right to write to a topic can send such a
-batch, and each reader of the topic would run out of memory at every start. So a batch that unpacks to more than a
-producer of ours ever sends is skipped, as one is that cannot be read. Either was written by another producer and holds
+batch, and each reader of the topic would run out of memory at every start. So two kinds of batches are skipped: those
+that unpack to more than our producers ever send, and those that cannot be read. Another producer wrote them. They hold
 no record of ours, because each batch has one producer. Allocation, which must not skip any record, reads by rules of
 its own (`services.allocation.kafka_batches`).
 """
@@ -84,7 +84,7 @@ class FetchedBatch:
     def __init__(self, partition: TopicPartition, packed: memoryview) -> None:
         self._partition = partition
         self._packed = packed
-        # Our producers write only version 2. Of another one, the offset is that of its last record.
+        # Our producers write only version 2. An older batch begins with the offset of its last record.
         self._head = DefaultRecordBatch(packed) if len(packed) >= RECORDS_AT and packed[MAGIC_AT] == 2 else None
         base = int(_HEAD.unpack_from(packed)[0])
         self.base_offset: int = base

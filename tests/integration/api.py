@@ -1,4 +1,4 @@
-"""An API on a database and broker of its own, and hands to put into the ledger what the API should find there."""
+"""An API on its own database and broker, with functions that write the data that it should find in the ledger."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ RECORDED_AT = "2026-03-12T10:00:00Z"
 
 
 def shard_of(business_center_id: str) -> int:
-    """Where a Business Center lives."""
+    """Return the shard of a Business Center."""
     return murmur2_partition(business_center_id.encode(), SHARDS)
 
 
@@ -44,13 +44,13 @@ class Api:
     broker: Broker
 
     async def get(self, path: str, status: int = 200, **query: Any) -> dict[str, Any]:
-        """GET with the status that is expected."""
+        """Send a GET, assert the expected status, and return the answer."""
         response = await self.client.get(path, params=query)
         assert response.status_code == status, response.text
         return dict(response.json())
 
     async def insert(self, table: str, **values: Any) -> None:
-        """One row, its values as text where PostgreSQL is to read them."""
+        """Insert one row. Values that PostgreSQL is to parse are given as text."""
         columns = ", ".join(f'"{name}"' for name in values)
         literals = ", ".join(_literal(value) for value in values.values())
         if table == "ledger.quarantine":
@@ -75,7 +75,7 @@ class Api:
         )
 
     async def checkpoint(self, follower: str, shard: int, position: int, recorded_at: str = RECORDED_AT) -> None:
-        """A follower has got so far, and the ledger at least as far."""
+        """Move a follower's checkpoint to this position. The ledger reaches at least as far."""
         await self.database.execute(
             "UPDATE ledger.shards SET position = greatest(position, $2) WHERE shard = $1", shard, position
         )
@@ -105,7 +105,7 @@ def _literal(value: Any) -> str:
 
 @contextlib.asynccontextmanager
 async def running_api(server_url: str, directory: Path, **overrides: Any) -> AsyncIterator[Api]:
-    """The API's application in this process, without a socket; the connections are real."""
+    """Run the API's application in this process, without a socket. Its connections are real."""
     async with servers.chosen.broker(directory) as broker, fresh_database(server_url) as url:
         await migrate(Settings(database_url=url, shards=SHARDS))
         settings = settings_with(url, broker, directory, shards=SHARDS, **overrides)
@@ -131,7 +131,7 @@ async def serving(settings: Settings, broker: Broker) -> AsyncIterator[Api]:
 
 @dataclass
 class Allocation:
-    """Decides commands as the ledger's writer does, accepting all: first decision, repetition, conflict."""
+    """Decides commands like the ledger's writer. It accepts all: first decisions, repetitions and conflicts."""
 
     api: Api
     decided: list[dict[str, Any]] = field(default_factory=list)
@@ -201,7 +201,7 @@ async def _write_outcome(database: asyncpg.Connection, shard: int, content: dict
 
 @contextlib.asynccontextmanager
 async def allocation(api: Api, *, visible_at_once: bool = True) -> AsyncIterator[Allocation]:
-    """An `Allocation` that runs meanwhile."""
+    """Yield an `Allocation` that runs during the test."""
     writer = Allocation(api, visible_at_once=visible_at_once)
     running = asyncio.create_task(writer.run())
     try:
@@ -213,7 +213,7 @@ async def allocation(api: Api, *, visible_at_once: bool = True) -> AsyncIterator
 
 
 def command(type_: str, business_center_id: str, **fields: Any) -> dict[str, Any]:
-    """A command with an id of its own."""
+    """Return a command with a new id."""
     return {
         "command_id": str(uuid4()),
         "type": type_,

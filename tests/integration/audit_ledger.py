@@ -1,4 +1,4 @@
-"""A ledger for the auditor's tests: random work, decided and appended as the writer does it, but for Kafka."""
+"""A ledger for the auditor's tests: random work, decided and appended as the writer does it, but without Kafka."""
 
 import contextlib
 import json
@@ -47,15 +47,15 @@ class LedgerWriter:
 
     @property
     def leases(self) -> list[Lease]:
-        """The leases of all shards."""
+        """Return the leases of all shards."""
         return list(self._leases.values())
 
     def rules(self, shard: int) -> Shard:
-        """A shard's rules, as its last batch left them."""
+        """Return a shard's rules as its last batch left them."""
         return self._rules[shard]
 
     async def write(self, works: Iterable[Work]) -> None:
-        """Decide and append a batch in each shard that some of the work belongs to."""
+        """Decide and append a batch in each shard to which some of the work belongs."""
         by_shard: dict[int, list[Work]] = {}
         for work in works:
             center = work.message.get("business_center_id")
@@ -86,14 +86,14 @@ class LedgerWriter:
 
 
 def _raw(topic: str, shard: int, offset: int, value: bytes) -> Raw:
-    """Every other command has come by the API."""
+    """Return a raw record. The API has signed every second command."""
     is_signed = topic == FINANCE_COMMANDS and offset % 2
     return Raw(topic, shard, offset, None, value, [SIGNER.header(value)] if is_signed else ())
 
 
 @contextlib.asynccontextmanager
 async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> AsyncIterator[LedgerWriter]:
-    """A writer of the ledger of a new database, under the first of these policies."""
+    """Yield a writer for the ledger of a new database, which begins under the first of these policies."""
     connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
     try:
         await plain_types(connection)
@@ -106,9 +106,9 @@ async def ledger_writer(url: str, policies: Iterable[Policy] = (STANDARD,)) -> A
 
 
 async def write_random_ledger(url: str, seed: int, steps: int) -> None:
-    """Some days of everything that can happen, in batches of different sizes, under two policies.
+    """Write some days of everything that can happen, in batches of different sizes, under two policies.
 
-    By the second the topic may not name everything. Every other command has come by the API.
+    The second policy limits what the topic may name. Every second command came by the API.
     """
     pockets = (("ad_credit", "voucher", "cash", "credit"), ("cash", "credit_line"))
     other = Policy("other-order", *pockets, CURRENT, TopicTerms(largest_amount_micros=60_000_000))
@@ -122,7 +122,7 @@ async def write_random_ledger(url: str, seed: int, steps: int) -> None:
 
 
 def bulk_ledger_works(accounts: int = 40) -> list[Work]:
-    """Commands that open one Business Center with accounts that share a large balance."""
+    """Return the commands that open one Business Center with accounts that share a large balance."""
     center = {"business_center_id": "bulk", "issued_at": "2026-11-21T12:00:00Z", "actor": {"id": "a", "role": "admin"}}
 
     def command(type_: str, **fields: Any) -> Work:
@@ -148,7 +148,7 @@ def bulk_ledger_works(accounts: int = 40) -> list[Work]:
 
 
 async def fold(url: str, *followers: Follower, steps: int = 100) -> None:
-    """Let the followers of the read models fold, at most so many ranges a shard. The books are closed often."""
+    """Let the followers of the read models fold, at most this many ranges of each shard. The books are closed often."""
     connection = await asyncpg.connect(url)
     usual, balance.CLOSING_POSITIONS = balance.CLOSING_POSITIONS, CLOSING_POSITIONS
     try:

@@ -1,4 +1,4 @@
-"""A headless Chromium, and a page in it that tests work with as people do.
+"""A headless Chromium, and a page in it that tests use like people.
 
 It is driven through its remote control (the Chrome DevTools Protocol, https://chromedevtools.github.io/devtools-protocol)
 over a pipe: one JSON object a message, each ended by a zero byte.
@@ -19,11 +19,12 @@ from typing import Any
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,1600", "--remote-debugging-pipe")
-# What a browser tells about a page: its requests, errors of its scripts, its console, and what its policy forbade.
+# The events that a browser reports about a page: requests, script errors, console messages, and violations of the
+# page's policy.
 _TOLD = ("Network", "Runtime", "Log")
 _MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024
 
-# The first element of a selector that says all of a text; the page has until the test's own end to show it.
+# Find the first element of a selector that contains this text. The page has until the test's time limit to show it.
 _ELEMENT = """new Promise(done => {
   const look = () => {
     const found = [...document.querySelectorAll(%s)].find(each => each.textContent.includes(%s))
@@ -38,9 +39,9 @@ class Tab:
     """A page of the browser.
 
     Args:
-        requested: the URLs that it has asked for.
-        problems: errors of its scripts, errors and warnings in its console, answers that are errors, and what its
-            policy forbade.
+        requested: the URLs that it has requested.
+        problems: errors of its scripts, errors and warnings in its console, error answers, and violations of its
+        policy.
 
     """
 
@@ -52,7 +53,7 @@ class Tab:
     _answers: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Give the browser a command and return its result."""
+        """Send the browser a command and return its result."""
         assert self.process.stdin is not None
         id_ = next(self._ids)
         message = {"id": id_, "method": method, "params": parameters}
@@ -64,7 +65,7 @@ class Tab:
         return dict(answer["result"])
 
     async def listen(self) -> None:
-        """Take what the browser says until it ends."""
+        """Receive the browser's messages until it ends."""
         assert self.process.stdout is not None
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
@@ -86,32 +87,32 @@ class Tab:
                 self.problems.append(" ".join(str(each.get("value")) for each in told["args"]))
 
     async def attach(self) -> None:
-        """Begin a page, and hear all that is told about it."""
+        """Open a page, and subscribe to its events."""
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
         self.session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         for domain in _TOLD:
             await self.call(f"{domain}.enable")
 
     async def open(self, url: str) -> None:
-        """Go there."""
+        """Open a URL."""
         assert "errorText" not in await self.call("Page.navigate", url=url)
 
     async def evaluate(self, script: str) -> Any:
-        """Return what a script of the page makes, once it is there."""
+        """Return the result of a script in the page, once it is there."""
         answer = await self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     async def text(self, selector: str, says: str = "") -> str:
-        """Wait for an element that says so, and return all of its text."""
+        """Wait for an element that contains this text, and return its whole text."""
         return str(await self._element(selector, says, "found.textContent"))
 
     async def click(self, selector: str, says: str = "") -> None:
-        """Wait for an element that says so, and click it."""
+        """Wait for an element that contains this text, and click it."""
         await self._element(selector, says, "void found.click()")
 
     async def fill(self, selector: str, text: str) -> None:
-        """Wait for a field, type over what is in it, and leave it."""
+        """Wait for a field, replace its content, and leave it."""
         await self._element(selector, "", "(found.focus(), void found.select())")
         await self.call("Input.insertText", text=text)
         await self.evaluate("document.activeElement.blur()")
@@ -122,10 +123,10 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def browsing(profile: Path) -> AsyncIterator[Tab]:
-    """A browser with a page, for which every name that ends in `.example` is this machine's."""
+    """Yield a browser with a page. For it, every name that ends in `.example` is this machine's."""
     assert BROWSER is not None
     options = (*_OPTIONS, f"--user-data-dir={profile}", "--host-resolver-rules=MAP *.example 127.0.0.1")
-    # It reads commands at 3, and writes at 4.
+    # The browser reads commands at file descriptor 3, and writes at 4.
     shell = ("/bin/sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", BROWSER, *options)
     process = await asyncio.create_subprocess_exec(
         *shell,

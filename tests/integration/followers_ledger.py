@@ -1,4 +1,4 @@
-"""A ledger for the followers' tests, and what the read models are for it, folded one entry after the other."""
+"""A ledger for the followers' tests, and the read models that follow from it, folded one entry at a time."""
 
 import json
 import uuid
@@ -42,7 +42,7 @@ Rows = dict[str, dict[Any, Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of ledger.entries; fields in the table's order."""
+    """One row of ledger.entries. The fields are in the table's order."""
 
     shard: int
     position: int
@@ -69,12 +69,12 @@ COLUMNS = [field.name for field in fields(Entry)]
 
 
 def micros(moment: datetime) -> int:
-    """Microseconds since the Unix epoch."""
+    """Return the microseconds since the Unix epoch."""
     return (moment - EPOCH) // timedelta(microseconds=1)
 
 
 class Ledger:
-    """Entries of one shard at the positions `first`, `first + 1`, …"""
+    """Holds entries of one shard at the positions `first`, `first + 1`, …."""
 
     def __init__(self, shard: int = 0, first: int = 1) -> None:
         self.entries: list[Entry] = []
@@ -83,11 +83,11 @@ class Ledger:
 
     @property
     def next_position(self) -> int:
-        """Where the next entry goes."""
+        """Return the position of the next entry."""
         return self._first + len(self.entries)
 
     def add(self, kind: str, business_center: str, account: str | None = None, **others: Any) -> Entry:
-        """Append an entry; what is not given is null, and the times are noon plus the position in minutes."""
+        """Append an entry. Omitted fields are null, and its times are noon plus the position in minutes."""
         moment = NOON + timedelta(minutes=self.next_position - self._first)
         values: dict[str, Any] = {
             **dict.fromkeys(COLUMNS),
@@ -106,7 +106,7 @@ class Ledger:
         return entry
 
     def ranges(self, lengths: Iterable[int]) -> list[Range]:
-        """Cut the ledger into ranges of these lengths; what is left is the last one."""
+        """Cut the ledger into ranges of these lengths. The last range takes the rest."""
         cut, first, last = [], self._first, self.next_position - 1
         for length in lengths:
             if first + length <= last:
@@ -115,7 +115,7 @@ class Ledger:
         return [*cut, Range(self._shard, first, last)]
 
     async def write(self, connection: asyncpg.Connection) -> None:
-        """Put the entries into an empty ledger, as one batch."""
+        """Write the entries into an empty ledger, as one batch."""
         records = [
             tuple(
                 json.dumps(value, sort_keys=True, separators=(",", ":")) if isinstance(value, dict) else value
@@ -131,14 +131,14 @@ class Ledger:
             await connection.execute("SELECT pg_notify('ledger', $1)", str(self._shard))
 
 
-# What keeps the tables of the ledger as they are: each with its trigger.
+# The tables of the ledger that a trigger protects from changes, each with the trigger.
 TRIGGERS = """
     SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE tgname IN ('append_only', 'only_onward')
 """
 
 
 async def allow_erasing(connection: asyncpg.Connection) -> None:
-    """Make the ledger of a test's own database erasable; the superuser can."""
+    """Allow the erasing of this test's own ledger, as only the superuser can."""
     for table, trigger in await connection.fetch(TRIGGERS):
         await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
 
@@ -151,14 +151,14 @@ async def erase(connection: asyncpg.Connection) -> None:
 
 
 async def erase_read_models(connection: asyncpg.Connection) -> None:
-    """Empty the read models, so that a fold begins anew."""
+    """Empty the read models, so that a fold begins again."""
     for schema, tables in TABLES.items():
         for table in tables:
             await connection.execute(f"DELETE FROM {schema}.{table}")
 
 
 async def read_models(connection: asyncpg.Connection) -> dict[str, list[str]]:
-    """Every row of the read models as PostgreSQL writes it, sorted."""
+    """Return every row of the read models as PostgreSQL writes it, sorted."""
     return {
         table: [row[0] for row in await connection.fetch(f"SELECT t::text FROM {schema}.{table} t ORDER BY 1")]
         for schema, tables in TABLES.items()
@@ -167,7 +167,7 @@ async def read_models(connection: asyncpg.Connection) -> dict[str, list[str]]:
 
 
 async def read_rows(connection: asyncpg.Connection) -> Rows:
-    """The same rows by key, shaped like `plain_fold`'s."""
+    """Return the same rows by key, in the form of `plain_fold`."""
     rows: Rows = {}
     for schema, tables in TABLES.items():
         for table in tables:
@@ -185,7 +185,7 @@ async def read_rows(connection: asyncpg.Connection) -> Rows:
 
 
 def plain_fold(entries: Iterable[Entry]) -> Rows:
-    """The read models of a ledger: the same rules as the followers', one entry after the other."""
+    """Return the read models of a ledger, by the same rules as the followers', one entry at a time."""
     rows: Rows = {table: {} for tables in TABLES.values() for table in tables}
     for entry in entries:
         _FACTS.get(entry.kind, _nothing)(rows, entry)

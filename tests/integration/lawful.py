@@ -1,4 +1,4 @@
-"""What the constraints of a table let in, asked without writing a row."""
+"""Checks which rows the constraints of a table accept, without writing a row."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,9 @@ import asyncpg
 
 
 async def takes(database: asyncpg.Connection, table: int, of: str, row: Mapping[str, str]) -> bool:
-    """Whether the validated constraints `…_<of>` of a table let a row in: the SQL of its values, by column."""
+    """Return whether the validated constraints `…_<of>` of a table accept a row, given as the SQL of its values by
+    column.
+    """
     values = ", ".join(f"{value} AS {name}" for name, value in row.items())
     bounds = await database.fetch(
         "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conrelid = $1 AND contype = 'c'"

@@ -1,4 +1,4 @@
-"""The client of others: librdkafka, as `confluent-kafka` wraps it."""
+"""A client that is not ours: librdkafka, as `confluent-kafka` wraps it."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ _SECONDS = 60.0
 
 
 def configuration(settings: Settings) -> dict[str, str]:
-    """How librdkafka reaches what the settings name."""
+    """Return the options with which librdkafka connects to the broker of these settings."""
     found = {
         "bootstrap.servers": settings.kafka_bootstrap_servers,
         "security.protocol": settings.kafka_security,
@@ -29,12 +29,12 @@ def configuration(settings: Settings) -> dict[str, str]:
 
 
 def make_producer(settings: Settings, **options: Any) -> Producer:
-    """A producer; a dot of an option is written as `_`."""
+    """Return a producer. A dot in an option's name is written as `_`."""
     return Producer({**configuration(settings), **{name.replace("_", "."): each for name, each in options.items()}})
 
 
 def produce(producer: Producer, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-    """Hand over keys and values and wait until all are acknowledged; raises AssertionError where one is not."""
+    """Send keys and values and wait until all are acknowledged. Raise AssertionError if one is not."""
     failures: list[str] = []
 
     def told(error: object, _message: object) -> None:

@@ -1,7 +1,7 @@
-"""A client that asks again and again over many connections, as fast as it is answered.
+"""A client that sends requests over many connections, each as soon as the previous one is answered.
 
-A program of its own, so that who is measured waits for nobody but the API: its arguments are a port and how many
-connections, its standard input is a JSON list of requests. It says a line when it has begun.
+It is a separate program, so that only the API delays the measured client. Its arguments are a port and the number of
+connections; its standard input is a JSON list of requests. It prints a line when it has begun.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from itertools import cycle
 
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sent: bytes) -> int:
-    """Ask, take the whole answer, and return its status."""
+    """Send a request, read the whole answer, and return its status."""
     writer.write(sent)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), 0)

@@ -1,4 +1,6 @@
-"""Two subjects of one API: one that asks for the dearest answers as fast as it can, and a quiet one who is measured."""
+"""Two subjects of one API: a loud one that requests the most expensive answers as fast as it can, and a quiet one,
+which is measured.
+"""
 
 import asyncio
 import contextlib
@@ -28,12 +30,12 @@ ENTRIES, ACCOUNTS, DEALS, BUCKETS = 20_000, 1_000, 100, 100
 
 @dataclass(frozen=True)
 class Latencies:
-    """Of the requests of one measurement, in milliseconds."""
+    """The sorted latencies of the requests of one measurement, in milliseconds."""
 
     sorted_ms: list[float]
 
     def at(self, quantile: float) -> float:
-        """The latency that so many requests stay within."""
+        """Return the latency that this share of the requests does not exceed."""
         return self.sorted_ms[min(int(len(self.sorted_ms) * quantile), len(self.sorted_ms) - 1)]
 
     def __str__(self) -> str:
@@ -41,7 +43,7 @@ class Latencies:
 
 
 def request(token: str, path: str, body: Any = None) -> bytes:
-    """A request as it goes over the wire."""
+    """Return a request as it goes over the wire."""
     text = b"" if body is None else json.dumps(body).encode()
     head = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {token}"]
     head += [] if body is None else [f"Content-Length: {len(text)}"]
@@ -49,7 +51,7 @@ def request(token: str, path: str, body: Any = None) -> bytes:
 
 
 async def measure(port: int, requests: Iterator[bytes], count: int, pause_seconds: float = 0.012) -> Latencies:
-    """The latencies of a client who asks one thing after the other, at a rate that it may; all are answered."""
+    """Measure a client that sends one request after the other, below its rate limit. All of them must be answered."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     latencies = []
     for _ in range(count):
@@ -65,7 +67,7 @@ async def measure(port: int, requests: Iterator[bytes], count: int, pause_second
 
 @contextlib.asynccontextmanager
 async def loud(port: int, connections: int, requests: list[bytes]) -> AsyncIterator[None]:
-    """Meanwhile the loud one asks all these again and again over so many connections."""
+    """While the block runs, let the loud subject send these requests again and again, over this many connections."""
     command = [sys.executable, str(Path(loudly.__file__)), str(port), str(connections)]
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
@@ -73,7 +75,7 @@ async def loud(port: int, connections: int, requests: list[bytes]) -> AsyncItera
     try:
         process.stdin.write(json.dumps([each.decode() for each in requests]).encode())
         process.stdin.close()
-        await process.stdout.readline()  # It has begun.
+        await process.stdout.readline()  # It prints this line when it has begun.
         yield
     finally:
         process.kill()
@@ -81,7 +83,7 @@ async def loud(port: int, connections: int, requests: list[bytes]) -> AsyncItera
 
 
 def dear_requests(token: str) -> list[bytes]:
-    """What costs the most of each route that answers much."""
+    """Return the most expensive requests to each route with long answers."""
     days = "from=2025-11-01&to=2026-11-30"
     paths = [
         f"/v1/ledger?business_center_id={LOUD}&limit=1000",
@@ -106,20 +108,22 @@ def dear_requests(token: str) -> list[bytes]:
 
 
 async def compare(port: int, quiet: Iterator[bytes], dear: list[bytes], *, rounds: int, count: int) -> list[Latencies]:
-    """What the quiet one waits while the loud one is silent, and while it asks: in turn, as the machine changes."""
+    """Compare the quiet subject's latencies while the loud one is silent and while it sends. Measure in turns, because
+    the machine changes.
+    """
     silent: list[float] = []
     noisy: list[float] = []
     for _ in range(rounds):
         silent += (await measure(port, quiet, count)).sorted_ms
         async with loud(port, CONNECTIONS, dear):
-            await measure(port, quiet, count // 2)  # What it may ask at once is asked.
+            await measure(port, quiet, count // 2)  # By then the loud subject has used up its burst.
             noisy += (await measure(port, quiet, count)).sorted_ms
     return [Latencies(sorted(silent)), Latencies(sorted(noisy))]
 
 
 @contextlib.asynccontextmanager
 async def serving_apart(settings: Settings) -> AsyncIterator[None]:
-    """The API as a process of its own."""
+    """Run the API as a separate process."""
     environment = {**os.environ, **environment_of(settings)}
     log = (settings.data_dir / "api.log").open("wb")
     process = await asyncio.create_subprocess_exec(
@@ -144,7 +148,7 @@ async def _answers(client: httpx.AsyncClient) -> bool:
 
 
 async def fill(database: asyncpg.Connection) -> None:
-    """Put both subjects' Business Centers, and what makes the loud one's answers large, into the database."""
+    """Write both subjects' Business Centers into the database, with rows that make the loud subject's answers large."""
     loud_shard, quiet_shard = shard_of(LOUD), shard_of(QUIET)
     for name, shard in ((LOUD, loud_shard), (QUIET, quiet_shard)):
         await database.execute(

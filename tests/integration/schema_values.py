@@ -1,4 +1,4 @@
-"""Values that a JSON Schema of /openapi.json allows, as somebody makes them who knows nothing but that document."""
+"""Values that a JSON Schema of /openapi.json allows, generated from that document alone."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ _ITEMS_AT_MOST = 3
 
 
 def values(schema: Schema, schemas: dict[str, Schema]) -> st.SearchStrategy[Any]:
-    """Values of a schema; `schemas` are the components that it may refer to."""
+    """Return a strategy for values of a schema. `schemas` has the components that it may refer to."""
     if "$ref" in schema:
         return values(schemas[schema["$ref"].rpartition("/")[2]], schemas)
     if "const" in schema:
@@ -41,12 +41,14 @@ def _scalars(schema: Schema) -> st.SearchStrategy[Any]:
 
 @lru_cache(maxsize=100)
 def _matching(pattern: str, longest: int) -> st.SearchStrategy[str]:
-    inner = pattern.removeprefix("^").removesuffix("$")  # JSON Schema's `$` is the very end.
+    inner = pattern.removeprefix("^").removesuffix("$")  # In JSON Schema, `$` matches only at the very end.
     return st.from_regex(f"(?:{inner})", fullmatch=True).filter(lambda text: len(text) <= longest)
 
 
 def _objects(schema: Schema, schemas: dict[str, Schema]) -> st.SearchStrategy[dict[str, Any]]:
-    """With all that is required, and any of the rest; where one of several is required, with that one alone."""
+    """Return objects with all required fields and any others. Where one of several fields is required, they have
+    exactly one.
+    """
     if "oneOf" in schema:
         return st.one_of([_with(each["required"], [], schema, schemas) for each in schema["oneOf"]])
     required = schema.get("required", [])

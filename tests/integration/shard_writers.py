@@ -1,4 +1,4 @@
-"""A stand-in for the processes that write the shards: it owns them, says how it goes, and dies when asked."""
+"""A stand-in for the processes that write the shards: it owns shards, reports their states, and dies when told to."""
 
 import contextlib
 import secrets
@@ -29,7 +29,7 @@ class Writer:
         await announce(self._connection, self.owner)
 
     async def release(self, shard: int) -> None:
-        """Give a shard up."""
+        """Release a shard."""
         await self._connection.execute(
             "UPDATE ledger.shards SET owner = NULL, released_at = clock_timestamp() WHERE shard = $1", shard
         )
@@ -44,7 +44,9 @@ class Writer:
         for_seconds: float = 0,
         seconds_ago: float = 0,
     ) -> None:
-        """Say how it goes with a shard; `for_seconds`: how long the oldest record waits; `seconds_ago`: when."""
+        """Report the state of a shard. The oldest record has waited for `for_seconds`, and the report is `seconds_ago`
+        old.
+        """
         await self._connection.execute(
             "INSERT INTO ledger.shard_states SELECT $1, $2, $3, $4, $5::bigint,"
             " CASE WHEN $5::bigint > 0 THEN clock_timestamp() - $6::interval END,"
@@ -57,13 +59,13 @@ class Writer:
         )
 
     async def die(self) -> None:
-        """Its session ends, nothing is released."""
+        """End the session without releasing anything."""
         await self._connection.close()
 
 
 @contextlib.asynccontextmanager
 async def shard_writer(database_url: str, **options: Any) -> AsyncIterator[Writer]:
-    """A writer that owns every shard of a database."""
+    """Yield a writer that owns every shard of a database."""
     owner = f"stand-in:1:{secrets.token_hex(4)}"
     name = {"application_name": f"drawdown allocation lease {owner[-8:]}"}
     connection = await asyncpg.connect(database_url, server_settings=name, **options)

@@ -1,4 +1,4 @@
-"""Servers that do not answer and do not refuse either: processes stopped by a signal."""
+"""Servers that neither answer nor refuse, because a signal has stopped their processes."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def standing_still(*pids: int | None) -> Iterator[None]:
-    """Stop these processes and all that they started; they go on at the end."""
+    """Stop these processes and their children while the block runs; then let them continue."""
     stopped: list[int] = []
     try:
         for pid in pids:
@@ -23,7 +23,7 @@ def standing_still(*pids: int | None) -> Iterator[None]:
 
 
 def _stop(pid: int, stopped: list[int]) -> None:
-    """The parent first: it starts no other then."""
+    """Stop the parent first, so that it starts no other child."""
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, signal.SIGSTOP)
         stopped.append(pid)

@@ -1,6 +1,5 @@
-"""A real browser on this machine, and a page of somebody else in it, where no tokens are wanted.
-
-Skipped where there is no headless Chromium; the same requests are sent by hand in test_pages.py and test_api_limits.py.
+"""A real browser on this machine with a page of another site, against an API without tokens. Skipped if there is no
+headless Chromium. test_pages.py and test_api_limits.py send the same requests by hand.
 """
 
 import asyncio
@@ -26,7 +25,8 @@ from tests.servers import running_system
 SECONDS = 120
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no headless Chromium here")
 
-# What a page can do without asking first, and with; to the machine's own address and to a name that leads there.
+# The requests that a page can send with and without a preflight: to the machine's own address, and to a name that leads
+# there.
 PAGE = """<!doctype html><title>evil</title>
 <iframe name="sink"></iframe>
 <script>
@@ -69,7 +69,7 @@ run()
 
 
 class Page:
-    """A page that is served to whoever asks, and what it reports to where it came from."""
+    """A page that is served to every client, and what it reports to its server."""
 
     def __init__(self, text: str) -> None:
         self._text = text.encode()
@@ -77,7 +77,7 @@ class Page:
 
     @contextlib.asynccontextmanager
     async def served(self) -> AsyncIterator[int]:
-        """Yields the port."""
+        """Serve the page while the block runs, and yield the port."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             yield server.sockets[0].getsockname()[1]
 
@@ -112,7 +112,7 @@ async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
             metrics = (await client.get("/metrics")).text
             assert {what: answer for what, answer in found.items() if answer.startswith(("basic", "cors"))} == {}
             assert len(found) == 18
-            # Whoever may is heard: the only command that comes is the one that is sent now.
+            # An authorised client gets through: the first command on the topic is the one that is sent now.
             ours = command("deposit_cash", "ours", amount="1", command_id=str(uuid4()))
             answering = asyncio.create_task(client.post("/v1/commands", json=ours))
             first = await consumer.getone()
@@ -120,7 +120,7 @@ async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
             assert first.key == b"ours"
             refused = re.findall(r'requests_total{method="POST",route="refused",status="(403|421)"} ([0-9.]+)', metrics)
             assert {status for status, _ in refused} == {"403", "421"}
-            assert sum(float(count) for _, count in refused) >= 12  # Of three ways that a page need not ask, and forms.
+            assert sum(float(count) for _, count in refused) >= 12  # By three ways without a preflight, and by forms.
     finally:
         await consumer.stop()
 
@@ -129,7 +129,7 @@ async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
 
 
 async def _execute(tab: Tab, path: str, body: str | None = None, **parameters: str) -> str:
-    """Try a call from the page, as a person does, and return what it then shows of the answer."""
+    """Execute a call in the page as a person does, and return the answer that the page shows."""
     opened = ".opblock.is-open"
     await tab.click(".opblock-summary-control", path)
     await tab.click(f"{opened} .try-out__btn", "Try it out")
@@ -152,7 +152,7 @@ async def test_a_command_can_be_tried_from_the_page_and_nothing_comes_from_elsew
         read = await _execute(tab, "/v1/business-centers/{business_center_id}", business_center_id="of-the-page")
         assert read.startswith("200")
         assert tab.problems == []
-        # A write without a body: a page has to say that it is JSON all the same.
+        # A write without a body: a page must still declare that it is JSON.
         assert '"not_found"' in await _execute(tab, "/v1/quarantine/{record_id}/replay", record_id="0-1")
         [problem] = tab.problems
         assert "404" in problem

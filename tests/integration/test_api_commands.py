@@ -1,4 +1,4 @@
-"""Commands through HTTP: one outcome for one command, and reads that follow see its effect."""
+"""Commands through HTTP: each command has one outcome, and later reads see its effect."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -79,7 +79,7 @@ UNREADABLE = ("{}", "[" * 4_000 + "]" * 4_000, '{"command_id": "zz"}', '"sha256"
 
 
 async def decided_unreadably(api: Api, content: str, role: str) -> dict[str, Any]:
-    """A command whose id stands in the ledger beside a content that no service writes."""
+    """Insert an outcome with content that no service writes; return a command with its id."""
     sent = command("deposit_cash", "bc-8", amount="1") | {"actor": {"id": "maria", "role": role}}
     sequence = await api.database.fetchval(
         "UPDATE ledger.shards SET outcome_sequence = outcome_sequence + 1 WHERE shard = $1 RETURNING outcome_sequence",
@@ -146,7 +146,7 @@ async def test_a_command_that_timed_out_is_answered_when_asked_again(api: Api, m
 
 
 async def readiness(api: Api, status: int) -> None:
-    """Wait until the API says so."""
+    """Wait until the API reports this readiness."""
     while (await api.client.get("/readyz")).status_code != status:  # noqa: ASYNC110 - a server's state
         await asyncio.sleep(0.05)
 
@@ -176,7 +176,7 @@ async def test_a_command_refused_without_a_broker_is_not_delivered_when_it_is_th
         await api.broker.stop()
         assert (await api.client.post("/v1/commands", json=refused)).status_code == 503
         async with asyncio.timeout(20):
-            await api.context.producer.flush()  # It has given up what it could not deliver.
+            await api.context.producer.flush()  # The producer has dropped what it could not deliver.
         await api.broker.start()
         async with allocation(api) as writer:
             assert (await api.client.post("/v1/commands", json=taken)).status_code == 200

@@ -1,4 +1,4 @@
-"""Many connections of one client, or of nobody, and another that is answered all the same."""
+"""Many connections of one client or of unknown ones, and another client that is answered nevertheless."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def issues(tmp_path: Path) -> Issuer:
 
 @pytest.fixture
 async def full(settings: Settings, issues: Issuer) -> AsyncIterator[Settings]:
-    """A service that wants tokens, and takes few connections of one address."""
+    """Run a service that requires tokens and allows few connections from one address."""
     full = settings.model_copy(
         update={
             "api_authentication": "tokens",
@@ -48,8 +48,8 @@ async def full(settings: Settings, issues: Issuer) -> AsyncIterator[Settings]:
 async def test_who_has_most_of_an_addresss_connections_gives_way(
     full: Settings, issues: Issuer, asks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them have a request that waits: for its turn, or as it is held because there were too many."""
-    monkeypatch.setattr(connections, "FRESH_SECONDS", 60.0)  # However slow the machine is, a newcomer is fresh.
+    """Each of those connections has a request that waits for its turn, or whose refusal is held."""
+    monkeypatch.setattr(connections, "FRESH_SECONDS", 60.0)  # New connections stay fresh, however slow it is.
     token = {"as one subject": issues.token(sub="ann"), "with a bad token": "guess"}.get(asks)
     head = f"Authorization: Bearer {token}\r\n" if token else ""
     path = "/nothing" if asks == "for nothing" else "/v1/deals"
@@ -96,7 +96,7 @@ async def test_a_body_that_is_mostly_frames_is_refused_before_its_end(
     full: Settings, issues: Issuer, chunk: bytes
 ) -> None:
     few = protocol.FRAMING_LIMIT_BYTES // (len(chunk) - 5 * chunk.count(b"{") // 4) + 1
-    with_the_head = protocol.READ_BYTES // len(chunk)  # What is read together with it is not counted.
+    with_the_head = protocol.READ_BYTES // len(chunk)  # Bytes read with the head do not count.
     answer = await exchange(full, _head_of_chunks(issues.token(sub="ann")) + chunk * (with_the_head + few))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"larger chunks" in answer
@@ -111,7 +111,7 @@ async def test_a_body_that_says_it_is_too_long_is_refused_unread(full: Settings,
 async def test_who_sends_all_before_reading_and_then_ends_sees_the_refusal(
     full: Settings, issues: Issuer, size: int
 ) -> None:
-    """As urllib does: it asks for the end of the connection in every request."""
+    """As urllib does: it sends `Connection: close` with every request."""
     url, headers = f"http://127.0.0.1:{full.http_port}/v1/commands", {"Content-Type": "application/json"}
     headers["Authorization"] = f"Bearer {issues.token(sub='ann')}"
     request = urllib.request.Request(url, b"[" * size, headers)
@@ -122,7 +122,7 @@ async def test_who_sends_all_before_reading_and_then_ends_sees_the_refusal(
 
 async def test_few_connections_are_accepted_in_a_pass_of_the_loop(full: Settings) -> None:
     newcomers = [socket.socket() for _ in range(200)]
-    for each in newcomers:  # The loop does not run meanwhile: they wait in the queue.
+    for each in newcomers:  # The event loop does not run meanwhile, so they wait in the queue of the socket.
         each.connect(("127.0.0.1", full.http_port))
     async with counted_passes() as passes:
         assert (await exchange(full, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 ")
@@ -151,7 +151,7 @@ async def test_a_body_is_read_when_it_is_known_who_asks(full: Settings, monkeypa
 async def test_behind_half_a_body_that_is_answered_nothing_is_read(
     full: Settings, length: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest may hold a head that reads in two ways, or never come: the connection ends, and frees its place."""
+    """The rest may hold a head that can be read in two ways, or never come. So the connection ends."""
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 3600.0)
     head = f"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer guess\r\n{length}\r\n\r\n"
     held = [await connect(full, "127.0.0.1") for _ in range(3 * OF_ONE_ADDRESS)]
@@ -159,7 +159,8 @@ async def test_behind_half_a_body_that_is_answered_nothing_is_read(
         writer.write(head.encode())
         answer = await reader.readuntil(b"}")
         assert answer.startswith(b"HTTP/1.1 401 ")
-        assert b"\r\nconnection: close\r\n" in answer  # A client that keeps connections would ask again here.
+        # Otherwise a client that keeps connections would send its next request over this one.
+        assert b"\r\nconnection: close\r\n" in answer
         writer.write(b"helloGET /healthz HTTP/1.1\nHost: localhost\nContent-Length: 3\nTransfer-Encoding: chunked\n\n")
         assert await reader.read() == b""
     answer = await exchange(full, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -248,7 +249,7 @@ async def _is_answered(settings: Settings) -> bool:
 async def test_a_request_whose_body_turns_out_bad_is_answered_once(
     full: Settings, issues: Issuer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was worked on meanwhile has no answer any more, and that is no fault of anybody's here."""
+    """Nobody receives the result that was made meanwhile, and that is not an error of the server."""
     monkeypatch.setattr(protocol, "LINGER_SECONDS", 3600.0)
     locks = await asyncpg.connect(full.database_url)
     reader, writer = await connect(full, "127.0.0.1")
@@ -287,7 +288,7 @@ def test_who_opens_ever_more_connections_is_told_late_and_fills_no_place(monkeyp
         each = Told(name)
         assert register.open(each, "an address")
         register.waits(each)
-    # Two have places, two end later; for the fifth the one that gave way first ends at once.
+    # Two have places, two are closed later. For the fifth, the one that gave way first is closed at once.
     assert told == [("a", True), ("b", True), ("c", True), ("a", False)]
 
 

@@ -1,4 +1,6 @@
-"""/openapi.json says all that is enforced: a request that it allows is not refused as bad, and nothing is a 500."""
+"""/openapi.json states every rule that is enforced: no request that it allows is refused as bad, and none is answered
+with a 500.
+"""
 
 import re
 from collections.abc import AsyncIterator
@@ -20,7 +22,7 @@ from tests.integration.schema_values import values
 from tests.integration.test_api_reads import open_ad_account, open_business_center
 from tests.servers import Postgres
 
-# Rules between two fields, or of the number of shards, which a schema cannot say; the description does.
+# Rules between two fields, or about the number of shards, which a schema cannot state. The description does.
 TOGETHER = re.compile(
     "to should not be before from|from and to should be at most 400 days|at is in the future"
     "|ends_on should not be before starts_on|slabs should ascend|limit and after belong to a reason"
@@ -30,7 +32,7 @@ KNOWN_IDS = {"business_center_id": "bc-1", "ad_account_id": "acct-1", "deal_id":
 
 
 def described() -> dict[str, Any]:
-    """The document, which asks no server."""
+    """Return the document. No server is needed to make it."""
     nobody: Any = None
     access = Access(Settings(api_authentication="off"))
     context = Context(access, nobody, nobody, nobody, nobody, nobody, nobody, shards=4)
@@ -46,7 +48,7 @@ OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
-        # Nobody decides here: what is a command is published, and answered with 504 at once.
+        # No writer decides here, so a valid command is published and answered with 504 at once.
         patch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.02)
         async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
             await open_business_center(running, "bc-1", cash=3)
@@ -56,7 +58,7 @@ async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @st.composite
 def requests(draw: st.DrawFn, path: str, method: str) -> dict[str, Any]:
-    """A request that the document allows."""
+    """Return a strategy for requests that the document allows."""
     operation = DOCUMENT["paths"][path][method]
     query: dict[str, Any] = {}
     for parameter in operation.get("parameters", []):

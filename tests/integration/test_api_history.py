@@ -1,4 +1,4 @@
-"""The past through HTTP: what was answered live at a time is what is answered about that time, whenever it is asked."""
+"""The past through HTTP: the answer about a past time equals the live answer at that time, whenever it is requested."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -46,7 +46,7 @@ SECOND = timedelta(seconds=1)
 
 @dataclass
 class Now:
-    """What time the API has."""
+    """The API's clock, which a test sets."""
 
     moment: datetime = NOON
 
@@ -56,7 +56,7 @@ class Now:
 
 @dataclass
 class Past:
-    """An API, a follower that closes its books often, and what was answered live in the meantime."""
+    """An API, a follower that closes its books often, and the live answers so far."""
 
     api: Api
     follower: asyncpg.Connection
@@ -85,7 +85,7 @@ class Past:
             pass
 
     async def remember(self, moment: datetime) -> None:
-        """Ask for everything as it is at this moment, which has come."""
+        """Request everything as it is at this moment, and keep the answers."""
         self.now.moment = moment
         for path in PATHS:
             response = await self.api.client.get(path)
@@ -109,7 +109,9 @@ async def past(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def batches(entries: list[Entry], cuts: list[tuple[int, int, str]]) -> Iterator[tuple[list[Entry], str]]:
-    """The entries cut into batches: each so many, so many minutes after the batch before, by a policy."""
+    """Cut the entries into batches: each has this many entries, a distance in minutes from the one before, and a
+    policy.
+    """
     recorded_at = NOON
     rest = list(entries)
     for length, minutes, policy in [*cuts, (len(entries), 7, "all")]:
@@ -120,7 +122,7 @@ def batches(entries: list[Entry], cuts: list[tuple[int, int, str]]) -> Iterator[
 
 
 def _recorded(entry: Entry, recorded_at: datetime) -> Entry:
-    """In a batch of that time; what a command did occurred then."""
+    """Return an entry as recorded in a batch of that time. The effects of a command occurred then."""
     occurred_at = entry.occurred_at if entry.day else recorded_at
     return replace(entry, recorded_at=recorded_at, occurred_at=occurred_at)
 
@@ -174,12 +176,12 @@ async def test_what_was_answered_live_is_answered_about_that_time_ever_after(
 
 
 def days(first: str, last: str) -> dict[str, Any]:
-    """The days of a series, as its parameters."""
+    """Return the days of a series as its parameters."""
     return {"from": first, "to": last}
 
 
 async def assert_series(past: Past, entries: list[Entry]) -> None:
-    """Every day of the series is the balance at its last instant, and the spend of that day in the ledger."""
+    """Assert that each day of the series has the balance at its last instant, and the ledger's spend of that day."""
     cases: list[tuple[str, tzinfo, list[Entry]]] = [
         ("/v1/ad-accounts/acct-1", TOKYO, [entry for entry in entries if entry.ad_account_id == "acct-1"]),
         ("/v1/business-centers/bc-1", UTC, [entry for entry in entries if entry.business_center_id == "bc-1"]),
@@ -200,7 +202,7 @@ async def assert_series(past: Past, entries: list[Entry]) -> None:
 
 
 def spend_by_day(entries: list[Entry]) -> dict[str, list[int]]:
-    """Billed and overdelivered in micros by the spend's day."""
+    """Return what was billed and overdelivered, in micros, by the day of the spend."""
     sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for entry in entries:
         if entry.day and entry.amount is not None:
@@ -210,7 +212,7 @@ def spend_by_day(entries: list[Entry]) -> dict[str, list[int]]:
 
 
 def figures(billed: int, overdelivered: int) -> dict[str, str]:
-    """As they are answered."""
+    """Return the figures in the form of the answers."""
     amounts = {"gross": billed + overdelivered, "billed": billed, "overdelivered": overdelivered}
     return {name: decimal(amount) for name, amount in amounts.items()}
 
@@ -219,12 +221,12 @@ def decimal(micros_: int) -> str:
     return f"{'-' if micros_ < 0 else ''}{abs(micros_) // 10**6}.{abs(micros_) % 10**6:06d}"
 
 
-# --- What cannot be answered ---
+# --- Requests that cannot be answered ---
 
 
 @pytest.fixture
 async def opened(past: Past) -> Past:
-    """Two Business Centers with their accounts, opened in one batch at noon, and nothing else."""
+    """Open two Business Centers with their accounts in one batch at noon, and nothing else."""
     await past.begin(1)
     ledger = Ledger()
     Writer(ledger)

@@ -1,4 +1,4 @@
-"""Bad input is answered with `{"code", "message"}` and the right status; never with a 500."""
+"""Bad input is answered with `{"code", "message"}` and the right status, never with a 500."""
 
 import json
 import urllib.parse
@@ -31,7 +31,7 @@ IDENTIFIERS = ["a b", "", "a/b", "\x00", "é", "a" * 65, "a\n", "' OR 1=1 --", "
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     with pytest.MonkeyPatch.context() as patch:
-        # Nobody decides here: what is a command is published, and answered with 504 at once.
+        # No writer decides here, so a valid command is published and answered with 504 at once.
         patch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.2)
         async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
             yield running
@@ -293,7 +293,7 @@ async def test_a_malformed_replay_is_400(api: Api, body: Any) -> None:
     await assert_refused(api, "POST", "/v1/quarantine/replay", 400, "invalid", json=body)
 
 
-# --- Anything at all ---
+# --- Arbitrary input ---
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

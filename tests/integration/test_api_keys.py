@@ -1,4 +1,6 @@
-"""Which keys tokens are checked with: of a file, of a URL that is asked sparingly, and none that could be misused."""
+"""The keys that verify tokens: from a file, or from a URL that is fetched sparingly; keys that could be misused are
+refused.
+"""
 
 import asyncio
 import base64
@@ -32,7 +34,7 @@ P384_KEY = ec.generate_private_key(ec.SECP384R1())
 
 
 def public(key: Any, **fields: Any) -> dict[str, Any]:
-    """A key as a key set has it."""
+    """Return a key in the form of a key set."""
     algorithm: Any = OKPAlgorithm
     if isinstance(key, rsa.RSAPrivateKey):
         algorithm = RSAAlgorithm
@@ -59,7 +61,7 @@ def verifier(directory: Path, text: bytes, **settings: Any) -> Verifier:
 
 
 async def status(of: Verifier, token: str) -> int:
-    """200 for a token that is good."""
+    """Return 200 for a valid token, else the status of the error."""
     try:
         caller = await of.caller(token)
     except ApiError as error:
@@ -68,7 +70,7 @@ async def status(of: Verifier, token: str) -> int:
     return 200
 
 
-# --- What a key may be used for ---
+# --- What a key may verify ---
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ async def _outcome(checks: Verifier, token: str) -> Caller | int:
 
 
 def _crafted(issues: Issuer, headers: dict[str, Any], changes: dict[str, Any]) -> str:
-    """A token of any header and claims, truly signed."""
+    """Return a token with any header and claims, and a valid signature."""
     parts = ({"alg": "ES256", "kid": issues.key_id, **headers}, {**issues.claims(), **changes})
     text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
     signature = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1).sign(text, issues.key)
@@ -222,7 +224,7 @@ def _crafted(issues: Issuer, headers: dict[str, Any], changes: dict[str, Any]) -
 
 @dataclass
 class KeyServer:
-    """Answers one text to everybody, as raw HTTP, and counts how often."""
+    """Answers every client with the same raw HTTP, and counts the requests."""
 
     port: int
     body: bytes
@@ -240,7 +242,7 @@ class KeyServer:
 
 @contextlib.asynccontextmanager
 async def key_server(*of: dict[str, Any]) -> AsyncIterator[tuple[KeyServer, Verifier]]:
-    """A server of keys, and what checks tokens with what it gives."""
+    """Run a server of keys, and yield it with a verifier that uses it."""
     serves = KeyServer(free_ports(1), key_set(*of))
     serves.answers.set()
     server = await asyncio.start_server(serves.answer, "127.0.0.1", serves.port)
@@ -250,7 +252,7 @@ async def key_server(*of: dict[str, Any]) -> AsyncIterator[tuple[KeyServer, Veri
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Lets seconds pass for those who ask for keys."""
+    """Return a function that lets seconds pass on the clock of the key set."""
     passed = 0.0
 
     def wait(seconds: float) -> None:
@@ -348,6 +350,6 @@ async def _asked(server: KeyServer) -> int:
 
 
 async def _becomes(what: Callable[[], Awaitable[int]], expected: int) -> None:
-    """Wait until it is so; the test's own time limit ends a wait for nothing."""
+    """Wait until the condition holds. The test's time limit ends the wait if it never does."""
     while await what() != expected:  # noqa: ASYNC110
         await asyncio.sleep(0.01)

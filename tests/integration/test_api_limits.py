@@ -1,4 +1,6 @@
-"""What bounds a client of the API: the rate, sizes, and the time for everything. All of it is said as an error."""
+"""The limits of a client of the API: its rate, sizes, and the time that everything may take. Each is reported as an
+error.
+"""
 
 import asyncio
 import contextlib
@@ -28,7 +30,7 @@ from tests.servers import free_ports
 
 
 class _Seconds:
-    """A clock that a test moves."""
+    """A clock that a test sets."""
 
     now = 1000.0
 
@@ -149,7 +151,7 @@ async def test_with_tokens_it_is_the_subject_that_asks_too_often(settings: Setti
 
 
 async def exchange(settings: Settings, sent: bytes, port: int | None = None, address: str = "127.0.0.1") -> bytes:
-    """What comes back until the connection ends."""
+    """Send bytes, and return everything that comes back until the connection ends."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port or settings.http_port, local_addr=(address, 0))
     try:
         writer.write(sent)
@@ -169,7 +171,7 @@ def _error(answer: bytes) -> tuple[int, str]:
 
 @pytest.fixture
 async def served(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
-    """The service with little patience; each test sets what it is about."""
+    """Run the service with short time limits; each test sets the limit that it is about."""
     monkeypatch.setattr(protocol, "RECEIVE_SECONDS", 1.0)
     monkeypatch.setattr(bodies, "BODY_TIMEOUT_SECONDS", 0.5)
     async with serving(settings):
@@ -245,25 +247,26 @@ async def test_who_does_not_take_the_answer_is_left(served: Settings, monkeypatc
 
 @pytest.fixture
 async def crowded(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
-    """A service that takes 20 connections, 12 of one address, works on as many at once, and is patient."""
+    """Run a service with long time limits that allows 20 connections, 12 of one address, and 12 reads at once."""
     monkeypatch.setattr(access, "READS_AT_ONCE", 12)
     monkeypatch.setattr(connections, "CONNECTIONS_AT_MOST", 20)
     monkeypatch.setattr(service, "LOCK_TIMEOUT_SECONDS", 60)
     changes = {"http_head_seconds": 60, "http_connections_of_one_address": 12, "health_port": free_ports(1)}
     crowded = settings.model_copy(update=changes)
     async with serving(crowded):
-        await eventually(lambda: _is_well(crowded))  # It has looked at the shards.
+        await eventually(lambda: _is_well(crowded))  # By now it has looked at the shards.
         yield crowded
 
 
 async def _is_well(settings: Settings) -> bool:
-    """Whether a newcomer is answered, and the container's health check at the health port."""
+    """Return whether a new client is answered, and also the container's health check at the health port."""
     answer = await exchange(settings, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     health = await exchange(settings, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n", settings.health_port)
     return answer.startswith(b"HTTP/1.1 200 ") and b"nobody writes shards" in health
 
 
-# What connections have sent that wait for ever: nothing, a byte, half a head, half a body, and a request before.
+# The bytes that connections have sent before they fall silent: none, one, half a head, half a body, or a request before
+# that.
 BEGUN = (
     b"",
     b"G",
@@ -280,7 +283,7 @@ async def test_connections_that_ask_nothing_give_way(crowded: Settings, addresse
         for _, writer in held:
             writer.write(begun)
         assert await _is_well(crowded), begun
-        for reader, _ in held[: len(held) - 20]:  # The oldest have been closed; what is left fits.
+        for reader, _ in held[: len(held) - 20]:  # The oldest ones have been closed; the others fit.
             with contextlib.suppress(ConnectionError):
                 assert b"HTTP/1.1 503" not in await reader.read()
         for _, writer in held:
@@ -299,7 +302,7 @@ async def test_what_is_worked_on_is_not_closed_for_newcomers_who_are_refused(
         ended_rests += 1
 
     async def all_are_worked_on() -> bool:
-        return ended_rests == 2 * 12  # Each has begun, and then had its turn.
+        return ended_rests == 2 * 12  # Each has begun, and has then had its turn.
 
     monkeypatch.setattr(connections.Connections, "goes_on", counted)
     locks = await asyncpg.connect(crowded.database_url)
@@ -333,18 +336,18 @@ async def test_the_first_head_has_less_time_than_a_whole_request(settings: Setti
         assert await exchange(settings, b"") == b""
         reader, writer = await connect(settings, "127.0.0.1")
         ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        for _ in range(2):  # The second comes later than the first head might have.
+        for _ in range(2):  # The second request comes later than the first head was allowed to.
             writer.write(ask)
             assert (await reader.readuntil(b'{"status":"ok"}')).startswith(b"HTTP/1.1 200 ")
             await asyncio.sleep(0.5)
         writer.close()
 
 
-# --- Answers that nobody takes ---
+# --- Answers that the client does not read ---
 
 
 class Client:
-    """A connection of which the test sees whether it was ended."""
+    """A connection that knows whether the server has ended it."""
 
     ended = False
 
@@ -471,7 +474,7 @@ async def test_without_tokens_a_name_that_only_leads_to_this_machine_is_misdirec
             refused = await client.get(path, headers=rebound)
             assert (refused.status_code, refused.json()["code"]) == (421, "misdirected")
             assert "localhost, 127.0.0.1 or [::1]" in refused.json()["message"]
-        for path in ("/healthz", "/readyz"):  # Probes tell the truth to anybody.
+        for path in ("/healthz", "/readyz"):  # Probes tell every client the truth.
             assert (await client.get(path, headers=rebound)).status_code in (200, 503)
 
 
@@ -521,7 +524,7 @@ def test_each_start_says_what_is_off(tmp_path: Path) -> None:
 
 
 def _no_policy(directory: Path) -> Path:
-    """A policy file that ends the start, after what is off was said."""
+    """Write an unusable policy file, which ends the start after the log has said what is off; return its path."""
     path = directory / "policy.json"
     path.write_text("{}")
     return path

@@ -1,4 +1,4 @@
-"""`POST /v1/events/lookup`: each event charged, quarantined, waiting or unknown, and only what is the caller's."""
+"""`POST /v1/events/lookup`: each event is charged, quarantined, waiting or unknown, and callers see only their own."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,7 +1,8 @@
-"""One subject at its worst, and what another waits meanwhile: on real sockets, with answers as dear as they come.
+"""One subject at its worst, and how long another waits meanwhile: over real sockets, with the most expensive answers.
 
-Three times at the 99th percentile is the goal on a machine of its own, which `python -m tests.benchmarks.neighbours`
-measures. This one is shared with whatever else is tested, and what passes by there is no fault: so the middle counts.
+On an otherwise idle machine the goal is at most three times the usual 99th percentile, which `python -m
+tests.benchmarks.neighbours` measures. This test shares its machine with other tests, and a short disturbance is not a
+fault. So it compares medians.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from tests.integration.tokens import issuer
 from tests.servers import free_ports, reachable_directory, running_system
 
 MOST_TIMES = 8
-# Without turns, rests and a rate: about 40 times.
+# Without turns, rests and a rate limit, the factor is about 40.
 CALM_MS = 5.0
 
 
@@ -40,7 +41,7 @@ async def test_who_asks_for_the_dearest_does_not_make_others_wait(settings: Sett
         assert statuses.count(200) == len(dear) - 2, statuses
         writer.close()
         quiet = itertools.repeat(request(calm, f"/v1/business-centers/{QUIET}"))
-        longest = dear[:5]  # What the API itself works on for the longest.
+        longest = dear[:5]  # The work that takes the API's own code the longest.
         silent, meanwhile = await compare(settings.http_port, quiet, longest, rounds=2, count=40)
         assert meanwhile.at(0.5) < MOST_TIMES * max(silent.at(0.5), CALM_MS), (str(silent), str(meanwhile))
         async with loud(settings.http_port, 250, dear), httpx.AsyncClient(trust_env=False, timeout=3) as client:

@@ -1,4 +1,4 @@
-"""Quarantine through HTTP: pages that stay small, one record by its id, and replays that multiply nothing."""
+"""Quarantine through HTTP: pages that stay small, single records by id, and replays that multiply nothing."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> A
 async def quarantine(
     api: Api, id_: Id, reason: str, raw: bytes | None, center: str | None = None, of: Id | None = None, **more: Any
 ) -> None:
-    """A record in quarantine; `of`: the first one, of which this is a replay that failed."""
+    """Insert a record into quarantine. `of` is the first record if this one is a failed replay."""
     shard, sequence = id_
     fields = {"detail": "why", "topic": "spend.events", "key": None if of else b"key", "recorded_at": RECORDED_AT}
     await api.insert(
@@ -66,7 +66,7 @@ async def replayed(api: Api, **body: Any) -> dict[str, Any]:
 
 
 async def forwarded(api: Api, first: Id) -> list[tuple[Any, ...]]:
-    """What waits for a shard as a replay of this record: the shard, and its own bytes."""
+    """Return what waits for a shard as a replay of this record: the shard, and the bytes that are stored with it."""
     rows = await api.database.fetch(
         "SELECT shard, key, raw, headers FROM ledger.forwarded WHERE (replay_shard, replay_sequence) = ($1, $2)", *first
     )
@@ -115,7 +115,7 @@ async def test_a_page_is_at_most_a_mebibyte_as_it_is_sent_whatever_makes_it_long
 
 @contextlib.asynccontextmanager
 async def before_there_were_sizes(api: Api) -> AsyncIterator[None]:
-    """What comes into quarantine meanwhile may have any size."""
+    """Let records of any size into quarantine while the block runs, as before sizes had bounds."""
     (bound,) = await api.database.fetchrow(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
         " WHERE conrelid = 'ledger.quarantine'::regclass AND conname = 'quarantine_sizes'"
@@ -146,7 +146,7 @@ async def test_one_record_is_read_by_its_id_with_all_its_bytes(api: Api) -> None
 
 
 async def test_no_record_is_so_large_that_its_page_cannot_be_answered(api: Api) -> None:
-    """Rows from before there were bounds: of one with too many bytes the beginning and the size are shown."""
+    """Rows from before the bounds: if one has too many bytes, its beginning and its size are shown."""
     raw = bytes(range(256)) * 40_000
     async with before_there_were_sizes(api):
         await quarantine(api, (2, 21), "invalid", b"before", "large-1")
@@ -188,7 +188,7 @@ async def test_what_waits_or_has_not_failed_since_is_not_sent_back_again(api: Ap
     await quarantine(api, (1, 24), "too_old", b"older")
     assert await replayed(api, ids=["1-23", "1-24", "1-24"]) == {"replayed": 1, "waiting": 1}
     assert len(await forwarded(api, (1, 23))) == 1
-    await api.database.execute("DELETE FROM ledger.forwarded")  # It was decided.
+    await api.database.execute("DELETE FROM ledger.forwarded")  # The replay was decided.
     assert await replayed(api, ids=["1-23", "1-24"]) == {"replayed": 0, "waiting": 2}
     assert await forwarded(api, (1, 23)) == []
 
@@ -296,7 +296,7 @@ async def test_a_request_names_at_most_a_thousand_records_of_eight_mebibytes(api
 
 @pytest.fixture
 def somebody(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let whoever asks be this caller."""
+    """Make this caller the one of every request."""
 
     def be(role: Any, *centers: str) -> None:
         monkeypatch.setattr(access, "ANYBODY", Caller("somebody", role, frozenset(centers) or None))
@@ -334,7 +334,7 @@ async def test_a_record_that_is_not_kept_whole_is_never_sent_back(api: Api) -> N
     await quarantine(api, (3, 80), "too_large", b"begins", raw_bytes=70_000, raw_sha256=b"\x01" * 32)
     await quarantine(api, (3, 81), "skipped", None)
     await quarantine(api, (3, 82), "too_large", None, of=(3, 80))
-    await quarantine(api, (3, 83), "too_old", None, of=(3, 84))  # The first one was dropped.
+    await quarantine(api, (3, 83), "too_old", None, of=(3, 84))  # The first record was dropped.
     for sequence in (80, 81, 82, 83):
         refused = await replay(api, ids=[f"3-{sequence}"], force=True)
         assert (refused.status_code, refused.json()["code"]) == (422, "not_eligible")
@@ -345,7 +345,7 @@ async def test_a_record_that_is_not_kept_whole_is_never_sent_back(api: Api) -> N
 
 
 async def fail_again(api: Api, first: Id, sequence: int, reason: str = "unknown_reversal") -> Id:
-    """What the writer does with a replay that fails: it no longer waits, and a row names the first record."""
+    """Do what the writer does with a failed replay: it no longer waits, and a row names the first record."""
     await api.database.execute("DELETE FROM ledger.forwarded WHERE (replay_shard, replay_sequence) = ($1, $2)", *first)
     center = await api.database.fetchval(
         "SELECT business_center_id FROM ledger.quarantine WHERE (shard, sequence) = ($1, $2)", *first
@@ -355,7 +355,9 @@ async def fail_again(api: Api, first: Id, sequence: int, reason: str = "unknown_
 
 
 async def fail_ten_times(api: Api, first: Id, sequence: int, reason: str = "unknown_reversal") -> Id:
-    """Send a record back as often as it may be; the id of its last failed replay. Ten sequences are used."""
+    """Send a record back as often as allowed, and return the id of its last failed replay. This takes ten sequence
+    numbers.
+    """
     newest = first
     for n in range(replays.MOST_REPLAYS):
         assert await replayed(api, ids=[f"{newest[0]}-{newest[1]}"]) == {"replayed": 1}
@@ -396,7 +398,7 @@ async def test_while_its_tenth_replay_waits_or_after_it_was_charged_a_record_has
         await fail_again(api, (1, 400), sequence)
     assert await replayed(api, ids=["1-400"]) == {"replayed": 1}
     assert await replayed(api, ids=["1-400"]) == {"replayed": 0, "waiting": 1}
-    await api.database.execute("DELETE FROM ledger.forwarded")  # It was charged.
+    await api.database.execute("DELETE FROM ledger.forwarded")  # The replay was charged.
     assert await replayed(api, ids=["1-418"]) == {"replayed": 0, "waiting": 1}
 
 

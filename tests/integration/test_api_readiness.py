@@ -1,4 +1,4 @@
-"""/readyz of the API says which shards nobody writes, are stopped, wait or are behind, and since when."""
+"""/readyz of the API names the shards that nobody writes, or that are stopped, waiting or behind, and since when."""
 
 import asyncio
 import re
@@ -34,7 +34,7 @@ async def writer(api: Api) -> AsyncIterator[Writer]:
 
 
 async def readiness(api: Api) -> tuple[int, str, str, list[dict[str, Any]]]:
-    """Status code, status, sentence and shards, as seen now."""
+    """Return status code, status, sentence and shards, as seen now."""
     await api.context.writers.look(api.database)
     response = await api.client.get("/readyz")
     answer = response.json()
@@ -84,7 +84,7 @@ async def test_an_owner_that_has_said_nothing_yet_counts_by_its_lease(api: Api, 
 async def test_an_owner_that_never_says_anything_does_not_write(
     api: Api, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stopped between its lease and its first word."""
+    """It was stopped between taking its lease and its first report."""
     await writer.report(3, "writing")
     await readiness(api)
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Reads through HTTP, from read models and a ledger that the tests fill themselves."""
+"""Reads through HTTP, from read models and a ledger that the tests themselves fill."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -328,7 +328,9 @@ def positions(answer: dict[str, Any]) -> list[int]:
 
 @pytest.fixture(scope="module")
 async def ledger(api: Api) -> Api:
-    """Two Business Centers of one shard, in blocks 0, 3 and 4, of which the last is not read to its end."""
+    """Write two Business Centers of one shard, with entries in the blocks 0, 3 and 4. The read model has read only a
+    part of block 4.
+    """
     mine, other = business_centers_of_one_shard(2)
     assert (mine, shard_of(other)) == ("ledger-0", shard_of("ledger-0"))
     await open_ad_account(api, mine, "ledger-a")
@@ -491,10 +493,10 @@ async def deal_accounts(api: Api) -> Api:
     await open_ad_account(api, "deal-bc", "deal-a")
     await open_ad_account(api, "deal-bc", "deal-b")
     cash = [
-        ("deal-a", "2026-02-28T14:45:00Z", 1_000_000),  # The last quarter before the period, in Tokyo.
+        ("deal-a", "2026-02-28T14:45:00Z", 1_000_000),  # the last quarter of an hour before the period, in Tokyo
         ("deal-a", "2026-02-28T15:00:00Z", 30_000),
         ("deal-b", "2026-03-12T11:45:00Z", 50_000),
-        ("deal-b", "2026-03-31T15:00:00Z", 1_000_000),  # The first after it.
+        ("deal-b", "2026-03-31T15:00:00Z", 1_000_000),  # the first one after the period
     ]
     for account, bucket, units in cash:
         await api.insert("incentives.cash_spend", ad_account_id=account, bucket=bucket, amount=units * UNIT)
@@ -521,7 +523,7 @@ async def test_pacing_is_as_in_the_worked_example(deal_accounts: Api, method: st
     assert pacing["cash_spend"] == "80000.000000"
     assert (pacing["tier"], pacing["rate"], pacing["unlocked"]) == (1, "0.03", unlocked)
     assert pacing["next_tier"] == {"from": "100000.000000", "rate": "0.05", "distance": "20000.000000"}
-    assert pacing["run_rate_per_day"] == "6666.666667"  # 80,000 by the 12 days begun
+    assert pacing["run_rate_per_day"] == "6666.666667"  # 80,000 divided by the 12 days begun
     assert pacing["forecast"]["cash_spend"] == "206666.666667"
     assert (pacing["forecast"]["tier"], pacing["forecast"]["rate"]) == (2, "0.05")
     [line] = pacing["calculation"]

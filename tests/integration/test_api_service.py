@@ -1,4 +1,4 @@
-"""The API as a process runs it: on a socket, with its end, and with a database that goes away."""
+"""The API as a process runs it: on a socket, with a shutdown, and with a database that becomes unavailable."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tests.servers import LIMITS, Broker, Postgres, free_ports, settings_with
 
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The service, cancelled at the end as its process's signal handler does."""
+    """Run the service, and cancel it at the end as its process's signal handler does."""
     service = asyncio.create_task(run(settings))
     async with _client(settings) as client:
         try:
@@ -38,7 +38,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def test_no_answer_waits_until_what_was_sent_before_is_acknowledged() -> None:
-    """Nagle's algorithm would hold a body back until then: clients acknowledge heads 40 ms late."""
+    """Nagle's algorithm would hold a body back until then, and clients acknowledge heads 40 ms late."""
     port = free_ports(1)
     with listening("127.0.0.1", port) as listener, socket.create_connection(("127.0.0.1", port)):
         accepted, _ = listener.accept()
@@ -47,7 +47,7 @@ def test_no_answer_waits_until_what_was_sent_before_is_acknowledged() -> None:
 
 
 async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
-    """Return once it is so; the test's own time limit ends a wait for nothing."""
+    """Return once the condition holds. The test's time limit ends the wait if it never does."""
     while not await check():  # noqa: ASYNC110 - another process's state, seen through HTTP
         await asyncio.sleep(0.02)
 
@@ -82,7 +82,7 @@ async def _misses_the_database(client: httpx.AsyncClient) -> bool:
 
 
 async def _misses_no_server(client: httpx.AsyncClient) -> bool:
-    """Nobody writes the ledger in these tests: that is all that it may miss."""
+    """Return whether the API misses nothing except writers of the ledger, which these tests do not have."""
     return bool((await client.get("/readyz")).json()["detail"] == "nobody writes shards 0, 1, 2, 3")
 
 

@@ -16,14 +16,14 @@ from tests.servers import Postgres
 PATH = "/v1/deals/d/spend-detail"
 # 1 March in Tokyo begins at 15:00 UTC of 28 February.
 CASH = [
-    ("a", "2026-02-28T14:45:00Z", 1_000),  # Before the period.
+    ("a", "2026-02-28T14:45:00Z", 1_000),  # before the period
     ("a", "2026-02-28T15:00:00Z", 1),
     ("a", "2026-03-01T14:45:00Z", 2),
     ("a", "2026-03-01T15:00:00Z", 4),
     ("-b", "2026-03-01T15:00:00Z", 8),
-    ("a", "2026-03-09T15:00:00Z", 16),  # 10 March.
-    ("a", "2026-03-10T14:45:00Z", -20),  # 10 March, a reversal of more than the day's spend.
-    ("a", "2026-03-10T15:00:00Z", 32),  # 11 March.
+    ("a", "2026-03-09T15:00:00Z", 16),  # 10 March
+    ("a", "2026-03-10T14:45:00Z", -20),  # 10 March: a reversal of more than the day's spend
+    ("a", "2026-03-10T15:00:00Z", 32),  # 11 March
     ("other", "2026-03-05T00:00:00Z", 64),
 ]
 

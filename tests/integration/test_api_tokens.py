@@ -1,4 +1,6 @@
-"""Who may ask the API for what: every route of it, with no token, bad ones, another's and the right one."""
+"""The rights of tokens: every route is called without a token, with invalid ones, with another tenant's and with the
+right one.
+"""
 
 import asyncio
 import json
@@ -28,9 +30,9 @@ DAYS = {"from": "2026-01-01", "to": "2026-01-31"}
 
 @dataclass(frozen=True)
 class Call:
-    """A request of which all that it names is the Business Center's `ours`.
+    """A request that names nothing except objects of the Business Center `ours`.
 
-    `hidden`: the status for a token of another Business Center; 200: an answer without anything of `ours`.
+    `hidden` is the status for a token of another Business Center. If it is 200, the answer contains nothing of `ours`.
     """
 
     path: str
@@ -53,13 +55,13 @@ def _deal(*accounts: str) -> dict[str, Any]:
 
 
 def _command(business_center_id: str, type_: str = "deposit_cash", **fields: Any) -> dict[str, Any]:
-    """A command as who has a token sends it: without an actor."""
+    """Return a command as the holder of a token sends it: without an actor."""
     sent = command(type_, business_center_id, **({"amount": "1"} if type_ == "deposit_cash" else {}), **fields)
     del sent["actor"]
     return sent
 
 
-# Where the quarantined records lie, among others.
+# The list contains the quarantined records among others.
 RECORDS = [{"partition": partition, "offset": offset} for partition in range(4) for offset in range(20)]
 CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/commands"): Call("/v1/commands", EVERYBODY, 403, body=_command("ours")),
@@ -90,7 +92,7 @@ CALLS: dict[tuple[str, str], Call] = {
     ("POST", "/v1/quarantine/replay"): Call("/v1/quarantine/replay", WRITERS, 404, body={"ids": ["{record}"]}),
     ("POST", "/v1/quarantine/{record_id}/replay"): Call("/v1/quarantine/{record}/replay", WRITERS, 404),
 }
-# Other questions to the same routes, for tokens of another Business Center.
+# Other requests to the same routes, for tokens of another Business Center.
 FURTHER = (
     Call("/v1/business-centers/ours", READERS, 404, query={"at": "{now}"}),
     Call("/v1/ad-accounts/ours-1", READERS, 404, query={"at": "{now}"}),
@@ -107,14 +109,14 @@ OPEN_PATHS = {"/healthz", "/readyz", "/asyncapi.json", "/openapi.json", "/docs",
 
 @dataclass
 class Guarded:
-    """A running system that wants tokens, who issues them, and what the calls name."""
+    """A running system that requires tokens, the issuer of the tokens, and the objects that the calls name."""
 
     client: httpx.AsyncClient
     issuer: Issuer
     named: dict[str, str]
 
     async def ask(self, method: str, call: Call, token: str | None) -> httpx.Response:
-        """The call with this token."""
+        """Send the call with this token."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         body = call.body if call.body is None else json.loads(self._filled(json.dumps(call.body)))
         if body and "command_id" in body:
@@ -124,19 +126,19 @@ class Guarded:
         return await self.client.request(method, path, params=query, json=body, headers=headers)
 
     async def get(self, path: str, token: str, **query: str) -> dict[str, Any]:
-        """What a GET answers."""
+        """Return the answer to a GET."""
         response = await self.client.get(path, params=query, headers={"Authorization": f"Bearer {token}"})
         assert response.status_code == 200, response.text
         return dict(response.json())
 
     async def command(self, token: str, sent: dict[str, Any], status: int = 200) -> dict[str, Any]:
-        """The outcome of a command."""
+        """Return the outcome of a command."""
         response = await self.client.post("/v1/commands", json=sent, headers={"Authorization": f"Bearer {token}"})
         assert response.status_code == status, response.text
         return dict(response.json())
 
     def of(self, *business_centers: str, role: str = "admin") -> str:
-        """A token for these Business Centers."""
+        """Return a token for these Business Centers."""
         return self.issuer.token(business_centers=list(business_centers), role=role)
 
     def _filled(self, text: str) -> str:
@@ -147,7 +149,7 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 async def guarded() -> AsyncIterator[Guarded]:
-    """Two Business Centers, each with an account, a campaign, a deal and a record in quarantine."""
+    """Open two Business Centers, each with an account, a campaign, a deal and a record in quarantine."""
     with reachable_directory() as directory:
         issues = issuer(directory)
         async with (
@@ -176,7 +178,7 @@ async def _fill(guarded: Guarded, system: RunningSystem, name: str) -> None:
 
 
 async def _quarantine(guarded: Guarded, system: RunningSystem, name: str) -> None:
-    """Publish a spend of an account that the Business Center has not, and one that names no Business Center."""
+    """Publish a spend of an account that the Business Center does not have, and one that names no Business Center."""
     spend = {"type": "spend", "event_id": str(uuid4()), "business_center_id": name, "ad_account_id": f"{name}-2"}
     spend |= {"campaign_id": "c", "amount": "1", "currency": "USD"}
     producer = await create_producer(system.settings)
@@ -195,7 +197,7 @@ async def _names(guarded: Guarded) -> dict[str, str]:
         entries = (await guarded.get("/v1/quarantine", token))["entries"]
         if len(entries) == 4:
             break
-        await asyncio.sleep(0.05)  # Another process's state, seen through HTTP.
+        await asyncio.sleep(0.05)  # The state of another process, seen through HTTP.
     theirs = guarded.of("theirs")
     mine = {each["id"] for each in (await guarded.get("/v1/quarantine", theirs))["entries"]}
     record = next(each["id"] for each in entries if each["reason"] == "unknown_ad_account" and each["id"] not in mine)
@@ -240,8 +242,9 @@ async def test_a_role_that_may_not_is_refused_and_one_that_may_is_not(guarded: G
     for role in EVERYBODY:
         response = await guarded.ask(method, call, guarded.of("ours", role=role))
         if role in call.roles:
-            decided = response.status_code == 422 and response.json()["code"] == "permission_denied"  # By the rules.
-            waits = response.status_code == 409 and path.endswith("/replay")  # It was sent back as the role before.
+            # The rules refuse the command. The record was already sent back, as the role before.
+            decided = response.status_code == 422 and response.json()["code"] == "permission_denied"
+            waits = response.status_code == 409 and path.endswith("/replay")
             assert response.is_success or (decided and path == "/v1/commands") or waits, (role, response.text)
         else:
             assert (response.status_code, response.json()["code"]) == (403, "permission_denied"), role
@@ -255,7 +258,7 @@ async def test_a_token_of_another_business_center_sees_nothing(guarded: Guarded,
     right = await guarded.ask(method, call, guarded.of("ours"))
     assert right.is_success or (right.status_code == 409 and call.path.endswith("/replay"))
     if call.hidden == 200:
-        assert "ours" in right.text  # So that its absence says something.
+        assert "ours" in right.text  # Otherwise its absence would prove nothing.
     response = await guarded.ask(method, call, guarded.of("theirs"))
     assert response.status_code == call.hidden, response.text
     if method == "GET":
@@ -287,7 +290,7 @@ async def test_how_much_goes_on_in_all_is_for_the_health_port(guarded: Guarded) 
     ["/v1%2fbusiness-centers", "/%761/business-centers", "/v1/business%2Dcenters", "/v1/business-centers/our%73"],
 )
 async def test_a_path_in_other_letters_is_another_path(guarded: Guarded, path: str) -> None:
-    """A rule of a proxy goes by the text."""
+    """A proxy's rule compares the text."""
     for token in (None, guarded.issuer.token()):
         refused = await guarded.client.get(path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
         assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
@@ -414,7 +417,7 @@ async def test_the_actor_is_whom_the_token_names(guarded: Guarded) -> None:
 
 
 async def test_the_published_command_carries_the_tokens_actor(guarded: Guarded) -> None:
-    """The body's role may not deposit, the token's may: what is decided is what was published."""
+    """The role in the body may not deposit, and the token's may. The ledger decides what was published."""
     sent = {**_command("ours"), "actor": {"id": "bob", "role": "standard"}}
     assert (await guarded.command(guarded.of("ours"), sent))["status"] == "accepted"
     sent = {**_command("ours"), "actor": {"id": "bob", "role": "admin"}}

@@ -1,4 +1,4 @@
-"""What belongs to others leaves no trace: not in cursors, positions or counts, and no work is done for it."""
+"""Objects of other tenants leave no trace in cursors, positions or counts, and cost no work."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Asking:
     issuer: Issuer
 
     async def get(self, path: str, *business_centers: str, **query: Any) -> dict[str, Any]:
-        """What a GET answers to who has these Business Centers."""
+        """Return the answer to a GET by the holder of these Business Centers."""
         headers = {"authorization": f"Bearer {self.issuer.token(business_centers=list(business_centers))}"}
         answer = await self.api.client.get(path, params=query, headers=headers)
         assert answer.status_code == 200, answer.text
@@ -35,7 +35,7 @@ class Asking:
 
 @pytest.fixture(scope="module")
 async def asking(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Asking]:
-    """`busy` has an account and entries in so many blocks that no page looks through all of them."""
+    """Give `busy` an account, and entries in more blocks than a page searches."""
     issues = issuer(tmp_path_factory.mktemp("keys"))
     options = {"api_authentication": "tokens", "api_keys_file": issues.keys_file}
     async with running_api(postgres.url, tmp_path_factory.mktemp("api"), **options) as api:

@@ -1,4 +1,6 @@
-"""A ledger that a newer version wrote holds words that this one does not know: every page shows them all the same."""
+"""A ledger that a newer version wrote contains words that this version does not know. Every page shows them
+nevertheless.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a batch that was appended tells those who follow the ledger."""
+"""The notifications that an appended batch sends to the followers of the ledger."""
 
 import asyncio
 import uuid
@@ -17,7 +17,7 @@ CENTER = "bc"
 
 
 def work(type_: str, **fields: Any) -> Work:
-    """A finance command of the Business Center, as work for the writer."""
+    """Return a finance command of the Business Center, as work for the writer."""
     return Work("command", command(type_, CENTER, **fields))
 
 

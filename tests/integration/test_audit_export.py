@@ -1,4 +1,4 @@
-"""`audit export`: what others can check without us, and what of it they cannot be fooled with."""
+"""`audit export`: others can check the files without our software, and a forged file does not deceive them."""
 
 import csv
 import gzip
@@ -26,7 +26,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "auditing.md"
 
 @pytest.fixture(scope="module")
 async def settings(postgres: Postgres) -> AsyncIterator[Settings]:
-    """Settings of a database with a ledger."""
+    """Return the settings of a database with a ledger."""
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=8, steps=90)
@@ -35,7 +35,7 @@ async def settings(postgres: Postgres) -> AsyncIterator[Settings]:
 
 @pytest.fixture
 def snippet(tmp_path: Path) -> Path:
-    """The program that the documentation gives, as it stands there."""
+    """Return the program in the documentation, exactly as it stands there."""
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
     file = tmp_path / "check.py"
     file.write_text(code, "utf-8")

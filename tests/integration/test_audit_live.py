@@ -1,4 +1,4 @@
-"""The audits as commands, beside a system that works on."""
+"""The audits as commands, while the system works."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.servers import RunningSystem
 
 
 async def audit(system: RunningSystem, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Run `drawdown audit …` as a process: its exit code, its report, its stderr."""
+    """Run `drawdown audit …` as a process; return its exit code, its report and its stderr."""
     environment = {
         **os.environ,
         "DRAWDOWN_DATABASE_URL": system.database_url,
@@ -36,7 +36,7 @@ async def audit(system: RunningSystem, *arguments: str) -> tuple[int, dict[str, 
 
 
 async def work_on(door: FrontDoor, workload: Workload) -> None:
-    """Everything that can happen, until cancelled."""
+    """Send everything that can happen, until cancelled."""
     while True:
         await do(door, workload.next(door.now_us()))
 
@@ -70,7 +70,7 @@ async def test_a_live_system_passes_while_it_works_and_afterwards(system: Runnin
 
 
 async def test_the_signals_that_were_told_are_compared_too(system: RunningSystem) -> None:
-    """In a database of its own the followers' tests have no signals: here they do."""
+    """The followers' tests use a database without signals; this one has some."""
     connection = await asyncpg.connect(system.database_url)
     try:
         kept = await connection.fetchrow("SELECT * FROM signals.latest ORDER BY position LIMIT 1")

@@ -1,6 +1,7 @@
-"""`audit replay` and `audit verify` on a ledger with everything in it: whole, they pass; tampered with, they say where.
+"""`audit replay` and `audit verify` on a ledger with everything in it: they pass if it is whole, and say where it was
+tampered with.
 
-The tampering is done as the superuser, with the append-only triggers off and on again: what no role of ours could do.
+The superuser tampers, with the append-only triggers switched off and on again, which none of our roles could do.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ NEXT_BATCH = """
 
 @pytest.fixture(scope="module")
 async def original(postgres: Postgres) -> AsyncIterator[str]:
-    """A database with a folded ledger that nobody touched."""
+    """Yield a database with a folded ledger that no test changes."""
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=5, steps=700)
@@ -60,7 +61,7 @@ async def original(postgres: Postgres) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def copied(original: str, postgres: Postgres, name: str) -> AsyncIterator[str]:
-    """A copy of a database."""
+    """Yield a copy of a database."""
     admin = await asyncpg.connect(postgres.url)
     try:
         await admin.execute(f"CREATE DATABASE {name} TEMPLATE {original.rpartition('/')[2]} STRATEGY file_copy")
@@ -72,13 +73,13 @@ async def copied(original: str, postgres: Postgres, name: str) -> AsyncIterator[
 
 @pytest.fixture
 async def copy(original: str, postgres: Postgres) -> AsyncIterator[str]:
-    """A copy of it, to tamper with."""
+    """Yield a copy of the ledger, to tamper with."""
     async with copied(original, postgres, "tampered") as url:
         yield url
 
 
 async def tamper(url: str, *statements: str) -> int:
-    """Execute statements behind the ledger's back; answer how many rows the last one touched."""
+    """Execute statements while the triggers are off. Return how many rows the last one changed."""
     assert statements
     connection = await asyncpg.connect(url)
     try:
@@ -104,7 +105,7 @@ async def fetch(url: str, query: str) -> list[asyncpg.Record]:
 
 
 async def difference(url: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What replay finds; it must find something."""
+    """Return the difference that replay finds. It must find one."""
     capsys.readouterr()
     assert await replay(Settings(database_url=url), as_json=True) == 1
     found: str = json.loads(capsys.readouterr().out)["difference"]
@@ -112,14 +113,14 @@ async def difference(url: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 async def chain_is_broken(url: str, capsys: pytest.CaptureFixture[str]) -> bool:
-    """Whether the first part of verify finds something, without deciding again."""
+    """Return whether the first part of verify finds a difference, without deciding again."""
     code = await verify(Settings(database_url=url), as_json=True, chain_only=True)
     capsys.readouterr()
     return code == 1
 
 
 async def reseal(url: str, shard: int = 0) -> None:
-    """Make all roots, and the lease, fit the entries again: what somebody would do who owns the database."""
+    """Make all roots and the lease fit the entries again, as an owner of the database could do."""
     connection = await asyncpg.connect(url)
     try:
         position = await connection.fetchval("SELECT position FROM ledger.shards WHERE shard = $1", shard)
@@ -179,7 +180,7 @@ async def test_the_ledger_of_these_tests_holds_every_kind_of_entry(original: str
 
 
 async def test_an_account_refused_because_another_shard_has_it_was_among_them(original: str) -> None:
-    """Such a refusal cannot be decided from the shard alone."""
+    """The shard alone is not enough to decide such a refusal."""
     elsewhere = await fetch(
         original,
         "SELECT o.content ->> 'ad_account_id' FROM ledger.outcomes o JOIN ledger.ad_accounts a"
@@ -297,7 +298,7 @@ async def test_two_entries_in_the_other_order_are_found(copy: str, capsys: pytes
 async def test_a_doubled_spend_is_found_even_with_a_batch_and_roots_of_its_own(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A spend appended again, as it stands, under an index that only says it is unique."""
+    """A spend is appended again unchanged, under an index that only claims to be unique."""
     index = "ledger.entries_0_source_event_id_idx"
     others = [f"e.{name}" for name in FIELDS if name not in ("shard", "position", "recorded_at")]
     columns = [name.removeprefix("e.") for name in others]
@@ -452,7 +453,7 @@ async def test_a_missing_guard_is_found_by_both(copy: str, capsys: pytest.Captur
 
 
 def fail_at_reversed_spends(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """From now on no spend that a reversal names can be read."""
+    """Make every later read of a spend that a reversal names fail."""
 
     async def read(*_: Any, **__: Any) -> Any:
         raise error
@@ -476,7 +477,7 @@ async def test_a_connection_that_is_lost_while_a_batch_is_decided_is_no_differen
     assert "could not run: ConnectionResetError: gone" in capsys.readouterr().err
 
 
-# The bounds were taken away and put back as if they had always been there, around what nobody can read.
+# The bounds were removed and restored around unreadable values, as if they had never been away.
 UNREADABLE = {
     "shards": (
         "ledger_time",
@@ -613,7 +614,7 @@ async def test_a_lost_answer_is_found(copy: str, capsys: pytest.CaptureFixture[s
 async def test_a_refused_command_that_was_forged_into_the_ledger_is_found(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Entry, batch, outcome and roots fit each other; the rules alone know that it was to be refused."""
+    """Entry, batch, outcome and roots agree with each other. Only the rules know that the command must be refused."""
     columns = ", ".join(FIELDS)
     await tamper(
         copy,
@@ -668,14 +669,14 @@ READ_MODELS = {
 
 @pytest.fixture(scope="module")
 async def shared_copy(original: str, postgres: Postgres) -> AsyncIterator[str]:
-    """A copy whose read models are put right again after each test."""
+    """Yield a copy whose read models are restored after each test."""
     async with copied(original, postgres, "tampered_read_models") as url:
         yield url
 
 
 @contextlib.asynccontextmanager
 async def restored(url: str, table: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection; in the end the table is as it was."""
+    """Yield a connection. Afterwards the table is as it was."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(f"CREATE TEMPORARY TABLE kept AS SELECT * FROM {table}")
@@ -762,7 +763,7 @@ async def test_a_checkpoint_that_was_moved_is_found(copy: str, capsys: pytest.Ca
 async def test_a_ledger_written_anew_does_not_contain_the_roots_noted_earlier(
     copy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Whoever can make everything fit everything else still cannot make it fit what somebody else wrote down."""
+    """An attacker who can make everything agree still cannot change what somebody else has noted."""
     settings, noted = Settings(database_url=copy), tmp_path / "noted.json"
     assert await verify(settings, as_json=True) == 0
     noted.write_text(capsys.readouterr().out)

@@ -1,11 +1,10 @@
-"""Whatever a service may write has a size: what is larger than anything of ours ends who reads it."""
+"""Every value that a service may write has a bounded size, because a larger one could exhaust a reader's memory."""
 
 import asyncpg
 
 from shared.runtime.roles import SERVICE_ROLES
 
-# Columns that hold texts or bytes, that a service may write, and of which no constraint asks
-# the length, or names all values.
+# Columns of text or bytes that a service may write, and for which no constraint bounds the length or lists all values.
 UNBOUNDED = r"""
     SELECT c.oid::regclass::text || '.' || attname
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
@@ -28,5 +27,5 @@ async def test_every_text_that_a_service_may_write_has_a_size(database_url: str)
         found = [row[0] for row in await connection.fetch(UNBOUNDED, list(SERVICE_ROLES))]
     finally:
         await connection.close()
-    # A name of a partition of its own: no other goes in.
+    # The name of a partition of its own: the constraint accepts no other value.
     assert [each for each in found if each != "ledger.checkpoints.follower"] == []

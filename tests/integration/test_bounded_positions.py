@@ -1,11 +1,11 @@
-"""No follower can write a position, shard or count below its beginning, whatever table of a read model it is in."""
+"""No follower can write a position, shard or count below its first value, in any table of a read model."""
 
 import asyncpg
 
 from shared.runtime.read_models import READ_MODELS
 from tests.integration import lawful
 
-# The integers of the tables of read models. `amount` is money, which may be below zero.
+# The integer columns of the read models' tables, without `amount`, which is money and may be below zero.
 NUMBERS = """
     SELECT c.oid, c.oid::regclass::text AS name, array_agg(a.attname::text) AS columns
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

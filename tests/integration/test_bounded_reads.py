@@ -1,4 +1,4 @@
-"""What a read of the API takes from the database is bounded by the answer, and not by what others have stored."""
+"""A read of the API takes from the database an amount that the answer bounds, whatever others have stored."""
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -24,8 +24,8 @@ from tests.servers import Postgres
 
 pytestmark = pytest.mark.embedded
 FACTS = 3_000
-MOST_DEAL_BYTES = 65_536  # of the slabs, as of a body that brings them
-# Facts of an account and its campaigns, in order, `n` at a time; the last one is at position $3.
+MOST_DEAL_BYTES = 65_536  # of the slabs, in a body that registers them
+# Facts of an account and its campaigns, in order, `n` at a time. The last one is at position $3.
 _FACTS = """
     INSERT INTO ledger.entries (shard, position, part, business_center_id, ad_account_id, campaign_id, kind,
                                 occurred_at, recorded_at, details)
@@ -200,7 +200,9 @@ async def write_deal(api: Api, deal: str, slabs: str) -> None:
 
 
 async def test_a_page_of_deals_ends_by_bytes(api: Api) -> None:
-    """As large as the database takes them; as unreadable deals they are not on the page, but they were read."""
+    """The deals are as large as the database allows. They are unreadable and so not on the page, but the API has read
+    them.
+    """
     largest = "[" + " " * (MOST_DEAL_BYTES - 2) + "]"
     for number in range(200):
         await write_deal(api, f"large-{number:03}", largest)

@@ -1,4 +1,4 @@
-"""Work is bounded: batches, what waits for them, and the time in which a large state holds up the event loop."""
+"""Work is bounded: batches, the records that wait for them, and how long a large state blocks the event loop."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ async def bounded_writing(
 
 
 async def batches(writer: Writing) -> list[int]:
-    """How many entries each batch of shard 0 has."""
+    """Return how many entries each batch of shard 0 has."""
     rows = await writer.database.fetch(
         "SELECT last_position - first_position + 1 FROM ledger.batches WHERE shard = 0 ORDER BY last_position"
     )
@@ -57,7 +57,7 @@ async def test_pauses_and_resumes_of_many_accounts_are_cut_into_batches(
         )
         await writer.decided()
         events: list[Message] = []
-        for _ in range(25):  # Each uses up the balance, and the next gives it back.
+        for _ in range(25):  # Each spend uses up the balance, and the next deposit restores it.
             events.append(spend(center, ad_account_id=f"{center}-0"))
             events.append(reversal(events[-1]))
         before = len(await batches(writer))
@@ -91,7 +91,9 @@ async def test_a_batch_is_closed_when_its_time_is_up_and_the_rest_is_decided_in_
 async def test_offsets_move_no_further_than_what_is_decided(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between two batches of what was fetched together, nothing is left out and nothing is charged twice."""
+    """The writer is killed between two batches of records that were fetched together. Nothing is left out or charged
+    twice.
+    """
     async with bounded_writing(settings, monkeypatch, records=7) as writer:
         center = await writer.opened()
         events = [spend(center) for _ in range(200)]
@@ -190,7 +192,7 @@ async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
 async def test_what_a_load_decides_again_is_counted_from_the_last_snapshot(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often a shard is loaded without a snapshot being due, as after a process was killed."""
+    """A shard may be loaded any number of times before a snapshot is due, for example after kills."""
     monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 10)
     monkeypatch.setattr(snapshots, "ENTRIES_PER_OBJECT", 0)
 
@@ -274,7 +276,7 @@ async def test_the_same_account_ids_opened_in_all_shards_at_once_are_opened_once
 async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the locks both shards accept: the one that comes second is undone and decides again."""
+    """Without the locks both shards accept. The later one is undone and decides again."""
 
     both, waiting = asyncio.Barrier(2), 2
 

@@ -1,4 +1,6 @@
-"""A clock that jumps decides nothing: batches wait until it is the database's again, and say so."""
+"""A clock that jumps decides nothing: batches wait until it agrees with the database's again, and the process reports
+that.
+"""
 
 import time
 from collections.abc import AsyncIterator
@@ -24,7 +26,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 
 
 def jump(monkeypatch: pytest.MonkeyPatch, by_us: int) -> None:
-    """From now on the process's clock is wrong by this much; the database's is not."""
+    """Move the process's clock by this much. The database's clock stays right."""
     right = Clock.now_us
     monkeypatch.setattr(Clock, "now_us", lambda clock: right(clock) + by_us)
 
@@ -88,7 +90,7 @@ async def test_half_a_minute_is_no_jump(writer: Writing, monkeypatch: pytest.Mon
 async def test_ledger_time_that_is_ahead_of_the_clock_is_told_and_holds_nothing_up(
     settings: Settings,
 ) -> None:
-    """Both clocks were ahead, as on one machine; ledger time never goes back."""
+    """Both clocks were ahead, as on one machine, and ledger time never goes back."""
     ahead = settings.model_copy(update={"clock_offset_seconds": 7200.0})
     async with writing(ahead) as writer:
         center = await writer.opened(0)

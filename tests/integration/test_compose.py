@@ -1,4 +1,4 @@
-"""`make up` and `make down`: the whole system in containers, as a stranger starts it."""
+"""`make up` and `make down`: the whole system in containers, as a newcomer starts it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 CONTAINERS = (*SERVICES, "traffic")
 SERVERS = ("kafka", "postgres")
-CENTER = "andes-travel"  # Spends from a credit line that lasts.
+CENTER = "andes-travel"  # The spends are paid from a credit line that lasts.
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10
 _MAKE_SECONDS = 600
@@ -36,7 +36,7 @@ _SECONDS = 60.0
 
 
 class Deployment:
-    """One deployment of this tree, beside any other."""
+    """One deployment of this tree, next to any others."""
 
     def __init__(self, secrets: Path) -> None:
         self.secrets = secrets
@@ -53,32 +53,32 @@ class Deployment:
         }
 
     def make(self, *arguments: str) -> str:
-        """What `make` prints."""
+        """Return the output of `make`."""
         return self._run("make", "--no-print-directory", *arguments)
 
     def compose(self, *arguments: str) -> str:
-        """What `docker compose` prints."""
+        """Return the output of `docker compose`."""
         return self._run("docker", "compose", "--file", "deploy/compose.yaml", "--profile", "*", *arguments)
 
     def inspect(self, service: str) -> dict[str, Any]:
-        """What Docker knows of a service's container."""
+        """Return Docker's description of a service's container."""
         container = self.compose("ps", "--all", "--quiet", service).strip()
         found: list[dict[str, Any]] = json.loads(self._run("docker", "inspect", container))
         return found[0]
 
     def read(self, path: str, token: str | None = None) -> httpx.Response:
-        """GET a path of the API."""
+        """Send a GET to a path of the API."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with httpx.Client(trust_env=False, timeout=10) as client:
             return client.get(f"http://127.0.0.1:{self.http_port}{path}", headers=headers)
 
     def gross(self, token: str) -> float:
-        """What the Business Center has spent."""
+        """Return the gross spend of the Business Center."""
         answer = self.read(f"/v1/business-centers/{CENTER}", token)
         return float(answer.json()["spend"]["gross"]) if answer.status_code == httpx.codes.OK else 0.0
 
     def kafka(self, username: str, **overrides: Any) -> Settings:
-        """How a client of this machine reaches Kafka."""
+        """Return the options with which a client on this machine connects to Kafka."""
         values: dict[str, Any] = {
             "kafka_bootstrap_servers": self.bootstrap,
             "kafka_security": "sasl_ssl",
@@ -89,24 +89,26 @@ class Deployment:
         return Settings(**{**values, **overrides})
 
     def as_here(self, documented: str) -> str:
-        """What the documentation says of a deployment with its usual ports and secrets, for this one."""
+        """Return a snippet of the documentation, with this deployment's ports and secrets."""
         return documented.replace("deploy/secrets", str(self.secrets)).replace("localhost:9092", self.bootstrap)
 
     def attack(self, *arguments: str) -> str:
-        """What `make security-check` says of it."""
+        """Return the output of `make security-check`."""
         return self._run(sys.executable, "-m", "tests.security", *arguments)
 
     def shell(self, script: str) -> str:
-        """What a script prints."""
+        """Return the output of a script."""
         return self._run("bash", "-ec", script)
 
     def remove(self) -> None:
-        """Leave nothing of it."""
+        """Remove everything of the deployment."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
         self._run("docker", "image", "rm", "--force", f"drawdown:{self.project}")
 
     def kill(self, service: str) -> None:
-        """End the service's process at once, from within: Docker takes a kill of its own for a wish to have it gone."""
+        """Kill the service's process from within the container, because Docker would not restart it after a kill of its
+        own.
+        """
         victim = "pathlib.Path('/proc/1/task/1/children').read_text().split()[0]"
         code = f"import os, pathlib; os.kill(int({victim}), 9)"
         command = (
@@ -121,7 +123,7 @@ class Deployment:
             "-c",
             code,
         )
-        self._run(*command, expected=(0, 137))  # It may end with the container.
+        self._run(*command, expected=(0, 137))  # The command may end together with the container.
 
     def _run(self, *command: str, expected: tuple[int, ...] = (0,)) -> str:
         done = subprocess.run(
@@ -223,7 +225,7 @@ def test_the_command_line_of_the_documentation_shows_signals(deployment: Deploym
 
 
 def documented(language: str) -> str:
-    """The first block of the section on subscribers in this language."""
+    """Return the first block in this language in the section on subscribers."""
     section = (ROOT / "docs" / "kafka.md").read_text().partition("## Subscribers")[2]
     return section.partition(f"```{language}\n")[2].partition("```")[0]
 

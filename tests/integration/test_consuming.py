@@ -1,4 +1,4 @@
-"""Reading Kafka as the writer does: every record once and in order, also while several producers write at once."""
+"""Reading Kafka like the writer: every record once and in order, even while several producers write at once."""
 
 import asyncio
 import random
@@ -29,7 +29,7 @@ class Batch:
 
 
 class Fetched:
-    """Batches as a fetch gave them."""
+    """Batches in the form of a fetch."""
 
     def __init__(self, *batches: tuple[int, int]) -> None:
         self.batches = [Batch(*each) for each in batches]
@@ -79,7 +79,7 @@ def lease(shard: int, **fields: int) -> Lease:
 
 
 async def publish(settings: Settings, topic: str, records: int) -> None:
-    """Several producers write to the same partition, in batches of any size."""
+    """Let several producers write to the same partition, in batches of any size."""
     producers = [
         AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers, linger_ms=n) for n in range(PRODUCERS)
     ]

@@ -17,7 +17,7 @@ from services.auditor.cli import verify
 from shared.runtime.kafka import DELIVERY_SIGNALS, SPEND_EVENTS, create_producer
 from tests.servers import RunningSystem, running_system
 
-# The embedded broker knows neither idempotent producers nor what a topic is configured with.
+# The embedded broker supports neither idempotent producers nor the configuration of topics.
 pytestmark = pytest.mark.containers
 
 CENTER = "on-containers"

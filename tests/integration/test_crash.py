@@ -1,7 +1,7 @@
-"""Processes that die, stand still and come back: nothing is lost, nothing is doubled.
+"""Processes that die, stop and come back: nothing is lost and nothing is doubled.
 
-The second model is the outside checker: it is told what was published, in order, and afterwards every
-balance, budget, delivery state, ledger entry, quarantined record and signal has to be what it says.
+The second model is the outside checker. It gets what was published, in order. Afterwards every balance, budget,
+delivery state, ledger entry, quarantined record and signal must be as it predicts.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from tests.servers import RunningSystem, free_ports, running_system
 
 ALLOCATION, SECOND_ALLOCATION = "allocation", "allocation-2"
 BURST = 120
-# A command that waits is decided by one of the next writers, though each of them is killed soon after it was ready.
-# Measured on a machine with ten times as much to do as it can: the first or second of them for nine of ten, the fourth
-# at the latest.
+# One of the next writers decides a waiting command, although each of them is killed soon after it was ready. On a
+# machine with ten times more work than it can do, nine of ten commands were decided by the first or second writer, and
+# all by the fourth.
 MOST_STARTS_FOR_A_COMMAND = 5
 
 
 @dataclass
 class Rehearsal:
-    """A system that is hurt while it works, and who checks it."""
+    """A system that is damaged while it works, and the model that checks it."""
 
     system: RunningSystem
     door: FrontDoor
@@ -47,7 +47,7 @@ class Rehearsal:
     starts: int = 0
 
     async def burst(self, meanwhile: Callable[[], Awaitable[object]]) -> None:
-        """Publishes a burst of spends; at a random one of them something else begins."""
+        """Publish a burst of spends. At a random one of them, something else begins."""
         events = [self.workload.next_event(self.door.now_us()) for _ in range(BURST)]
         at = self.random.randrange(BURST)
         await self.driver.publish_all(events[:at])
@@ -56,16 +56,16 @@ class Rehearsal:
             group.create_task(_as_coroutine(meanwhile))
 
     async def check(self) -> None:
-        """Everything is what the model says."""
+        """Check that everything is as the model predicts."""
         await self.driver.compare(self.workload.centers, self.workload.account_ids)
 
     async def restart_allocation(self) -> None:
-        """The next writer, ready."""
+        """Start the next writer, and return when it is ready."""
         await self.system.restart_service(ALLOCATION)
         self.starts += 1
 
     async def epochs(self) -> int:
-        """How often shards have been taken so far."""
+        """Return how often shards have been taken so far."""
         return int(await self.database.fetchval("SELECT sum(epoch) FROM ledger.shards"))
 
 
@@ -75,7 +75,7 @@ async def _as_coroutine(action: Callable[[], Awaitable[object]]) -> None:
 
 @pytest.fixture
 async def rehearsal() -> AsyncIterator[Rehearsal]:
-    """A system of the test's own, with some Business Centers in it."""
+    """Yield a system of this test alone, with some Business Centers in it."""
     async with running_system(clock_offset_seconds=offset_to(START_US)) as system, FrontDoor(system) as door:
         database = await asyncpg.connect(system.database_url)
         workload, driver = Workload(7), Driver(door)
@@ -85,7 +85,7 @@ async def rehearsal() -> AsyncIterator[Rehearsal]:
         await database.close()
 
 
-# In containers `make chaos` kills a thousand times more.
+# In containers, `make chaos` kills a thousand times more.
 @pytest.mark.parametrize(
     ("under_load", "at_the_start"),
     [pytest.param(22, 8, marks=pytest.mark.embedded), pytest.param(6, 2, marks=pytest.mark.containers)],
@@ -104,7 +104,7 @@ async def test_allocation_is_killed_again_and_again(rehearsal: Rehearsal, under_
 
 
 async def kill_as_it_takes_shards(rehearsal: Rehearsal) -> None:
-    """The next process dies as soon as it has taken a shard, perhaps before it has written anything."""
+    """Kill the next process as soon as it has taken a shard, perhaps before it has written anything."""
     system = rehearsal.system
     await system.kill_service(ALLOCATION)
     before = await rehearsal.epochs()
@@ -119,7 +119,7 @@ async def kill_as_it_takes_shards(rehearsal: Rehearsal) -> None:
 
 @contextlib.asynccontextmanager
 async def busy_treasury(rehearsal: Rehearsal) -> AsyncIterator[None]:
-    """A Business Center that gets one deposit after the other, each sent until it is answered."""
+    """Make deposits to one Business Center while the block runs. Each is sent until it is answered."""
     door, driver = rehearsal.door, rehearsal.driver
     center = "treasury"
     opening = {"currency": "USD", "time_zone": "UTC"}
@@ -142,7 +142,7 @@ async def busy_treasury(rehearsal: Rehearsal) -> AsyncIterator[None]:
 
 
 async def check_the_log_by_itself(rehearsal: Rehearsal) -> None:
-    """Positions have no gap, batches follow each other, and a batch is never of an older epoch than one before."""
+    """Check that positions have no gap, that batches follow each other, and that epochs never fall."""
     gaps = await rehearsal.database.fetch(
         "SELECT shard FROM ledger.entries GROUP BY shard HAVING count(*) <> max(position) OR min(position) <> 1"
     )
@@ -165,7 +165,7 @@ async def test_an_allocation_that_stood_still_writes_nothing_any_more(rehearsal:
     for turn in range(3):
         still = names[turn % 2]
         await rehearsal.burst(partial(stop_still, system, still))
-        await rehearsal.door.fence()  # overtaken: the other one has decided all of it
+        await rehearsal.door.fence()  # Overtaken: the other process has decided all of it.
         overtaken_at = await rehearsal.epochs()
         child = system.services[still].child
         assert child is not None
@@ -178,7 +178,7 @@ async def test_an_allocation_that_stood_still_writes_nothing_any_more(rehearsal:
 
 
 async def start_second_allocation(rehearsal: Rehearsal) -> str:
-    """Another process of the same service, with a health port of its own. Returns its name."""
+    """Start another process of the same service, with its own health port. Return its name."""
     system = rehearsal.system
     elsewhere = system.settings.model_copy(update={"http_port": free_ports(len(SERVICES))})
     second = Service(ALLOCATION, elsewhere, {})

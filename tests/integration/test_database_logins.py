@@ -1,4 +1,6 @@
-"""What any login may do by itself: take connections, set its role up for later, write where no table's rights reach."""
+"""What any login can do by itself: take connections, change its role's settings, write outside of the tables that
+rights protect.
+"""
 
 import contextlib
 import json
@@ -22,7 +24,7 @@ from tests.secured_postgres import OWNER, PUBLIC_SQL, SUPERUSER, SecuredPostgres
 from tests.servers import reachable_directory
 
 DATABASE_PAGE = Path(__file__).parents[2] / "docs" / "database.md"
-MOST_CONNECTIONS = 100  # of PostgreSQL, where nobody says otherwise
+MOST_CONNECTIONS = 100  # PostgreSQL's default
 FORBIDDEN_SETTINGS = {
     "statement_timeout": "1ms",
     "lock_timeout": "1ms",
@@ -37,7 +39,7 @@ FORBIDDEN_SETTINGS = {
     "exit_on_error": "on",
     "restrict_nonsystem_relation_kind": "view",
 }
-# Functions that any login may run, that are no plain reading, and that do no harm.
+# Functions that any login may run and that do more than read, but do no harm.
 HARMLESS = {
     "they change this session, or say something of it": r"set_config|setseed|pg_sleep.*|pg_notify"
     r"|pg_stat_clear_snapshot|pg_stat_force_next_flush|current_query|lastval|timeofday|clock_timestamp|pg_jit_available|pg_advisory_unlock.*"
@@ -76,7 +78,7 @@ async def session(server: SecuredPostgres, login: str, database: str = OWNER) ->
 
 
 async def audit(server: SecuredPostgres, capsys: pytest.CaptureFixture[str]) -> str | None:
-    """The difference that `audit verify` finds."""
+    """Return the difference that `audit verify` finds."""
     capsys.readouterr()
     await verify(server.settings("drawdown_auditor"), as_json=True)
     found: str | None = json.loads(capsys.readouterr().out)["difference"]
@@ -229,7 +231,7 @@ async def test_a_login_that_is_more_than_it_should_be_is_found(
     assert await audit(server, capsys) is None
 
 
-# ---- Beside the tables ---------------------------------------------------------------------------------------------
+# ---- Outside of the tables -----------------------------------------------------------------------------------------
 
 FUNCTIONS = (
     "lo_from_bytea(0, 'x')",
@@ -261,7 +263,7 @@ async def test_other_databases_of_the_server_are_closed(role: str, database: str
 
 
 async def unknown_functions(connection: asyncpg.Connection) -> set[str]:
-    """Functions of the server that any login may run, that do something, and that nobody here has looked at."""
+    """Return the functions that any login may run, that change something, and that are in none of our lists."""
     rows = await connection.fetch(
         "SELECT DISTINCT proname FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace AND provolatile = 'v'"
         " AND has_function_privilege('public', p.oid, 'EXECUTE')"
@@ -284,7 +286,7 @@ async def test_every_function_that_anybody_may_run_is_known_here(server: Secured
 
 
 async def takers_of_transaction_ids(connection: asyncpg.Connection) -> set[str]:
-    """Functions without arguments that any login may run, and that use up a transaction id each time."""
+    """Return the functions without arguments that any login may run, and that use up a transaction id at each call."""
     rows = await connection.fetch(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND pronargs = 0 AND prokind = 'f'"
         " AND has_function_privilege('public', oid, 'EXECUTE') AND NOT prorettype = ANY($1::regtype[])",
@@ -357,7 +359,7 @@ async def test_a_backup_is_restored_by_the_owner_with_what_is_closed(server: Sec
 
 
 async def test_the_page_says_who_can_keep_others_from_reading_a_table(server: SecuredPostgres) -> None:
-    """Whoever may change rows of a table may lock it against its readers."""
+    """A login that may change rows of a table may also lock the table against its readers."""
     said = dict(re.findall(r"^\| `(drawdown_\w+)` locks \| (.+?) \|", DATABASE_PAGE.read_text(), re.MULTILINE))
     async with session(server, OWNER) as owner:
         for role in SERVICE_ROLES:

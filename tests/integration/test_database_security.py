@@ -1,4 +1,4 @@
-"""PostgreSQL as production has it: nobody gets in unproven, and nobody may do more than docs/database.md says."""
+"""PostgreSQL as in production: no login without proof, and no right beyond docs/database.md."""
 
 import asyncio
 import itertools
@@ -30,7 +30,7 @@ from tests.servers import Postgres, RunningSystem, reachable_directory, run_to_i
 
 RIGHTS = Path(__file__).parents[2] / "docs" / "database.md"
 SCHEMAS = ("ledger", *(model.name for model in READ_MODELS), "public")
-# The letters of PostgreSQL's own notation.
+# The letters of PostgreSQL's own notation for rights.
 TABLE_RIGHTS = {
     "r": "SELECT",
     "a": "INSERT",
@@ -42,7 +42,7 @@ TABLE_RIGHTS = {
 }
 SCHEMA_RIGHTS = {"U": "USAGE", "C": "CREATE"}
 DATABASE_RIGHTS = {"c": "CONNECT", "C": "CREATE", "T": "TEMPORARY"}
-QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
+QUICKLY_SECONDS = 30  # An unavailable server is waited for twice as long.
 
 Rights = dict[tuple[str, str], str]
 
@@ -84,7 +84,7 @@ async def owner(server: SecuredPostgres) -> AsyncIterator[asyncpg.Connection]:
 
 
 def documented() -> Rights:
-    """The table of the page: what each role may do with each object."""
+    """Return the page's table: the rights of each role on each object."""
     rights: Rights = {}
     for line in RIGHTS.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -97,7 +97,7 @@ def documented() -> Rights:
 
 
 async def granted(connection: asyncpg.Connection, role: str, database: str = OWNER) -> dict[str, str]:
-    """What the catalog says that a role may do, by whatever way it came to it."""
+    """Return the rights of a role according to the catalog, however it got them."""
 
     async def letters(function: str, thing: Any, rights: dict[str, str]) -> str:
         held = [
@@ -343,7 +343,7 @@ async def test_a_follower_moves_and_locks_its_own_checkpoints_only(
             await connection.execute(f"INSERT INTO {own} VALUES ('another', 1)")
     finally:
         await connection.close()
-        await owner.execute("DELETE FROM ledger.checkpoints")  # Followers begin at the beginning again.
+        await owner.execute("DELETE FROM ledger.checkpoints")  # The followers begin again at the first position.
 
 
 async def test_a_writer_ends_the_sessions_of_a_writer_and_nobody_elses(server: SecuredPostgres) -> None:
@@ -365,7 +365,7 @@ async def test_a_writer_ends_the_sessions_of_a_writer_and_nobody_elses(server: S
 async def test_an_owner_that_is_no_superuser_is_enough_on_the_postgresql_of_production(
     server: SecuredPostgres, reachable_path: Path
 ) -> None:
-    """As above, on version 18: since 16 a role that makes roles is not by itself a member of them."""
+    """As above, on version 18: since 16, a role that creates roles is not automatically a member of them."""
     postgres = servers.chosen.postgres(reachable_path)
     await postgres.start()
     try:
@@ -400,7 +400,7 @@ async def test_an_owner_that_is_no_superuser_is_enough_on_the_postgresql_of_prod
 
 
 async def test_a_whole_system_works_on_logins_of_their_own_over_tls(server: SecuredPostgres) -> None:
-    """Everything that its tests do under the roles, once more without an owner's login that could lend a right."""
+    """Under roles all tests pass already. Here no owner's login is present that could lend a right."""
     system = LoginsOfTheirOwn(server)
     try:
         await system.start()
@@ -434,7 +434,7 @@ async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgr
 async def test_what_a_backup_does_not_hold_is_made_again_by_the_next_migration(
     server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:
-    """Who may connect is the server's: a restored database is open to every login of it."""
+    """The right to connect belongs to the server, so every login may connect to a restored database."""
     await owner.execute("GRANT CONNECT, TEMPORARY ON DATABASE drawdown TO PUBLIC")
     await owner.execute("REVOKE CONNECT ON DATABASE drawdown FROM drawdown_api")
     await migrate(server.settings(OWNER))

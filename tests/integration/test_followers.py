@@ -1,4 +1,4 @@
-"""The one way to follow the ledger: once each, in turns, and whatever dies."""
+"""The one way to follow the ledger: each range once, followers in turns, and whichever process dies."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def deposits(count: int, shard: int = 0) -> Ledger:
 
 
 def pauses(*entities: tuple[str, str | None, list[str]]) -> Ledger:
-    """Each entity's set of causes, one change after the other; of an ad account where no campaign is named."""
+    """Return a ledger in which each entity gets these sets of causes in order. Without a campaign it is the account."""
     ledger = Ledger()
     before: dict[tuple[str, str | None], set[str]] = {}
     for account, campaign, causes in entities:
@@ -139,7 +139,7 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
     following = asyncio.create_task(follow(database, BALANCE, Health()))
     try:
-        for position in (1, 2, 3):  # The first may be found at the start, the others only by listening.
+        for position in (1, 2, 3):  # The first entry may be found at the start, the others only by listening.
             ledger = Ledger(first=position)
             ledger.add("deposit", "bc-1", holder="business_center", pocket="cash", amount=1)
             await ledger.write(admin)
@@ -153,7 +153,7 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
 async def test_notifications_that_name_no_shard_harm_no_follower(
     admin: asyncpg.Connection, database: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Any login of the database may notify, of whatever it likes."""
+    """Any login of the database may send any notification."""
     folded: asyncio.Queue[object] = asyncio.Queue()
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
     following = asyncio.create_task(follow(database, BALANCE, Health()))
@@ -171,7 +171,7 @@ async def test_notifications_that_name_no_shard_harm_no_follower(
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-    assert caplog.records == []  # What is raised where a notification is handled would be in asyncio's log.
+    assert caplog.records == []  # asyncio would log an error that is raised while a notification is handled.
 
 
 @pytest.mark.parametrize("shards", [1, 3, 5, 64])
@@ -252,7 +252,7 @@ async def test_an_error_that_is_no_matter_of_one_shard_ends_the_follower(
 
 
 async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[str, Any]]]:
-    """All signals, which have to be `count`: (key, message), per key in the topic's order."""
+    """Return all signals as (key, message), in the topic's order for each key. There must be `count`."""
     await mark_the_ends(settings)
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest")
     await consumer.start()
@@ -274,7 +274,7 @@ async def published(settings: Settings, count: int) -> list[tuple[bytes, dict[st
 
 
 async def mark_the_ends(settings: Settings) -> None:
-    """Put a record behind what each partition holds: a broker may not know its end offsets at once."""
+    """Publish a record behind those of each partition, because a broker may not know its end offsets at once."""
     producer = await create_producer(settings)
     try:
         for partition in range(settings.shards):
@@ -339,12 +339,12 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
     deposit.add("deposit", "bc-1", "acct-4", holder="ad_account", pocket="cash", amount=1)
     await deposit.write(admin)
     await admin.execute(BEGIN, "signals")
-    # Published to a broker that is gone by now.
+    # They were published to a broker that no longer exists.
     gone = _Forgetful()
     while (await advance(publishing, signals.follower(gone), 0)).behind:
         pass
     assert gone.sent == 5
-    # Somebody else's hand: entries that are no signals, or another entity's.
+    # Forged entries: some are no signals, some belong to another entity.
     await admin.execute("INSERT INTO signals.latest VALUES (0, 'acct-4', '', 6), (0, 'acct-5', '', 1)")
     await ensure_topics(settings)
     producer = await create_producer(settings)
@@ -366,7 +366,7 @@ async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entit
 
 
 class _Forgetful:
-    """A producer whose broker acknowledges and keeps nothing."""
+    """A producer whose broker acknowledges records but keeps none."""
 
     def __init__(self) -> None:
         self.sent = 0

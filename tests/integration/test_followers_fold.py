@@ -1,4 +1,4 @@
-"""The folds: the same rows as a plain fold of the ledger, however it is cut into ranges."""
+"""The folds give the same rows as a plain fold of the ledger, however it is cut into ranges."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -81,7 +81,7 @@ steps = st.one_of(
 
 
 class Writer:
-    """Turns steps into the entries that they leave behind."""
+    """Turns steps into the entries that they cause."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -152,7 +152,7 @@ class Writer:
             "day": "2026-11-21",
             "changes_today": self.ledger.next_position % 10,
         }
-        if keeps_its_count:  # The start stays that of the last restart.
+        if keeps_its_count:  # The start of the last restart stays.
             details["started_at"] = next(
                 e.details["started_at"]
                 for e in reversed(self.ledger.entries)
@@ -220,7 +220,7 @@ async def fold(followers: Followers, ranges: list[Range]) -> None:
 @settings(
     max_examples=60,
     deadline=None,
-    # Shrinking a failure writes the database for minutes: add Phase.shrink to look into one.
+    # Shrinking a failure writes to the database for minutes. Add Phase.shrink to examine one.
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -1,4 +1,6 @@
-"""Grants that left the writer's memory, found again in the real ledger: by the writer, by a heir, by the auditor."""
+"""Grants that left the writer's memory are found again in the real ledger: by the writer, the next owner and the
+auditor.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -41,7 +43,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 class BusyWriter:
-    """Decides each batch while the one before it is not in the ledger yet, as the worker does."""
+    """Decides each batch while the previous one is not in the ledger yet, like the worker."""
 
     def __init__(self, connection: asyncpg.Connection, lease: Lease) -> None:
         self.rules = Shard(zones=INSTALLED)
@@ -78,7 +80,7 @@ def commands_first(batch: Batch) -> Batch:
 
 
 def refused_alone(ledger: Remembering, now: int) -> Batch:
-    """A batch in which nothing happens but that a voucher is granted under the id of one that was used up long ago."""
+    """Decide a batch in which only a voucher is granted, under the id of one that was used up long ago."""
     grants = ledger.rules.business_centers["b"].grants.values()
     used_up = next(grant.id for grant in grants if grant.kind == "voucher" and not grant.filled)
     again = {

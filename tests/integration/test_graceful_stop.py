@@ -1,4 +1,4 @@
-"""Asked to end, every service ends in order and in time, whatever it does and whichever server is away."""
+"""Every service ends in order and in time when asked, whatever it is doing and whichever server is unavailable."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ SHARDS = 4
 
 @contextlib.asynccontextmanager
 async def working_system() -> AsyncIterator[tuple[RunningSystem, Driver, Workload]]:
-    """A system with some Business Centers in it, and who knows what becomes of their spends."""
+    """Yield a system with some Business Centers, and the driver that knows the outcomes of their spends."""
     async with running_system() as system, FrontDoor(system) as door:
         workload, driver = Workload(11), Driver(door)
         for work in workload.opening(door.now_us()):
@@ -41,7 +41,7 @@ def burst(driver: Driver, workload: Workload) -> list[dict[str, Any]]:
 
 
 async def end_all(system: RunningSystem) -> None:
-    """Ask every service to end, at once; all end with 0 in time."""
+    """Ask every service to end at the same time. All must end with 0 in time."""
 
     async def end(name: str) -> tuple[str, int, float]:
         begun = time.monotonic()
@@ -106,7 +106,8 @@ async def test_with_a_broker_that_does_not_answer() -> None:
             await end_all(system)
             assert (await answer).startswith(b"HTTP/1.1 503 ")
         await begin_again(system)
-        await driver.command(command)  # as the answer said: whether or not the broker got it, it is applied once
+        # As the answer said: the command is applied once, whether or not the broker got it.
+        await driver.command(command)
         await driver.compare(workload.centers, workload.account_ids)
 
 
@@ -136,7 +137,7 @@ async def test_the_shards_are_written_on_by_another_process_within_a_heartbeat_o
 
             await until("one process has all shards", all_owned, seconds=20)
             print(f"all shards taken after {time.monotonic() - begun:.2f} s")
-            # A lease would have had to run out for three seconds.
+            # Otherwise a lease would have to expire, which takes three seconds.
             assert time.monotonic() - begun < 2.5
         finally:
             await database.close()
@@ -146,7 +147,7 @@ async def test_the_shards_are_written_on_by_another_process_within_a_heartbeat_o
 async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() -> None:
     async with working_system() as (system, driver, workload):
         command = driver.door.admin_command(workload.centers[0], "deposit_cash", amount="1")
-        await system.kill_service("allocation", signal.SIGTERM)  # nobody decides
+        await system.kill_service("allocation", signal.SIGTERM)  # No process decides.
         stuck = await asyncio.open_connection("127.0.0.1", system.settings.http_port)
         stuck[1].write(b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         async with system.client() as client:
@@ -166,7 +167,7 @@ async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() ->
 
 
 async def give(system: RunningSystem, command: dict[str, Any]) -> Awaitable[bytes]:
-    """Send the API a command, in parts: when this returns it is at work on it. What is answered can be awaited."""
+    """Send a command to the API in parts. Return when the API works on it, with the answer to await."""
     reader, writer = await asyncio.open_connection("127.0.0.1", system.settings.http_port)
     body = json.dumps(command).encode()
     head = ("POST /v1/commands HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "Expect: 100-continue")
@@ -184,7 +185,7 @@ async def give(system: RunningSystem, command: dict[str, Any]) -> Awaitable[byte
 
 
 async def published(system: RunningSystem, command_id: str) -> bool | None:
-    """Whether the broker has this command: then somebody waits for its outcome."""
+    """Return whether the broker has this command: then a request waits for its outcome."""
     consumer = AIOKafkaConsumer(**connection_arguments(system.settings), auto_offset_reset="earliest")
     await consumer.start()
     try:

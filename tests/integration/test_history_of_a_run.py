@@ -1,4 +1,4 @@
-"""A running system: what it answered after each command is what it answers about that time later on."""
+"""A running system: its answer after each command is also its later answer about that time."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -42,7 +42,7 @@ async def test_answers_of_a_run_stay_what_they_were(system: RunningSystem) -> No
 
         for path, then in remembered:
             if "as_of" not in then:
-                continue  # It was not there yet.
+                continue  # It did not exist yet.
             asked = await client.get(path, params={"at": then["as_of"]["recorded_at"]})
             assert asked.json() == then, path
 

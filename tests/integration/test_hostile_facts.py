@@ -1,6 +1,6 @@
-"""Whatever facts and policies the writer's login stores, the API answers: what it cannot read is a 409 that says so.
+"""Whatever facts and policies the writer's login stores, the API answers. What it cannot read is a 409 that says so.
 
-A fact's details are any JSON to the database, and so is a policy. Each case has a Business Center of its own.
+The database accepts any JSON as the details of a fact, and as a policy. Each case has its own Business Center.
 """
 
 import itertools
@@ -36,10 +36,10 @@ FINE: dict[str, dict[str, Any]] = {
     "campaign_budget_set": {"mode": "daily", "amount": 5},
     **{kind: {"causes": ["ad_account_budget"]} for kind in DELIVERY_KINDS},
 }
-# Not in every place is each of these wrong.
+# Each of these is wrong in some places only.
 WORDS = ("null", "{}", "[null]", "[[]]", '""', '"today"', "true", "-1", "0.5", "1e999", "1" * 40)
 NO_OBJECTS = (None, "null", "[]", '"x"', "1", "{}", '{"causes": 1}', '"\\ud800"')
-# What a policy says beside its version, which the database compares with the row's.
+# The fields of a policy besides its version, which the database compares with the row's.
 WRONG: tuple[Any, ...] = (None, {}, "cash", 1, [None], [["cash"]], [{}], [1])
 POLICIES: tuple[dict[str, Any], ...] = (
     {},
@@ -50,12 +50,12 @@ POLICIES: tuple[dict[str, Any], ...] = (
 
 
 def written(texts: dict[str, str]) -> str:
-    """The JSON object of these texts of values."""
+    """Return the JSON object of these fields, whose values are JSON already."""
     return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
 
 
 def hostile(kind: str) -> list[str | None]:
-    """The texts of details for a kind: each field without, and with each of `WORDS`."""
+    """Return the details to try for a kind, as JSON: each field missing, and with each of `WORDS`."""
     fine = FINE[kind]
     changed = [
         "{"

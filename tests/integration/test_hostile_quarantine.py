@@ -1,4 +1,6 @@
-"""Whatever the writer's login puts into quarantine is listed, shown and sent back, and stops nothing behind it."""
+"""Whatever the writer's login puts into quarantine, the API lists, shows and sends back, and it stops nothing behind
+it.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
@@ -11,7 +13,7 @@ from tests.integration.writing import Writing, spend, writing
 from tests.servers import Broker
 
 REASON: Final = "unknown_ad_account"
-# SQL of what a column holds. The constraints let each in, and no writer of ours writes any.
+# Values of columns, as SQL. The constraints accept each, and our writer writes none of them.
 ODD: Final[dict[str, tuple[str, ...]]] = {
     "shard": ("77", "32767"),
     "sequence": ("999999999999999999",),
@@ -31,13 +33,13 @@ ODD: Final[dict[str, tuple[str, ...]]] = {
     "raw_bytes, raw_sha256": ("9223372036854775807, sha256('')", "0, sha256('')"),
     "replay_shard, replay_sequence": (
         *("32767, 1", "0, 999999999999999999"),
-        "(SELECT 0), (SELECT quarantine_sequence + 1 FROM ledger.shards WHERE shard = 0)",  # itself
+        "(SELECT 0), (SELECT quarantine_sequence + 1 FROM ledger.shards WHERE shard = 0)",  # the record itself
     ),
 }
 
 
 def records() -> Iterator[str]:
-    """The statements that put the odd records into quarantine, each behind the last of its shard."""
+    """Return the statements that put the odd records into quarantine, each behind the last record of its shard."""
     usual = {
         "shard": "0",
         "sequence": "quarantine_sequence + 1",
@@ -72,7 +74,7 @@ async def api(writer: Writing, kafka: Broker) -> AsyncIterator[Api]:
 
 
 async def pages(api: Api, limit: int) -> list[dict[str, Any]]:
-    """Every record, page by page."""
+    """Return every record, page by page."""
     page = await api.get("/v1/quarantine", limit=limit)
     entries = page["entries"]
     while page["next"] is not None:
@@ -82,7 +84,7 @@ async def pages(api: Api, limit: int) -> list[dict[str, Any]]:
 
 
 async def send_back(api: Api, **body: Any) -> None:
-    """Replay, a part at a time."""
+    """Replay the records that the body names, a part at a time."""
     while body.get("after") != "":
         answer = await api.client.post("/v1/quarantine/replay", json=body)
         assert answer.status_code in (202, 400, 422), answer.text

@@ -1,6 +1,7 @@
-"""Whatever the read models hold, the API answers: a hostile value is refused by the database, or is no fault of ours.
+"""Whatever the read models hold, the API answers: the database refuses a hostile value, or the answer does not blame
+the server.
 
-A follower's login writes what it likes into its own tables. Each value of `VALUES` is put into each column of its type.
+A follower's login can write anything into its own tables. Each value of `VALUES` is put into each column of its type.
 """
 
 import itertools
@@ -21,12 +22,12 @@ from tests.integration.api import RECORDED_AT, Api, command, running_api, shard_
 from tests.integration.test_api_reads import NOON
 from tests.servers import Postgres
 
-# PostgreSQL refuses the same in a container. Hundreds of databases would take minutes there as well.
+# PostgreSQL refuses the same in a container, where hundreds of databases would take minutes.
 pytestmark = pytest.mark.embedded
 BC, ACCOUNT, CAMPAIGN, DEAL = "hostile", "hostile-a", "hostile-c", "hostile-d"
 SHARD = shard_of(BC)
 DAY, QUARTER = "2026-03-12", "2026-03-12T09:45:00Z"
-CLOSED, LAST = 3, 5  # Positions: of the closing, and of the only batch.
+CLOSED, LAST = 3, 5  # The positions of the closing, and of the only batch.
 
 _OF_ACCOUNT = {"business_center_id": BC, "ad_account_id": ACCOUNT}
 _OF_CAMPAIGN = {"ad_account_id": ACCOUNT, "campaign_id": CAMPAIGN}
@@ -37,7 +38,7 @@ _OPENED = {"shard": SHARD, "time_zone": "Asia/Tokyo", "opened_at": RECORDED_AT}
 _CUSTOM = {"start_position": 1, "started_at": RECORDED_AT, "spent": 4}
 _REGISTERED = {"registered_at": RECORDED_AT, "updated_at": RECORDED_AT}
 _TERMS = {"client": "Acme", "time_zone": "Asia/Tokyo", "currency": "USD", "method": "marginal"}
-# A row of each table from which the API answers, all about the same account.
+# A row of each table from which the API answers, all of them about the same account.
 ROWS: dict[str, dict[str, Any]] = {
     "balance.business_centers": {"business_center_id": BC, "currency": "USD", "finance_roles": True, **_OPENED},
     "balance.ad_accounts": {
@@ -138,7 +139,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "timestamp with time zone": (f"'{_BEGINNING}Z'", "'1970-01-01Z'", "'2999-12-31T23:59Z'", f"'{_END}T23:45Z'"),
     "json": ("'null'", "'[]'", "'[{}]'", "'\"\\ud800\"'", '\'[{"from": "\\ud800", "rate": "1"}]\'', "'[1e999]'"),
 }
-# Before the only batch, and after it.
+# Times before and after the only batch.
 MOMENTS = ("2026-03-12T09:00:00Z", "2026-03-12T11:00:00Z")
 _SERIES = "series?from=2026-03-01&to=2026-03-31"
 PAST = [
@@ -170,7 +171,7 @@ PATHS = [
     f"/v1/deals/{DEAL}/spend-detail?format=csv",
 ]
 REFUSALS = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
-# Of a table's columns: name and type, in order.
+# The columns of a table: name and type, in order.
 _COLUMNS = """
     SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
     WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
@@ -213,7 +214,7 @@ async def _ask(api: Api, path: str) -> httpx.Response:
 
 
 async def _wrong_answers(api: Api, paths: list[str]) -> list[str]:
-    """Every answer that blames the server, or that is not the one of a read."""
+    """Return every answer that blames the server, or that no read should give."""
     answers = [await _ask(api, path) for path in paths]
     return [
         f"{answer.request.url}: {answer.status_code} {answer.text}"
@@ -223,10 +224,10 @@ async def _wrong_answers(api: Api, paths: list[str]) -> list[str]:
 
 
 async def _readers(api: Api, table: str) -> list[str]:
-    """The paths that read a table: those that fail while the API has no right to."""
+    """Return the paths that read a table: those that fail while the API has no right to it."""
     await api.database.execute(f"REVOKE SELECT ON {table} FROM drawdown_api")
     try:
-        with capture_logs():  # A log with tracebacks would take most of the time.
+        with capture_logs():  # Logging tracebacks would take most of the time.
             return [path for path in PATHS if (await _ask(api, path)).status_code == 500]
     finally:
         await api.database.execute(f"GRANT SELECT ON {table} TO drawdown_api")

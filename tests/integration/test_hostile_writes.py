@@ -1,6 +1,6 @@
-"""Each service's role in hostile hands: what it writes is refused, or an audit names it, or the page says otherwise.
+"""Each service's role in hostile hands: the database refuses what it writes, an audit names it, or the page admits it.
 
-Every right that a role has to write into the ledger is tried here with the worst that it could be used for.
+Every right of a role to write into the ledger is tried with the worst use of it.
 """
 
 import json
@@ -27,17 +27,17 @@ from tests.integration.audit_ledger import SHARDS, fold, write_random_ledger
 from tests.integration.test_audit_replay import copied
 from tests.servers import Postgres, fresh_database
 
-# PostgreSQL refuses the same in a container. Hundreds of databases would take minutes there as well.
+# PostgreSQL refuses the same in a container, where hundreds of databases would take minutes.
 pytestmark = pytest.mark.embedded
 SECURITY = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 WRITES = {"a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 
 
 class Hostile(NamedTuple):
-    """Statements of a role that use its rights: letters as docs/database.md has them, then the object.
+    """Statements of a role, and the rights that they use: letters as in docs/database.md, then the object.
 
-    Either the server refuses one of them with `refused`, or `audit verify` finds `said`, or, where `unseen` is set, it
-    passes: docs/security.md then says these words of it.
+    Either the server refuses one of the statements with `refused`, or `audit verify` finds `said`, or it passes and
+    docs/security.md says the words `unseen` about it.
     """
 
     role: str
@@ -81,14 +81,14 @@ A_RECORD = (
     " SELECT {shard}, {sequence}, 'malformed', '', 'spend.events', 0, {offset}, ledger_time"
     " FROM ledger.shards WHERE shard = 0"
 )
-# Packed: a line of 64 MB, and no end of it.
+# Compressed: a line of 64 MB, and a line without an end.
 A_LONG_LINE = zlib.compress(b"[" * 64_000_000)
 A_NEW_ID = "'00000000-0000-0000-0000-00000000dead'"
 THE_HEAD = "(SELECT {} FROM ledger.shards WHERE shard = 0)"
 NEXT_OUTCOME = THE_HEAD.format("outcome_sequence + 1")
 NEXT_RECORD = THE_HEAD.format("quarantine_sequence + 1")
 NEXT = THE_HEAD.format("position + 1")
-# A content of an outcome, and what is said of it.
+# The content of an outcome, and what the audit says about it.
 UNREADABLE_CONTENTS = {
     "'{}'": " cannot be read: it is not a command: KeyError: 'actor'",
     "'[]'": " cannot be read: it is not a command",
@@ -139,7 +139,7 @@ def outcome(
 
 
 def outcome_with(content: str) -> tuple[str, str]:
-    """The next outcome, with a content of its own; the lease says so."""
+    """Return the statements that insert the next outcome with this content, and move the lease."""
     insert = outcome().replace(" content,", f" {content},")
     return insert, MOVE.format("outcome_sequence = outcome_sequence + 1")
 
@@ -149,7 +149,7 @@ def record(sequence: str = NEXT_RECORD, shard: int = 0, offset: int = 0) -> str:
 
 
 def replayed(shard: str, sequence: str) -> str:
-    """The next quarantined record, which claims to be a failed replay of another one."""
+    """Return the statements for the next quarantined record, which claims to be a failed replay of another one."""
     insert = record().replace("recorded_at)", "recorded_at, replay_shard, replay_sequence)")
     return insert.replace("ledger_time FROM", f"ledger_time, {shard}, {sequence} FROM")
 
@@ -187,7 +187,7 @@ NO_RECORDS: list[dict[str, str]] = [
 
 
 def large_record(column: str, value: str) -> str:
-    """A quarantined record that has this in one of its columns."""
+    """Return the statements for a quarantined record with this value in one of its columns."""
     usual = {"reason": "'malformed'", "detail": "''", "topic": "'spend.events'"}
     row = {"shard": "0", "sequence": "quarantine_sequence + 1", **usual, "partition": "0", "offset": "0"}
     row |= {"recorded_at": "ledger_time", column: value}
@@ -245,7 +245,7 @@ def of_the_writer(
 
 
 def of_a_follower(name: str) -> list[Hostile]:
-    """What the role of a read model's follower may do to its checkpoints."""
+    """Return what the role of a read model's follower can do to its checkpoints."""
     role, table = f"drawdown_{name}", f"ledger.checkpoints_{name}"
     return [
         Hostile(role, (f"w {table}",), (f"UPDATE {table} SET position = -1",), BOUND),
@@ -373,7 +373,7 @@ CASES = [
         of_the_writer("a ledger.quarantine", large_record(column, value), refused=BOUND)
         for column, value in LARGE_RECORDS.items()
     ),
-    # What is written beside them.
+    # Tables that are written together with them.
     of_the_writer(
         "a ledger.ad_accounts",
         "INSERT INTO ledger.ad_accounts VALUES ('squatted', 0, 'bc-0')",
@@ -466,7 +466,7 @@ CASES = [
         " spend_offset, command_offset, outcome_sequence, quarantine_sequence, incarnation) FROM ledger.shards",
         refused=NOT_ITS_OWN,
     ),
-    # What follows the ledger, or waits for it.
+    # Tables that follow the ledger, or wait for it.
     of_the_writer(
         "a ledger.checkpoints_outcomes",
         f"INSERT INTO ledger.checkpoints_outcomes VALUES ('outcomes', 0, {NEXT_OUTCOME})",
@@ -579,7 +579,7 @@ CASES = [
         of_the_writer("X ledger.make_quarantine_part()", f"SELECT ledger.make_quarantine_part({moment})", refused=BOUND)
         for moment in ("now() + interval '26 months'", "'2999-01-01'", "'infinity'", "'-infinity'", "'1969-12-31Z'")
     ),
-    of_the_writer("X ledger.note_offset_skipped()", skipped(), unseen="a skipped offset that was none"),
+    of_the_writer("X ledger.note_offset_skipped()", skipped(), unseen="a skip that never happened"),
     *(of_the_writer("X ledger.note_offset_skipped()", note, refused=BOUND) for note in NO_NOTES),
     of_the_writer("a ledger.resting_campaigns", at_rest("0", "0"), refused=BOUND),
     of_the_writer(
@@ -703,7 +703,7 @@ WITH_A_SHARD = """
 
 @pytest.fixture(scope="module")
 async def original(postgres: Postgres) -> AsyncIterator[str]:
-    """A database with a folded ledger that nobody touched."""
+    """Yield a database with a folded ledger that no test changes."""
     async with fresh_database(postgres.url) as url:
         await migrate(Settings(database_url=url, shards=4))
         await write_random_ledger(url, seed=11, steps=60)
@@ -716,7 +716,7 @@ async def original(postgres: Postgres) -> AsyncIterator[str]:
 
 
 async def audit(url: str, by: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What an audit says: the difference that it found, or its notes; empty where it has neither."""
+    """Return the difference that an audit found, or its notes. Empty if it has neither."""
     capsys.readouterr()
     await {"verify": verify, "replay": replay}[by](Settings(database_url=url), as_json=True)
     report = json.loads(capsys.readouterr().out)
@@ -725,7 +725,7 @@ async def audit(url: str, by: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 async def act(url: str, case: Hostile) -> None:
-    """Execute the statements as its role, all or none."""
+    """Execute the statements as their role, all or none."""
     connection = await asyncpg.connect(url, server_settings={"role": case.role, "timezone": "UTC"})
     try:
         async with connection.transaction():
@@ -779,7 +779,7 @@ async def test_every_table_with_a_shard_is_tried(original: str) -> None:
 async def test_a_row_of_a_shard_that_does_not_exist_is_refused_or_named(
     table: str, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even the owner's."""
+    """This holds even for the owner."""
     async with copied(original, postgres, "hostile") as url:
         connection = await asyncpg.connect(url)
         try:
@@ -847,7 +847,7 @@ async def test_any_number_of_policies_is_looked_at_and_a_few_are_named(
 
 
 async def load_all(url: str) -> None:
-    """Load every shard, as the next process would."""
+    """Load every shard, as its next owner would."""
     connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
     try:
         await plain_types(connection)

@@ -1,4 +1,4 @@
-"""What decisions depend on is in the database: rules, policies and time zones, through updates of all of them."""
+"""Everything that decisions depend on is in the database, also while rules, policies and time zones are updated."""
 
 import asyncio
 import json
@@ -66,7 +66,9 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 async def test_a_refusal_in_a_batch_without_entries_is_decided_again_under_its_own_policy(
     database: asyncpg.Connection, database_url: str
 ) -> None:
-    """What the topic may name is all, nothing, and all again; only the refusal names the policy of nothing."""
+    """By the policies the topic may name everything, nothing, and everything again. Only the refusal names the second
+    policy.
+    """
     quiet = Policy("quiet", topic=TopicTerms(roles=()))
     tell = Told("quiet", 1)
     async with ledger_writer(database_url, (STANDARD, quiet)) as writer:
@@ -91,17 +93,17 @@ HOLDS = snapshot_pieces.fields_of(Holding).index("remaining")
 
 
 async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
-    """The shard is loaded as it stands in the writer's memory."""
+    """Assert that a load gives the state in the writer's memory."""
     loaded, _ = await snapshots.load(database, lease, STANDARD, 7)
     kept, made = list(snapshot_pieces.dump(writer.rules(lease.shard))), list(snapshot_pieces.dump(loaded))
     for of_shard, _ in (kept[0], made[0]):
-        # What a batch without entries leaves no trace of.
+        # Fields that a batch without entries changes without a trace.
         del of_shard["now"], of_shard["reached"]
     assert without_used_up_grants(made) == without_used_up_grants(kept)
 
 
 def without_used_up_grants(pieces: list[Any]) -> list[Any]:
-    """When they leave memory depends on batches without entries too."""
+    """Return the pieces without used-up grants, because batches without entries also decide when these leave memory."""
     left: list[Any] = []
     for kind, row in pieces:
         if kind == "Holding" and not row[HOLDS]:
@@ -125,7 +127,7 @@ async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: 
 
 
 async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = None, first_rules: int = 1) -> None:
-    """Rules, policy and time zones change, each at another time; the zones change back."""
+    """Change rules, policy and time zones, each at another time. The zones change back."""
     workload = Workload(seed)
     writer.policy, writer.zones = replace(STANDARD, rules=first_rules), USUAL
     await writer.write(workload.opening(writer.now))
@@ -164,9 +166,9 @@ async def test_the_past_is_decided_by_what_was_recorded(
 async def test_a_release_that_lacks_zones_is_harmless(
     database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accounts keep their days, and a command that names a lost zone is refused: then, in a replay, after a load.
+    """Accounts keep their days. A command that names a lost zone is refused: at first, in a replay, and after a load.
 
-    The zone of a shard's only Business Center is lost, comes back, and another release has one that no other has.
+    The zone of a shard's only Business Center is lost and comes back. Another release has a zone that no other one has.
     """
     lost = Zones("2030c", {name: data for name, data in INSTALLED.table.items() if name != "EST5EDT"})
     tell = Told("lost", 1)
@@ -217,7 +219,7 @@ async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
 
 
 def _with_more_cash(state: bytes) -> bytes:
-    """It can be loaded, and leads to other entries than those that follow it."""
+    """Return a snapshot that can be loaded, but leads to other entries than those that follow it."""
     cash = snapshot_pieces.fields_of(AdAccount).index("cash")
     lines = [json.loads(line) for line in zlib.decompress(state).splitlines()]
     for line in lines:
@@ -228,7 +230,7 @@ def _with_more_cash(state: bytes) -> bytes:
 
 
 def _without_its_end(state: bytes) -> bytes:
-    """A whole stream that ends within a line."""
+    """Return a complete stream that ends within a line."""
     return zlib.compress(zlib.decompress(state)[:-20])
 
 
@@ -265,7 +267,7 @@ async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
     told = [each["shard"] for each in logs if each["event"].startswith("a snapshot could not be used")]
     same = [shard for shard, of_shard in kept if _lines_of(spoiled(of_shard)) == _lines_of(of_shard)]
     assert sorted([*told, *same]) == [lease.shard for lease in writer.leases]
-    assert len(same) < 2  # One shard has no ad account whose money could be another.
+    assert len(same) < 2  # One shard has no ad account whose money could be changed.
 
 
 async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
@@ -292,9 +294,9 @@ def _lines_of(state: bytes) -> Any:
 async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Vouchers that expire at one moment, one a batch; commands are refused and accepted right behind them.
+    """Vouchers expire at the same moment, one in each batch. Commands are refused and accepted right behind them.
 
-    The last voucher is used up: it leaves something due, and then writes nothing.
+    The last voucher is used up: it leaves something due, but then writes nothing.
     """
     monkeypatch.setattr(shard_rules, "MOST_TIMER_ENTRIES", 1)
     tell, hour = Told("due", 1), 3_600_000_000
@@ -322,7 +324,7 @@ async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
 
 
 class Watched(Redecider):
-    """Counts what is decided between two turns of another task."""
+    """Counts the decisions between two turns of another task."""
 
     longest = length = 0
 
@@ -337,7 +339,7 @@ class Watched(Redecider):
 
 
 async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, database: asyncpg.Connection) -> None:
-    """Shards are loaded beside others that write, and beside the heartbeat: a large batch must not hold them up."""
+    """Shards are loaded while others are written and heartbeats are sent. A large batch must not delay these."""
     await writer.write(bulk_ledger_works(accounts=2))
     tell = Told("bulk", 1)
     spends = [tell.spend("", "0.01", writer.now).message for _ in range(2 * SLICE)]
@@ -441,7 +443,7 @@ async def test_the_golden_ledger_passes_an_audit(database: asyncpg.Connection, d
 
 
 def writes(golden: GoldenLedger) -> Iterator[tuple[GoldenBatch, BatchWrite]]:
-    """The golden batches as a writer appends them."""
+    """Yield each golden batch with the write that appends it."""
     again, noted = Again(golden), set()
     for number, batch in enumerate(golden.batches, 1):
         write = BatchWrite(batch.recorded_at, batch.policy, 0, number, batch.rules, batch.zones, batch.rows)

@@ -1,4 +1,4 @@
-"""No record stops a shard, and no shard stops another, whatever fails in its code: through the real writer."""
+"""No record stops a shard, and no shard stops another, whatever fails in the code. Tested with the real writer."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the rules fail at every spend of one campaign."""
+    """Make the rules fail at every spend of one campaign."""
     broken = breaks(waterfall.charge, lambda _entries, _policy, campaign, *_: campaign.id == POISON, FAULT)
     monkeypatch.setattr(waterfall, "charge", broken)
 
@@ -49,7 +49,7 @@ def figure(name: str, **labels: Any) -> float:
 
 @contextlib.asynccontextmanager
 async def late_follower(writer: Writing) -> AsyncIterator[asyncpg.Connection]:
-    """A connection with the rights of a writer."""
+    """Yield a connection with the rights of a writer."""
     connection = await connect(writer.settings, service.ROLE, "late")
     yield connection
     await connection.close()
@@ -150,7 +150,8 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
         await writer.send(*others)
         await writer.decided(1, 2, 3)
         assert await writer.charged(neighbour) == ids(others)
-        assert len(await writer.quarantined()) == 8  # The fifth of the second row, and what follows it, is not.
+        # From the fifth record of the second series on, none is in quarantine.
+        assert len(await writer.quarantined()) == 8
         assert await counted(writer, 0, 2) >= row["since"] - timedelta(seconds=2)
         await writer.stop()
     writer.start()
@@ -264,7 +265,7 @@ async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_
 
 
 async def test_a_state_that_was_dropped_leaves_nothing_behind(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even for the collector, which does not look at what was set apart with a state when it was loaded."""
+    """This includes objects that the garbage collector ignores, because a load set them apart."""
     center = await writer.opened()
     poisoned(monkeypatch)
     gc.unfreeze()
@@ -275,7 +276,7 @@ async def test_a_state_that_was_dropped_leaves_nothing_behind(writer: Writing, m
         for _ in range(5):
             await writer.send(spend(center), spend(center, POISON))
             await writer.decided()
-        writer.logs.clear()  # With the stack traces.
+        writer.logs.clear()  # with the stack traces
         gc.unfreeze()
         after = [sum(isinstance(thing, kind) for thing in gc.get_objects()) for kind in (Worker, AdAccount)]
     finally:
@@ -285,7 +286,7 @@ async def test_a_state_that_was_dropped_leaves_nothing_behind(writer: Writing, m
 
 
 async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> None:
-    """Whoever owned the shard before may still be publishing what was published long ago."""
+    """The shard's previous owner may still be publishing outcomes that were published long ago."""
     center = await writer.opened()
 
     async def done(position: int) -> None:
@@ -299,13 +300,13 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
     late = asyncio.Event()
 
     async def again_and_again(connection: asyncpg.Connection) -> None:
-        """The real publisher puts the checkpoint right between the two steps, now and then: then nothing is late."""
+        """Now and then the real publisher corrects the checkpoint between the two steps. Then nothing is late."""
         while not late.is_set():
             await writer.database.execute("UPDATE ledger.checkpoints SET position = 1")
             await outcome_publishing._publish_some(connection, Slow(), 0)
 
     class Slow:
-        """The producer of a process that lost the shard."""
+        """The producer of a process that has lost the shard."""
 
         async def send(self, *_: Any, **__: Any) -> Any:
             late.set()
@@ -375,7 +376,8 @@ async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
         assert {line["shard"] for line in writer.told("publishing outcomes failed")} == ({0} if fails else set())
         assert REGISTRY.get_sample_value("drawdown_outcomes_waiting", {"shard": "1"}) is not None
         await writer.stop()
-    assert REGISTRY.get_sample_value("drawdown_outcomes_waiting", {"shard": "1"}) is None  # Another tells of it now.
+    # The shard's new owner reports it now.
+    assert REGISTRY.get_sample_value("drawdown_outcomes_waiting", {"shard": "1"}) is None
     writer.start()
     await until("those of shard 0 are published", partial(published, 0))
 
@@ -428,7 +430,7 @@ async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_other
 
 
 async def cut_off(writer: Writing, instead: type[Exception]) -> None:
-    """Cancel the writer; it may end with that error instead."""
+    """Cancel the writer, which may end with that error instead."""
     assert writer.allocation is not None
     writer.allocation.cancel()
     with contextlib.suppress(asyncio.CancelledError, instead):
@@ -457,7 +459,7 @@ async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
 async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection may have gone before the database had the commit, or after it."""
+    """The connection may have been lost before or after the database received the commit."""
     center = await writer.opened()
     begun = asyncio.Event()
 
@@ -502,7 +504,7 @@ async def test_a_commit_that_was_waited_for_at_the_end_is_told(
 
 
 async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL refuses one record of many: nobody knows which before each is written alone."""
+    """PostgreSQL refuses one of many records. Only writing them one by one shows which."""
     center = await writer.opened()
     await writer.database.execute(
         "ALTER TABLE ledger.entries ADD CONSTRAINT odd CHECK (campaign_id IS DISTINCT FROM 'poison') NOT VALID"
@@ -517,7 +519,7 @@ async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, m
     assert row["detail"].startswith("CheckViolationError: ")
 
 
-# A copy of a row in the place of the next one, and which rows of the table lie beyond the lease.
+# A copy of a row in the place of the next one, and the rows of the table that lie beyond the lease.
 STRAYS = {
     "entries_0": (
         """
@@ -544,7 +546,7 @@ STRAYS = {
 
 @pytest.mark.parametrize("table", STRAYS)
 async def test_a_row_in_the_place_of_the_next_one_is_no_fault_of_any_record(writer: Writing, table: str) -> None:
-    """Whoever wrote it there did so beside the writer. The shard says so, waits, and goes on when it has gone."""
+    """Another session wrote it. The shard reports it, waits, and continues when the row is gone."""
     center = await writer.opened()
     insert, beyond = STRAYS[table]
     await writer.database.execute(insert)

@@ -1,4 +1,4 @@
-"""Users, rights and quotas as Apache Kafka keeps them: what the table says, and of ours nothing else."""
+"""Users, rights and quotas in Apache Kafka are those of the table. Ours have no others."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def right(name: str, topic: str, operation: int) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 async def settings() -> AsyncIterator[Settings]:
-    """A cluster that asks for rights, on a listener where everything is allowed."""
+    """Yield the settings of a cluster that checks rights, for a listener that allows everything."""
     container = KafkaContainer()
     container.with_envs(
         KAFKA_AUTHORIZER_CLASS_NAME="org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -56,7 +56,7 @@ def passwords(tmp_path: Path) -> Path:
 
 
 async def held(admin: AIOKafkaAdminClient, users: set[str], rights: set[Any], limits: dict[str, Any]) -> None:
-    """Return once the broker has just these: it takes them in a moment after it has answered."""
+    """Return once the broker has exactly these rights. It applies them a moment after its answer."""
     known = {name: [SCRAM_SHA_512] for name in users}
 
     async def ask() -> bool | None:

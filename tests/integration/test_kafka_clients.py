@@ -27,7 +27,7 @@ from tests.unit.test_subscriber import SIGNAL
 
 
 def left_open() -> list[AIOKafkaConnection]:
-    """The connections that nobody has closed; they are closed now, for the tests that follow."""
+    """Return the connections that are still open, and close them for the sake of later tests."""
     found = [each for each in gc.get_objects() if isinstance(each, AIOKafkaConnection) and each.connected()]
     for connection in found:
         connection.close()
@@ -38,7 +38,7 @@ def left_open() -> list[AIOKafkaConnection]:
 async def test_a_start_that_is_cancelled_leaves_no_connection_open(
     settings: Settings, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cancelled while it waits for its first answer, for its second, and so on, until it has started."""
+    """The start is cancelled while it waits for its first answer, for its second, and so on."""
     await ensure_topics(settings)
     send = AIOKafkaConnection.send
     answers, has_started = 0, False
@@ -78,7 +78,7 @@ async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) 
 async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would send what it still has as soon as the broker answers, over a new connection."""
+    """Otherwise it would send its remaining records over a new connection as soon as the broker answers."""
     await ensure_topics(settings)
     producer = await start_client(settings, AIOKafkaProducer, acks="all")
     sending = producer._sender.sender_task
@@ -107,7 +107,7 @@ async def test_who_asks_over_a_consumer_that_was_stopped_leaves_no_connection_op
 
 
 async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) -> None:
-    """aiokafka takes no header whose name is not UTF-8, and would never go on."""
+    """aiokafka refuses a header whose name is not UTF-8, and would never continue."""
     await ensure_topics(settings)
     producer = await start_client(settings, AIOKafkaProducer)
     odd = producer.create_batch()
@@ -136,7 +136,7 @@ async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) 
 async def test_nobody_asks_over_a_consumer_that_is_being_stopped(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that is asked all the same connects anew, and nobody would close that."""
+    """A client that sends another request connects again, and nothing would close that connection."""
     asking: set[AIOKafkaConsumer] = set()
     stopped_while_asked: list[bool] = []
     looking = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Apache Kafka behind TLS and SASL: who has the right certificates and the right password gets in, and nobody else."""
+"""Apache Kafka behind TLS and SASL: only clients with the right certificates and the right password get in."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ CENTER = "behind-tls"
 
 
 class Authority:
-    """Signs certificates, as a company's own authority does."""
+    """Signs certificates, like a company's own authority."""
 
     def __init__(self, name: str) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -45,11 +45,11 @@ class Authority:
 
     @property
     def pem(self) -> str:
-        """What clients trust."""
+        """Return the authority's certificate, which clients trust."""
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode()
 
     def server(self, *hosts: str) -> tuple[str, str]:
-        """A certificate for a server of these names or addresses, and its key (PKCS #8), both as PEM."""
+        """Return a certificate for a server of these names or addresses, and its key (PKCS #8), both as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(host) if host[0].isalpha() else x509.IPAddress(ip_address(host)) for host in hosts]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kafka")])
@@ -76,9 +76,8 @@ class Authority:
 
 
 class SecureKafka(KafkaContainer):
-    """A node whose port for clients speaks TLS and wants a password (SCRAM).
-
-    Its certificate is good for 127.0.0.1 and not for localhost.
+    """A node whose port for clients requires TLS and a password (SCRAM). Its certificate names 127.0.0.1, but not
+    localhost.
     """
 
     def __init__(self, authority: Authority) -> None:
@@ -95,7 +94,7 @@ class SecureKafka(KafkaContainer):
         )
 
     def add_user(self, name: str, password: str) -> None:
-        """Let somebody in, from within the container."""
+        """Add a user, from within the container."""
         command = ["/opt/kafka/bin/kafka-configs.sh", "--bootstrap-server", "localhost:9093", "--alter"]
         command += ["--entity-type", "users", "--entity-name", name]
         command += ["--add-config", f"SCRAM-SHA-512=[password={password}]"]
@@ -104,12 +103,12 @@ class SecureKafka(KafkaContainer):
 
 
 def _as_property(pem: str) -> str:
-    """On one line, as a properties file wants it."""
+    """Return the text on one line, as a properties file needs it."""
     return pem.strip().replace("\n", "\\n")
 
 
 class Secured(NamedTuple):
-    """The node, and where the certificate of its authority lies."""
+    """The node, and the file with the certificate of its authority."""
 
     kafka: SecureKafka
     ca_file: Path
@@ -127,7 +126,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 @pytest.fixture
 def security(secured: Secured, tmp_path: Path) -> dict[str, Any]:
-    """The settings of somebody who is let in."""
+    """Return the settings of a user who gets in."""
     password_file = tmp_path / "password"
     password_file.write_text(f"{PASSWORD}\n")
     return {
@@ -145,7 +144,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(path: Path, security: dict[str, Any], **changes: Any) -> None:
-    """Connect with these settings, and with nothing in the environment."""
+    """Connect with these settings, and with nothing from the environment."""
     admin = await start_client(embedded_settings(path, **{**security, **changes}), AIOKafkaAdminClient)
     await admin.close()
 
@@ -200,7 +199,7 @@ async def test_a_server_with_another_authoritys_certificate_gets_no_password(
 ) -> None:
     other = tmp_path / "other.pem"
     other.write_text(Authority("another").pem)
-    for ca_file in (other, None):  # None: the authorities that this machine trusts
+    for ca_file in (other, None):  # None means the authorities that this machine trusts.
         with pytest.raises(BadSettingError, match=r"^DRAWDOWN_KAFKA_CA_FILE: .* is not trusted: .*issuer"):
             await ask(tmp_path, security, kafka_ca_file=ca_file)
 

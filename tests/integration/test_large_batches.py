@@ -1,4 +1,6 @@
-"""Batches that nobody can unpack, records that nobody mends by hand: a writer passes them, and keeps what they were."""
+"""Batches that cannot be unpacked, and records that are too large to repair: a writer skips them, and records what they
+were.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +23,7 @@ TOPICS = [SPEND_EVENTS, FINANCE_COMMANDS]
 
 
 def packed(values: list[bytes], codec: str = "gzip") -> bytes:
-    """A batch of records of these values."""
+    """Return a batch of records with these values."""
     number, pack = PACK[codec]
     return batch(pack(packed_records(values)), len(values), codec=number)
 
@@ -31,7 +33,7 @@ def dumps(messages: list[Message]) -> list[bytes]:
 
 
 async def offsets(writer: Writing, shard: int = 0) -> dict[str, int]:
-    """What the ledger needs next of each topic."""
+    """Return the offset of each topic that the ledger needs next."""
     row = await writer.database.fetchrow(
         "SELECT spend_offset, command_offset FROM ledger.shards WHERE shard = $1", shard
     )
@@ -39,7 +41,7 @@ async def offsets(writer: Writing, shard: int = 0) -> dict[str, int]:
 
 
 async def kill(writer: Writing) -> None:
-    """End it in the middle of whatever it does, and let another begin; not before it has connected and reads."""
+    """Cancel the writer in the middle of its work, once it has loaded every shard, and start it again."""
     assert writer.allocation is not None
     await until("it has loaded every shard", writer.has_loaded)
     writer.allocation.cancel()
@@ -48,7 +50,7 @@ async def kill(writer: Writing) -> None:
     writer.start()
 
 
-@pytest.mark.embedded  # Apache Kafka looks into such batches and refuses them; real ones are sent by `tests.security`.
+@pytest.mark.embedded  # Apache Kafka inspects such batches and refuses them. `tests.security` sends real ones.
 @pytest.mark.parametrize("topic", TOPICS)
 async def test_batches_beyond_the_bound_are_a_row_each_and_what_is_around_them_is_decided(
     settings: Settings, topic: str
@@ -104,7 +106,7 @@ async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_dec
 
 
 async def test_many_large_records_are_many_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that fit are kept whole: eight megabytes at a time, and here one."""
+    """Records within the bounds are kept whole: eight megabytes in a transaction, and in this test one."""
     few = batch_bounds.Bounds(records=5_000, bytes=batch_bounds.MIB, entries=20_000, seconds=60.0)
     monkeypatch.setattr(batch_bounds, "BOUNDS", few)
     async with writing(settings) as writer:
@@ -160,7 +162,7 @@ def _kept(row: Any) -> int:
 
 
 async def test_a_forwarded_record_of_which_nobody_tells_is_decided_all_the_same(settings: Settings) -> None:
-    """A notification is lost with the connection that listens."""
+    """A notification is lost together with the connection that listens."""
     async with writing(settings) as writer:
         center = await writer.opened()
         events = [spend(center), spend(center)]
@@ -177,7 +179,7 @@ async def test_a_forwarded_record_of_which_nobody_tells_is_decided_all_the_same(
 async def test_forwarded_records_are_read_by_all_their_bytes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows from before there was a bound: of no value and a key or headers of any size, each above the bound or not."""
+    """Rows from before the bound: they have no value, and a key or headers of any size, above the bound or below it."""
     monkeypatch.setattr(
         batch_bounds, "BOUNDS", batch_bounds.Bounds(records=5_000, bytes=4_000, entries=20_000, seconds=60.0)
     )

@@ -1,4 +1,4 @@
-"""Every amount that a service may write has bounds that every reader knows, whatever table it is in."""
+"""Every amount that a service may write has bounds that every reader knows, in every table."""
 
 import asyncpg
 import pytest
@@ -8,7 +8,7 @@ from tests.integration import lawful
 
 LAWFUL = ("0", "-1", "9223372036854775807", "-9223372036854775808", "1e37", "-1e37")
 UNLAWFUL = ("NaN", "Infinity", "-Infinity", "1e38", "-1e38", "1e5000")
-# Whatever holds a number that may be none, in any table that a service's role may write into.
+# The columns of amounts, in any table into which a service's role may write.
 WRITABLE = """
     SELECT c.oid, c.oid::regclass::text AS name, array_agg(a.attname::text) AS columns
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -21,7 +21,7 @@ WRITABLE = """
 
 
 async def takes(database: asyncpg.Connection, table: asyncpg.Record, column: str, amount: str) -> bool:
-    """Whether the constraints of amounts let a row have this amount, with lawful ones beside it."""
+    """Return whether the constraints let a row have this amount, next to valid ones."""
     row = {name: f"'{amount if name == column else 0}'::numeric" for name in table["columns"]}
     return await lawful.takes(database, table["oid"], "amounts", row)
 

@@ -1,4 +1,4 @@
-"""Every time that a service may write has bounds that every reader knows, whatever table it is in."""
+"""Every time that a service may write has bounds that every reader knows, in every table."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ from tests.integration import lawful
 
 LAWFUL = "2026-11-21"
 UNLAWFUL = ("infinity", "-infinity", "0044-03-15 BC", "1959-12-31", "3001-01-02", "294276-12-31")
-# Whatever holds a time in any type, in any table that a service's role may write into.
+# The columns with times, of any type, in any table into which a service's role may write.
 WRITABLE = """
     SELECT c.oid, c.oid::regclass::text AS name, array_agg(a.attname::text) AS columns,
         array_agg(format_type(a.atttypid, NULL)) AS types
@@ -33,7 +33,7 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def takes(database: asyncpg.Connection, table: asyncpg.Record, column: str, moment: str) -> bool:
-    """Whether the constraints of times let a row have this time, with lawful ones beside it."""
+    """Return whether the constraints let a row have this time, next to valid ones."""
     row = {
         name: f"'{moment if name == column else LAWFUL}'::{type_}"
         for name, type_ in zip(table["columns"], table["types"], strict=True)

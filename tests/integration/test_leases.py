@@ -1,4 +1,4 @@
-"""A disk that stands still: commits of batches wait for it, and yet nobody who lives is overtaken."""
+"""A disk that hangs: commits of batches wait for it, and yet no living process is overtaken."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ STALLED_BEATS = round(2.5 * LEASE_SECONDS / 0.25)
 
 @asynccontextmanager
 async def commits_standing_still(database: asyncpg.Connection) -> AsyncIterator[None]:
-    """Let every commit that must be durable wait, with its locks, until left: for a standby that never comes."""
+    """Make every durable commit wait with its locks while the block runs, for a standby that never comes."""
     await database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await database.execute("SELECT pg_reload_conf()")
     try:
@@ -101,7 +101,7 @@ async def test_a_stalled_disk_lets_nobody_be_overtaken_and_nothing_be_decided_tw
                 return True if all(now[owner] - beat >= STALLED_BEATS for owner, beat in began.items()) else None
 
             await until("both processes beat on, for longer than a lease", both_beat_on)
-            # Every shard has a batch that waits for the disk, and none has got past it.
+            # Every shard has a batch that waits for the disk, and none has committed it.
             assert await epochs(database) == before
         await door.fence()
         assert await epochs(database) == before

@@ -1,4 +1,4 @@
-"""What counts as "the database is away": connections that are gone, and no error of our own."""
+"""The errors that count as "the database is unavailable": lost connections, but no error of our own."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Migrations: each once, whole or not at all, by one process; and no service on a schema that it does not know."""
+"""Migrations: each is applied once, completely or not at all, by one process. No service runs on an unknown schema."""
 
 import asyncio
 import re
@@ -28,12 +28,12 @@ OF_BEFORE = (
     r"DRAWDOWN_DATABASE_URL: the database was created by a version before the first release, and no migration"
     r" upgrades it: begin with an empty database \(`make clean`, or `docker compose .*down --volumes`\), or run"
 )
-QUICKLY_SECONDS = 30  # What is away is waited for twice as long.
+QUICKLY_SECONDS = 30  # An unavailable server is waited for twice as long.
 COMMANDS = (*SERVICES, "audit replay", "audit verify", "audit export --out none")
 
 
 def knows(monkeypatch: pytest.MonkeyPatch, *migrations: Migration) -> None:
-    """Let this process be a version that knows just these."""
+    """Let this process be a version that knows exactly these migrations."""
     for module in ("drawdown.deployment.migrate", "shared.runtime.schema"):
         monkeypatch.setattr(f"{module}.known_migrations", lambda: migrations)
 
@@ -124,7 +124,7 @@ async def test_another_number_of_shards_is_refused(migrated: Settings) -> None:
 async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docs/runbook.md says: the superuser looks at them, and takes them out."""
+    """As docs/runbook.md says: the superuser looks at the rows and removes them."""
     await admin.execute("ALTER TABLE ledger.entries DROP CONSTRAINT entries_bounds")
     await admin.execute(
         "INSERT INTO ledger.entries (shard, position, occurred_at, recorded_at, part, kind, business_center_id)"
@@ -146,7 +146,9 @@ async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
 async def test_times_that_nobody_can_read_stop_the_migration_until_they_are_gone(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As docs/runbook.md says: found by the constraint's table, and made again, or set to what the entries say."""
+    """As docs/runbook.md says: the constraint's table shows them. They are written again, or set to what the entries
+    say.
+    """
     await admin.execute("ALTER TABLE ledger.checkpoints DROP CONSTRAINT checkpoints_times")
     await admin.execute("INSERT INTO ledger.checkpoints VALUES ('balance', 0, 0, 'infinity')")
     times = "ALTER TABLE ledger.checkpoints ADD CONSTRAINT checkpoints_times CHECK (recorded_at < '3000-01-01Z')"
@@ -199,13 +201,13 @@ async def test_a_database_from_before_the_first_release_is_refused_with_what_to_
 
 
 def closed_to_kafka(database_url: str) -> Settings:
-    """Settings under which anything but a look at the database would take its time."""
+    """Return settings with an absent broker, so that a service is quick only if it asks the database first."""
     kafka = f"127.0.0.1:{free_ports(1)}"
     return Settings(database_url=database_url, kafka_bootstrap_servers=kafka, api_authentication="off")
 
 
 async def run(command: str, settings: Settings) -> tuple[int, str, float]:
-    """Run `drawdown …`: exit code, last line of stderr, seconds."""
+    """Run `drawdown …`; return its exit code, its last line on stderr, and the seconds that it took."""
     started = time.monotonic()
     done = await run_to_its_end(command, settings)
     assert "Traceback" not in done.stdout + done.stderr
@@ -216,7 +218,8 @@ async def run(command: str, settings: Settings) -> tuple[int, str, float]:
 async def test_a_database_without_a_schema_is_refused_by_every_service(command: str, empty: Settings) -> None:
     code, line, seconds = await run(command, closed_to_kafka(empty.database_url))
     assert (code, seconds < QUICKLY_SECONDS) == (2, True)
-    assert line.endswith(OLDER) or "does not exist: run `drawdown migrate`" in line  # The first on this server.
+    # The role is missing as well if this server has never been migrated.
+    assert line.endswith(OLDER) or "does not exist: run `drawdown migrate`" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,6 @@
-"""`drawdown offsets skip`: a record that stops a shard is passed over by hand as the runbook says, and never unseen."""
+"""`drawdown offsets skip`: an operator skips a record that stops a shard, as the runbook says, and never without a
+trace.
+"""
 
 import json
 from collections.abc import Callable
@@ -22,7 +24,7 @@ BECAUSE = "it makes the decoder fail; ticket 4711"
 
 @pytest.fixture
 def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that fails at records that hold this word, for a reason that nobody foresaw."""
+    """Make the writer fail at records that contain "poison", for an unexpected reason."""
 
     def stumbles(decode: Callable[..., Any]) -> Callable[..., Any]:
         async def decoding(commands: list[Any], events: list[Any], keys: Any) -> Any:
@@ -47,7 +49,7 @@ def poisoned(topic: str, center: str) -> Message:
 @pytest.mark.usefixtures("stumbling")
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
 async def test_a_shard_that_stands_at_a_record_is_led_past_it(settings: Settings, topic: str) -> None:
-    """The runbook's procedure, while the writer runs and fails, and fails again."""
+    """The procedure of the runbook, while the writer runs and fails again and again."""
     async with writing(settings) as writer:
         center, elsewhere = await writer.opened(), await writer.opened(1)
         before, after, other = spend(center), spend(center), spend(elsewhere)
@@ -94,7 +96,7 @@ async def test_so_is_one_with_headers_which_are_kept(settings: Settings, topic: 
 
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
 async def test_what_is_still_to_come_is_not_passed_over(settings: Settings, topic: str) -> None:
-    """The shard has recovered meanwhile: whatever comes next is good, and nobody would miss it."""
+    """The shard has recovered meanwhile. Whatever comes next is valid, and nobody would notice its loss."""
     async with writing(settings) as writer:
         center = await writer.opened()
         await writer.send(spend(center))
@@ -153,7 +155,7 @@ async def test_it_works_while_nobody_writes_and_where_the_record_cannot_be_read(
             await skip(settings, 0, SPEND_EVENTS, offset, BECAUSE)
 
 
-@pytest.mark.embedded  # Apache Kafka looks into such a batch and refuses it.
+@pytest.mark.embedded  # Apache Kafka inspects such a batch and refuses it.
 async def test_of_a_batch_that_cannot_be_read_one_offset_is_passed_over(settings: Settings) -> None:
     codec, packed = bombs(17)["zstd"]
     async with writing(settings) as writer:

@@ -1,4 +1,4 @@
-"""What a client that is not ours sends: every codec, and transactions (librdkafka, as most languages wrap it)."""
+"""The records of other clients: every codec, and transactions (librdkafka, which most languages wrap)."""
 
 import asyncio
 import contextlib
@@ -71,7 +71,7 @@ def records(events: Iterable[dict[str, str]]) -> list[tuple[bytes, bytes]]:
 
 
 async def charged(door: FrontDoor, events: Iterable[dict[str, str]]) -> int:
-    """How many of these spends have entries, everything before them being decided."""
+    """Return how many of these spends have entries, once everything before them is decided."""
     for partition in range(door.shards):
         await door.fence(partition)
     found = [await door.entries(event["event_id"]) for event in events]
@@ -113,13 +113,14 @@ def send(producer: Producer, events: Iterable[dict[str, str]]) -> None:
 
 
 async def no_skip(door: FrontDoor, shard: int) -> str:
-    """Why the spend that a shard needs next cannot be passed over."""
+    """Return why the spend that a shard needs next cannot be skipped."""
 
     async def ask() -> str | None:
         offset = await database.fetchval("SELECT spend_offset FROM ledger.shards WHERE shard = $1", shard)
         with pytest.raises(CannotGoOnError) as refused:
             await skip(door.system.settings, shard, SPEND_EVENTS, offset, "it stands")
-        return None if "needs offset" in str(refused.value) else str(refused.value)  # It has gone on meanwhile.
+        # None: the shard has continued meanwhile.
+        return None if "needs offset" in str(refused.value) else str(refused.value)
 
     database = await asyncpg.connect(door.system.settings.database_url)
     try:
@@ -149,7 +150,7 @@ async def test_what_is_committed_is_charged_and_what_is_aborted_never_is(door: F
 
 
 async def test_the_end_of_a_transaction_is_no_record_that_waits(door: FrontDoor) -> None:
-    """It takes an offset of the topic, and nobody is ever given it."""
+    """It takes an offset of the topic, but no consumer ever gets it."""
 
     def work() -> None:
         for end in (Producer.commit_transaction, Producer.abort_transaction):
@@ -175,15 +176,15 @@ async def test_a_transaction_that_stays_open_holds_up_what_is_behind_it_until_th
     producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-2", transaction_timeout_ms=2_000)
     await asyncio.to_thread(send, producer, dropped)
     await asyncio.to_thread(produce, make_producer(door.system.settings), SPEND_EVENTS, records(behind))
-    assert await charged(door, behind) == 1  # The fence lies behind the transaction too.
+    assert await charged(door, behind) == 1  # The fence lies behind the transaction, too.
     assert await charged(door, dropped) == 0
     with contextlib.suppress(KafkaException):
         await asyncio.to_thread(producer.abort_transaction, _SECONDS)
 
 
 async def test_nothing_is_passed_over_by_hand_behind_a_transaction_that_is_open(door: FrontDoor) -> None:
-    """What stands behind it can be read once it has ended: to pass it over would lose it."""
-    open_for = 600_000  # The broker ends it no sooner than we do, however slow the machine is.
+    """The records behind it can be read once it has ended. Skipping would lose them."""
+    open_for = 600_000  # The broker does not end it before we do, however slow the machine is.
     producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-4", transaction_timeout_ms=open_for)
     try:
         await asyncio.to_thread(send, producer, spends(1))

@@ -1,6 +1,7 @@
-"""A login may set every setting of context `user` for its sessions to come: that makes its service slow, and no more.
+"""A login may set every setting of context `user` for its later sessions. That slows its service down, and does no
+more.
 
-Each round sets all of them at once, each to one of the worst values that it may have, and starts the services anew.
+Each round sets all of them at once, each to one of its worst values, and restarts the services.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from tests.model.workload import Workload
 from tests.servers import RunningSystem, running_system
 
 ROUNDS = range(3)
-# Where the ends of a range are not the worst: texts, and settings that harm together with others.
+# Settings whose worst values are not the ends of a range: texts, and settings that do harm in combination.
 CHOSEN = {
     "client_encoding": ("SQL_ASCII", "LATIN1", "EUC_JP"),
     "DateStyle": ("SQL, DMY", "German", "Postgres, YMD"),
@@ -50,22 +51,22 @@ class Spoilt(NamedTuple):
     admin: asyncpg.Connection
 
     async def set_all(self, number: int) -> None:
-        """Set everything for the sessions to come: of the database, which counts as what a login says of itself."""
+        """Set everything for later sessions, on the database, which has the same effect as a login's own settings."""
         database = await self.admin.fetchval("SELECT quote_ident(current_database())")
         await self.admin.execute(f"ALTER DATABASE {database} RESET ALL")
         for setting in await self.admin.fetch(ALL):
-            with contextlib.suppress(asyncpg.ActiveSQLTransactionError):  # Those of one transaction cannot be kept.
+            with contextlib.suppress(asyncpg.ActiveSQLTransactionError):  # Transaction-only settings cannot be kept.
                 value = worst(setting)[number]
                 await self.admin.execute(f"ALTER DATABASE {database} SET {setting['name']} = '{value}'")
 
     async def restart(self) -> None:
-        """Every service ends and starts anew."""
+        """Restart every service."""
         await asyncio.gather(*(self.system.kill_service(name) for name in SERVICES))
         await asyncio.gather(*(self.system.restart_service(name) for name in SERVICES))
 
 
 def worst(setting: asyncpg.Record) -> tuple[str, ...]:
-    """The values that a setting gets, one a round."""
+    """Return the values of a setting, one for each round."""
     least, most, now = setting["min_val"], setting["max_val"], setting["setting"]
     if setting["name"] in CHOSEN:
         return CHOSEN[setting["name"]]
@@ -84,7 +85,7 @@ def worst(setting: asyncpg.Record) -> tuple[str, ...]:
 async def spoilt() -> AsyncIterator[Spoilt]:
     async with running_system() as system:
         admin = await asyncpg.connect(system.database_url)
-        await admin.execute("LOAD 'plpgsql'")  # It has settings, too.
+        await admin.execute("LOAD 'plpgsql'")  # The session of the test has these settings, too.
         yield Spoilt(system, admin)
         await admin.close()
 

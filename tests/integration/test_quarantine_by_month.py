@@ -1,4 +1,6 @@
-"""Quarantine lies in parts by month: made by whoever writes first, dropped whole by the ledger's owner, and audited."""
+"""Quarantine has a partition for each month: the first writer of a month creates it, the ledger's owner drops it, and
+audits check it.
+"""
 
 import asyncio
 import json
@@ -46,9 +48,9 @@ def rows(moment: datetime, count: int, of: tuple[int, int] | None = None) -> lis
 
 
 async def write(ledger: Settings, *parts: tuple[int, str, int], of: tuple[int, int] | None = None) -> None:
-    """Batches of a writer with no more than its rights: shard, ledger time and how many records are quarantined.
+    """Write batches with no more rights than a writer has: shard, ledger time and number of quarantined records.
 
-    Shards are written beside each other. With `of` the records are failed replays of that one.
+    Shards are written at the same time. With `of`, the records are failed replays of that record.
     """
     owner = secrets.token_hex(4)
     connection = await connect(ledger, ROLE, f"drawdown allocation {owner}")
@@ -73,7 +75,7 @@ async def _write(ledger: Settings, lease: Lease, parts: list[tuple[int, str, int
 
 
 async def months(database: asyncpg.Connection) -> dict[str, int]:
-    """How many records each part holds, without parts that are empty."""
+    """Return how many records each partition holds, without empty ones."""
     found = await database.fetch(
         "SELECT tableoid::regclass::text, count(*) FROM ledger.quarantine GROUP BY 1 ORDER BY 1"
     )
@@ -81,7 +83,7 @@ async def months(database: asyncpg.Connection) -> dict[str, int]:
 
 
 async def drop(ledger: Settings, month: str, answer: bool = True) -> tuple[int, str]:
-    """The exit code, and what was asked."""
+    """Drop the month; return the exit code, and the summary that was shown for confirmation."""
     asked: list[str] = []
 
     def confirm(told: str) -> bool:
@@ -92,7 +94,7 @@ async def drop(ledger: Settings, month: str, answer: bool = True) -> tuple[int, 
 
 
 async def found_by_both(ledger: Settings, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The difference that each audit finds."""
+    """Return the difference that each of the two audits finds."""
     found = []
     for audit in (verify, replay):
         capsys.readouterr()
@@ -115,7 +117,7 @@ async def test_the_writer_makes_the_part_of_a_month_when_it_writes_into_it(
 async def test_a_new_month_begins_beside_readers_writers_and_a_backup(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
-    """What pg_dump holds for hours is a lock to read; what another shard's batch holds is one to write."""
+    """pg_dump holds a read lock for hours; the batch of another shard holds a write lock."""
     await write(ledger, (0, "2026-06-01", 1))
     other = await asyncpg.connect(ledger.database_url)
     async with asyncio.timeout(20), database.transaction(), other.transaction():
@@ -134,7 +136,9 @@ async def test_two_shards_begin_a_month_at_once(ledger: Settings, database: asyn
 async def test_a_month_that_seems_to_be_there_waits_for_who_makes_it(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
-    """Its part is seen a moment before all sessions are told of it; whoever makes it has the lock until they are."""
+    """A partition is visible a moment before all sessions are notified of it. Its creator holds the lock until they
+    are.
+    """
     await write(ledger, (0, "2026-06-01", 1))
     async with database.transaction():
         await database.execute("LOCK TABLE ledger.quarantine IN SHARE UPDATE EXCLUSIVE MODE")
@@ -229,7 +233,7 @@ async def test_what_refers_to_a_dropped_record_is_no_difference(ledger: Settings
 
 
 async def send_back(connection: asyncpg.Connection, *ids: tuple[int, int]) -> int:
-    """What the API does with its login: how many records were handed to shard 0."""
+    """Do what the API does with its login; return how many records were handed to shard 0."""
     sent = await connection.fetch(
         "SELECT * FROM ledger.replay_quarantined($1, $2, $3, '2027-01-02Z', 10) WHERE NOT failed_too_often",
         [shard for shard, _ in ids],
@@ -240,7 +244,7 @@ async def send_back(connection: asyncpg.Connection, *ids: tuple[int, int]) -> in
 
 
 async def fail_again(ledger: Settings, database: asyncpg.Connection, moment: str, *firsts: tuple[int, int]) -> None:
-    """What the writer does with replays that fail."""
+    """Do what the writer does with replays that fail."""
     await database.execute("DELETE FROM ledger.forwarded")
     owner = secrets.token_hex(4)
     connection = await connect(ledger, ROLE, f"drawdown allocation {owner}")
@@ -252,7 +256,7 @@ async def fail_again(ledger: Settings, database: asyncpg.Connection, moment: str
 
 
 async def notes(database: asyncpg.Connection) -> dict[str, list[tuple[int, int]]]:
-    """Of which records each month notes that they were sent back."""
+    """Return the records that each month notes as sent back."""
     found: dict[str, list[tuple[int, int]]] = {}
     for part, *id_ in await database.fetch(
         "SELECT tableoid::regclass::text, shard, sequence FROM ledger.quarantine_replays ORDER BY 1, 2, 3"
@@ -296,7 +300,7 @@ async def test_with_a_month_go_the_notes_of_which_of_its_records_were_sent_back(
 async def test_a_month_is_not_dropped_while_its_records_are_being_sent_back(
     ledger: Settings, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the summary of what was sent back and the locks that end all replays, another one is done."""
+    """Another replay is done between the summary and the locks that keep further ones out."""
     await write(ledger, *SPREAD)
     api = await connect(ledger, "drawdown_api", "test")
     summary = quarantine_dropping._replays
@@ -318,7 +322,7 @@ async def test_a_month_is_not_dropped_while_its_records_are_being_sent_back(
 async def test_a_replay_holds_up_neither_the_writer_nor_the_readers_of_a_new_month(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
-    """What the API's login holds open for as long as it likes."""
+    """The API's login may hold its transaction open for as long as it likes."""
     await write(ledger, (0, "2026-06-01", 2))
     api = await connect(ledger, "drawdown_api", "test")
     async with asyncio.timeout(20), database.transaction(), api.transaction():
@@ -344,7 +348,7 @@ async def test_the_notes_of_every_month_refuse_changes_and_the_audit_looks(
     assert await found_by_both(ledger, capsys) == [told] * 2
 
 
-# ---- What the log does not tell -------------------------------------------------------------------------------------
+# ---- Gaps that the log does not explain -----------------------------------------------------------------------------
 
 
 _RECORDS = "DELETE FROM ledger.quarantine WHERE shard = "
@@ -435,7 +439,7 @@ async def test_there_is_an_end_to_months(ledger: Settings, database: asyncpg.Con
 
 
 async def test_the_month_that_a_shard_is_in_is_never_refused(ledger: Settings, database: asyncpg.Connection) -> None:
-    """Neither because others were made before it, nor under a clock that is years ahead."""
+    """Neither other months that were created before, nor a clock that is years ahead, prevent it."""
     await database.execute(
         "UPDATE pg_proc SET prosrc = replace(prosrc, '>= 600', '>= 1')"
         " WHERE oid = 'ledger.make_quarantine_part'::regproc"

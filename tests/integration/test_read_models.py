@@ -1,4 +1,4 @@
-"""What a read model declares is so in the database, and comes from the ledger alone."""
+"""The declaration of a read model is true in the database, and its tables follow from the ledger alone."""
 
 import asyncpg
 import pytest
@@ -9,7 +9,7 @@ from shared.ledger.follow import Follower
 from shared.runtime.read_models import READ_MODELS, ReadModel
 from tests.integration.audit_ledger import fold, write_random_ledger
 
-# What its follower writes besides, and does not know from the ledger: which broker was told what.
+# What the follower writes besides and does not know from the ledger: what it has told which broker.
 BESIDES = {"signals.incarnations"}
 _WRITTEN = """
     SELECT oid::regclass::text FROM pg_class

@@ -1,4 +1,4 @@
-"""/readyz tells the truth: why a service cannot do its work, soon, and that it can again, by itself."""
+"""/readyz tells the truth: soon after a service can no longer do its work it says why, and it recovers by itself."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from tests.acceptance.front_door import FrontDoor, until
 from tests.integration.standing_still import standing_still
 from tests.servers import LIMITS, RunningSystem, free_ports, running_system
 
-# It asks nobody, so this is the time that a loaded machine takes; who asked a server would wait for more.
+# /readyz asks no server, so this is the time that a loaded machine takes. Asking a server would take longer.
 SLOWEST_ANSWER_SECONDS = 2.0
 STANDING_BY = "standing by: other processes write every shard"
 WITH_DATABASE = SERVICES
@@ -32,7 +32,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ask(client: httpx.AsyncClient, service: Service) -> tuple[bool, str]:
-    """Whether it says that it is ready, and the sentence. Raises AssertionError when it takes its time."""
+    """Return whether the service says that it is ready, and its sentence. Raise AssertionError if the answer takes too
+    long.
+    """
     begun = time.monotonic()
     response = await client.get(f"{service.url}/readyz")
     assert time.monotonic() - begun < SLOWEST_ANSWER_SECONDS
@@ -166,7 +168,7 @@ async def test_whoever_waits_for_a_lock_says_so_although_the_database_answers(cl
 
 
 async def publish_something(system: RunningSystem) -> None:
-    """Spends of nobody: they are quarantined, which is written too."""
+    """Publish spends of an unknown account. They are quarantined, which is also a write."""
     async with FrontDoor(system) as door:
         for _ in range(3):
             await door.publish_raw(b"{}", b"key", 0)

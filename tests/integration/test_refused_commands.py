@@ -1,4 +1,4 @@
-"""Commands that are refused: what a role may never do leaves no trace, and of a long one the ledger keeps a hash."""
+"""Refused commands: what a role may never do leaves no trace, and of a long command the ledger keeps only a hash."""
 
 import itertools
 import json
@@ -22,7 +22,7 @@ from tests.servers import Postgres, RunningSystem
 
 CENTER, ACCOUNT, CREDIT = "refusing", "refusing-1", "credit-1"
 MONEY = {"amount": "1"}
-# Of each type: what an administrator might say, and further what breaks a rule by itself, or names nothing.
+# For each type: fields that an administrator might send, and changes that break a rule or name nothing.
 FIELDS: dict[str, list[dict[str, Any]]] = {
     "open_business_center": [
         {"currency": "USD", "time_zone": "UTC"},
@@ -74,7 +74,7 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
     ],
     "set_largest_spend": [MONEY, {"amount": "0"}, {}],
 }
-# Domain page, section 4.7: what a role may do in no Business Center.
+# Domain page, section 4.7: what a role may not do in any Business Center.
 BUDGETS = {"set_budget", "reset_budget", "set_campaign_budget"}
 NEVER = {
     "finance_analyst": set(FIELDS),
@@ -96,7 +96,7 @@ async def opened(door: FrontDoor) -> None:
 
 
 def commands() -> list[dict[str, Any]]:
-    """Every command that a role may never give, well formed and not, to a Business Center that is there or not."""
+    """Return every command that a role may never give, valid or not, to a Business Center that exists or does not."""
     return [
         command(type_, center, **fields, actor={"id": "eve", "role": role})
         for role, types in NEVER.items()
@@ -107,7 +107,7 @@ def commands() -> list[dict[str, Any]]:
 
 
 async def by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The outcomes that the ledger gives to these commands under other ids."""
+    """Return the outcomes that the ledger gives to these commands under other ids."""
     ids = [str(uuid4()) for _ in sent]
     for command_id, content in zip(ids, sent, strict=True):
         shard = shard_of(content["business_center_id"], door.shards)
@@ -143,7 +143,8 @@ async def test_what_a_role_alone_refuses_is_answered_as_the_ledger_would_and_nev
             assert told["command_id"] == content["command_id"]
             assert set(told) == {*KEPT, "command_id", "position", "recorded_at", "via"}
             assert told["via"] == "api"
-        await door.accepted(CENTER, "deposit_cash", amount="1")  # Behind whatever would have been published before.
+        # It comes after everything that would have been published before.
+        await door.accepted(CENTER, "deposit_cash", amount="1")
         after = await database.fetchrow(written)
         assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1]
         await database.close()
@@ -204,7 +205,7 @@ async def test_of_a_long_refused_command_a_hash_is_kept_and_it_is_known_again(
     await writer.send(refused, accepted, short, accepted, refused)
     await writer.decided()
     await writer.stop()
-    writer.start()  # From here on the ledger alone knows them.
+    writer.start()  # From here on, only the ledger knows them.
     await writer.send(again, other, accepted, other_of_accepted)
     await writer.decided()
     rows = await writer.database.fetch("SELECT * FROM ledger.outcomes ORDER BY sequence OFFSET 3")

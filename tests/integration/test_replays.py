@@ -1,4 +1,6 @@
-"""What a writer makes of replays: nothing is copied, whatever fails again, wherever it goes, whoever dies meanwhile."""
+"""What a writer does with replays: it copies nothing, whatever fails again, wherever it goes, and whoever dies
+meanwhile.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -20,7 +22,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 
 
 async def send_back(writer: Writing, rows: list[asyncpg.Record], to: int) -> int:
-    """What the API does: answers how many were handed on."""
+    """Do what the API does; return how many records were sent back."""
     sent = await writer.database.fetch(
         "SELECT * FROM ledger.replay_quarantined($1, $2, $3, now(), 10) WHERE NOT failed_too_often",
         [row["shard"] for row in rows],
@@ -32,7 +34,7 @@ async def send_back(writer: Writing, rows: list[asyncpg.Record], to: int) -> int
 
 
 def names(rows: list[asyncpg.Record]) -> list[tuple[int, int] | None]:
-    """Of which record each row is a failed replay."""
+    """Return the record of which each row is a failed replay."""
     return [None if row["replay_shard"] is None else (row["replay_shard"], row["replay_sequence"]) for row in rows]
 
 
@@ -43,7 +45,8 @@ async def test_a_replay_that_fails_names_the_first_record_and_has_no_bytes_howev
     (first,) = await writer.quarantined()
     for times in range(1, 4):
         newest = (await writer.quarantined())[-1]
-        async with writer.database.transaction():  # Until its end the writer does not see that something waits.
+        # Until the transaction ends, the writer does not see that something waits.
+        async with writer.database.transaction():
             assert await send_back(writer, [first if times == 2 else newest], to=1) == 1
             assert await send_back(writer, [first], to=1) == 0
         await writer.decided()
@@ -95,7 +98,7 @@ async def test_a_replay_is_charged_once_in_another_shard_than_the_one_it_was_sen
 
 
 async def test_the_beginning_of_a_record_is_no_record_whoever_sends_it_back(writer: Writing) -> None:
-    """By the database itself: the beginning of a long record may be a whole spend with spaces behind it."""
+    """The database ensures this: the beginning of a long record may be a complete spend, followed by spaces."""
     center = await writer.opened(0)
     await writer.database.execute(
         'INSERT INTO ledger.quarantine (shard, sequence, reason, detail, topic, partition, "offset", raw, raw_bytes,'

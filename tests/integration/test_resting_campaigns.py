@@ -1,4 +1,4 @@
-"""Campaigns at rest in the real ledger: the writer, a heir without a snapshot and the auditor agree."""
+"""Campaigns at rest in the real ledger: the writer, the next owner without a snapshot, and the auditor agree."""
 
 import json
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def written(connection: asyncpg.Connection, seed: int) -> tuple[BusyWriter, Lease, list[bytes]]:
-    """A ledger whose writer keeps few campaigns; and the bytes of one that keeps all."""
+    """Return a writer that keeps few campaigns in memory, its lease, and the bytes of one that keeps all."""
     [lease] = [lease for lease in await claim(connection, "test", SHARDS) if lease.shard == SHARD]
     writer, staying = BusyWriter(connection, lease), PureLedger()
     writer.rules.campaigns.most = MOST
@@ -63,7 +63,7 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
     ever = {id: account.campaigns_ever for id, account in heir.accounts.items()}
     assert ever == {id: account.campaigns_ever for id, account in writer.rules.accounts.items()}
     assert heir.campaigns.count < sum(ever.values())
-    capsys.readouterr()  # the heir's log
+    capsys.readouterr()  # the log of the next owner
     more = await connection.fetchval("SELECT count(*) FROM ledger.resting_campaigns")
     assert await replay(Settings(database_url=database_url), as_json=True) == 0, "what the heir let rest is right too"
     assert json.loads(capsys.readouterr().out)["checked"]["resting_campaigns"] == more

@@ -1,4 +1,4 @@
-"""`drawdown run`: it shows a pause soon, ends in order whichever way it is ended, and leaves nothing behind."""
+"""`drawdown run` shows a pause soon, ends in order however it is ended, and leaves nothing behind."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from drawdown.local.system import environment_of
 from shared.runtime.settings import Settings
 from tests.servers import LIMITS, embedded_settings
 
-# What is started here is what `make run` starts.
+# The tests start what `make run` starts.
 pytestmark = pytest.mark.embedded
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ class Run:
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[bytes]":
-        # Only what lies elsewhere than by default: the embedded servers are meant.
+        # Only addresses that differ from the defaults, because the embedded servers are wanted.
         places = {"data_dir", "http_port", "kafka_port", "postgres_port"}
         chosen = {
             name: value
@@ -69,7 +69,7 @@ class Run:
         return match
 
     def family(self) -> set[int]:
-        """The processes that the last run started, directly or not."""
+        """Return the processes that the last run started, directly or indirectly."""
         return descendants(self.processes[-1].pid)
 
 
@@ -84,7 +84,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def running(pids: set[int]) -> list[str]:
-    """Those that are there and no zombies (whoever adopted them reaps them)."""
+    """Return the processes that exist and are not zombies, which their new parent reaps."""
     ids = ",".join(map(str, pids))
     listing = subprocess.run(["ps", "-o", "stat=,args=", "-p", ids], check=False, capture_output=True, text=True).stdout
     return [line for line in listing.splitlines() if not line.startswith("Z")]
@@ -113,7 +113,7 @@ def test_a_pause_is_soon_seen_and_ctrl_c_ends_everything_in_order(run: Run) -> N
     process = run.start()
     run.wait_for(r"the first pause, \d+ s after the start: .* paused, \w+")
     family = run.family()
-    assert len(family) >= 7  # Two servers, five services.
+    assert len(family) >= 7  # two servers and five services
     process.send_signal(signal.SIGINT)
     assert process.wait(END_SECONDS) == 0
     assert "draining" in run.said()
@@ -196,7 +196,7 @@ def test_the_end_of_the_terminal_ends_it_even_without_a_signal(run: Run) -> None
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            start_new_session=True,  # Not its controlling terminal: no SIGHUP comes.
+            start_new_session=True,  # It is not the controlling terminal, so no SIGHUP comes.
         )
         run.processes.append(process)
         os.close(terminal)

@@ -1,4 +1,4 @@
-"""The servers, and what the runtime makes of them."""
+"""The servers, and how the runtime uses them."""
 
 import asyncio
 import signal

@@ -1,4 +1,6 @@
-"""From one allocation process to three and back while spend flows: nothing lost, nothing doubled, nobody waits long."""
+"""From one allocation process to three and back while spend flows: nothing is lost or doubled, and nothing waits for
+long.
+"""
 
 import asyncio
 import contextlib
@@ -28,10 +30,10 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
 SHARDS = 16
 CAMPAIGNS = 16_000
 LONGEST_PAUSE_SECONDS = 2.0
-# The heir of a killed process decides again what came since the last snapshots of all its shards.
+# After a kill, the next owner decides again everything since the last snapshots of all the process's shards.
 LONGEST_PAUSE_AFTER_A_KILL_SECONDS = 5.0
-# A machine on which a shard waits longer than this while nothing changes is busy with something else: a hand-over, some
-# ten round trips one after the other, may then take longer in the same measure.
+# If a shard waits longer than this while nothing changes, the machine is busy with something else. Then a hand-over,
+# which takes some ten round trips in sequence, may take longer in the same proportion.
 QUIET_SECONDS = 0.15
 PERIOD_SECONDS = 0.05  # between two spends of a shard
 CALM_SECONDS = 3.0
@@ -54,7 +56,7 @@ def spend(center: str, campaign: str) -> Record:
 
 @dataclass
 class Scaling:
-    """A system whose every shard has a Business Center, and what was published."""
+    """A system with a Business Center in every shard, and what was published."""
 
     system: RunningSystem
     door: FrontDoor
@@ -71,7 +73,7 @@ class Scaling:
         return acknowledged
 
     async def open(self) -> None:
-        """Open the Business Centers and spend in as many campaigns as make the state of a big shard."""
+        """Open the Business Centers, and spend in as many campaigns as make the state of a large shard."""
         account = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
         for center in self.centers:
             await self.door.accepted(center, "open_business_center", currency="USD", time_zone="UTC")
@@ -85,7 +87,7 @@ class Scaling:
 
     @contextlib.asynccontextmanager
     async def flowing(self) -> AsyncIterator[None]:
-        """Spend in every shard, twenty a second each, until left."""
+        """Spend in every shard, twenty times a second, while the block runs."""
         flow = asyncio.create_task(self._flow())
         try:
             yield
@@ -104,7 +106,7 @@ class Scaling:
             await asyncio.sleep(max(0.0, began + turn * PERIOD_SECONDS - loop.time()))
 
     def add(self, name: str) -> Service:
-        """One more allocation process; it is started, and may not be ready yet."""
+        """Start one more allocation process, which may not be ready yet."""
         elsewhere = self.system.settings.model_copy(update={"http_port": free_ports(len(SERVICES))})
         service = Service("allocation", elsewhere, {})
         service.log = service.log.with_name(f"{name}.log")
@@ -113,7 +115,9 @@ class Scaling:
         return service
 
     async def shared_out(self, processes: int) -> None:
-        """Wait until as many processes own all shards, none more than its share, and every shard has flowed since."""
+        """Wait until this many processes own all shards, none more than its share, and every shard has had a batch
+        since.
+        """
 
         async def ask() -> bool | None:
             rows = await self.database.fetch("SELECT owner, count(*) FROM ledger.shards GROUP BY 1")
@@ -122,7 +126,7 @@ class Scaling:
 
         await until(f"{processes} processes own all shards", ask)
         await self.everywhere_flowing()
-        await asyncio.sleep(CALM_SECONDS)  # So long the flow is watched; nothing waits for it.
+        await asyncio.sleep(CALM_SECONDS)  # The flow is watched for this long; nothing waits for it.
 
     async def everywhere_flowing(self) -> None:
         """Wait until every shard has a batch from after this moment."""
@@ -135,7 +139,7 @@ class Scaling:
         await until("every shard flows", ask)
 
     async def longest_pause(self, since: datetime) -> float:
-        """The longest that any shard went without a batch until one that came since then, in seconds."""
+        """Return the longest pause before a batch that came since this moment, over all shards, in seconds."""
         pauses = await self.database.fetch(
             """
             SELECT shard, max(extract(epoch FROM pause))::float8 AS pause FROM (

@@ -1,4 +1,4 @@
-"""The newest signal of an entity has the last word in the compacted topic, whatever arrives late."""
+"""The newest signal of an entity is the last one in the compacted topic, whatever arrives late."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ CAUSES = ("ad_account_balance", "ad_account_budget", "business_center_balance")
 
 
 class Topic:
-    """The topic, read as far as one likes."""
+    """The topic, and a consumer that reads as far as a test wants."""
 
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
@@ -84,7 +84,7 @@ async def admin(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @contextlib.asynccontextmanager
 async def publishing(settings: Settings) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The service, in a process of its own."""
+    """Run the service in a separate process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "drawdown", "signals"), env={**os.environ, **environment_of(settings)}
     )
@@ -97,14 +97,14 @@ async def publishing(settings: Settings) -> AsyncIterator[asyncio.subprocess.Pro
 
 
 async def pause(admin: asyncpg.Connection, position: int, account: str, causes: int) -> None:
-    """One more cause, at this position of the ledger."""
+    """Add one pause cause at this position of the ledger."""
     ledger = Ledger(first=position)
     ledger.add("pause", "bc-1", account, cause=CAUSES[causes - 1], details={"causes": list(CAUSES[:causes])})
     await ledger.write(admin)
 
 
 async def say_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
-    """What a producer, a socket or a proxy does that held a signal back until now."""
+    """Publish a signal again, as a producer, a socket or a proxy does that has held it back until now."""
     late = next(record for record in topic.records if f'"position":{position},'.encode() in (record.value or b""))
     await producer.send_and_wait(DELIVERY_SIGNALS, late.value, key=late.key)
 
@@ -117,7 +117,8 @@ async def test_an_old_signal_that_arrives_late_is_followed_by_the_newest_and_not
     await pause(admin, 3, "acct-2", 1)
     async with publishing(settings):
         await topic.until(lambda: (topic.positions("acct-1"), topic.positions("acct-2")) == ([1, 2], [3]))
-        # As a range is published again that was not acknowledged: at once, or the service puts the first right itself.
+        # As when a range that was not acknowledged is published again: at once, or after the service has corrected the
+        # first.
         await asyncio.gather(*(say_again(producer, topic, position) for position in (1, 2, 3)))
         await say_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2])
@@ -161,7 +162,7 @@ async def test_without_its_notes_of_the_broker_the_service_tells_the_state_again
     await pause(admin, 2, "acct-1", 2)
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2])
-        await until_checked(admin, 2)  # Killed before it has committed, it would publish both again.
+        await until_checked(admin, 2)  # If it is killed before it has committed, it publishes both again.
     await admin.execute("DELETE FROM signals.incarnations")
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 2])
@@ -230,7 +231,7 @@ def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() 
     assert partition.see({entity: 3}, {}) == []  # published, and its range was undone
     assert partition.see({entity: 1}, {entity: 2}) == [entity]
     partition.awaited[entity] = Awaited(end_offset=10, since_seconds=0.0)
-    assert partition.see({entity: 1}, {entity: 2}) == []  # is awaited already
+    assert partition.see({entity: 1}, {entity: 2}) == []  # is already awaited
     assert partition.overtaken(9, SETTLE_SECONDS) == []
     assert partition.overtaken(10, SETTLE_SECONDS / 2) == []
     assert partition.overtaken(10, SETTLE_SECONDS) == [entity]
@@ -239,7 +240,7 @@ def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() 
 
 
 class ProxiedKafka(KafkaContainer):
-    """A node with a second way in, which leads through a proxy."""
+    """A node with a second address, which leads through a proxy."""
 
     def __init__(self, proxy_port: int) -> None:
         super().__init__()
@@ -256,7 +257,7 @@ class ProxiedKafka(KafkaContainer):
 
 
 async def until_one_waits_for_acknowledgements(admin: asyncpg.Connection, proxy: Proxy, position: int) -> None:
-    """Whoever has remembered its signals, has sent them as far as the proxy, and goes no further."""
+    """Return once a process has stored its signals, and has sent them no further than the proxy."""
     waiting = (
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'signals' "
         "AND datname = current_database() AND state = 'idle in transaction' AND query LIKE '%INTO signals.latest%'"
@@ -268,7 +269,7 @@ async def until_one_waits_for_acknowledgements(admin: asyncpg.Connection, proxy:
 
 
 async def until_followed(admin: asyncpg.Connection, position: int) -> None:
-    """The checkpoint has moved: what was published up to there is done with."""
+    """Return once the checkpoint has moved, so that the signals up to there are done."""
     followed = "SELECT max(position) FROM ledger.checkpoints WHERE follower = 'signals'"
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await admin.fetchval(followed) != position:  # noqa: ASYNC110 - another process
@@ -299,7 +300,7 @@ async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
         publishing(through) as overtaken,
     ):
         await topic.until(lambda: topic.positions(account) == [1])
-        await until_followed(admin, 1)  # Otherwise the range is published again by whoever comes next.
+        await until_followed(admin, 1)  # Otherwise the next process publishes the range again.
         proxy.partition()
         await pause(admin, 2, account, 2)
         await until_one_waits_for_acknowledgements(admin, proxy, 2)
@@ -323,7 +324,7 @@ async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
 
 @dataclass(frozen=True)
 class At:
-    """A broker that is not this test's to start or stop."""
+    """A broker that this test does not start or stop."""
 
     url: str
 
@@ -334,7 +335,7 @@ class At:
 
 @pytest.fixture(scope="module")
 async def proxied() -> AsyncIterator[tuple[Proxy, str]]:
-    """A proxy before a node of Apache Kafka, and the node's own address."""
+    """Yield a proxy in front of a node of Apache Kafka, and the node's own address."""
     port = free_ports(1)
     container = ProxiedKafka(port)
     await asyncio.to_thread(container.start)

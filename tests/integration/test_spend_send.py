@@ -1,4 +1,4 @@
-"""`drawdown spend send` says what became of what it sent, by the API alone, and ends accordingly."""
+"""`drawdown spend send` reports the outcome of what it sent, from the API alone, and exits accordingly."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from shared.runtime.settings import Settings
 from tests.integration.api import command
 from tests.servers import RunningSystem, free_ports, run_to_its_end
 
-NOW = "2030-01-01T00:00:00Z"  # Every file's last event; it is shifted to now.
+NOW = "2030-01-01T00:00:00Z"  # The last event of every file. It is shifted to now.
 
 
 def spend(center: str, **fields: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def written(path: Path, rows: Iterable[dict[str, Any] | str]) -> Path:
 
 
 async def opened(system: RunningSystem) -> str:
-    """A Business Center of its own with an account that has 1,000.00."""
+    """Open a Business Center with an account that has 1,000.00."""
     center = f"send-{uuid4().hex[:8]}"
     opening = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
     async with ApiClient({"api": system.url}) as door:

@@ -1,4 +1,6 @@
-"""Topics on Apache Kafka: made as the ledger needs them, refused when they are not, known again when made anew."""
+"""Topics on Apache Kafka: created as the ledger needs them, refused if they differ, and recognised when they were
+recreated.
+"""
 
 import asyncio
 import json
@@ -115,11 +117,11 @@ async def test_a_topic_made_anew_is_another_incarnation(settings: Settings, admi
     assert after.split()[::2] == before.split()[::2]
     assert after.split()[1] != before.split()[1]
     assert not is_same_incarnation(before, after)
-    assert is_same_incarnation(cluster, after)  # as the version before this one kept it
+    assert is_same_incarnation(cluster, after)  # as the previous version kept it
 
 
 async def make_anew(settings: Settings, admin: AIOKafkaAdminClient, topic: str = SPEND_EVENTS) -> None:
-    """Delete a topic; return when there is an empty one of that name."""
+    """Delete and recreate a topic; return when it is empty."""
     await admin.delete_topics([topic])
 
     async def has_gone() -> bool | None:
@@ -130,7 +132,7 @@ async def make_anew(settings: Settings, admin: AIOKafkaAdminClient, topic: str =
 
 
 async def test_every_producer_is_idempotent(settings: Settings, kafka: ContainerBroker) -> None:
-    """The broker knows the producer's id and its last sequence number: it can tell a repeat."""
+    """The broker knows the producer's id and its last sequence number, so it recognises repetitions."""
     await ensure_topics(settings)
     producer = await create_producer(settings)
     try:
@@ -142,7 +144,7 @@ async def test_every_producer_is_idempotent(settings: Settings, kafka: Container
 
 
 async def producers_known(kafka: ContainerBroker, topic: str, partition: int) -> str:
-    """What the broker says of a partition's idempotent producers: id, epoch, last sequence number, …"""
+    """Return what the broker says about a partition's idempotent producers: id, epoch, last sequence number, …"""
     command = ["/opt/kafka/bin/kafka-transactions.sh", "--bootstrap-server", "localhost:9093"]
     command += ["describe-producers", "--topic", topic, "--partition", str(partition)]
     code, said = await asyncio.to_thread(kafka.container.get_wrapped_container().exec_run, command)
@@ -152,7 +154,7 @@ async def producers_known(kafka: ContainerBroker, topic: str, partition: int) ->
 
 @dataclass
 class Shop:
-    """A system with one Business Center, and what was published of its spend."""
+    """A system with one Business Center, and the spend that was published for it."""
 
     system: RunningSystem
     door: FrontDoor
@@ -161,7 +163,7 @@ class Shop:
     published: list[Record]
 
     async def publish(self, count: int) -> None:
-        """Publish as many new spends."""
+        """Publish this many new spends."""
         events = [self._spend() for _ in range(count)]
         for sent in [await self.door.publish_soon(event) for event in events]:
             await sent
@@ -180,7 +182,7 @@ class Shop:
         }
 
     async def is_refused(self) -> str:
-        """Allocation ends by itself, without a stack trace; return its last words."""
+        """Wait until allocation ends by itself without a stack trace; return its last line."""
         child = self.system.services["allocation"].child
         assert child is not None
         assert await child.wait(30), "allocation goes on"
@@ -190,12 +192,12 @@ class Shop:
         return said.splitlines()[-1]
 
     async def adopt(self) -> None:
-        """Say that the new topics are to be read, and go on."""
+        """Adopt the new topics, and continue."""
         await adopt(self.system.settings)
         await self.system.restart_service("allocation")
 
     async def every_spend_is_charged_once(self) -> None:
-        """The ledger has what was published, each once, and nothing else."""
+        """Assert that the ledger has everything that was published, each spend once, and nothing else."""
         await self.door.fence(*[shard_of(CENTER, self.system.settings.shards)])
         charged = await self.database.fetch(
             "SELECT source_event_id::text AS id, sum(amount) AS amount FROM ledger.entries"
@@ -225,7 +227,7 @@ async def test_a_topic_made_anew_while_allocation_is_down_is_refused_and_adopted
     await shop.every_spend_is_charged_once()
     await shop.system.kill_service("allocation")
     await make_anew(shop.system.settings, shop.admin)
-    await shop.publish(30)  # More than there were: the old offset would be within the new topic.
+    await shop.publish(30)  # More than before, so that the old offset lies within the new topic.
     shop.system.services["allocation"].start()
     assert "'drawdown offsets adopt'" in await shop.is_refused()
     await shop.adopt()
@@ -272,7 +274,7 @@ async def test_signals_made_anew_are_told_the_present_state(shop: Shop) -> None:
 
 
 async def first_signal(settings: Settings, key: str) -> Record | None:
-    """The first that the topic has of a key."""
+    """Return the first signal of a key in the topic."""
     consumer = await start_client(settings, partial(AIOKafkaConsumer, DELIVERY_SIGNALS), auto_offset_reset="earliest")
     try:
         for records in (await consumer.getmany(timeout_ms=1000)).values():

@@ -1,4 +1,4 @@
-"""What waits for a shard and cannot be read goes to quarantine, and what is behind it is decided."""
+"""A record that waits for a shard and cannot be read goes to quarantine, and the records behind it are decided."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -35,7 +35,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 
 
 async def put(writer: Writing, headers: str | None, **fields: Any) -> None:
-    """A row that waits for shard 0, as the login of a writer may put it there; the writer is told."""
+    """Insert a row that waits for shard 0, as a writer's login can, and notify the writer."""
     await writer.database.execute(
         'INSERT INTO ledger.forwarded (shard, topic, partition, "offset", key, raw, headers, replay_shard)'
         " VALUES (0, $1, 3, 77, 'key', $2, $3, $4)",
@@ -67,7 +67,7 @@ async def test_headers_that_are_none_stop_nothing(writer: Writing, topic: str) -
 
 
 async def test_half_a_name_of_a_replay_stops_nothing(writer: Writing) -> None:
-    """Rows that no constraint kept out."""
+    """Rows from before the constraint."""
     center = await writer.opened()
     await writer.database.execute("ALTER TABLE ledger.forwarded DROP CONSTRAINT forwarded_records")
     await put(writer, None, replay_shard=3)

@@ -1,4 +1,4 @@
-"""Who did it, in a running system: commands by the API, by the topic, or by a stranger; and unusual spends."""
+"""The way by which a command came, in a running system: the API, the topic, or a stranger; and unusual spends."""
 
 import json
 from base64 import b64decode
@@ -28,7 +28,7 @@ async def door(system: RunningSystem) -> AsyncIterator[FrontDoor]:
 
 @pytest.fixture
 async def center(door: FrontDoor) -> str:
-    """A Business Center with an account of the same id."""
+    """Open a Business Center with an account of the same id."""
     center = f"who-{uuid4().hex[:8]}"
     account = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
     await door.accepted(center, "open_business_center", currency="USD", time_zone="UTC")
@@ -38,9 +38,10 @@ async def center(door: FrontDoor) -> str:
 
 
 async def found(door: FrontDoor, topic: str, command_id: str, *partitions: int) -> list[Any]:
-    """All records of a topic that name a command, in these partitions (none: in all), at the latest after a while.
+    """Return all records of a topic that name a command, in these partitions (none: in all), once there are any.
 
-    They are read as the writer reads them: other tests have published what aiokafka's own consumer fails at.
+    They are read like the writer reads them, because other tests have published records at which aiokafka's own
+    consumer fails.
     """
     numbers = partitions or range(door.shards)
     consumer = await start_consumer(door.system.settings)
@@ -59,7 +60,7 @@ async def found(door: FrontDoor, topic: str, command_id: str, *partitions: int) 
 
 
 async def told_by_the_topic(door: FrontDoor, command_id: str) -> Record:
-    """The outcome of a command, as it is published."""
+    """Return the outcome of a command, as it is published."""
 
     async def ask() -> Record | None:
         records = await found(door, FINANCE_OUTCOMES, command_id)
@@ -90,21 +91,21 @@ async def test_what_came_by_the_topic_says_so_whoever_it_names_and_whoever_asks_
     await door.fence()
     (entry,) = await until("the deposit", lambda: entries(door, command["command_id"]))
     assert entry["details"]["via"] == "topic"
-    # By the API now, but it was decided as it came first.
+    # It comes by the API now, but it was decided by the way it came first.
     assert (await door.command(command))["via"] == "topic"
     await publish(door, value, [signer_of(door).header(value)], shard)
     assert await until("the repetition", lambda: outcomes(door, command["command_id"], 2)) == ["topic", "topic"]
 
 
 def signer_of(door: FrontDoor) -> CommandSigner:
-    """What the API of this system signs with."""
+    """Return the signer of this system's API."""
     file = door.system.settings.command_signing_key_file
     assert file is not None
     return CommandSigner(file.read_bytes())
 
 
 async def outcomes(door: FrontDoor, command_id: str, count: int) -> list[str] | None:
-    """By which way the ledger says that a command came, in each outcome, once there are so many."""
+    """Return the way of a command in each of its outcomes in the ledger, once there are this many."""
     database = await asyncpg.connect(door.system.database_url)
     rows = await database.fetch("SELECT via FROM ledger.outcomes WHERE command_id = $1 ORDER BY sequence", command_id)
     await database.close()

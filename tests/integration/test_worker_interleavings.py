@@ -1,7 +1,8 @@
-"""A worker decides a batch while the one before is being committed: whatever overlaps or fails, a record counts once.
+"""A worker decides a batch while the previous one is being committed. Whatever overlaps or fails, each record counts
+once.
 
-The worker runs in the test's own process, on a real database and a real broker. A row lock makes a commit slow; the
-worker's own steps are noted, and held where a test says so.
+The worker runs in the test's own process, on a real database and a real broker. A row lock slows a commit down. The
+worker's steps are recorded, and a test may hold it at one.
 """
 
 import asyncio
@@ -28,14 +29,14 @@ LOOK_UP, LOOKED_UP, DECIDED, COMMIT, COMMITTED = "look up", "looked up", "decide
 
 
 class Steps:
-    """What the worker of one shard has done, in order."""
+    """The steps that the worker of one shard has taken, in order."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self._then: dict[str, Callable[[], Awaitable[object]]] = {}
 
     def at(self, step: str, do: Callable[[], Awaitable[object]]) -> None:
-        """The next time that it gets there, let this happen before it goes on."""
+        """Run this before the worker continues, the next time that it takes the step."""
         self._then[step] = do
 
     async def take(self, step: str) -> None:
@@ -46,7 +47,7 @@ class Steps:
             await do()
 
     async def reached(self, step: str, times: int) -> None:
-        """Wait until the worker has got there this many times."""
+        """Wait until the worker has taken the step this many times."""
 
         async def ask() -> bool:
             return self.done.count(step) >= times
@@ -55,7 +56,7 @@ class Steps:
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> Steps:
-    """Note the steps of shard 0's worker from now on."""
+    """Record the steps of shard 0's worker from now on."""
     steps = Steps()
     decide = Decider.decide
 
@@ -93,7 +94,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
 
 
 class SlowCommit:
-    """Whatever is committed in a shard waits until it is released."""
+    """Makes every commit in a shard wait until it is released."""
 
     def __init__(self, writer: Writing, lock: asyncpg.Connection, shard: int) -> None:
         self._database = writer.database
@@ -113,7 +114,7 @@ class SlowCommit:
         return await until("a commit waits", ask, 20)
 
     async def release(self) -> None:
-        """Let it go on."""
+        """Let the commit continue."""
         await self._lock.execute("ROLLBACK")
 
 
@@ -133,7 +134,7 @@ async def end_session(writer: Writing, pid: int) -> None:
 
 
 async def cash_paid(writer: Writing, events: list[Message]) -> list[int]:
-    """What cash paid for each event, in micros, in the ledger's order."""
+    """Return what cash paid for each event, in micros, in the ledger's order."""
     rows = await writer.database.fetch(
         "SELECT amount FROM ledger.entries WHERE source_event_id = ANY($1::uuid[]) AND pocket = 'cash'"
         " ORDER BY shard, position",

@@ -1,4 +1,4 @@
-"""Tokens for tests: good ones, and every kind of bad one."""
+"""Tokens for tests: valid ones, and every kind of invalid one."""
 
 import hashlib
 import hmac
@@ -21,24 +21,24 @@ ALL = "*"
 
 @dataclass
 class Issuer:
-    """Signs tokens with a key that `drawdown token new-key` made."""
+    """Signs tokens with a key that `drawdown token new-key` created."""
 
     key: ec.EllipticCurvePrivateKey
     key_id: str
     keys_file: Path
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """Those of an administrator of everything, with changes; None leaves a claim out."""
+        """Return the claims of an administrator of everything, with changes. None leaves a claim out."""
         now = int(time.time())
         claims = {"sub": "ann", "role": "admin", "business_centers": ALL, "aud": "drawdown", "exp": now + 600}
         return {name: value for name, value in {**claims, **changes}.items() if value is not None}
 
     def token(self, *, headers: dict[str, Any] | None = None, **changes: Any) -> str:
-        """A token with these claims."""
+        """Return a token with these claims."""
         return jwt.encode(self.claims(**changes), self.key, "ES256", headers={"kid": self.key_id, **(headers or {})})
 
     def bad_tokens(self) -> dict[str, str]:
-        """What is wrong with a token, and that token."""
+        """Yield a description of what is wrong with a token, and that token."""
         now = int(time.time())
         head, payload, signature = self.token().split(".")
         other = base64url_encode(json.dumps(self.claims(sub="eve")).encode()).decode()
@@ -66,14 +66,14 @@ class Issuer:
         }
 
     def _by_hand(self, algorithm: str, sign: Callable[[bytes], bytes]) -> str:
-        """A token as no library would make it."""
+        """Return a token as no library would make it."""
         header = {"alg": algorithm, "kid": self.key_id}
         text = b".".join(base64url_encode(json.dumps(part).encode()) for part in (header, self.claims()))
         return (text + b"." + base64url_encode(sign(text))).decode()
 
 
 def issuer(directory: Path) -> Issuer:
-    """A new key, and its key set in the directory."""
+    """Create a new key, and its key set in the directory; return the issuer."""
     new_key(directory)
     key = load_pem_private_key((directory / SIGNING_KEY_FILE).read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)

@@ -1,4 +1,6 @@
-"""An allocation process within the test's own, so that a test can break its code, and what a test says to it."""
+"""An allocation process within the test's own process, so that a test can break its code; and functions that send it
+work.
+"""
 
 import asyncio
 import contextlib
@@ -26,7 +28,7 @@ OPENED = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
 
 
 class Writing:
-    """A writer at work, what it is sent, and what it has written."""
+    """A writer that runs, what it was sent, and what it has written."""
 
     def __init__(
         self, settings: Settings, database: asyncpg.Connection, producer: AIOKafkaProducer, logs: list[Any]
@@ -40,17 +42,17 @@ class Writing:
         self._said_before = 0
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the writer."""
         self._said_before = len(self.logs)
         self.allocation = asyncio.create_task(service.run(self.settings))
 
     async def has_loaded(self) -> bool | None:
-        """Has it loaded every shard since it was started? None: not yet."""
+        """Return whether it has loaded every shard since it was started; None: not yet."""
         loaded = sum(each["event"] == "shard loaded" for each in self.logs[self._said_before :])
         return True if loaded >= self.settings.shards else None
 
     async def stop(self) -> None:
-        """End in good order."""
+        """Stop the writer in order."""
         assert self.allocation is not None
         self.allocation.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -58,7 +60,7 @@ class Writing:
         self.allocation = None
 
     def center(self, shard: int = 0) -> str:
-        """The id of a Business Center of that shard that nobody has used yet."""
+        """Return the unused id of a Business Center in that shard."""
         return next(self._centers(shard))
 
     def _centers(self, shard: int) -> Iterator[str]:
@@ -68,7 +70,7 @@ class Writing:
     async def send(
         self, *messages: Message, to: int | None = None, headers: Sequence[tuple[str, bytes | None]] = ()
     ) -> list[int]:
-        """Publish commands and events, in this order, to their shards or to another; answer their offsets."""
+        """Send commands and events in this order, to their shards or to another; return their offsets."""
         acknowledged = []
         for message in messages:
             topic = SPEND_EVENTS if message["type"] in ("spend", "reversal") else FINANCE_COMMANDS
@@ -82,9 +84,10 @@ class Writing:
         return [place.offset for place in places]
 
     async def send_batch(self, data: bytes, shard: int, topic: str = SPEND_EVENTS) -> int:
-        """Publish one batch, byte by byte; answer the offset of its first record.
+        """Publish one batch, byte by byte; return the offset of its first record.
 
-        By a producer of its own: one that numbers its records would go on behind the one that it has counted.
+        A producer of its own sends it, because one that numbers its records would continue after the one that it has
+        counted.
         """
         producer = await create_producer(self.settings.model_copy(update={"kafka_idempotence": False}))
         try:
@@ -98,7 +101,7 @@ class Writing:
         return offset
 
     async def decided(self, *shards: int, seconds: float = 60) -> None:
-        """Wait until all that was sent to these shards (none: to any) is decided, forwarded records too."""
+        """Wait until everything sent to these shards (none: to any) is decided, including forwarded records."""
 
         async def ask() -> bool | None:
             assert self.allocation is not None
@@ -119,7 +122,7 @@ class Writing:
         await until("all is decided", ask, seconds)
 
     async def opened(self, shard: int = 0, cash: str = "1000000") -> str:
-        """A Business Center with one account of the same id, that has this much cash."""
+        """Open a Business Center with one account of the same id and this much cash."""
         center = self.center(shard)
         await self.send(
             command(center, "open_business_center", currency="USD", time_zone="UTC"),
@@ -130,7 +133,7 @@ class Writing:
         return center
 
     async def charged(self, center: str) -> list[str]:
-        """The events of a Business Center that were charged, in the ledger's order."""
+        """Return the charged events of a Business Center, in the ledger's order."""
         rows = await self.database.fetch(
             "SELECT source_event_id::text FROM ledger.entries WHERE business_center_id = $1 AND day IS NOT NULL"
             " AND part = 0 ORDER BY shard, position",
@@ -139,15 +142,15 @@ class Writing:
         return [row[0] for row in rows]
 
     def told(self, text: str) -> list[Message]:
-        """What was logged with these words in it."""
+        """Return the log entries that contain these words."""
         return [line for line in self.logs if text in line["event"]]
 
     async def quarantined(self) -> list[asyncpg.Record]:
-        """All that was quarantined, by shard and sequence."""
+        """Return all quarantined records, by shard and sequence."""
         return await self.database.fetch("SELECT * FROM ledger.quarantine ORDER BY shard, sequence")  # type: ignore[no-any-return]
 
     async def standing(self, shard: int, state: str) -> asyncpg.Record:
-        """What the writer says of a shard, once it says this."""
+        """Return what the writer reports about a shard, once it reports this state."""
 
         async def ask() -> asyncpg.Record | None:
             return await self.database.fetchrow(
@@ -159,7 +162,7 @@ class Writing:
 
 @contextlib.asynccontextmanager
 async def writing(settings: Settings) -> AsyncIterator[Writing]:
-    """A writer of a new ledger that has loaded every shard, and topics that are empty."""
+    """Yield a writer of a new ledger that has loaded every shard. Its topics are empty."""
     await ensure_topics(settings)
     producer = await create_producer(settings)
     database = await asyncpg.connect(settings.database_url)
@@ -177,7 +180,7 @@ async def writing(settings: Settings) -> AsyncIterator[Writing]:
 
 
 def command(center: str, type_: str, **fields: Any) -> Message:
-    """A finance command of an administrator."""
+    """Return a finance command of an administrator."""
     return {
         "command_id": str(uuid.uuid4()),
         "type": type_,
@@ -189,7 +192,7 @@ def command(center: str, type_: str, **fields: Any) -> Message:
 
 
 def spend(center: str, campaign: str = "brand", **fields: Any) -> Message:
-    """A spend of the Business Center's account of the same id."""
+    """Return a spend of the Business Center's account of the same id."""
     return {
         "type": "spend",
         "event_id": str(uuid.uuid4()),
@@ -204,7 +207,7 @@ def spend(center: str, campaign: str = "brand", **fields: Any) -> Message:
 
 
 def reversal(spent: Message, amount: str = "1") -> Message:
-    """What takes a spend back."""
+    """Return the reversal of a spend."""
     return {**spent, "type": "reversal", "event_id": str(uuid.uuid4()), "reverses": spent["event_id"], "amount": amount}
 
 
@@ -213,7 +216,7 @@ def _now() -> str:
 
 
 def breaks(function: Callable[..., Any], when: Callable[..., bool], error: Exception) -> Callable[..., Any]:
-    """The function, but it raises the error for some arguments."""
+    """Return the function, but with an error for some arguments."""
 
     def broken(*arguments: Any, **options: Any) -> Any:
         if when(*arguments, **options):
@@ -226,7 +229,7 @@ def breaks(function: Callable[..., Any], when: Callable[..., bool], error: Excep
 def breaks_later(
     function: Callable[..., Awaitable[Any]], when: Callable[..., bool], error: Exception
 ) -> Callable[..., Awaitable[Any]]:
-    """The same of a coroutine function."""
+    """Return the same for a coroutine function."""
 
     async def broken(*arguments: Any, **options: Any) -> Any:
         if when(*arguments, **options):

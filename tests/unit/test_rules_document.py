@@ -17,7 +17,7 @@ def defined_in(path: Path) -> set[str]:
     return names
 
 
-# What only one service uses lives with that service, under the same import rule as `shared/rules`.
+# Modules that only one service uses are in that service, under the same import rule as `shared/rules`.
 ELSEWHERE = {"rating": "services/incentives", "snapshot_pieces": "services/allocation"}
 
 

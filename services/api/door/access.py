@@ -21,7 +21,8 @@ ANYBODY = Caller("anybody", "admin", None)
 # Requests a second of one address to paths that need no token or do not exist; and to all paths without authentication.
 OPEN_A_SECOND: Final = 20
 OPEN_A_SECOND_WITHOUT_TOKENS: Final = 200
-# Errors a second that one client gets at once: for invalid tokens, unknown paths and methods. Further ones are held.
+# Errors a second that one client gets at once: for invalid tokens, unknown paths and methods. The answers to further
+# ones are held.
 IN_VAIN_A_SECOND: Final = 50
 # A body counts as one more request for each this many bytes.
 BYTES_OF_A_REQUEST: Final = 1_024

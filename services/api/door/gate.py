@@ -84,8 +84,9 @@ class Gate:
         async with contextlib.AsyncExitStack() as stack:
             with asking.resting():
                 made = await stack.enter_async_context(turns.turn(client))
-                # This gives up the event loop even without a body, so that a client whose requests are answered at
-                # once has one of them in each pass. Parsing a long body takes milliseconds; others are answered before.
+                # This yields to the event loop even without a body. So a client whose requests are answered at once
+                # gets only one of them answered in each pass. Parsing a long body takes milliseconds, so other requests
+                # are answered first.
                 await asyncio.sleep(len(scope.get(BODY, b"")) // BYTES_OF_A_REQUEST * REST_SECONDS)
             if asking.has_gone():
                 return  # The client has closed its connection.

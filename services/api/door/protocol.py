@@ -336,7 +336,7 @@ class BoundedProtocol(H11Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Write no more, and throw away for a while what the client still sends."""
+        """Stop writing, and discard for a while what the client still sends."""
         self._ignore_the_rest()
         self._unread.clear()
         self._shared.connections.rests(self)
@@ -348,7 +348,7 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
 
     def _close(self) -> None:
-        """Close; late if more of a body is still being sent, because a reset could overtake the answer."""
+        """Close the connection. Wait while more of a body is being sent, because a reset could overtake the answer."""
         if self.conn.their_state is h11.SEND_BODY and not self._refused:
             self._end()
         else:

@@ -20,7 +20,7 @@ from shared.runtime.kafka import SPEND_EVENTS
 
 EVENTS_AT_MOST = 500  # Their ids and offsets fit into a body.
 _CURSOR = r"^[0-9]{1,18}(\.[0-9]{1,18}){0,1023}$"
-_EXACT = "From 2^53 on, without a fraction and an exponent"
+_EXACT = "From 2^53 on, written without a fraction or an exponent"
 _AFTER = "The `next` of an earlier lookup, with a number for each shard"
 CHARGED, QUARANTINED, WAITING, UNKNOWN = "charged", "quarantined", "waiting", "unknown"
 
