@@ -251,7 +251,7 @@ def _require_hopeful(sent: Sent, *, force: bool) -> None:
         422,
         "not_eligible",
         f"the record {sent.failed_too_often[0]} was sent back {MOST_REPLAYS} times and failed each time: the detail of"
-        " its last failed replay says why; once that is repaired, an administrator of all Business Centers may use force",
+        " its last failed replay says why; once that is fixed, an administrator of all Business Centers may use force",
     )
 
 
