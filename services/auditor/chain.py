@@ -6,10 +6,10 @@ from hashlib import sha256
 
 import asyncpg
 
-from services.auditor.difference import expect
+from services.auditor.difference import DifferenceError, expect
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.merkle import CompactRange
-from shared.ledger.replay import StoredBatch, batches_after, groups
+from shared.ledger.replay import ReplayDiffersError, StoredBatch, batches_after, read_in_groups
 
 _POSITION = slice(12, 20)  # after the number of fields and the shard; each field follows its length
 
@@ -29,18 +29,25 @@ async def links(
 
     Call `progress` with each position reached. Raise DifferenceError where positions have a gap.
     """
+
+    async def read(first: int, last: int, most_bytes: int) -> list[bytes]:
+        return split_rows(await copy_entries(connection, shard, first, last, most_bytes))
+
+    def where(position: int) -> str:
+        return f"shard {shard}, position {position}"
+
     position = 0
-    async for batches in batches_after(connection, shard, 0, last):
-        for group in groups(batches):
-            expect(
-                group[0].first == position + 1,
-                f"shard {shard}, position {position + 1}: the next batch begins at {group[0].first}",
-            )
-            rows = split_rows(await copy_entries(connection, shard, group[0].first, group[-1].last))
-            for link in _cut(shard, group, rows):
-                yield link
-            position = group[-1].last
-            progress(position)
+    try:
+        async for batches in batches_after(connection, shard, 0, last):
+            async for group, rows in read_in_groups(batches, read, where):
+                first = group[0].first
+                expect(first == position + 1, f"{where(position + 1)}: the next batch begins at {first}")
+                for link in _cut(shard, group, rows):
+                    yield link
+                position = group[-1].last
+                progress(position)
+    except ReplayDiffersError as error:
+        raise DifferenceError(str(error)) from error
     expect(position == last, f"shard {shard}, position {position + 1}: no batch holds it, but {last} is the last")
 
 

@@ -2,7 +2,8 @@
 
 import json
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -10,12 +11,13 @@ import asyncpg
 
 from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
-from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, meaning_hash
+from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, meaning_hash, refused_content
 from shared.ledger.decoding import StoredEntry
 from shared.ledger.times import from_datetime
+from shared.rules.entries import canonical_json
 
 ACCEPTED, REJECTED = "accepted", "rejected"
-_READ_AT_ONCE = 1_000
+_READ_AT_ONCE = 200  # Outcomes of a mebibyte at most.
 _MOST_SHOWN = 200
 
 
@@ -71,34 +73,45 @@ class RecordedOutcome:
         return self.answer.recorded_at
 
 
-class RecordedOutcomes:
-    """All answers of one shard: refusals in their order, and acceptances not yet found in the ledger."""
+class _Decision(NamedTuple):
+    """What a repetition of a command is compared with."""
 
-    def __init__(self, shard: int, outcomes: list[RecordedOutcome]) -> None:
-        """Sort the outcomes of a shard, given in order. Raise DifferenceError if they contradict each other."""
+    meaning: str
+    answer: Answer
+    via: str | None
+
+
+class RecordedOutcomes:
+    """All answers of one shard: refusals in their order, and acceptances not yet found in the ledger.
+
+    Of an accepted command only a hash stays in memory, because the ledger's entries hold it. A refused one is short.
+    """
+
+    def __init__(self, shard: int) -> None:
         self.shard = shard
-        self.count = len(outcomes)
+        self.count = 0
         self.refusals: deque[RecordedOutcome] = deque()
         self.accepted = self.repeated = 0
         self._accepted: dict[int, RecordedOutcome] = {}
-        self._check(outcomes)
+        self._decided: dict[bytes, _Decision] = {}
+        self._before: tuple[int, int] = (0, 0)  # the position and the time of the previous decision
 
-    def _check(self, outcomes: list[RecordedOutcome]) -> None:
-        decided: dict[bytes, RecordedOutcome] = {}
-        before: RecordedOutcome | None = None
-        for expected, outcome in enumerate(outcomes, 1):
-            expect(outcome.sequence == expected, f"shard {self.shard}: the outcome {expected} is missing")
-            self._check_fields(outcome)
-            if not outcome.first:
-                self._check_repetition(outcome, decided.get(outcome.command_id))
-                continue
-            expect(outcome.command_id not in decided, f"{self._say(outcome)}: the command was decided before")
-            decided[outcome.command_id] = outcome
-            if before is not None:
-                in_order = before.position <= outcome.position and before.recorded_at <= outcome.recorded_at
-                expect(in_order, f"{self._say(outcome)}: its position or time lies before that of the previous outcome")
-            before = outcome
-            self._sort(outcome)
+    def add(self, outcome: RecordedOutcome) -> None:
+        """Add the next outcome of the shard. Raise DifferenceError if it contradicts those before it."""
+        self.count += 1
+        expect(outcome.sequence == self.count, f"shard {self.shard}: the outcome {self.count} is missing")
+        self._check_fields(outcome)
+        decision = self._decided.get(outcome.command_id)
+        if not outcome.first:
+            self._check_repetition(outcome, decision)
+            return
+        expect(decision is None, f"{self._say(outcome)}: the command was decided before")
+        self._decided[outcome.command_id] = _Decision(meaning_hash(outcome.content), outcome.answer, outcome.via)
+        position, recorded_at = self._before
+        in_order = position <= outcome.position and recorded_at <= outcome.recorded_at
+        expect(in_order, f"{self._say(outcome)}: its position or time lies before that of the previous outcome")
+        self._before = outcome.position, outcome.recorded_at
+        self._sort(outcome)
 
     def _check_fields(self, outcome: RecordedOutcome) -> None:
         content = outcome.content
@@ -106,6 +119,9 @@ class RecordedOutcomes:
             is_done = outcome.first and outcome.status == ACCEPTED
             expect(not is_done, f"{self._say(outcome)}: it is accepted, but its content is kept as a hash")
             expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: such short content is kept whole")
+        elif outcome.status == REJECTED:
+            is_long = is_hash(refused_content(content))
+            expect(not is_long, f"{self._say(outcome)}: it is refused, and such long content is kept as a hash")
 
     def _sort(self, outcome: RecordedOutcome) -> None:
         if outcome.status == REJECTED:
@@ -114,13 +130,13 @@ class RecordedOutcomes:
         first = outcome.answer.first_position
         if outcome.status != ACCEPTED or first is None or first in self._accepted:
             raise DifferenceError(f"{self._say(outcome)}: {outcome.status} with the first position {first}")
-        self._accepted[first] = outcome
+        self._accepted[first] = replace(outcome, content={"sha256": _sha256(outcome.content)})
 
-    def _check_repetition(self, outcome: RecordedOutcome, decision: RecordedOutcome | None) -> None:
+    def _check_repetition(self, outcome: RecordedOutcome, decision: _Decision | None) -> None:
         self.repeated += 1
         if decision is None:
             raise DifferenceError(f"{self._say(outcome)}: it repeats a decision that was never made")
-        if meaning_hash(outcome.content) == meaning_hash(decision.content):
+        if meaning_hash(outcome.content) == decision.meaning:
             told, first = (*outcome.answer, outcome.via), (*decision.answer, decision.via)
             expect(told == first, f"{self._say(outcome)}: repeated with the answer {told}, not {first}")
         else:
@@ -146,8 +162,8 @@ class RecordedOutcomes:
         )
         details = json.loads(line.details or "{}")
         kept, via = details["command"], details.get("via")
-        same = outcome.content == kept
-        expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds {outcome.content}")
+        same = outcome.content == {"sha256": _sha256(kept)}
+        expect(same, f"{where}: the ledger holds {kept}, {self._say(outcome)} holds something else")
         # The first two versions of the rules did not record how a command came.
         expect(
             via in (None, outcome.via), f"{where}: the command came by {via}, {self._say(outcome)} says {outcome.via}"
@@ -166,19 +182,21 @@ class RecordedOutcomes:
         return f"shard {self.shard}, outcome {outcome.sequence} of command {_hex(outcome.command_id)}"
 
 
-async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> list[RecordedOutcome]:
-    """Return the outcomes of a shard up to the sequence number `last`, in order. The connection has `plain_types`.
+async def read_outcomes(connection: asyncpg.Connection, shard: int, last: int) -> RecordedOutcomes:
+    """Return the outcomes of a shard up to the sequence number `last`. The connection has `plain_types`.
 
-    Raise DifferenceError if one does not hold the command that its row names.
+    Raise DifferenceError if one does not hold the command that its row names, or contradicts those before it.
     """
-    rows = await connection.fetch(
+    query = (
         "SELECT sequence, command_id, first, business_center_id, type, content::text, status, code, message,"
         " first_position, position, recorded_at, via, rules_version, zones_release, policy_version"
-        " FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2 ORDER BY sequence",
-        shard,
-        last,
+        " FROM ledger.outcomes WHERE shard = $1 AND sequence <= $2 ORDER BY sequence"
     )
-    return [_outcome(shard, *row) for row in map(tuple, rows)]
+    outcomes = RecordedOutcomes(shard)
+    async with connection.transaction():
+        async for row in connection.cursor(query, shard, last, prefetch=_READ_AT_ONCE):
+            outcomes.add(_outcome(shard, *row))
+    return outcomes
 
 
 def _outcome(
@@ -212,6 +230,10 @@ def _content(shard: int, sequence: int, command_id: bytes, center: str, type_: s
     named = (UUID(content["command_id"]), content["business_center_id"], content["type"])
     expect(told == named, f"{where}: the row names {told}, its content {named}")
     return content
+
+
+def _sha256(content: Any) -> str:
+    return sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _hex(id_: bytes | None) -> str:

@@ -11,7 +11,7 @@ from services.auditor.constraints import check_times
 from services.auditor.guards import check_guards
 from services.auditor.logins import notes_on_functions
 from services.auditor.quarantine_gaps import check_quarantine
-from services.auditor.recorded_outcomes import RecordedOutcomes, read_outcomes
+from services.auditor.recorded_outcomes import read_outcomes
 from services.auditor.recorded_policies import notes_on_policies
 from services.auditor.report import ProgressLine, Report
 from services.auditor.sequences import check_batches, check_sources, check_strays
@@ -55,7 +55,7 @@ async def _replay_shard(
     await check_batches(connection, head)
     quarantined = await check_quarantine(connection, head)
     await check_sources(connection, head)
-    outcomes = RecordedOutcomes(head.shard, await read_outcomes(connection, head.shard, head.outcome_sequence))
+    outcomes = await read_outcomes(connection, head.shard, head.outcome_sequence)
     audit = ShardAudit(connection, head, baseline, outcomes, anchors)
     try:
         await audit.check(progress)

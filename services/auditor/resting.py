@@ -12,7 +12,7 @@ from shared.ledger.lookup import RestingRow
 from shared.rules.resting import dump_campaign, is_as_dumped
 from shared.rules.shard import Shard
 
-_READ_AT_ONCE = 5_000
+_READ_AT_ONCE = 200  # Rows of a mebibyte at most.
 _MOST_SHOWN = 200
 
 

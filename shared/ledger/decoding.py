@@ -3,12 +3,14 @@
 import asyncio
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 import asyncpg
 
 from shared.ledger.encoding import ALL_NUMBERS, COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
+NO_BOUND: Final = 2**63
 # Yield to other tasks after decoding this many entries.
 _SLICE = 1_000
 _LENGTH = struct.Struct(">i")
@@ -48,11 +50,25 @@ class StoredEntry:
         return self.entry[3]
 
 
-async def copy_entries(connection: asyncpg.Connection, shard: int, first: int, last: int) -> bytes:
-    """Return a binary COPY of the entries of a shard at the positions first … last, in order."""
+class RangeTooLargeError(Exception):
+    """The entries of a range have more bytes than the caller takes."""
+
+
+async def copy_entries(
+    connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = NO_BOUND
+) -> bytes:
+    """Return a binary COPY of the entries of a shard at the positions first … last, in order.
+
+    Raise RangeTooLargeError if they have more than `most_bytes`, and hold no more than that in memory.
+    """
     chunks: list[bytes] = []
+    size = 0
 
     async def collect(chunk: bytes) -> None:
+        nonlocal size
+        size += len(chunk)
+        if size > most_bytes:
+            raise RangeTooLargeError
         chunks.append(chunk)
 
     await connection.copy_from_query(
@@ -93,9 +109,14 @@ class EntryReader:
     def __init__(self) -> None:
         self._lines: dict[bytes, Line] = {}
 
-    async def read(self, connection: asyncpg.Connection, shard: int, first: int, last: int) -> list[StoredEntry]:
-        """Return the entries of a shard at the positions first … last, in order. Missing positions are left out."""
-        data = await copy_entries(connection, shard, first, last)
+    async def read(
+        self, connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = NO_BOUND
+    ) -> list[StoredEntry]:
+        """Return the entries of a shard at the positions first … last, in order. Missing positions are left out.
+
+        Raise RangeTooLargeError if they have more than `most_bytes`.
+        """
+        data = await copy_entries(connection, shard, first, last, most_bytes)
         entries: list[StoredEntry] = []
         at: int | None = len(COPY_HEADER)
         while at is not None:

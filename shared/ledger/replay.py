@@ -8,15 +8,15 @@ zones, and must produce the same bytes.
 import asyncio
 import json
 from collections import ChainMap
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
 from shared.contracts.commands import SentCommand, sent_command
-from shared.ledger.decoding import EntryReader, StoredEntry
+from shared.ledger.decoding import EntryReader, RangeTooLargeError, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hashes
@@ -36,6 +36,14 @@ from shared.runtime.postgres import is_lost
 
 # Yield to other tasks after this many inputs or entries, because the process writes other shards while it loads one.
 SLICE = 500
+
+# Batches are read together up to these bounds. Deciding again takes about five times the bytes of what was read.
+MOST_GROUP_ENTRIES = 20_000
+MOST_GROUP_BYTES = 16 * 2**20
+# Twice what the bounds of a batch (`services.allocation.batch_bounds`) let a writer write.
+MOST_BATCH_BYTES = 128 * 2**20
+
+Stored = TypeVar("Stored")
 
 
 class ReplayDiffersError(Exception):
@@ -148,13 +156,15 @@ class Redecider:
         await self.connection.execute("SET enable_seqscan = off; SET jit = off")
         async for batches in batches_after(self.connection, self.shard, position, last):
             await self.read_policies({batch.policy_version for batch in batches})
-            for group in groups(batches):
-                stored = await self._reader.read(self.connection, self.shard, group[0].first, group[-1].last)
+            async for group, stored in read_in_groups(batches, self._read, self._where):
                 await self._decide_group(group, stored)
                 if progress is not None:
                     progress(group[-1].last)
         if self.tree.size != last:
             raise ReplayDiffersError(f"{self._where(self.tree.size + 1)}: no batch holds it, but {last} is the last")
+
+    async def _read(self, first: int, last: int, most_bytes: int) -> list[StoredEntry]:
+        return await self._reader.read(self.connection, self.shard, first, last, most_bytes)
 
     async def _decide_group(self, group: list[StoredBatch], stored: list[StoredEntry]) -> None:
         start = 0
@@ -367,11 +377,42 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
     return inputs
 
 
-def groups(batches: list[StoredBatch], most_entries: int = 20_000) -> list[list[StoredBatch]]:
-    """Return the batches in groups of neighbours of at most `most_entries` entries, or of one larger batch."""
+async def read_in_groups(
+    batches: list[StoredBatch], read: Callable[[int, int, int], Awaitable[list[Stored]]], where: Callable[[int], str]
+) -> AsyncIterator[tuple[list[StoredBatch], list[Stored]]]:
+    """Yield neighbouring batches with their entries, as many together as are read well at once.
+
+    Args:
+        batches: the batches of a shard, in order.
+        read: returns the entries from a first to a last position. Raises RangeTooLargeError if they have more than the
+            given number of bytes.
+        where: says where a position is, for an error.
+
+    Raises:
+        ReplayDiffersError: one batch has more than `MOST_BATCH_BYTES`.
+
+    """
+    waiting = _groups(batches)[::-1]
+    while waiting:
+        group = waiting.pop()
+        first, last = group[0].first, group[-1].last
+        try:
+            entries = await read(first, last, MOST_GROUP_BYTES if len(group) > 1 else MOST_BATCH_BYTES)
+        except RangeTooLargeError:
+            if len(group) == 1:
+                told = f"the batch has more than {MOST_BATCH_BYTES // 2**20} MiB, which no writer writes at once"
+                raise ReplayDiffersError(f"{where(first)} to {last}: {told}") from None
+            half = len(group) // 2
+            waiting += [group[half:], group[:half]]
+        else:
+            yield group, entries
+
+
+def _groups(batches: list[StoredBatch]) -> list[list[StoredBatch]]:
+    """Return the batches in groups of neighbours of at most `MOST_GROUP_ENTRIES`, or of one larger batch."""
     groups: list[list[StoredBatch]] = []
     for batch in batches:
-        if not groups or batch.last - groups[-1][0].first >= most_entries:
+        if not groups or batch.last - groups[-1][0].first >= MOST_GROUP_ENTRIES:
             groups.append([])
         groups[-1].append(batch)
     return groups

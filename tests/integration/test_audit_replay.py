@@ -119,6 +119,19 @@ async def chain_is_broken(url: str, capsys: pytest.CaptureFixture[str]) -> bool:
     return code == 1
 
 
+async def test_entries_are_read_within_bounds_of_bytes(
+    original: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replaying, "MOST_GROUP_BYTES", 1)
+    assert await replay(Settings(database_url=original)) == 0, "one batch at a time"
+    assert not await chain_is_broken(original, capsys)
+    monkeypatch.setattr(replaying, "MOST_BATCH_BYTES", 5_000)
+    told = "the batch has more than 0 MiB, which no writer writes at once"
+    assert re.search(rf"^shard \d, position \d+ to \d+: {told}$", await difference(original, capsys))
+    assert await verify(Settings(database_url=original), chain_only=True) == 1
+    assert told in capsys.readouterr().out
+
+
 async def reseal(url: str, shard: int = 0) -> None:
     """Make all roots and the lease fit the entries again, as an owner of the database could do."""
     connection = await asyncpg.connect(url)

@@ -152,7 +152,8 @@ def outcome(sequence: int, position: int, **others: Any) -> RecordedOutcome:
 
 
 def test_an_acceptance_without_entries_is_a_difference() -> None:
-    outcomes = RecordedOutcomes(0, [outcome(1, 5)])
+    outcomes = RecordedOutcomes(0)
+    outcomes.add(outcome(1, 5))
     with pytest.raises(DifferenceError, match="is accepted at position 5, where the ledger holds nothing of the kind"):
         outcomes.finish()
 
@@ -168,8 +169,10 @@ def test_an_acceptance_without_entries_is_a_difference() -> None:
     ],
 )
 def test_answers_that_contradict_each_other_are_a_difference(second: RecordedOutcome, said: str) -> None:
+    outcomes = RecordedOutcomes(0)
+    outcomes.add(outcome(1, 5))
     with pytest.raises(DifferenceError, match=said):
-        RecordedOutcomes(0, [outcome(1, 5), second])
+        outcomes.add(second)
 
 
 NO_DETAILS = ("[]", "7", "{", "[" * 4_000 + "]" * 4_000, '{"amount": 1' + "0" * 5_000 + "}")
