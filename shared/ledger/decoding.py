@@ -51,7 +51,11 @@ class StoredEntry:
 
 
 class RangeTooLargeError(Exception):
-    """The entries of a range have more bytes than the caller takes."""
+    """The entries of a range have more bytes, `size`, than the caller takes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the entries have {size} bytes")
+        self.size = size
 
 
 async def copy_entries(
@@ -67,9 +71,10 @@ async def copy_entries(
     async def collect(chunk: bytes) -> None:
         nonlocal size
         size += len(chunk)
-        if size > most_bytes:
-            raise RangeTooLargeError
-        chunks.append(chunk)
+        if size <= most_bytes:
+            chunks.append(chunk)
+        else:  # An error raised here would leave the rest of the COPY on the connection.
+            chunks.clear()
 
     await connection.copy_from_query(
         f"SELECT {', '.join(FIELDS)} FROM ledger.entries WHERE shard = $1 AND position BETWEEN $2 AND $3"
@@ -80,6 +85,8 @@ async def copy_entries(
         output=collect,
         format="binary",
     )
+    if size > most_bytes:
+        raise RangeTooLargeError(size)
     return b"".join(chunks)
 
 

@@ -398,12 +398,12 @@ async def read_in_groups(
         first, last = group[0].first, group[-1].last
         try:
             entries = await read(first, last, MOST_GROUP_BYTES if len(group) > 1 else MOST_BATCH_BYTES)
-        except RangeTooLargeError:
+        except RangeTooLargeError as error:
             if len(group) == 1:
                 told = f"the batch has more than {MOST_BATCH_BYTES // 2**20} MiB, which no writer writes at once"
                 raise ReplayDiffersError(f"{where(first)} to {last}: {told}") from None
-            half = len(group) // 2
-            waiting += [group[half:], group[:half]]
+            most = max(1, len(group) * MOST_GROUP_BYTES // (error.size + 1))
+            waiting += [group[at : at + most] for at in range(0, len(group), most)][::-1]
         else:
             yield group, entries
 
