@@ -33,6 +33,7 @@ async def page(name: str, entries: AsyncIterator[Any], **rest: Any) -> Response:
 
     Each entry is serialised when it is made, so that the whole list is not serialised at once.
     """
-    written = [to_json(each) async for each in entries]
+    # Details of the ledger may hold a number beyond a double, which would be `Infinity`. That is not JSON.
+    written = [to_json(each, inf_nan_mode="null") async for each in entries]
     body = b"".join((b'{"', name.encode(), b'":[', b",".join(written), b"],", to_json(rest)[1:]))
     return Response(body, media_type="application/json")
