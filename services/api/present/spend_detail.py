@@ -18,7 +18,7 @@ from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AsOf, Money, PathId, money
+from services.api.models import INTEGER, AsOf, Money, PathId, money
 from services.api.pieces import unhurried
 from services.api.present.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, spend_detail
@@ -95,6 +95,7 @@ Rows = Annotated[
         description=f"How many rows at most: by default {JSON_ROWS}, for CSV {CSV_ROWS_AT_MOST}. A page of JSON has "
         f"{JSON_ROWS_AT_MOST} rows at most.",
     ),
+    INTEGER,
 ]
 Format = Annotated[Literal["json", "csv"] | None, Query(description="Overrides the header `Accept`")]
 
