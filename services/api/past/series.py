@@ -7,7 +7,7 @@ from datetime import date
 from typing import Annotated, Any, Final
 
 import asyncpg
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from services.api import balances
@@ -19,7 +19,7 @@ from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid, unreadable
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
-from services.api.pieces import unhurried
+from services.api.pieces import page, unhurried
 from services.api.policies import DEFAULT_POLICY, Waterfalls, read_versions
 from shared.contracts.fields import Day
 from shared.ledger.times import to_datetime
@@ -129,7 +129,7 @@ class _Days:
 )
 async def get_business_center_series(
     business_center_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
-) -> dict[str, Any]:
+) -> Response:
     """Return one row for each day of the Business Center's time zone.
 
     `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
@@ -141,12 +141,8 @@ async def get_business_center_series(
         entity = await find_business_center(connection, caller, business_center_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _business_center_balance)
-    return {
-        "business_center_id": business_center_id,
-        "time_zone": entity.time_zone,
-        "days": series,
-        "as_of": checkpoints.as_of(),
-    }
+    rest = {"business_center_id": business_center_id, "time_zone": entity.time_zone, "as_of": checkpoints.as_of()}
+    return await page("days", unhurried(series), **rest)
 
 
 @router.get(
@@ -157,7 +153,7 @@ async def get_business_center_series(
 )
 async def get_ad_account_series(
     ad_account_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
-) -> dict[str, Any]:
+) -> Response:
     """Return one row for each day of the ad account's time zone.
 
     `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
@@ -169,13 +165,12 @@ async def get_ad_account_series(
         entity = await find_ad_account(connection, caller, ad_account_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _ad_account_balance)
-    return {
-        "ad_account_id": ad_account_id,
+    rest = {
         "business_center_id": entity.business_center_id,
         "time_zone": entity.time_zone,
-        "days": series,
         "as_of": checkpoints.as_of(),
     }
+    return await page("days", unhurried(series), ad_account_id=ad_account_id, **rest)
 
 
 def _business_center_balance(pockets: Counter[str], limit: int, policy: dict[str, Any]) -> dict[str, Any]:

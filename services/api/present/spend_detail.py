@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 import asyncpg
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from services.api.context import Api
@@ -19,7 +18,7 @@ from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
 from services.api.models import INTEGER, AsOf, Money, PathId, money
-from services.api.pieces import unhurried
+from services.api.pieces import document, unhurried
 from services.api.present.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, spend_detail
 from services.incentives.deals import Deal
@@ -153,7 +152,7 @@ async def get_spend_detail(
         "next": following,
         "as_of": checkpoints.as_of(),
     }
-    return JSONResponse(answer, headers={"Vary": "Accept"})
+    return await document(answer, {"Vary": "Accept"})
 
 
 def _prefers_csv(accept: str) -> bool:
