@@ -1,11 +1,12 @@
 """Models of the answers, for OpenAPI. Amounts are decimal strings with six places, times are RFC 3339."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
 from shared.contracts.known import known
@@ -13,10 +14,21 @@ from shared.contracts.signals import Cause
 from shared.rules import vocabulary
 from shared.rules.money import format_micros
 
+_INTEGER = re.compile(r"0|[1-9][0-9]*")
+
+
+def _written_as_in_json(text: Any) -> Any:
+    if isinstance(text, str) and _INTEGER.fullmatch(text) is None:
+        raise ValueError("should be an integer as JSON writes it, such as 100")
+    return text
+
+
+# Stands last in the annotation of an integer of the query: pydantic alone would also accept "+1", "1.0", "01" and " 1".
+INTEGER: Final = BeforeValidator(_written_as_in_json)
 Money = Annotated[str, Field(examples=["12.345678"])]
 Instant = Annotated[str, Field(examples=["2026-11-21T12:00:00.000000Z"])]
 PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
-Limit = Annotated[int, Query(ge=1, le=1000, description="The largest number of items")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="The largest number of items"), INTEGER]
 AfterId = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN, description="The `next` of the previous page")]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

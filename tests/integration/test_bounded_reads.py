@@ -1,12 +1,13 @@
 """A read of the API takes from the database an amount that the answer bounds, whatever others have stored."""
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
 from services.api.door.tokens import Caller
+from services.api.models import microseconds
 from services.api.past import history, ledger, moments, series
 from services.api.past.facts import Fact, parse_fact
 from services.api.past.ledger import BLOCKS_AT_MOST, Span
@@ -244,3 +245,42 @@ async def test_more_pockets_than_the_rules_write_are_a_conflict(api: Api, monkey
     for path, query in (("", {"at": LATER}), ("/series", days)):
         assert (await api.client.get(f"/v1/ad-accounts/pockets{path}", params=query)).status_code == 409
     assert (await api.client.get("/v1/business-centers/pockets", params={"at": LATER})).status_code == 409
+
+
+DAYS = 150
+A_YEAR = {"from": "2025-06-01", "to": "2026-03-12"}
+
+
+async def write_old_center(api: Api, center: str, versions: list[str]) -> None:
+    """Open a Business Center in 2025 with a batch on each of `DAYS` days, under these policies in turn."""
+    await write_center(api, center, 3)
+    opened = "UPDATE balance.business_centers SET opened_at = '2025-06-01Z' WHERE business_center_id = $1"
+    await api.database.execute(opened, center)
+    for version in versions:
+        policy = {"version": version, "ad_account": ["cash"], "business_center": ["cash"]}
+        await api.insert("ledger.policies", version=version, content=policy)
+    last: int = await api.database.fetchval(
+        "UPDATE ledger.shards SET position = position + $1 WHERE shard = 3 RETURNING position", DAYS
+    )
+    for day in range(DAYS):
+        recorded_at = str(datetime(2025, 7, 1, tzinfo=UTC) + timedelta(days=day))
+        await api.batch(3, last - day, last - day, versions[day % len(versions)], recorded_at)
+
+
+async def test_a_series_keeps_each_policy_once(api: Api) -> None:
+    await write_old_center(api, "two-policies", ["this-policy", "that-policy"])
+    noon = datetime(2025, 8, 1, 12, tzinfo=UTC)
+    ends = [microseconds(noon + timedelta(days=day)) for day in range(100)]
+    async with api.context.snapshot() as connection:
+        policies = await series._policies(connection, 3, series._Days([*range(100)], ends))
+    assert len(policies) == 100
+    assert len({id(policy) for policy in policies.values()}) == 2
+    assert (await api.client.get("/v1/business-centers/two-policies/series", params=A_YEAR)).status_code == 200
+
+
+async def test_a_series_under_more_policies_than_one_answer_reads_is_a_conflict(api: Api) -> None:
+    await write_old_center(api, "many-policies", [f"policy-{number}" for number in range(DAYS)])
+    refused = await api.get("/v1/business-centers/many-policies/series", 409, **A_YEAR)
+    assert "policies" in refused["message"]
+    few = {"from": "2025-07-01", "to": "2025-08-15"}
+    assert (await api.client.get("/v1/business-centers/many-policies/series", params=few)).status_code == 200

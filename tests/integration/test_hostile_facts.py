@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
@@ -38,7 +39,10 @@ FINE: dict[str, dict[str, Any]] = {
 }
 # Each of these is wrong in some places only.
 WORDS = ("null", "{}", "[null]", "[[]]", '""', '"today"', "true", "-1", "0.5", "1e999", "1" * 40)
-NO_OBJECTS = (None, "null", "[]", '"x"', "1", "{}", '{"causes": 1}', '"\\ud800"')
+DEEP = "[" * 6_000 + "]" * 6_000
+LONG_NUMBER = "1" * 5_000
+NO_OBJECTS = (None, "null", "[]", '"x"', "1", "{}", '{"causes": 1}', '"\\ud800"', DEEP, LONG_NUMBER)
+POSITIONS = (*WORDS, '"cash"', '"\\ud800"', DEEP, LONG_NUMBER)
 # The fields of a policy besides its version, which the database compares with the row's.
 WRONG: tuple[Any, ...] = (None, {}, "cash", 1, [None], [["cash"]], [{}], [1])
 POLICIES: tuple[dict[str, Any], ...] = (
@@ -47,6 +51,12 @@ POLICIES: tuple[dict[str, Any], ...] = (
     *({"ad_account": [], "business_center": wrong} for wrong in WRONG),
     {"ad_account": {}, "business_center": []},
 )
+# Each is one more field of a policy that could be read without it.
+FIELDS_OF_POLICIES = {
+    "deep": DEEP,
+    "long-number": LONG_NUMBER,
+    "long": "[" + ", ".join(["{}"] * 16_000) + "]",
+}
 
 
 def written(texts: dict[str, str]) -> str:
@@ -75,8 +85,16 @@ async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> A
             yield running
 
 
-async def write_center(api: Api, center: str, shard: int, policy: dict[str, Any] | None = None) -> int:
-    """Open a Business Center with an ad account and a campaign, in a batch of one position. Return the position."""
+def policy_with(version: str, field: str) -> str:
+    """The JSON of a policy with one more field of this JSON."""
+    return written({"version": json.dumps(version), "ad_account": "[]", "business_center": "[]", "x": field})
+
+
+async def write_center(api: Api, center: str, shard: int, policy: dict[str, Any] | str | None = None) -> int:
+    """Open a Business Center with an ad account and a campaign, in a batch of one position. Return the position.
+
+    A `policy` is what it says beside its version, or its whole JSON.
+    """
     position: int = await api.database.fetchval(
         "UPDATE ledger.shards SET position = position + 1 WHERE shard = $1 RETURNING position", shard
     )
@@ -93,13 +111,16 @@ async def write_center(api: Api, center: str, shard: int, policy: dict[str, Any]
     await api.insert("balance.campaigns", ad_account_id=center, campaign_id="c", mode="daily", amount=5, position=0)
     await api.insert("balance.entry_blocks", business_center_id=center, ad_account_id=center, shard=shard, block=0)
     if policy is not None:
-        await api.insert("ledger.policies", version=center, content=json.dumps({"version": center, **policy}))
+        content = policy if isinstance(policy, str) else json.dumps({"version": center, **policy})
+        await api.insert("ledger.policies", version=center, content=content)
     await api.batch(shard, position, position, center)
     await api.checkpoint("balance", shard, position)
     return position
 
 
-async def write_fact(api: Api, center: str, position: int, kind: str, details: str | None) -> None:
+async def write_fact(
+    api: Api, center: str, position: int, kind: str, details: str | None, amount: int | None = None
+) -> None:
     await api.insert(
         "ledger.entries",
         shard=0,
@@ -109,10 +130,16 @@ async def write_fact(api: Api, center: str, position: int, kind: str, details: s
         ad_account_id=center,
         campaign_id="c" if kind.startswith("campaign") else None,
         kind=kind,
+        amount=amount,
         occurred_at=RECORDED_AT,
         recorded_at=RECORDED_AT,
         details=details,
     )
+
+
+def entry_path(position: int) -> str:
+    """The page of the ledger with the entry at this position of shard 0."""
+    return f"/v1/ledger?after=0-{position - 1}&limit=1"
 
 
 async def ask(api: Api, path: str) -> httpx.Response:
@@ -124,12 +151,13 @@ async def test_no_details_of_a_fact_make_the_api_fail(api: Api, kind: str) -> No
     wrong, unreadable = [], 0
     for number, details in enumerate(hostile(kind)):
         center = f"{kind}-{number}"
-        await write_fact(api, center, await write_center(api, center, 0), kind, details)
+        position = await write_center(api, center, 0)
+        await write_fact(api, center, position, kind, details)
         for path in (
             f"/v1/ad-accounts/{center}?at={LATER}",
             f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
             f"/v1/business-centers/{center}?at={LATER}",
-            f"/v1/ledger?ad_account_id={center}",
+            entry_path(position),
         ):
             answer = await ask(api, path)
             unreadable += answer.status_code == 409
@@ -147,6 +175,62 @@ async def test_details_as_the_rules_write_them_are_read(api: Api, kind: str) -> 
     assert (await ask(api, f"/v1/ad-accounts/{center}?at={LATER}")).status_code == 200
 
 
+async def test_a_fact_nested_as_deeply_as_the_database_takes_it_is_a_conflict(api: Api) -> None:
+    center = "deepest"
+    position = await write_center(api, center, 0)
+    takes, refuses = 0, 32_768
+    while refuses - takes > 1:
+        levels = (takes + refuses) // 2
+        try:
+            await api.database.fetchval("SELECT $1::text::json IS NULL", "[" * levels + "]" * levels)
+            takes = levels
+        except asyncpg.StatementTooComplexError:
+            refuses = levels
+    for levels in range(takes, 0, -1):
+        try:
+            await write_fact(api, center, position, "budget_set", "[" * levels + "]" * levels)
+            break
+        except asyncpg.StatementTooComplexError:
+            continue
+    for path in (f"?at={LATER}", f"/campaigns/c?at={LATER}"):
+        answer = await ask(api, f"/v1/ad-accounts/{center}{path}")
+        assert answer.status_code == 409, answer.text
+
+
+@pytest.mark.parametrize("kind", ["reversal", "forfeit"])
+@pytest.mark.parametrize("number", range(len(POSITIONS)))
+async def test_no_position_of_a_spend_makes_the_api_fail(api: Api, kind: str, number: int) -> None:
+    center = f"{kind}-{number}"
+    first = await write_center(api, center, 0)
+    await write_fact(api, center, first, "budget_set", json.dumps(BUDGET))
+    last: int = await api.database.fetchval(
+        "UPDATE ledger.shards SET position = position + 1 WHERE shard = 0 RETURNING position"
+    )
+    await write_fact(api, center, last, kind, written({"spend_position": POSITIONS[number]}), amount=5)
+    await api.batch(0, last, last, center)
+    await api.checkpoint("balance", 0, last)
+    for path in (
+        f"/v1/ad-accounts/{center}?at={LATER}",
+        f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
+        f"/v1/business-centers/{center}?at={LATER}",
+        entry_path(last),
+    ):
+        answer = await ask(api, path)
+        assert answer.status_code in (200, 404, 409), answer.text
+
+
+async def test_numbers_beyond_a_double_are_no_invalid_json(api: Api) -> None:
+    position = await write_center(api, "infinite", 0)
+    await write_fact(api, "infinite", position, "pause", '{"causes": [], "few": 1, "many": 1e999, "most": [-1e999]}')
+    answer = await ask(api, entry_path(position))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    entries = json.loads(answer.content, parse_constant=refuse)["entries"]
+    assert [entry["details"] for entry in entries] == [{"causes": [], "few": 1, "many": None, "most": [None]}]
+
+
 async def test_an_unreadable_fact_is_named(api: Api) -> None:
     position = await write_center(api, "named", 0)
     await write_fact(api, "named", position, "pause", "{}")
@@ -155,11 +239,9 @@ async def test_an_unreadable_fact_is_named(api: Api) -> None:
     assert f"position {position} of shard 0" in answer.json()["message"]
 
 
-@pytest.mark.parametrize("number", range(len(POLICIES)))
-async def test_no_policy_makes_the_api_fail(api: Api, number: int) -> None:
-    center = f"policy-{number}"
-    await write_center(api, center, 1, POLICIES[number])
-    statuses = {
+async def statuses_of(api: Api, center: str) -> dict[str, int]:
+    """The statuses of the routes that need the policy of this Business Center's shard."""
+    return {
         path: (await ask(api, path)).status_code
         for path in (
             f"/v1/business-centers/{center}",
@@ -170,7 +252,32 @@ async def test_no_policy_makes_the_api_fail(api: Api, number: int) -> None:
             f"/v1/ad-accounts/{center}/{SERIES}",
         )
     }
+
+
+@pytest.mark.parametrize("number", range(len(POLICIES)))
+async def test_no_policy_makes_the_api_fail(api: Api, number: int) -> None:
+    center = f"policy-{number}"
+    await write_center(api, center, 1, POLICIES[number])
+    statuses = await statuses_of(api, center)
     assert set(statuses.values()) == {409}, statuses
+
+
+@pytest.mark.parametrize("name", FIELDS_OF_POLICIES)
+async def test_no_json_of_a_policy_makes_the_api_fail(api: Api, name: str) -> None:
+    center = f"json-{name}"
+    await write_center(api, center, 1, policy_with(center, FIELDS_OF_POLICIES[name]))
+    statuses = await statuses_of(api, center)
+    assert set(statuses.values()) == {409}, statuses
+    assert (await ask(api, f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}")).status_code == 409
+    ids = [row["business_center_id"] for row in (await api.get("/v1/business-centers", limit=1000))["business_centers"]]
+    assert center not in ids
+    assert (await api.get(f"/v1/business-centers/{center}/ad-accounts"))["ad_accounts"] == []
+
+
+async def test_a_policy_with_a_field_that_this_release_does_not_know_is_read(api: Api) -> None:
+    await write_center(api, "newer-policy", 1, policy_with("newer-policy", '{"some": ["words"]}'))
+    statuses = await statuses_of(api, "newer-policy")
+    assert set(statuses.values()) == {200}, statuses
 
 
 async def test_a_page_leaves_out_only_what_cannot_be_read(api: Api) -> None:

@@ -10,6 +10,7 @@ from services.api.budgets import Today
 from services.api.door.errors import not_found, unreadable
 from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
+from services.api.pieces import unhurried
 from shared.ledger.times import to_datetime
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
@@ -221,7 +222,7 @@ async def business_center_facts_at(
     )
     if len(left_out) > MOST_AD_ACCOUNTS:
         raise unreadable("the ad accounts that it leaves out of automatic allocation")
-    return row, [dict(each) for each in left_out]
+    return row, [dict(each) async for each in unhurried(left_out)]
 
 
 async def ad_account_facts_at(connection: asyncpg.Connection, entity: Entity, moment: Moment) -> asyncpg.Record:

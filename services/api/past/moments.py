@@ -21,7 +21,7 @@ from services.api.door.errors import invalid, not_found, unavailable, unreadable
 from services.api.door.tokens import Caller
 from services.api.models import microseconds, time
 from services.api.past.facts import FACTS, Fact, parse_fact
-from services.api.policies import Waterfalls, parse_policy
+from services.api.policies import Waterfalls, read_policy
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
 from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
@@ -42,6 +42,9 @@ At = Annotated[
 BLOCK_POSITIONS = 65_536  # of balance.entry_blocks
 # Money falls into some dozens of groups. The database accepts any words there, so more groups are possible.
 _GROUPS_AT_MOST: Final = 1_000
+# PostgreSQL stores JSON that it cannot take apart later: half a surrogate pair, or levels up to the depth of its stack.
+# A position there may be no number.
+_UNREADABLE_JSON: Final = (asyncpg.DataError, asyncpg.StatementTooComplexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +165,8 @@ async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Mom
     at = to_datetime(at_us)
     batch = await connection.fetchrow(
         """
-        SELECT b.last_position, b.recorded_at, p.content
-        FROM ledger.batches b LEFT JOIN ledger.policies p ON p.version = b.policy_version
-        WHERE b.shard = $1 AND b.recorded_at <= $2 ORDER BY b.recorded_at DESC, b.last_position DESC LIMIT 1
+        SELECT last_position, recorded_at, policy_version FROM ledger.batches
+        WHERE shard = $1 AND recorded_at <= $2 ORDER BY recorded_at DESC, last_position DESC LIMIT 1
         """,
         shard,
         at,
@@ -172,7 +174,7 @@ async def _moment(connection: asyncpg.Connection, shard: int, at_us: int) -> Mom
     if batch is None:  # The read model says that the entity was opened by then.
         raise not_found("Business Center or ad account at that time")
     closed = await last_closing(connection, shard, batch["last_position"])
-    policy = parse_policy(batch["content"])
+    policy = await read_policy(connection, batch["policy_version"])
     return Moment(at_us, shard, batch["last_position"], batch["recorded_at"], closed, policy)
 
 
@@ -182,6 +184,26 @@ async def last_closing(connection: asyncpg.Connection, shard: int, position: int
         "SELECT max(position) FROM balance.closings WHERE shard = $1 AND position <= $2", shard, position
     )
     return found or 0
+
+
+_MONEY: Final = """
+    SELECT holder, pocket, kind = 'credit_limit_change' AS limit_changed,
+           day IS NOT NULL AS is_spend, coalesce(day BETWEEN $8 AND $9, false) AS in_period,
+           pocket IS NULL AND kind <> 'forfeit' AS overdelivery,
+           coalesce($7::bigint < CASE
+               WHEN kind IN ('reversal', 'forfeit') THEN (details ->> 'spend_position')::bigint
+               ELSE position END, false) AS counted,
+           sum(amount) AS amount
+    FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
+    CROSS JOIN LATERAL (
+        SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
+          AND e.amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
+          AND ($6::text IS NULL OR e.campaign_id = $6)
+        OFFSET 0  -- Keeps the planner to one index scan for each span.
+    ) AS entries
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
+    LIMIT $10
+"""
 
 
 async def money_since_closing(
@@ -207,37 +229,23 @@ async def money_since_closing(
         period: the first and last day of a budget's period. Spend of its days is `in_period`; without one, none is.
 
     Raises:
-        ApiError: 409 if there are more groups than the rules can write.
+        ApiError: 409 if there are more groups than the rules can write, or an entry's details cannot be read.
 
     """
-    rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT holder, pocket, kind = 'credit_limit_change' AS limit_changed,
-               day IS NOT NULL AS is_spend, coalesce(day BETWEEN $8 AND $9, false) AS in_period,
-               pocket IS NULL AND kind <> 'forfeit' AS overdelivery,
-               coalesce($7::bigint < CASE
-                   WHEN kind IN ('reversal', 'forfeit') THEN (details ->> 'spend_position')::bigint
-                   ELSE position END, false) AS counted,
-               sum(amount) AS amount
-        FROM unnest($2::bigint[], $3::bigint[]) AS spans (first, last)
-        CROSS JOIN LATERAL (
-            SELECT * FROM ledger.entries e WHERE e.shard = $1 AND e.position BETWEEN spans.first AND spans.last
-              AND e.amount IS NOT NULL AND e.business_center_id = $4 AND ($5 = '' OR e.ad_account_id = $5)
-              AND ($6::text IS NULL OR e.campaign_id = $6)
-            OFFSET 0  -- Keeps the planner to one index scan for each span.
-        ) AS entries
-        GROUP BY 1, 2, 3, 4, 5, 6, 7
-        LIMIT $10
-        """,
-        moment.shard,
-        *await spans_after(connection, entity, moment.closed, moment.position),
-        entity.business_center_id,
-        entity.ad_account_id,
-        campaign_id,
-        custom_start,
-        *(period or (None, None)),
-        _GROUPS_AT_MOST + 1,
-    )
+    try:
+        rows: list[asyncpg.Record] = await connection.fetch(
+            _MONEY,
+            moment.shard,
+            *await spans_after(connection, entity, moment.closed, moment.position),
+            entity.business_center_id,
+            entity.ad_account_id,
+            campaign_id,
+            custom_start,
+            *(period or (None, None)),
+            _GROUPS_AT_MOST + 1,
+        )
+    except _UNREADABLE_JSON:
+        raise unreadable("the money since the last closing") from None
     if len(rows) > _GROUPS_AT_MOST:
         raise unreadable("the money since the last closing")
     return rows
@@ -292,7 +300,7 @@ async def facts_since_closing(
             [*BUDGET_KINDS],
             [*DELIVERY_KINDS],
         )
-    except asyncpg.DataError:  # PostgreSQL stores a JSON text with half a surrogate pair, and cannot take it apart.
+    except _UNREADABLE_JSON:
         raise unreadable("a budget since the last closing") from None
     return [parse_fact(entity.shard, *row) for row in rows]
 

@@ -4,10 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import asyncpg
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from services.api import balances
@@ -19,8 +19,8 @@ from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid, unreadable
 from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
-from services.api.pieces import unhurried
-from services.api.policies import DEFAULT_POLICY, Waterfalls, parse_policy
+from services.api.pieces import page, unhurried
+from services.api.policies import DEFAULT_POLICY, Waterfalls, read_versions
 from shared.contracts.fields import Day
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
@@ -29,6 +29,9 @@ from shared.runtime.clock import Clock
 DAYS_AT_MOST = 400
 # There is one for each pocket and day, from closings and from entries. The database accepts any words for pockets.
 _MOVEMENTS_AT_MOST = 10_000
+# A policy changes rarely, if at all. The ledger's writer may name another one in each batch.
+_POLICIES_AT_MOST: Final = 100
+_POLICIES: Final = "the waterfall policies of its shard"
 
 router = APIRouter(tags=["history"], responses={**READ_PROBLEMS, **UNREADABLE})
 
@@ -126,7 +129,7 @@ class _Days:
 )
 async def get_business_center_series(
     business_center_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
-) -> dict[str, Any]:
+) -> Response:
     """Return one row for each day of the Business Center's time zone.
 
     `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
@@ -138,12 +141,8 @@ async def get_business_center_series(
         entity = await find_business_center(connection, caller, business_center_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _business_center_balance)
-    return {
-        "business_center_id": business_center_id,
-        "time_zone": entity.time_zone,
-        "days": series,
-        "as_of": checkpoints.as_of(),
-    }
+    rest = {"business_center_id": business_center_id, "time_zone": entity.time_zone, "as_of": checkpoints.as_of()}
+    return await page("days", unhurried(series), **rest)
 
 
 @router.get(
@@ -154,7 +153,7 @@ async def get_business_center_series(
 )
 async def get_ad_account_series(
     ad_account_id: PathId, context: Api, caller: FinanceReader, from_: From, to: To
-) -> dict[str, Any]:
+) -> Response:
     """Return one row for each day of the ad account's time zone.
 
     `balance` is the closing balance: it includes what was recorded by the day's end. `spend` goes by the spend's own
@@ -166,13 +165,12 @@ async def get_ad_account_series(
         entity = await find_ad_account(connection, caller, ad_account_id)
         checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
         series = await _read_series(connection, entity, days, checkpoints, context.clock, _ad_account_balance)
-    return {
-        "ad_account_id": ad_account_id,
+    rest = {
         "business_center_id": entity.business_center_id,
         "time_zone": entity.time_zone,
-        "days": series,
         "as_of": checkpoints.as_of(),
     }
+    return await page("days", unhurried(series), ad_account_id=ad_account_id, **rest)
 
 
 def _business_center_balance(pockets: Counter[str], limit: int, policy: dict[str, Any]) -> dict[str, Any]:
@@ -280,22 +278,34 @@ async def _movements(
 
 
 async def _policies(connection: asyncpg.Connection, shard: int, days: _Days) -> dict[int, Waterfalls]:
-    """Return the policy of the last batch by the end of each day. Raise ApiError (409) if one cannot be read."""
+    """Return the policy of the last batch by the end of each day.
+
+    Raises:
+        ApiError: 409 if one cannot be read, or if there are more than one answer reads.
+
+    """
     rows = await connection.fetch(
         """
-        SELECT ends.number, p.content
+        SELECT ends.number, latest.policy_version
         FROM unnest($2::timestamptz[]) WITH ORDINALITY AS ends (instant, number)
         CROSS JOIN LATERAL (
             SELECT policy_version FROM ledger.batches b
             WHERE b.shard = $1 AND b.recorded_at < ends.instant
             ORDER BY b.recorded_at DESC, b.last_position DESC LIMIT 1
         ) AS latest
-        JOIN ledger.policies p ON p.version = latest.policy_version
         """,
         shard,
         [to_datetime(end) for end in days.ends],
     )
-    return {row["number"] - 1: parse_policy(row["content"]) for row in rows}
+    versions = {row["policy_version"] for row in rows}
+    if len(versions) > _POLICIES_AT_MOST:
+        raise unreadable(_POLICIES)
+    policies = await read_versions(connection, versions)
+    found = {row["number"] - 1: policies[row["policy_version"]] for row in rows}
+    readable = {number: policy for number, policy in found.items() if policy is not None}
+    if len(readable) < len(found):
+        raise unreadable(_POLICIES)
+    return readable
 
 
 async def _spend(connection: asyncpg.Connection, entity: Entity, days: _Days) -> dict[date, asyncpg.Record]:

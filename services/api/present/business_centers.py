@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import asyncpg
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from services.api.balances import business_center_balance, spend_answer
 from services.api.checkpoints import read_checkpoints
@@ -17,7 +17,7 @@ from services.api.door.errors import not_found, unreadable
 from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
 from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
-from services.api.pieces import unhurried
+from services.api.pieces import document, page, unhurried
 from services.api.policies import read_policies, require_policy
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
@@ -29,7 +29,7 @@ _LEFT_OUT: Final = "the ad accounts that it leaves out of automatic allocation"
 @router.get("/v1/business-centers", response_model=BusinessCenters, summary="List Business Centers")
 async def list_business_centers(
     context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None
-) -> dict[str, Any]:
+) -> Response:
     """List the caller's Business Centers by id, a page at a time.
 
     A page may be shorter than `limit`; `next` tells whether there are more.
@@ -46,11 +46,8 @@ async def list_business_centers(
         fitting = await _fitting(connection, ids[:limit])
         found = await read_business_centers(connection, ids[:fitting])
         checkpoints = await read_checkpoints(connection, "balance", caller.shards(context.shards))
-    return {
-        "business_centers": list(found.values()),
-        "next": ids[fitting - 1] if len(ids) > fitting else None,
-        "as_of": checkpoints.as_of(),
-    }
+    following = ids[fitting - 1] if len(ids) > fitting else None
+    return await page("business_centers", unhurried(found.values()), next=following, as_of=checkpoints.as_of())
 
 
 @router.get(
@@ -61,26 +58,26 @@ async def list_business_centers(
 )
 async def get_business_center(
     business_center_id: PathId, context: Api, caller: FinanceReader, at: At = None
-) -> dict[str, Any]:
+) -> Response:
     """Return one Business Center, now or as the ledger stood `at` a past ledger time.
 
     With `at`, `as_of` names the last batch that was recorded by then. A time in the future answers 400, a time before
     the Business Center was opened 404.
     """
     if at is not None:
-        return await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
+        past = await read_at(context, caller, at, find_business_center, business_center_id, _business_center_at)
+        return await document(past)
     async with context.snapshot() as connection:
         mine = [business_center_id] if caller.sees(business_center_id) else []
         found = await read_business_centers(connection, mine)
         if not mine:  # After the same reads as for one that does not exist, so that an answer's time tells nothing.
             raise not_found("Business Center")
+        entity = await find_business_center(connection, caller, business_center_id)
         if not found:
-            entity = await find_business_center(connection, caller, business_center_id)
             await require_policy(connection, entity.shard)
             raise unreadable(_LEFT_OUT)
-        answer = found[business_center_id]
-        checkpoints = await read_checkpoints(connection, "balance", [answer["shard"]])
-    return {**answer, "as_of": checkpoints.as_of()}
+        checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
+    return await document({**found[business_center_id], "as_of": checkpoints.as_of()})
 
 
 async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) -> dict[str, dict[str, Any]]:
@@ -111,7 +108,6 @@ async def read_business_centers(connection: asyncpg.Connection, ids: list[str]) 
     return {
         (id_ := row["business_center_id"]): {
             "business_center_id": id_,
-            "shard": row["shard"],
             "currency": row["currency"],
             "time_zone": row["time_zone"],
             "balance": business_center_balance(pockets[id_], int(row["credit_limit"]), policies[row["shard"]]),
@@ -199,7 +195,7 @@ async def _left_out(connection: asyncpg.Connection, ids: list[str]) -> dict[str,
         ids,
     )
     left_out: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
+    async for row in unhurried(rows):
         left_out[row["business_center_id"]].append({"ad_account_id": row["ad_account_id"], "reason": row["reason"]})
     return left_out
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import asyncpg
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -16,7 +16,7 @@ from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, not_found, permission_denied
 from services.api.door.tokens import Caller
 from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, money, time
-from services.api.pieces import unhurried
+from services.api.pieces import page, unhurried
 from services.incentives import cash_spend, deals
 from services.incentives.rating import Method, format_rate
 from services.incentives.terms import DEAL_TERMS
@@ -94,15 +94,15 @@ async def put_deal(deal_id: PathId, request: Request, context: Api, caller: Fina
 
 
 @router.get("/v1/deals", response_model=Deals, summary="List deals")
-async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> dict[str, Any]:
+async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> Response:
     """List the deals whose ad accounts the caller may all see, by id, a page at a time.
 
     A page may be shorter than `limit`; `next` tells whether there are more.
     """
     async with context.snapshot() as connection:
-        page = await deals.read_page(connection, caller.scope, after or "", limit)
-    found = [_answer(deal) async for deal in unhurried(map(_parse, page.rows)) if deal is not None]
-    return {"deals": found, "next": page.next}
+        stored = await deals.read_page(connection, caller.scope, after or "", limit)
+    found = (_answer(deal) async for deal in unhurried(map(_parse, stored.rows)) if deal is not None)
+    return await page("deals", found, next=stored.next)
 
 
 @router.get("/v1/deals/{deal_id}", response_model=Deal, summary="Read a deal", responses=UNREADABLE_DEAL)

@@ -10,7 +10,6 @@ from urllib.parse import urlencode
 
 import asyncpg
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from services.api.context import Api
@@ -18,8 +17,8 @@ from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import AsOf, Money, PathId, money
-from services.api.pieces import unhurried
+from services.api.models import INTEGER, AsOf, Money, PathId, money
+from services.api.pieces import document, unhurried
 from services.api.present.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, spend_detail
 from services.incentives.deals import Deal
@@ -95,6 +94,7 @@ Rows = Annotated[
         description=f"How many rows at most: by default {JSON_ROWS}, for CSV {CSV_ROWS_AT_MOST}. A page of JSON has "
         f"{JSON_ROWS_AT_MOST} rows at most.",
     ),
+    INTEGER,
 ]
 Format = Annotated[Literal["json", "csv"] | None, Query(description="Overrides the header `Accept`")]
 
@@ -152,7 +152,7 @@ async def get_spend_detail(
         "next": following,
         "as_of": checkpoints.as_of(),
     }
-    return JSONResponse(answer, headers={"Vary": "Accept"})
+    return await document(answer, {"Vary": "Accept"})
 
 
 def _prefers_csv(accept: str) -> bool:
