@@ -29,6 +29,8 @@ SIZED = (
     "shard_states",
     "allocators",
 )
+# Tables whose rows name quarantined records.
+NAMING = ("quarantine", "quarantine_replays", "forwarded")
 # The constraints on the records that may wait for a shard.
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
 # Table, trigger, a part of its definition, and what it does (in the words of the error).
@@ -67,6 +69,9 @@ async def check_bounds(connection: asyncpg.Connection) -> int:
     sized = await _tables_with(connection, "sizes")
     for table in SIZED:
         expect(table in sized, f"ledger.{table}: the constraint on the sizes of what it holds is missing")
+    naming = await _tables_with(connection, "ids")
+    for table in NAMING:
+        expect(table in naming, f"ledger.{table}: the constraint on the ids of records is missing")
     await _check_forwarded(connection)
     await _check_triggers(connection)
     return len(found)

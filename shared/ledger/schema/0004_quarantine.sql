@@ -26,12 +26,9 @@ CREATE TABLE ledger.quarantine (
     replay_sequence bigint,
     CHECK ((replay_shard IS NULL) = (replay_sequence IS NULL)),
     CONSTRAINT quarantine_cut CHECK ((raw_bytes IS NULL) = (raw_sha256 IS NULL)),
-    -- A record of another topic could not be replayed, and would keep those behind it from being replayed by reason. An
-    -- id of the API has a sequence of at most eighteen digits; a cursor behind a longer one could not be passed back.
+    -- A record of another topic could not be replayed, and would keep those behind it from being replayed by reason.
     CONSTRAINT quarantine_bounds CHECK (
-        shard >= 0 AND sequence > 0 AND sequence < 1000000000000000000 AND partition >= 0 AND "offset" >= 0
-        AND topic IN ('spend.events', 'finance.commands')
-        AND replay_shard >= 0 AND replay_sequence > 0 AND replay_sequence < 1000000000000000000),
+        sequence > 0 AND partition >= 0 AND "offset" >= 0 AND topic IN ('spend.events', 'finance.commands')),
     CONSTRAINT quarantine_times CHECK (recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z'),
     CONSTRAINT quarantine_sizes CHECK (
         octet_length(raw) <= 65536 AND octet_length(key) <= 81920 AND octet_length(headers::text) <= 1048576
@@ -95,7 +92,7 @@ CREATE TABLE ledger.quarantine_replays (
     sequence bigint NOT NULL,
     recorded_at timestamptz NOT NULL,       -- when the record was quarantined
     replayed_at timestamptz NOT NULL,
-    CONSTRAINT quarantine_replays_bounds CHECK (shard >= 0 AND sequence > 0),
+    CONSTRAINT quarantine_replays_bounds CHECK (sequence > 0),
     CONSTRAINT quarantine_replays_times CHECK (
         recorded_at >= '1970-01-01Z' AND recorded_at < '3000-01-01Z'
         AND replayed_at >= '1970-01-01Z' AND replayed_at < '3000-01-01Z')
@@ -119,8 +116,7 @@ CREATE TABLE ledger.forwarded (
     replay_sequence bigint,
     replay_bytes bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (shard, id),
-    CONSTRAINT forwarded_bounds CHECK (
-        shard >= 0 AND partition >= 0 AND "offset" >= 0 AND replay_shard >= 0 AND replay_sequence > 0),
+    CONSTRAINT forwarded_bounds CHECK (partition >= 0 AND "offset" >= 0),
     CONSTRAINT forwarded_records CHECK (
         topic IN ('spend.events', 'finance.commands') AND (replay_shard IS NULL) = (replay_sequence IS NULL)
         AND replay_bytes >= 0),
