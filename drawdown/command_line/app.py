@@ -313,8 +313,16 @@ def _run(command: Coroutine[Any, Any, int | None] | Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except _EXPECTED as error:
-        print(f"drawdown: {error}", file=sys.stderr)
+        print(f"drawdown: {_told(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
     raise SystemExit(code or 0)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, httpx.TransportError):
+        address = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
+        problem = str(error) or type(error).__name__
+        return f"the API at {address} does not answer ({problem}): is it running, and are DRAWDOWN_HTTP_HOST and DRAWDOWN_HTTP_PORT its address?"
+    return str(error)
