@@ -324,5 +324,6 @@ def _told(error: Exception) -> str:
     if isinstance(error, httpx.TransportError):
         address = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
         problem = str(error) or type(error).__name__
-        return f"the API at {address} does not answer ({problem}): is it running, and are DRAWDOWN_HTTP_HOST and DRAWDOWN_HTTP_PORT its address?"
+        advice = "is it running, and are DRAWDOWN_HTTP_HOST and DRAWDOWN_HTTP_PORT its address?"
+        return f"the API at {address} does not answer ({problem}): {advice}"
     return str(error)
