@@ -87,6 +87,12 @@ class BatchWrite:
     changes_delivery: bool = False
     snapshot: tuple[int, int, bytes] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Return whether it appends nothing. It may still move the offsets."""
+        lists = (self.rows, self.outcomes, self.quarantined, self.forwarded, self.taken, self.zones, self.resting)
+        return not any(lists)
+
 
 async def append(connection: asyncpg.Connection, lease: Lease, write: BatchWrite) -> None:
     """Append a batch and move the lease.

@@ -267,8 +267,8 @@ class Decider:
         decision.entries = len(write.rows)
         for line, amount, _, _, _, _, _ in self._rules.entries:
             if amount is None and line.cause is not None:
-                write.changes_delivery = True
                 decision.pauses[line.kind, line.cause] += 1
+        write.changes_delivery = bool(decision.pauses)
 
 
 @contextmanager

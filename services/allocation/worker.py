@@ -317,19 +317,9 @@ class Worker:
             return await self._decider.decide(portion, known, now, write)
 
     async def _append(self, write: BatchWrite, decided: DecodedRecords, decision: Decision, started: float) -> None:
-        nothing = not (
-            write.rows
-            or write.outcomes
-            or write.quarantined
-            or write.forwarded
-            or write.taken
-            or write.zones
-            or write.resting
-        )
-        if nothing and (write.spend_offset, write.command_offset) == (
-            self.lease.spend_offset,
-            self.lease.command_offset,
-        ):
+        lease = self.lease
+        have_moved = (write.spend_offset, write.command_offset) != (lease.spend_offset, lease.command_offset)
+        if write.is_empty and not have_moved:
             await self._unlock()
             self._state.set("writing", self._ahead)
             return

@@ -235,8 +235,9 @@ def command_meaning(content: dict[str, Any]) -> dict[str, Any]:
     for key in command_types.AMOUNTS:
         if key in meaning:
             meaning[key] = parse_amount(meaning[key])
-    if "expires_at" in meaning:
-        meaning["expires_at"] = parse_time(meaning["expires_at"])
+    for key in TIMES:
+        if key in meaning:
+            meaning[key] = parse_time(meaning[key])
     if "campaign_ids" in meaning:
         meaning["campaign_ids"] = sorted(set(meaning["campaign_ids"]))
     meaning["role"] = meaning["actor"]["role"]

@@ -19,7 +19,6 @@ AD_ACCOUNT_WATERFALL: Final = ("voucher", "ad_credit", "cash", "credit")
 BUSINESS_CENTER_WATERFALL: Final = ("voucher", "cash", "credit_line")
 # A Business Center also holds a pool of ad credit, which is allocated by hand and never drawn from.
 AD_ACCOUNT_POCKETS: Final = AD_ACCOUNT_WATERFALL
-BUSINESS_CENTER_POCKETS: Final = (*BUSINESS_CENTER_WATERFALL, "ad_credit")
 POCKETS: Final = (*AD_ACCOUNT_POCKETS, "credit_line")
 # Spend that is paid from these counts towards incentives (domain page, section 1).
 CASH_POCKETS: Final = ("cash", "credit", "credit_line")

@@ -35,8 +35,8 @@ _SETTINGS_BY_DATABASE = """
 def connection_limits(shards: int) -> dict[str, int]:
     """Return how many connections each role may have: enough for some processes of its service, but never all.
 
-    A process of `allocation` has five, and two for each shard that it writes; a process of `api` has twelve; followers
-    declare theirs. PostgreSQL allows a hundred by default. Together the roles leave some of them to the owner.
+    A process of `allocation` has five, and two for each shard that it writes; a process of `api` has about a dozen;
+    followers declare theirs. PostgreSQL allows a hundred by default. Together the roles leave some to the owner.
     """
     return {
         "drawdown_allocation": 32 + 2 * shards,

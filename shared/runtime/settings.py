@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     shards: int = Field(default=4, ge=1, le=1024)
     deduplication_days: int = Field(default=7, ge=1, le=365)
     policy_file: FilePath | None = None
-    # Per allocation process, 1.4 KB each. Above this number idle campaigns rest in the database.
+    # Per allocation process, 1.5 KB each. Above this number idle campaigns rest in the database.
     campaigns_in_memory: int = Field(default=150_000, ge=1_000, le=100_000_000)
     clock_offset_seconds: float = Field(default=0, allow_inf_nan=False, ge=-3e9, le=3e9)
 

@@ -17,7 +17,7 @@ from shared.rules.vocabulary import (
     AD_ACCOUNT_POCKETS,
     BUDGET_KINDS,
     BUDGET_MODES,
-    BUSINESS_CENTER_POCKETS,
+    BUSINESS_CENTER_WATERFALL,
     DEBITS,
     DELIVERY_KINDS,
     KIND,
@@ -58,7 +58,7 @@ def test_every_kind_is_written_as_the_vocabulary_says(entries: list[Entry]) -> N
 
 
 def test_a_holder_has_only_pockets_of_its_own(entries: list[Entry]) -> None:
-    pockets = {"ad_account": AD_ACCOUNT_POCKETS, "business_center": BUSINESS_CENTER_POCKETS}
+    pockets = {"ad_account": AD_ACCOUNT_POCKETS, "business_center": (*BUSINESS_CENTER_WATERFALL, "ad_credit")}
     assert {(line.holder, line.pocket) for line, *_ in entries if line.holder} == {
         (holder, pocket) for holder, its in pockets.items() for pocket in its
     }
