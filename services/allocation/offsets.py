@@ -5,16 +5,15 @@ import structlog
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import CONSUMED
 from shared.runtime.postgres import connect
+from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import Settings
 
 log = structlog.get_logger()
 
-ROLE = "drawdown_allocation"
-
 
 async def print_log(settings: Settings) -> None:
     """Print the operators' log, oldest entry first."""
-    connection = await connect(settings, ROLE, "drawdown offsets log")
+    connection = await connect(settings, ALLOCATION_ROLE, "drawdown offsets log")
     try:
         rows = await connection.fetch(
             "SELECT row_to_json(entry)::text FROM ledger.operators_log AS entry ORDER BY sequence"
@@ -32,7 +31,7 @@ async def adopt(settings: Settings) -> None:
     another epoch and is refused.
     """
     present = await incarnation(settings, *CONSUMED)
-    connection = await connect(settings, ROLE, "drawdown offsets adopt")
+    connection = await connect(settings, ALLOCATION_ROLE, "drawdown offsets adopt")
     try:
         await connection.execute(
             "UPDATE ledger.shards SET incarnation = $1, spend_offset = 0, command_offset = 0, epoch = epoch + 1,"

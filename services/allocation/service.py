@@ -67,13 +67,13 @@ from shared.runtime.kafka import CONSUMED, create_producer, stop_client
 from shared.runtime.postgres import connect, create_pool, is_lost
 from shared.runtime.reachability import watch_broker_reachability, watch_reachability
 from shared.runtime.retries import GrowingPause
+from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import BadSettingError, Settings
 from shared.runtime.stopping import close_within, first_to_end, in_background
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
 
-ROLE = "drawdown_allocation"
 HEARTBEAT_SECONDS = 0.25
 # A process has ten seconds to end: this long to finish batches and release shards, then this long for the tasks whose
 # connections were cut.
@@ -218,7 +218,7 @@ class Allocation:
             stack.push_async_callback(lambda: close_within(stop_client(producer)))
             database = await create_pool(
                 self._settings,
-                ROLE,
+                ALLOCATION_ROLE,
                 application_name=self._name("outcomes"),
                 max_size=MOST_PUBLISHING,
                 statement_timeout_seconds=STATEMENT_SECONDS,
@@ -292,7 +292,7 @@ class Allocation:
         self._released.set()
 
     async def _connect(self, stack: AsyncExitStack, what: str, plain: bool = True) -> asyncpg.Connection:
-        connection = await connect(self._settings, ROLE, self._name(what))
+        connection = await connect(self._settings, ALLOCATION_ROLE, self._name(what))
         self._connections.add(connection)
         stack.push_async_callback(self._close, connection)
         if plain:

@@ -26,11 +26,11 @@ from shared.rules.policy import STANDARD
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import CONSUMED, SPEND_EVENTS
 from shared.runtime.postgres import connect
+from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import Settings
 
 log = structlog.get_logger()
 
-ROLE: Final = "drawdown_allocation"
 _LONGEST_BECAUSE: Final = 300
 
 
@@ -44,7 +44,7 @@ async def skip(settings: Settings, shard: int, topic: str, offset: int, because:
         raise CannotGoOnError(f"the writer reads {' and '.join(CONSUMED)}, not {topic}: nothing was skipped")
     if not because:
         raise CannotGoOnError("--because should say why, for later readers: nothing was skipped")
-    connection = await connect(settings, ROLE, "drawdown offsets skip")
+    connection = await connect(settings, ALLOCATION_ROLE, "drawdown offsets skip")
     try:
         await plain_types(connection)
         await connection.execute("SET lock_timeout = '10s'")

@@ -13,7 +13,7 @@ import uvicorn
 
 from services.api.app import create_app
 from services.api.commands.signing import configured_signer
-from services.api.commands.waiting import ROLE, STALE_SECONDS, Watcher
+from services.api.commands.waiting import STALE_SECONDS, Watcher
 from services.api.context import Context
 from services.api.door.access import Access
 from services.api.door.connections import Connections
@@ -27,6 +27,7 @@ from shared.runtime.health import Health, answering_health
 from shared.runtime.kafka import create_producer, stop_client
 from shared.runtime.postgres import create_pool
 from shared.runtime.reachability import watch_broker_reachability
+from shared.runtime.roles import API_ROLE
 from shared.runtime.serving import Server
 from shared.runtime.settings import Settings
 from shared.runtime.stopping import close_within
@@ -77,7 +78,7 @@ async def connected(settings: Settings) -> AsyncIterator[Context]:
     async with contextlib.AsyncExitStack() as stack:
         pool = await create_pool(
             settings,
-            ROLE,
+            API_ROLE,
             application_name="drawdown api",
             min_size=2,
             max_size=8,

@@ -15,9 +15,9 @@ from services.auditor.replaying import replay_ledger
 from services.auditor.report import Report
 from shared.ledger.lookup import plain_types
 from shared.runtime.postgres import connect
+from shared.runtime.roles import AUDITOR_ROLE
 from shared.runtime.settings import Settings
 
-ROLE = "drawdown_auditor"
 PASSED, DIFFERS, NOT_RUN = 0, 1, 2
 _CANNOT_RUN = (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -87,7 +87,7 @@ async def _audit(
 
 @asynccontextmanager
 async def _reading(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    connection = await connect(settings, ROLE, "drawdown audit")
+    connection = await connect(settings, AUDITOR_ROLE, "drawdown audit")
     try:
         await plain_types(connection)
         await connection.execute("SET default_transaction_read_only = on; SET jit = off")

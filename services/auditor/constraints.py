@@ -5,7 +5,7 @@ import asyncpg
 from services.auditor.difference import DifferenceError, expect
 from shared.runtime.read_models import READ_MODELS
 
-BOUNDED = (
+WITH_BOUNDS = (
     "entries",
     "batches",
     "outcomes",
@@ -15,7 +15,7 @@ BOUNDED = (
     "snapshots",
     "shards",
 )
-SIZED = (
+WITH_SIZES = (
     "entries",
     "batches",
     "outcomes",
@@ -30,7 +30,7 @@ SIZED = (
     "allocators",
 )
 # Tables whose rows name quarantined records.
-NAMING = ("quarantine", "quarantine_replays", "forwarded")
+WITH_IDS = ("quarantine", "quarantine_replays", "forwarded")
 # The constraints on the records that may wait for a shard.
 OF_FORWARDED = ("forwarded_records", "forwarded_sizes")
 # Table, trigger, a part of its definition, and what it does (in the words of the error).
@@ -64,13 +64,13 @@ async def check_times(connection: asyncpg.Connection) -> None:
 async def check_bounds(connection: asyncpg.Connection) -> int:
     """Return the number of bounds, each of which was checked for every row. Raise DifferenceError if one is missing."""
     found = await _tables_with(connection, "bounds")
-    for table in BOUNDED:
+    for table in WITH_BOUNDS:
         expect(table in found, f"ledger.{table}: the constraint that keeps its rows within bounds is missing")
     sized = await _tables_with(connection, "sizes")
-    for table in SIZED:
+    for table in WITH_SIZES:
         expect(table in sized, f"ledger.{table}: the constraint on the sizes of what it holds is missing")
     naming = await _tables_with(connection, "ids")
-    for table in NAMING:
+    for table in WITH_IDS:
         expect(table in naming, f"ledger.{table}: the constraint on the ids of records is missing")
     await _check_forwarded(connection)
     await _check_triggers(connection)

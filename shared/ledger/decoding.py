@@ -10,7 +10,7 @@ import asyncpg
 from shared.ledger.encoding import ALL_NUMBERS, COPY_HEADER, COPY_TRAILER, DAY_2000, EPOCH_2000_US, FIELDS
 from shared.rules.entries import Entry, Line
 
-NO_BOUND: Final = 2**63
+ANY_SIZE: Final = 2**63
 # Yield to other tasks after decoding this many entries.
 _SLICE = 1_000
 _LENGTH = struct.Struct(">i")
@@ -59,7 +59,7 @@ class RangeTooLargeError(Exception):
 
 
 async def copy_entries(
-    connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = NO_BOUND
+    connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = ANY_SIZE
 ) -> bytes:
     """Return a binary COPY of the entries of a shard at the positions first … last, in order.
 
@@ -117,7 +117,7 @@ class EntryReader:
         self._lines: dict[bytes, Line] = {}
 
     async def read(
-        self, connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = NO_BOUND
+        self, connection: asyncpg.Connection, shard: int, first: int, last: int, most_bytes: int = ANY_SIZE
     ) -> list[StoredEntry]:
         """Return the entries of a shard at the positions first … last, in order. Missing positions are left out.
 

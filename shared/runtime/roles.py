@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import secrets
 from pathlib import Path
+from typing import Final
 
 import asyncpg
 import structlog
@@ -19,7 +20,10 @@ from shared.runtime.settings import BadSettingError
 # The role with the rights that all followers have. Nobody logs in as it.
 FOLLOWERS = "drawdown_follower"
 FOLLOWER_ROLES = tuple(model.role for model in READ_MODELS)
-SERVICE_ROLES = ("drawdown_allocation", *FOLLOWER_ROLES, "drawdown_api", "drawdown_auditor")
+ALLOCATION_ROLE: Final = "drawdown_allocation"
+API_ROLE: Final = "drawdown_api"
+AUDITOR_ROLE: Final = "drawdown_auditor"
+SERVICE_ROLES = (ALLOCATION_ROLE, *FOLLOWER_ROLES, API_ROLE, AUDITOR_ROLE)
 
 # Connections that are left to the owner, who migrates, and to the superuser.
 OF_THE_OWNER = 6
@@ -39,10 +43,10 @@ def connection_limits(shards: int) -> dict[str, int]:
     followers declare theirs. PostgreSQL allows a hundred by default. Together the roles leave some to the owner.
     """
     return {
-        "drawdown_allocation": 32 + 2 * shards,
+        ALLOCATION_ROLE: 32 + 2 * shards,
         **{model.role: model.connections for model in READ_MODELS},
-        "drawdown_api": 24,
-        "drawdown_auditor": 4,
+        API_ROLE: 24,
+        AUDITOR_ROLE: 4,
     }
 
 

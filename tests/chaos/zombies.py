@@ -22,13 +22,13 @@ from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
 from services.allocation.looking_up import look_up
 from services.allocation.record_decoding import Raw
-from services.allocation.service import ROLE
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.postgres import connect, is_lost
+from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import Settings
 from tests.chaos.machine import audit
 from tests.model.forms import instant, rfc3339
@@ -127,7 +127,8 @@ async def _take_over(settings: Settings, stale: Sequence[Any] = ()) -> Writer:
     owner = f"chaos:{uuid.uuid4().hex[:8]}"
     stack = AsyncExitStack()
     keeper, writing = [
-        await connect(settings, ROLE, f"drawdown allocation {what} {owner[-8:]}") for what in ("lease", "writes 0")
+        await connect(settings, ALLOCATION_ROLE, f"drawdown allocation {what} {owner[-8:]}")
+        for what in ("lease", "writes 0")
     ]
     for connection in (keeper, writing):
         stack.push_async_callback(connection.close, timeout=5)

@@ -10,7 +10,6 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from services.api.commands.waiting import ROLE
 from services.api.door import access
 from services.api.door.tokens import Caller
 from services.api.operating import growth
@@ -18,6 +17,7 @@ from services.api.quarantine import replays
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
 from shared.runtime.postgres import connect
+from shared.runtime.roles import API_ROLE
 from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
 from tests.servers import Postgres
 
@@ -492,7 +492,7 @@ async def test_what_quarantine_takes_and_what_waits_is_told(api: Api) -> None:
         return REGISTRY.get_sample_value(name, labels) or 0.0
 
     await api.database.execute("DELETE FROM ledger.forwarded")
-    connection = await connect(api.settings, ROLE, "growth")
+    connection = await connect(api.settings, API_ROLE, "growth")
     await growth.look(connection)
     before = told("drawdown_quarantine_bytes")
     assert told("drawdown_quarantine_months") == await api.database.fetchval(

@@ -16,7 +16,7 @@ import pytest
 
 from drawdown.deployment.migrate import migrate
 from services.auditor.cli import replay, verify
-from services.auditor.constraints import NAMING, SIZED
+from services.auditor.constraints import WITH_IDS, WITH_SIZES
 from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES
@@ -434,13 +434,13 @@ GUARDS = {
         f"ALTER TABLE ledger.{table} DROP CONSTRAINT {table}_sizes": (
             f"ledger.{table}: the constraint on the sizes of what it holds is missing"
         )
-        for table in SIZED
+        for table in WITH_SIZES
     },
     **{
         f"ALTER TABLE ledger.{table} DROP CONSTRAINT {table}_ids": (
             f"ledger.{table}: the constraint on the ids of records is missing"
         )
-        for table in NAMING
+        for table in WITH_IDS
     },
     "ALTER TABLE ledger.time_zones DISABLE TRIGGER few_zones": (
         "ledger.time_zones: the trigger that limits the zones of a release is missing, or not enabled ALWAYS"

@@ -13,12 +13,13 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import append, outcome_publishing, service, snapshots, worker
+from services.allocation import append, outcome_publishing, snapshots, worker
 from services.allocation.worker import OffsetsDoNotFitError, Worker
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
 from shared.rules.state import AdAccount
 from shared.runtime.postgres import connect
+from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until
 from tests.integration.writing import Message, Writing, breaks, breaks_later, command, reversal, spend, writing
@@ -50,7 +51,7 @@ def figure(name: str, **labels: Any) -> float:
 @contextlib.asynccontextmanager
 async def late_follower(writer: Writing) -> AsyncIterator[asyncpg.Connection]:
     """Yield a connection with the rights of a writer."""
-    connection = await connect(writer.settings, service.ROLE, "late")
+    connection = await connect(writer.settings, ALLOCATION_ROLE, "late")
     yield connection
     await connection.close()
 

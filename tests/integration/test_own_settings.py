@@ -15,10 +15,10 @@ import asyncpg
 import pytest
 
 from drawdown.serving import SERVICES
-from services.allocation.service import ROLE as WRITER
 from services.auditor.cli import PASSED, replay, verify
 from shared.runtime import postgres as connections
 from shared.runtime.postgres import connect
+from shared.runtime.roles import ALLOCATION_ROLE as WRITER
 from tests.acceptance.front_door import FrontDoor
 from tests.integration.working import open_and_work
 from tests.model.workload import Workload

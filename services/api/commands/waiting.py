@@ -19,9 +19,9 @@ from services.api.operating.read_probe import TableReader
 from shared.contracts.commands import kept_meaning_hash
 from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.reachability import Reachability, watch_reachability
+from shared.runtime.roles import API_ROLE
 from shared.runtime.settings import Settings
 
-ROLE = "drawdown_api"
 CHANNELS = ("outcomes", "balance")
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 1.0
@@ -133,7 +133,7 @@ class Watcher:
 
     async def _listen_until_closed(self) -> None:
         """Listen, and ping the database over the same connection. One that no longer answers is closed."""
-        connection = await connect(self.settings, ROLE, "drawdown api watcher")
+        connection = await connect(self.settings, API_ROLE, "drawdown api watcher")
         try:
             for channel in CHANNELS:
                 await connection.add_listener(channel, self._notified)

@@ -7,8 +7,8 @@ import asyncpg
 import structlog
 from prometheus_client import Gauge
 
-from services.api.commands.waiting import ROLE
 from shared.runtime.postgres import connect, is_unavailable
+from shared.runtime.roles import API_ROLE
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS: Final = 15.0
@@ -24,7 +24,7 @@ async def watch_growth(settings: Settings) -> None:
     """Measure every 15 seconds until cancelled; while the database is unavailable, try again."""
     while True:
         try:
-            connection = await connect(settings, ROLE, "drawdown api growth")
+            connection = await connect(settings, API_ROLE, "drawdown api growth")
             try:
                 while True:
                     async with asyncio.timeout(_ANSWER_SECONDS):

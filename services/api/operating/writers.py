@@ -15,11 +15,11 @@ import asyncpg
 from prometheus_client import Gauge
 from pydantic import BaseModel, Field
 
-from services.api.commands.waiting import ROLE
 from services.api.models import Instant, time
 from shared.contracts.known import known
 from shared.runtime.health import NOT_READY
 from shared.runtime.postgres import connect, is_unavailable
+from shared.runtime.roles import API_ROLE
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -101,7 +101,7 @@ class Writers:
 
     async def _look_until_lost(self) -> None:
         """Look over a connection of its own. It is dropped without a goodbye, because the database may not answer."""
-        connection = await connect(self.settings, ROLE, "drawdown api shards")
+        connection = await connect(self.settings, API_ROLE, "drawdown api shards")
         try:
             while True:
                 async with asyncio.timeout(ANSWER_SECONDS):

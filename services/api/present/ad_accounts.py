@@ -69,7 +69,7 @@ async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, a
     if at is not None:
         return await read_at(context, caller, at, find_ad_account, ad_account_id, _ad_account_at)
     async with context.snapshot() as connection:
-        checkpoints = await checkpoints_of(connection, caller, ad_account_id)
+        checkpoints = await account_checkpoints(connection, caller, ad_account_id)
         found = await read_ad_accounts(connection, [ad_account_id], checkpoints, context.clock)
         if not found:
             for shard in checkpoints.positions:
@@ -78,7 +78,7 @@ async def get_ad_account(ad_account_id: PathId, context: Api, caller: AnyRole, a
     return {**found[ad_account_id], "as_of": checkpoints.as_of()}
 
 
-async def checkpoints_of(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Checkpoints:
+async def account_checkpoints(connection: asyncpg.Connection, caller: Caller, ad_account_id: str) -> Checkpoints:
     """Return how far the balance read model has got in the account's shard.
 
     Raises:

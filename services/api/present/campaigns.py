@@ -17,7 +17,7 @@ from services.api.door.errors import not_found
 from services.api.models import Campaign, PathId
 from services.api.past.history import campaign_at
 from services.api.past.moments import At, Entity, Moment, find_ad_account, read_at
-from services.api.present.ad_accounts import checkpoints_of
+from services.api.present.ad_accounts import account_checkpoints
 
 router = APIRouter(tags=["balances"], responses={**READ_PROBLEMS, **UNREADABLE})
 
@@ -40,7 +40,7 @@ async def get_campaign(
     if at is not None:
         return await read_at(context, caller, at, find_ad_account, ad_account_id, past)
     async with context.snapshot() as connection:
-        checkpoints = await checkpoints_of(connection, caller, ad_account_id)
+        checkpoints = await account_checkpoints(connection, caller, ad_account_id)
         row = await _campaign(connection, ad_account_id, campaign_id)
         if row is None:
             raise not_found("campaign")
