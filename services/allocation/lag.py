@@ -58,17 +58,18 @@ def _reaches(decided: tuple[int, ...], ends: tuple[int, ...]) -> bool:
     return all(offset >= end for offset, end in zip(decided, ends, strict=True))
 
 
-async def watch_lag(worker: Worker, lags: dict[int, ShardLag]) -> None:
+async def watch_lag(worker: Worker, lags: dict[int, ShardLag], fetched: tuple[int, ...]) -> None:
     """Keep `lags` and the metrics up to date for a shard that is being written, until cancelled.
 
-    This uses the worker's consumer, so it must end before that is closed. The last known lag of the shard stays.
+    This uses the worker's consumer, so it must end before that is closed. The last known lag of the shard stays. The
+    topics have at least as many records as earlier workers of the shard had `fetched`.
     """
     while True:
-        await _look(worker, lags)
+        await _look(worker, lags, fetched)
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
+async def _look(worker: Worker, lags: dict[int, ShardLag], fetched: tuple[int, ...]) -> None:
     """Look at one shard. If the broker does not answer, the last known ends stay, because the records still wait.
 
     Errors are ignored, because they must not disturb the writing.
@@ -76,7 +77,7 @@ async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):
             ends = await worker.ends()
-        _note(worker.lease, ends, lags)
+        _note(worker.lease, tuple(map(max, ends, fetched)), lags)
 
 
 class Unwritten(NamedTuple):

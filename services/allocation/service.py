@@ -450,14 +450,15 @@ class Allocation:
                 self._memory,
                 self._keys,
             )
+            fetched = self._fetched.get(lease.shard, (0, 0))
             self._workers[lease.shard] = worker
             self._has_written = True
             try:
-                async with in_background(watch_lag(worker, self._lags)):
+                async with in_background(watch_lag(worker, self._lags, fetched)):
                     await worker.run()
             finally:
                 del self._workers[lease.shard]
-                self._fetched[lease.shard] = worker.fetched
+                self._fetched[lease.shard] = tuple(map(max, worker.fetched, fetched))
         return lease
 
     async def _report(self) -> None:

@@ -248,9 +248,6 @@ class Worker:
         if records[0].offset < expected:
             raise OffsetsDoNotFitError(f"{partition} gave offset {records[0].offset}, but {expected} comes next")
         self._next[partition] = records[-1].offset + 1
-        end = self._consumer.highwater(partition)
-        if end is not None:
-            metrics.LAG.labels(self.lease.shard, partition.topic).set(max(0, end - self._next[partition]))
 
     # ---- Deciding -----------------------------------------------------------------------------------------------
 

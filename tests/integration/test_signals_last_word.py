@@ -18,13 +18,14 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from drawdown.local.system import environment_of
 from services.signals.last_word import SETTLE_SECONDS, Awaited, Partition, Signalled
+from shared.runtime.fetched import MOST_BYTES
 from shared.runtime.kafka import DELIVERY_SIGNALS, create_producer
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
 from tests.chaos.proxy import Proxy
 from tests.containers import KafkaContainer
 from tests.integration.followers_ledger import Ledger, allow_erasing
-from tests.raw_batches import batch, bombs
+from tests.raw_batches import PACK, batch, record
 from tests.servers import free_ports, settings_with
 
 PATIENCE_SECONDS = 120.0
@@ -220,8 +221,8 @@ async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behin
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1])
         await until_checked(admin, 1)
-        codec, packed = bombs(2)["gzip"]
-        await send_batch(settings, batch(packed, 1, codec=codec))
+        codec, pack = PACK["gzip"]
+        await send_batch(settings, batch(pack(record(bytes(2 * MOST_BYTES), key=b"x")), 1, codec=codec))
         await until_checked(admin, 2)
 
 
