@@ -6,6 +6,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 
+from tests.raw_batches import publish_batch
+
 Headers = list[tuple[bytes, bytes | None]]
 
 
@@ -56,9 +58,4 @@ async def publish(
     producer: AIOKafkaProducer, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Headers
 ) -> int:
     """Publish one record with any headers; return its offset."""
-    batch = producer.create_batch()
-    batch.append(timestamp=None, key=key, value=value)  # So that the producer counts one record.
-    batch.close()
-    batch._buffer = bytearray(batch_of([headers], key=key, value=value))
-    offset: int = (await (await producer.send_batch(batch, topic, partition=partition))).offset
-    return offset
+    return await publish_batch(producer, batch_of([headers], key=key, value=value), topic, partition)

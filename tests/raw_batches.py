@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import cramjam
+from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c, encode_varint
 
 MIB: Final = 1024 * 1024
@@ -99,6 +100,19 @@ def zstd_frame(blocks: bytes, window_log: int = 20) -> bytes:
 def zstd_run(length: int, *, is_last: bool = False) -> bytes:
     """Return a block of four bytes that decompresses to `length` bytes."""
     return (length << 3 | 2 | is_last).to_bytes(3, "little") + b"\0"
+
+
+async def publish_batch(producer: AIOKafkaProducer, data: bytes, topic: str, partition: int) -> int:
+    """Publish one batch, byte by byte; return the offset of its first record.
+
+    The producer must not number its records, or it would go on after the one record that it has counted.
+    """
+    made = producer.create_batch()
+    made.append(timestamp=None, key=None, value=b"")  # So that the producer counts one record.
+    made.close()
+    made._buffer = bytearray(data)
+    offset: int = (await (await producer.send_batch(made, topic, partition=partition))).offset
+    return offset
 
 
 def bombs(mib: int) -> dict[str, tuple[int, bytes]]:

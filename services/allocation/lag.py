@@ -9,7 +9,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -33,10 +33,19 @@ class ShardLag:
         # (time, end offsets of the topics then): records below those offsets were published before that time.
         self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
         self._decided: tuple[int, ...] = ()
+        self._fetched: tuple[int, ...] = (0, 0)
         self._moved_at = monotonic()
+
+    def note_fetched(self, offsets: tuple[int, ...]) -> None:
+        """Note the offsets behind what a worker had fetched: the topics have at least as many records.
+
+        The embedded broker counts only up to the start of its last batch, and a fetch may have seen a later end.
+        """
+        self._fetched = tuple(map(max, offsets, self._fetched))
 
     def look(self, now: float, ends: tuple[int, ...], decided: tuple[int, ...]) -> None:
         """Note the end offsets of the topics and the next offsets of the ledger, at `now` in monotonic seconds."""
+        ends = tuple(map(max, ends, self._fetched))
         if decided != self._decided:
             self._moved_at = now
         self._decided = decided
@@ -58,18 +67,17 @@ def _reaches(decided: tuple[int, ...], ends: tuple[int, ...]) -> bool:
     return all(offset >= end for offset, end in zip(decided, ends, strict=True))
 
 
-async def watch_lag(worker: Worker, lags: dict[int, ShardLag], fetched: tuple[int, ...]) -> None:
+async def watch_lag(worker: Worker, lags: dict[int, ShardLag]) -> None:
     """Keep `lags` and the metrics up to date for a shard that is being written, until cancelled.
 
-    This uses the worker's consumer, so it must end before that is closed. The last known lag of the shard stays. The
-    topics have at least as many records as earlier workers of the shard had `fetched`.
+    This uses the worker's consumer, so it must end before that is closed. The last known lag of the shard stays.
     """
     while True:
-        await _look(worker, lags, fetched)
+        await _look(worker, lags)
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _look(worker: Worker, lags: dict[int, ShardLag], fetched: tuple[int, ...]) -> None:
+async def _look(worker: Worker, lags: dict[int, ShardLag]) -> None:
     """Look at one shard. If the broker does not answer, the last known ends stay, because the records still wait.
 
     Errors are ignored, because they must not disturb the writing.
@@ -77,21 +85,11 @@ async def _look(worker: Worker, lags: dict[int, ShardLag], fetched: tuple[int, .
     with contextlib.suppress(Exception):
         async with asyncio.timeout(ANSWER_SECONDS):
             ends = await worker.ends()
-        _note(worker.lease, tuple(map(max, ends, fetched)), lags)
-
-
-class Unwritten(NamedTuple):
-    """A shard that is held and not written: its lease, and the offsets behind what its last worker had fetched.
-
-    The embedded broker counts only up to the start of its last batch, and a fetch may have seen a later end.
-    """
-
-    lease: Lease
-    fetched: tuple[int, ...]
+        _note(worker.lease, ends, lags)
 
 
 async def watch_unwritten(
-    settings: Settings, unwritten: Callable[[], Mapping[int, Unwritten]], lags: dict[int, ShardLag]
+    settings: Settings, unwritten: Callable[[], Mapping[int, Lease]], lags: dict[int, ShardLag]
 ) -> NoReturn:
     """Keep `lags` and the metrics up to date for the shards that this process holds and does not write at the moment.
 
@@ -99,7 +97,7 @@ async def watch_unwritten(
 
     Args:
         settings: how to reach the broker.
-        unwritten: returns these shards, by their numbers, as they are now.
+        unwritten: returns the leases of these shards, by shard, as they are now.
         lags: the lag of each shard, which this changes.
 
     """
@@ -111,7 +109,7 @@ async def watch_unwritten(
 
 
 async def _look_at_unwritten(
-    settings: Settings, unwritten: Callable[[], Mapping[int, Unwritten]], lags: dict[int, ShardLag]
+    settings: Settings, unwritten: Callable[[], Mapping[int, Lease]], lags: dict[int, ShardLag]
 ) -> None:
     """Look once a second, over one connection, until all shards are written."""
     consumer = await start_client(
@@ -122,10 +120,9 @@ async def _look_at_unwritten(
             partitions = [TopicPartition(topic, shard) for shard in shards for topic in CONSUMED]
             async with asyncio.timeout(ANSWER_SECONDS):
                 ends = await consumer.end_offsets(partitions)
-            for shard, held in unwritten().items():  # Asked again, because some may be written or released by now.
+            for shard, lease in unwritten().items():  # Asked again, because some may be written or released by now.
                 if shard in shards:
-                    known = [ends[TopicPartition(topic, shard)] for topic in CONSUMED]
-                    _note(held.lease, tuple(map(max, known, held.fetched)), lags)
+                    _note(lease, tuple(ends[TopicPartition(topic, shard)] for topic in CONSUMED), lags)
             await asyncio.sleep(LOOK_SECONDS)
     finally:
         await close_within(stop_client(consumer))

@@ -35,7 +35,7 @@ from services.allocation.failures import (
     ShardStoppedError,
     describe,
 )
-from services.allocation.lag import ShardLag, Unwritten, watch_lag, watch_unwritten
+from services.allocation.lag import ShardLag, watch_lag, watch_unwritten
 from services.allocation.lease import (
     RELEASED_CHANNEL,
     Lease,
@@ -198,7 +198,6 @@ class Allocation:
         self._has_written = False
         self._incarnation = ""
         self._lags: dict[int, ShardLag] = {}
-        self._fetched: dict[int, tuple[int, ...]] = {}
         self._connections: set[asyncpg.Connection] = set()
         self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
@@ -275,13 +274,9 @@ class Allocation:
         noted = [f"; shard {shard} is {state.detail}" for shard, state in sorted(self._states.items()) if state.detail]
         return True, f"writing the shards {sorted(self._workers)}, {waiting} records wait, {taken}{''.join(noted)}"
 
-    def _unwritten(self) -> dict[int, Unwritten]:
-        """Return the shards that this process holds and does not write at the moment."""
-        return {
-            shard: Unwritten(lease, self._fetched.get(shard, (0, 0)))
-            for shard, lease in self._leases.items()
-            if shard not in self._workers
-        }
+    def _unwritten(self) -> dict[int, Lease]:
+        """Return the leases of the shards that this process holds and does not write at the moment."""
+        return {shard: lease for shard, lease in self._leases.items() if shard not in self._workers}
 
     def _on_forwarded(self, _connection: Any, _pid: int, _channel: str, shard: Any) -> None:
         for number, worker in self._workers.items():
@@ -450,15 +445,14 @@ class Allocation:
                 self._memory,
                 self._keys,
             )
-            fetched = self._fetched.get(lease.shard, (0, 0))
             self._workers[lease.shard] = worker
             self._has_written = True
             try:
-                async with in_background(watch_lag(worker, self._lags, fetched)):
+                async with in_background(watch_lag(worker, self._lags)):
                     await worker.run()
             finally:
                 del self._workers[lease.shard]
-                self._fetched[lease.shard] = tuple(map(max, worker.fetched, fetched))
+                self._lags.setdefault(lease.shard, ShardLag()).note_fetched(worker.fetched)
         return lease
 
     async def _report(self) -> None:
@@ -484,7 +478,6 @@ class Allocation:
             lease = self._leases.pop(shard)
             del self._tasks[shard], self._states[shard]
             self._lags.pop(shard, None)
-            self._fetched.pop(shard, None)
             metrics.forget(shard)
             try:
                 await task

@@ -35,7 +35,7 @@ async def page(name: str, entries: AsyncIterator[Any], **rest: Any) -> Response:
     Each entry is serialised when it is made, so that the whole list is not serialised at once.
     """
     written = [await _written(each) async for each in entries]
-    body = b"".join((b'{"', name.encode(), b'":[', b",".join(written), b"],", to_json(rest)[1:]))
+    body = b"".join((b'{"', name.encode(), b'":[', b",".join(written), b"],", _json(rest)[1:]))
     return Response(body, media_type="application/json")
 
 

@@ -48,7 +48,7 @@ async def links(
                 progress(position)
     except ReplayDiffersError as error:
         raise DifferenceError(str(error)) from error
-    expect(position == last, f"shard {shard}, position {position + 1}: no batch holds it, but {last} is the last")
+    expect(position == last, f"{where(position + 1)}: no batch holds it, but {last} is the last")
 
 
 def _cut(shard: int, group: list[StoredBatch], rows: list[bytes]) -> Iterator[Link]:

@@ -123,8 +123,8 @@ class RecordedOutcomes:
             is_done = outcome.first and outcome.status == ACCEPTED
             expect(not is_done, f"{self._say(outcome)}: it is accepted, but its content is kept as a hash")
             expect(content["bytes"] > MOST_REFUSED_BYTES, f"{self._say(outcome)}: such short content is kept whole")
-        elif outcome.status == REJECTED and is_hash(refused_content(content)):
-            self._long_bytes += len(canonical_json(content))
+        elif outcome.status == REJECTED and is_hash(short := refused_content(content)):
+            self._long_bytes += short["bytes"]
             told = f"with it, refused commands that are kept whole have more than {_MOST_LONG_BYTES // 2**20} MiB"
             expect(self._long_bytes <= _MOST_LONG_BYTES, f"{self._say(outcome)}: {told}")
 

@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from drawdown.deployment.migrate import migrate
@@ -19,6 +20,8 @@ from services.api.app import create_app
 from services.api.context import Context
 from services.api.service import connected
 from shared.contracts.commands import kept_meaning_hash, meaning_hash
+from shared.contracts.fields import parse_time
+from shared.runtime.clock import Clock
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 from shared.runtime.settings import Settings
 from tests import servers
@@ -26,6 +29,7 @@ from tests.servers import Broker, fresh_database, settings_with
 
 SHARDS = 4
 RECORDED_AT = "2026-03-12T10:00:00Z"
+NOON = parse_time("2026-03-12T12:00:00Z")  # 21:00 of the same day in Tokyo
 
 
 def shard_of(business_center_id: str) -> int:
@@ -110,6 +114,15 @@ async def running_api(server_url: str, directory: Path, **overrides: Any) -> Asy
         await migrate(Settings(database_url=url, shards=SHARDS))
         settings = settings_with(url, broker, directory, shards=SHARDS, **overrides)
         async with serving(settings, broker) as api:
+            yield api
+
+
+@contextlib.asynccontextmanager
+async def api_at_noon(server_url: str, directory: Path, **overrides: Any) -> AsyncIterator[Api]:
+    """The API's application, whose clock stands at `NOON`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Clock, "now_us", lambda _: NOON)
+        async with running_api(server_url, directory, **overrides) as api:
             yield api
 
 

@@ -14,24 +14,19 @@ from services.api.door import access
 from services.api.door.tokens import Caller
 from services.api.operating import growth
 from services.api.quarantine import replays
-from shared.contracts.fields import parse_time
-from shared.runtime.clock import Clock
 from shared.runtime.postgres import connect
 from shared.runtime.roles import API_ROLE
-from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
+from tests.integration.api import RECORDED_AT, Api, api_at_noon, shard_of
 from tests.servers import Postgres
 
-NOON = parse_time("2026-03-12T12:00:00Z")
 MIB = 1024 * 1024
 Id = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        yield running
 
 
 async def quarantine(

@@ -8,19 +8,16 @@ import pytest
 
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
-from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
+from tests.integration.api import NOON, RECORDED_AT, Api, api_at_noon, shard_of
 from tests.servers import Postgres
 
 UNIT = 1_000_000
-NOON = parse_time("2026-03-12T12:00:00Z")  # 21:00 of the same day in Tokyo
 
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        yield running
 
 
 async def open_business_center(api: Api, id_: str, **pockets: int) -> None:

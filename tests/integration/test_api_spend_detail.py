@@ -9,7 +9,7 @@ import pytest
 
 from shared.contracts.fields import parse_time
 from shared.runtime.clock import Clock
-from tests.integration.api import Api, running_api, shard_of
+from tests.integration.api import Api, api_at_noon, shard_of
 from tests.integration.test_api_reads import UNIT, open_ad_account, open_business_center, terms
 from tests.servers import Postgres
 
@@ -30,18 +30,16 @@ CASH = [
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: parse_time("2026-03-12T12:00:00Z"))
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api")) as running:
-            await open_business_center(running, "bc-1")
-            await open_business_center(running, "bc-2")
-            await open_ad_account(running, "bc-1", "a")
-            await open_ad_account(running, "bc-2", "-b")
-            await open_ad_account(running, "bc-2", "other")
-            for account, bucket, units in CASH:
-                await running.insert("incentives.cash_spend", ad_account_id=account, bucket=bucket, amount=units * UNIT)
-            assert (await running.client.put("/v1/deals/d", json=terms("a", "-b"))).status_code == 201
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api")) as running:
+        await open_business_center(running, "bc-1")
+        await open_business_center(running, "bc-2")
+        await open_ad_account(running, "bc-1", "a")
+        await open_ad_account(running, "bc-2", "-b")
+        await open_ad_account(running, "bc-2", "other")
+        for account, bucket, units in CASH:
+            await running.insert("incentives.cash_spend", ad_account_id=account, bucket=bucket, amount=units * UNIT)
+        assert (await running.client.put("/v1/deals/d", json=terms("a", "-b"))).status_code == 201
+        yield running
 
 
 def short(answer: dict[str, Any]) -> list[tuple[str, str, str]]:

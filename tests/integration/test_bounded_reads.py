@@ -16,10 +16,8 @@ from services.api.policies import DEFAULT_POLICY
 from services.api.present import business_centers
 from services.incentives.deals import PAGE_BYTES, read_page
 from shared.rules.vocabulary import POCKETS
-from shared.runtime.clock import Clock
 from tests.integration import lawful
-from tests.integration.api import RECORDED_AT, Api, running_api, shard_of
-from tests.integration.test_api_reads import NOON
+from tests.integration.api import NOON, RECORDED_AT, Api, api_at_noon, shard_of
 from tests.integration.test_hostile_facts import LATER, write_center
 from tests.servers import Postgres
 
@@ -43,10 +41,8 @@ PAUSED = '{"causes": ["%s"]}'
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
+        yield running
 
 
 async def write_facts(api: Api, center: str, count: int, campaign: str | None, kind: str, details: str) -> None:

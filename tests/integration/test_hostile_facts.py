@@ -13,9 +13,7 @@ import httpx
 import pytest
 
 from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
-from shared.runtime.clock import Clock
-from tests.integration.api import RECORDED_AT, Api, running_api
-from tests.integration.test_api_reads import NOON
+from tests.integration.api import RECORDED_AT, Api, api_at_noon
 from tests.servers import Postgres
 from tests.zones import INSTALLED
 
@@ -79,10 +77,8 @@ def hostile(kind: str) -> list[str | None]:
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
+        yield running
 
 
 def policy_with(version: str, field: str) -> str:
@@ -142,6 +138,16 @@ def entry_path(position: int) -> str:
     return f"/v1/ledger?after=0-{position - 1}&limit=1"
 
 
+def reads_of(center: str, position: int) -> tuple[str, ...]:
+    """The paths whose answers need the entry at this position, of a Business Center and its account of the same id."""
+    return (
+        f"/v1/ad-accounts/{center}?at={LATER}",
+        f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
+        f"/v1/business-centers/{center}?at={LATER}",
+        entry_path(position),
+    )
+
+
 async def ask(api: Api, path: str) -> httpx.Response:
     return await api.client.get(path)
 
@@ -153,12 +159,7 @@ async def test_no_details_of_a_fact_make_the_api_fail(api: Api, kind: str) -> No
         center = f"{kind}-{number}"
         position = await write_center(api, center, 0)
         await write_fact(api, center, position, kind, details)
-        for path in (
-            f"/v1/ad-accounts/{center}?at={LATER}",
-            f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
-            f"/v1/business-centers/{center}?at={LATER}",
-            entry_path(position),
-        ):
+        for path in reads_of(center, position):
             answer = await ask(api, path)
             unreadable += answer.status_code == 409
             if answer.status_code not in (200, 404, 409):
@@ -209,12 +210,7 @@ async def test_no_position_of_a_spend_makes_the_api_fail(api: Api, kind: str, nu
     await write_fact(api, center, last, kind, written({"spend_position": POSITIONS[number]}), amount=5)
     await api.batch(0, last, last, center)
     await api.checkpoint("balance", 0, last)
-    for path in (
-        f"/v1/ad-accounts/{center}?at={LATER}",
-        f"/v1/ad-accounts/{center}/campaigns/c?at={LATER}",
-        f"/v1/business-centers/{center}?at={LATER}",
-        entry_path(last),
-    ):
+    for path in reads_of(center, last):
         answer = await ask(api, path)
         assert answer.status_code in (200, 404, 409), answer.text
 

@@ -15,11 +15,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.rules.vocabulary import CAUSES
-from shared.runtime.clock import Clock
 from shared.runtime.read_models import READ_MODELS
 from tests.integration import lawful
-from tests.integration.api import RECORDED_AT, Api, command, running_api, shard_of
-from tests.integration.test_api_reads import NOON
+from tests.integration.api import RECORDED_AT, Api, api_at_noon, command, shard_of
 from tests.servers import Postgres
 
 # PostgreSQL refuses the same in a container, where hundreds of databases would take minutes.
@@ -180,13 +178,11 @@ _COLUMNS = """
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
-            await _write_ledger(running)
-            for table, row in ROWS.items():
-                await running.insert(table, **row)
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
+        await _write_ledger(running)
+        for table, row in ROWS.items():
+            await running.insert(table, **row)
+        yield running
 
 
 async def _write_ledger(api: Api) -> None:

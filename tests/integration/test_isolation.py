@@ -205,7 +205,7 @@ async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_t
     for tries in (3, 5):
 
         async def tried(tries: int = tries) -> bool | None:
-            assert await counted(writer, 0, 7, at_once=True) is not None, "also while it is tried"
+            assert await said_to_wait(writer, 0, 7) is not None, "also while it is tried"
             return True if len(writer.told("the shard cannot be written")) >= tries else None
 
         await until(f"it was tried {tries} times", tried)
@@ -220,21 +220,17 @@ async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_t
     assert await counted(writer, 0, 0) is None
 
 
-async def counted(writer: Writing, shard: int, records: int, *, at_once: bool = False) -> Any:
-    """Wait until this many records are said to wait for a shard; return since when the first has.
+async def said_to_wait(writer: Writing, shard: int, records: int) -> asyncpg.Record | None:
+    """Return what is said of a shard for which this many records wait; None if another number is said."""
+    return await writer.database.fetchrow(
+        "SELECT waiting_since FROM ledger.shard_states WHERE shard = $1 AND waiting_records = $2", shard, records
+    )
 
-    `at_once`: return None if another number is said now.
-    """
 
-    async def told() -> asyncpg.Record | None:
-        return await writer.database.fetchrow(
-            "SELECT waiting_since FROM ledger.shard_states WHERE shard = $1 AND waiting_records = $2", shard, records
-        )
-
-    if at_once:
-        row = await told()
-        return None if row is None else row[0]
-    return (await until(f"{records} records wait for shard {shard}", told))[0]
+async def counted(writer: Writing, shard: int, records: int) -> Any:
+    """Wait until this many records are said to wait for a shard; return since when the first has."""
+    row = await until(f"{records} records wait for shard {shard}", partial(said_to_wait, writer, shard, records))
+    return row["waiting_since"]
 
 
 async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Writing) -> None:

@@ -11,9 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from shared.runtime.clock import Clock
-from tests.integration.api import Api, running_api
-from tests.integration.test_api_reads import NOON
+from tests.integration.api import Api, api_at_noon
 from tests.integration.test_bounded_reads import leave_out
 from tests.integration.test_hostile_facts import LATER, write_center
 from tests.servers import Postgres
@@ -26,10 +24,8 @@ MOST_MS = 15.0
 
 @pytest.fixture(scope="module")
 async def api(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Clock, "now_us", lambda _: NOON)
-        async with running_api(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
-            yield running
+    async with api_at_noon(postgres.url, tmp_path_factory.mktemp("api"), http_rate=1_000_000) as running:
+        yield running
 
 
 class Pauses:

@@ -25,7 +25,7 @@ from shared.runtime.topics import ensure_topics
 from tests.chaos.proxy import Proxy
 from tests.containers import KafkaContainer
 from tests.integration.followers_ledger import Ledger, allow_erasing
-from tests.raw_batches import PACK, batch, record
+from tests.raw_batches import PACK, batch, publish_batch, record
 from tests.servers import free_ports, settings_with
 
 PATIENCE_SECONDS = 120.0
@@ -201,19 +201,6 @@ async def test_no_record_of_a_stranger_ends_the_reading(
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
 
 
-async def send_batch(settings: Settings, data: bytes) -> None:
-    """Publish one batch, byte by byte."""
-    producer = await create_producer(settings.model_copy(update={"kafka_idempotence": False}))
-    try:
-        made = producer.create_batch()
-        made.append(timestamp=None, key=None, value=b"")  # So that the producer counts one.
-        made.close()
-        made._buffer = bytearray(data)
-        await (await producer.send_batch(made, DELIVERY_SIGNALS, partition=0))
-    finally:
-        await producer.stop()
-
-
 async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behind_it(
     settings: Settings, admin: asyncpg.Connection, topic: Topic
 ) -> None:
@@ -222,7 +209,12 @@ async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behin
         await topic.until(lambda: topic.positions("acct-1") == [1])
         await until_checked(admin, 1)
         codec, pack = PACK["gzip"]
-        await send_batch(settings, batch(pack(record(bytes(2 * MOST_BYTES), key=b"x")), 1, codec=codec))
+        unreadable = batch(pack(record(bytes(2 * MOST_BYTES), key=b"x")), 1, codec=codec)
+        stranger = await create_producer(settings.model_copy(update={"kafka_idempotence": False}))
+        try:
+            await publish_batch(stranger, unreadable, DELIVERY_SIGNALS, 0)
+        finally:
+            await stranger.stop()
         await until_checked(admin, 2)
 
 

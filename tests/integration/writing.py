@@ -22,6 +22,7 @@ from shared.runtime.topics import ensure_topics
 from tests.acceptance.front_door import until
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
+from tests.raw_batches import publish_batch
 
 Message = dict[str, Any]
 OPENED = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
@@ -91,14 +92,9 @@ class Writing:
         """
         producer = await create_producer(self.settings.model_copy(update={"kafka_idempotence": False}))
         try:
-            batch = producer.create_batch()
-            batch.append(timestamp=None, key=None, value=b"")  # so that the producer counts one
-            batch.close()
-            batch._buffer = bytearray(data)
-            offset: int = (await (await producer.send_batch(batch, topic, partition=shard))).offset
+            return await publish_batch(producer, data, topic, shard)
         finally:
             await producer.stop()
-        return offset
 
     async def decided(self, *shards: int, seconds: float = 60) -> None:
         """Wait until everything sent to these shards (none: to any) is decided, including forwarded records."""
