@@ -9,17 +9,10 @@ from services.api.described import asyncapi, documentation, openapi
 from services.api.door import access, errors
 from services.api.door.gate import Gate
 from services.api.door.headers import SafeHeaders
+from services.api.incentives import deals, pacing, spend_detail
 from services.api.operating import operations
 from services.api.past import ledger, series
-from services.api.present import (
-    ad_accounts,
-    business_centers,
-    campaigns,
-    deals,
-    lookup,
-    pacing,
-    spend_detail,
-)
+from services.api.present import ad_accounts, business_centers, campaigns, lookup
 from services.api.quarantine import routes as quarantine
 from services.incentives.terms import DEAL_TERMS
 from shared.contracts.commands import FINANCE_COMMAND

@@ -10,9 +10,9 @@ import asyncpg
 from aiokafka import AIOKafkaProducer
 from fastapi import Depends, Request
 
-from services.api.commands.waiting import Watcher
 from services.api.door.access import Access
-from services.api.operating.writers import Writers
+from services.api.watching.outcomes import Watcher
+from services.api.watching.writers import Writers
 from shared.contracts.signatures import CommandSigner
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health

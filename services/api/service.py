@@ -13,15 +13,15 @@ import uvicorn
 
 from services.api.app import create_app
 from services.api.commands.signing import configured_signer
-from services.api.commands.waiting import STALE_SECONDS, Watcher
 from services.api.context import Context
 from services.api.door.access import Access
 from services.api.door.connections import Connections
 from services.api.door.errors import ApiError
 from services.api.door.protocol import HEAD_LIMIT_BYTES, BoundedProtocol, SharedByConnections
-from services.api.operating.growth import watch_growth
-from services.api.operating.read_probe import TableReader
-from services.api.operating.writers import Writers
+from services.api.watching.growth import watch_growth
+from services.api.watching.outcomes import STALE_SECONDS, Watcher
+from services.api.watching.read_probe import TableReader
+from services.api.watching.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.health import Health, answering_health
 from shared.runtime.kafka import create_producer, stop_client

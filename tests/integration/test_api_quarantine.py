@@ -12,8 +12,8 @@ from prometheus_client import REGISTRY
 
 from services.api.door import access
 from services.api.door.tokens import Caller
-from services.api.operating import growth
 from services.api.quarantine import replays
+from services.api.watching import growth
 from shared.runtime.postgres import connect
 from shared.runtime.roles import API_ROLE
 from tests.integration.api import RECORDED_AT, Api, api_at_noon, shard_of

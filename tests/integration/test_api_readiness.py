@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.api.operating import writers
-from services.api.operating.read_probe import TableReader
+from services.api.watching import writers
+from services.api.watching.read_probe import TableReader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
 from tests.servers import Postgres

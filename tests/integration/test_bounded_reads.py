@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from services.api.answers.models import microseconds
+from services.api.answers.policies import DEFAULT_POLICY
 from services.api.door.tokens import Caller
-from services.api.models import microseconds
 from services.api.past import history, ledger, moments, series
 from services.api.past.facts import Fact, parse_fact
 from services.api.past.ledger import BLOCKS_AT_MOST, Span
 from services.api.past.moments import Moment, find_ad_account, money_since_closing
-from services.api.policies import DEFAULT_POLICY
 from services.api.present import business_centers
 from services.incentives.deals import PAGE_BYTES, read_page
 from shared.rules.vocabulary import POCKETS

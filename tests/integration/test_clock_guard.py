@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.allocation.clock_guard import LARGEST_DIFFERENCE_US
-from services.api.operating.writers import Writers
+from services.api.watching.writers import Writers
 from shared.runtime.clock import Clock
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until

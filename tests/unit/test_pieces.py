@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.api.pieces import document, page
+from services.api.answers.pieces import document, page
 
 LONG = [{"id": number, "why": "ö"} for number in range(130)]
 VALUES: tuple[dict[str, Any], ...] = (

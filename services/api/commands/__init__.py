@@ -1,4 +1,4 @@
-"""Commands: publishes them and waits for their outcomes.
+"""Commands: signs, publishes and answers them.
 
 The way in is `publishing.router`.
 """

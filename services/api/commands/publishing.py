@@ -9,13 +9,13 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from services.api.answers.models import Outcome, Problem, time
 from services.api.commands.refusing import first_decision, refused_by_role
 from services.api.context import Api, Context
 from services.api.described.openapi import BODY_PROBLEMS
 from services.api.door.access import ANYBODY, AnyRole
 from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, invalid, permission_denied, unavailable
-from services.api.models import Outcome, Problem, time
 from shared.contracts.commands import FINANCE_COMMAND, TIMES, Command, command_content, kept_meaning_hash, meaning_hash
 from shared.contracts.fields import parse_time
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request, Response
 from faststream.kafka import KafkaBroker
 from faststream.specification import AsyncAPI
 
+from services.api.answers.models import Outcome
 from services.api.described.documentation import page
-from services.api.models import Outcome
 from shared.contracts.commands import AnyCommand
 from shared.contracts.signals import DeliverySignal
 from shared.contracts.spend import SpendEvent

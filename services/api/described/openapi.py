@@ -6,8 +6,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
+from services.api.answers.models import Problem
 from services.api.door.bodies import definitions
-from services.api.models import Problem
 from shared.contracts.fields import TIME_PATTERN
 from shared.contracts.patterns import TIME
 

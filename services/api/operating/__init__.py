@@ -1,1 +1,4 @@
-"""Operating: probes, metrics, the writers of the shards, and tables that grow."""
+"""Operating: the routes of probes and metrics.
+
+The way in is `operations.router`.
+"""

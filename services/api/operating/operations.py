@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api.answers.models import Problem
 from services.api.context import Api
 from services.api.door.errors import ApiError
 from services.api.door.gate import REFUSED
-from services.api.models import Problem
-from services.api.operating.writers import Readiness
+from services.api.watching.writers import Readiness
 from shared.runtime.health import NOT_READY
 
 REQUESTS = Counter("drawdown_http_requests_total", "HTTP requests answered", ["method", "route", "status"])

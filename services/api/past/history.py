@@ -6,11 +6,11 @@ from typing import Any
 
 import asyncpg
 
-from services.api.budgets import Today
+from services.api.answers.budgets import Today
+from services.api.answers.pieces import unhurried
 from services.api.door.errors import not_found, unreadable
 from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
-from services.api.pieces import unhurried
 from shared.ledger.times import to_datetime
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 

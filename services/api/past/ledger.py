@@ -13,13 +13,13 @@ from uuid import UUID
 import asyncpg
 from fastapi import APIRouter, Query, Response
 
+from services.api.answers.models import Entries, Limit, money, time
+from services.api.answers.pieces import page, unhurried
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
-from services.api.models import Entries, Limit, money, time
 from services.api.past.moments import BLOCK_POSITIONS
-from services.api.pieces import page, unhurried
 from shared.contracts.fields import IDENTIFIER_PATTERN, UUID_PATTERN
 from shared.ledger.details import shown_causes, shown_details
 from shared.runtime.kafka import murmur2_partition

@@ -14,14 +14,14 @@ from typing import Annotated, Any, Final, TypeVar
 import asyncpg
 from fastapi import Query
 
-from services.api.calendars import learn_zones
-from services.api.checkpoints import read_checkpoints
+from services.api.answers.calendars import learn_zones
+from services.api.answers.checkpoints import read_checkpoints
+from services.api.answers.models import microseconds, time
+from services.api.answers.policies import Waterfalls, read_policy
 from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.door.errors import invalid, not_found, unavailable, unreadable
 from services.api.door.tokens import Caller
-from services.api.models import microseconds, time
 from services.api.past.facts import FACTS, Fact, parse_fact
-from services.api.policies import Waterfalls, read_policy
 from shared.contracts.fields import TIME_PATTERN, parse_time
 from shared.ledger.times import to_datetime
 from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS

@@ -10,17 +10,17 @@ import asyncpg
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from services.api import balances
-from services.api.calendars import calendar
-from services.api.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers import balances
+from services.api.answers.calendars import calendar
+from services.api.answers.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
+from services.api.answers.pieces import page, unhurried
+from services.api.answers.policies import DEFAULT_POLICY, Waterfalls, read_versions
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid, unreadable
-from services.api.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
-from services.api.pieces import page, unhurried
-from services.api.policies import DEFAULT_POLICY, Waterfalls, read_versions
 from shared.contracts.fields import Day
 from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text

@@ -9,20 +9,20 @@ import asyncpg
 import structlog
 from fastapi import APIRouter, Response
 
-from services.api.balances import ad_account_balance, spend_answer
-from services.api.budgets import Today, budget_answer, changes_answer
-from services.api.calendars import has_calendar, learn_zones, unknown_zone
-from services.api.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers.balances import ad_account_balance, spend_answer
+from services.api.answers.budgets import Today, budget_answer, changes_answer
+from services.api.answers.calendars import has_calendar, learn_zones, unknown_zone
+from services.api.answers.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers.models import AdAccount, AdAccounts, AfterId, Limit, PathId
+from services.api.answers.pieces import page, unhurried
+from services.api.answers.policies import read_policies, require_policy
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import AnyRole
 from services.api.door.errors import not_found
 from services.api.door.tokens import Caller
-from services.api.models import AdAccount, AdAccounts, AfterId, Limit, PathId
 from services.api.past.history import ad_account_facts_at, ad_account_spend_at, budget_at, causes_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, facts_since_closing, find_ad_account, read_at
-from services.api.pieces import page, unhurried
-from services.api.policies import read_policies, require_policy
 from shared.runtime.clock import Clock
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)

@@ -8,17 +8,17 @@ import asyncpg
 import structlog
 from fastapi import APIRouter, Response
 
-from services.api.balances import business_center_balance, spend_answer
-from services.api.checkpoints import read_checkpoints
+from services.api.answers.balances import business_center_balance, spend_answer
+from services.api.answers.checkpoints import read_checkpoints
+from services.api.answers.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
+from services.api.answers.pieces import document, page, unhurried
+from services.api.answers.policies import read_policies, require_policy
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import FinanceReader
 from services.api.door.errors import not_found, unreadable
-from services.api.models import AfterId, BusinessCenter, BusinessCenters, Limit, PathId, money, time
 from services.api.past.history import business_center_facts_at, business_center_spend_at, pockets_at
 from services.api.past.moments import At, Entity, Moment, find_business_center, money_since_closing, read_at
-from services.api.pieces import document, page, unhurried
-from services.api.policies import read_policies, require_policy
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
 router = APIRouter(tags=["balances"], responses=READ_PROBLEMS)

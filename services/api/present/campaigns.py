@@ -7,14 +7,14 @@ from typing import Any
 import asyncpg
 from fastapi import APIRouter
 
-from services.api.balances import spend_answer
-from services.api.budgets import Today, budget_answer
-from services.api.calendars import learn_zones
+from services.api.answers.balances import spend_answer
+from services.api.answers.budgets import Today, budget_answer
+from services.api.answers.calendars import learn_zones
+from services.api.answers.models import Campaign, PathId
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE
 from services.api.door.access import AnyRole
 from services.api.door.errors import not_found
-from services.api.models import Campaign, PathId
 from services.api.past.history import campaign_at
 from services.api.past.moments import At, Entity, Moment, find_ad_account, read_at
 from services.api.present.ad_accounts import account_checkpoints

@@ -8,8 +8,8 @@ import asyncpg
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from services.api.answers.cursors import parse_numbers
 from services.api.context import Api
-from services.api.cursors import parse_numbers
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS
 from services.api.door.access import FinanceReader
 from services.api.door.bodies import WHOLE, body_schema, read_body

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import asyncpg
 
+from services.api.answers.models import time
 from services.api.door.tokens import Caller
-from services.api.models import time
 
 # A page ends early so that its answer is not longer than this.
 PAGE_BYTES = 1024 * 1024

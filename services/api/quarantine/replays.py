@@ -13,8 +13,8 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from services.api.answers.cursors import parse_numbers
 from services.api.context import Context
-from services.api.cursors import parse_numbers
 from services.api.door.errors import ApiError, invalid, not_found, permission_denied
 from services.api.door.tokens import Caller
 from services.api.quarantine.records import parse_id, record_id

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from services.api.answers.models import Instant, Limit, Problem
 from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, present
 from services.api.door import patterns
 from services.api.door.access import FinanceReader, FinanceWriter
 from services.api.door.bodies import WHOLE, body_schema, read_body
 from services.api.door.errors import not_found
-from services.api.models import Instant, Limit, Problem
 from services.api.quarantine import records
 from services.api.quarantine.replays import (
     AFTER_PATTERN,

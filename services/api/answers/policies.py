@@ -10,8 +10,8 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from services.api.answers.pieces import unhurried
 from services.api.door.errors import unreadable
-from services.api.pieces import unhurried
 from shared.contracts import strict_json
 from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from services.api.answers.models import AsOf, Money, PathId, money
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door.access import FinanceReader
-from services.api.models import AsOf, Money, PathId, money
-from services.api.present.deals import read_deal, read_deal_checkpoints
+from services.api.incentives.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, pacing
 from services.incentives.rating import RatedBand, Rating, format_rate
 

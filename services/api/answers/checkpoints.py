@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from services.api.models import microseconds, time
+from services.api.answers.models import microseconds, time
 from shared.ledger.checkpoints import checkpoints_of
 from shared.runtime.clock import Clock
 

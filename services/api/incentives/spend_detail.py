@@ -12,14 +12,14 @@ import asyncpg
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
+from services.api.answers.models import INTEGER, AsOf, Money, PathId, money
+from services.api.answers.pieces import document, unhurried
 from services.api.context import Api
 from services.api.described.openapi import READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door import patterns
 from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid
-from services.api.models import INTEGER, AsOf, Money, PathId, money
-from services.api.pieces import document, unhurried
-from services.api.present.deals import read_deal, read_deal_checkpoints
+from services.api.incentives.deals import read_deal, read_deal_checkpoints
 from services.incentives import cash_spend, spend_detail
 from services.incentives.deals import Deal
 from shared.contracts.fields import Day

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from services.api.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers.checkpoints import Checkpoints, read_checkpoints
+from services.api.answers.models import AfterId, Instant, Limit, Money, PathId, Problem, money, time
+from services.api.answers.pieces import page, unhurried
 from services.api.context import Api
 from services.api.described.openapi import BODY_PROBLEMS, READ_PROBLEMS, UNREADABLE_DEAL
 from services.api.door.access import FinanceReader, FinanceWriter
 from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, not_found, permission_denied
 from services.api.door.tokens import Caller
-from services.api.models import AfterId, Instant, Limit, Money, PathId, Problem, money, time
-from services.api.pieces import page, unhurried
 from services.incentives import cash_spend, deals
 from services.incentives.rating import Method, format_rate
 from services.incentives.terms import DEAL_TERMS

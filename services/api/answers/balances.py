@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.api.models import money
+from services.api.answers.models import money
 from shared.rules.vocabulary import AD_ACCOUNT_POCKETS
 
 

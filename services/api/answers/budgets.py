@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from services.api.calendars import calendar
-from services.api.models import microseconds, money
+from services.api.answers.calendars import calendar
+from services.api.answers.models import microseconds, money
 from shared.contracts.fields import format_time
 from shared.rules.calendar import month_start
 from shared.rules.setting_budgets import CHANGES_PER_DAY

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from services.api.operating.read_probe import TableReader
+from services.api.watching.read_probe import TableReader
 from shared.contracts.commands import kept_meaning_hash
 from shared.runtime.postgres import connect, is_unavailable
 from shared.runtime.reachability import Reachability, watch_reachability

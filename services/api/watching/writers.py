@@ -15,7 +15,7 @@ import asyncpg
 from prometheus_client import Gauge
 from pydantic import BaseModel, Field
 
-from services.api.models import Instant, time
+from services.api.answers.models import Instant, time
 from shared.contracts.known import known
 from shared.runtime.health import NOT_READY
 from shared.runtime.postgres import connect, is_unavailable
