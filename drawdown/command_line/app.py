@@ -214,7 +214,7 @@ def spend_send(
 @offsets.command("adopt")
 def offsets_adopt() -> None:
     """Accept that the present Kafka cluster's offsets start again, after a broker was replaced on purpose."""
-    from services.allocation.offsets import adopt
+    from services.allocation.operating.offsets import adopt
 
     _run(adopt(_settings("offsets")))
 
@@ -227,7 +227,7 @@ def offsets_skip(
     because: Annotated[str, typer.Option(help="The reason, which the operators' log keeps.")],
 ) -> None:
     """Skip one record that stops a shard. It is quarantined as `skipped`, and the operators' log keeps the reason."""
-    from services.allocation.skipping import skip
+    from services.allocation.operating.skipping import skip
 
     _run(skip(_settings("offsets"), shard, topic, offset, because))
 
@@ -235,7 +235,7 @@ def offsets_skip(
 @offsets.command("log")
 def offsets_log() -> None:
     """Print what operators did by hand, one line of JSON each: skipped records and dropped months of quarantine."""
-    from services.allocation.offsets import print_log
+    from services.allocation.operating.offsets import print_log
 
     _run(print_log(_settings("offsets")))
 

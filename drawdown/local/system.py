@@ -259,7 +259,7 @@ class System:
     async def _prepare(self) -> None:
         await prepare(self.settings)
         if self.kafka is not None:  # An empty broker's offsets start at 0, but the ledger has read further.
-            from services.allocation.offsets import adopt
+            from services.allocation.operating.offsets import adopt
 
             await adopt(self.settings)
 

@@ -15,9 +15,6 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from services.allocation import metrics
-from services.allocation.append import BatchWrite
-from services.allocation.batch_bounds import UNBOUNDED, Bounds
-from services.allocation.batch_decoding import SLICE_RECORDS, DecodedRecords, as_raw
 from services.allocation.failures import (
     INTERNAL_ERROR,
     BatchFailedError,
@@ -25,9 +22,12 @@ from services.allocation.failures import (
     RecordFailedError,
     describe,
 )
-from services.allocation.looking_up import DecidedCommand, Known, Outcome
-from services.allocation.quarantine_rows import kept_bytes, kept_columns, quarantine_row, weight
-from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event
+from services.allocation.memory.looking_up import DecidedCommand, Known, Outcome
+from services.allocation.records.batch_bounds import UNBOUNDED, Bounds
+from services.allocation.records.batch_decoding import SLICE_RECORDS, DecodedRecords, as_raw
+from services.allocation.records.quarantine_rows import kept_bytes, kept_columns, quarantine_row, weight
+from services.allocation.records.record_decoding import Fault, Raw, center_of_command, center_of_event
+from services.allocation.writing.append import BatchWrite
 from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import resting_row

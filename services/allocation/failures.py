@@ -12,10 +12,11 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from services.allocation import batch_bounds, metrics
-from services.allocation.batch_decoding import DecodedRecords
+from services.allocation import metrics
 from services.allocation.lease import LeaseLostError
-from services.allocation.record_decoding import Fault, Raw, printable
+from services.allocation.records import batch_bounds
+from services.allocation.records.batch_decoding import DecodedRecords
+from services.allocation.records.record_decoding import Fault, Raw, printable
 from shared.ledger.zones import ZonesDifferError
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS

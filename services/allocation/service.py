@@ -23,9 +23,8 @@ import asyncpg
 import structlog
 from aiokafka.errors import KafkaError
 
-from services.allocation import metrics, snapshots
+from services.allocation import metrics
 from services.allocation.clock_guard import ClockGuard
-from services.allocation.consuming import open_consumer
 from services.allocation.failures import (
     AccountTakenError,
     BatchFailedError,
@@ -50,11 +49,13 @@ from services.allocation.lease import (
     wait_for_no_disk,
     withdraw,
 )
-from services.allocation.memory import CampaignMemory, MemoryWatch
-from services.allocation.outcome_publishing import publish_outcomes
+from services.allocation.memory import snapshots
+from services.allocation.memory.limits import CampaignMemory, MemoryWatch
+from services.allocation.records.consuming import OffsetsDoNotFitError, OtherTopicsError, open_consumer
 from services.allocation.retrying import retry_forever
 from services.allocation.shard_states import ShardState, report
-from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError, Worker
+from services.allocation.worker import Connections, OfTheProcess, Worker
+from services.allocation.writing.outcome_publishing import publish_outcomes
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.ledger.lookup import plain_types
 from shared.ledger.replay import ReplayDiffersError
@@ -185,7 +186,6 @@ class Allocation:
         self._broker = health.reachability("the broker")
         health.work = self._readiness
         self._policy = read_policy(settings.policy_file)
-        self._keys = read_command_keys(settings.command_keys_file)
         self._clock = Clock(settings)
         self._guard = ClockGuard(self._clock)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -202,6 +202,14 @@ class Allocation:
         self._publishing: asyncpg.Pool | None = None
         self._peers = Peers()
         self._memory, self._memory_watch = CampaignMemory(settings.campaigns_in_memory), MemoryWatch()
+        self._of_the_process = OfTheProcess(
+            self._policy,
+            settings.shards,
+            self._clock,
+            self._guard,
+            self._memory,
+            read_command_keys(settings.command_keys_file),
+        )
         # How many shards this process should write; None until the first heartbeat.
         self._due: int | None = None
 
@@ -421,30 +429,15 @@ class Allocation:
             lease = self._leases[lease.shard] = await reload_lease(reading, lease)
             consumer = await open_consumer(self._settings, lease, self._incarnation)
             stack.push_async_callback(lambda: close_within(stop_client(consumer)))
-            rules, kept_at = await snapshots.load(
+            loaded = await snapshots.load(
                 reading, lease, self._policy, self._settings.deduplication_days, self._memory.part(len(self._tasks))
             )
-            stack.push_async_callback(snapshots.forget, rules)
-            stack.callback(self._memory.hold(lease.shard, rules.campaigns))
+            stack.push_async_callback(snapshots.forget, loaded.rules)
+            stack.callback(self._memory.hold(lease.shard, loaded.rules.campaigns))
             gc.freeze()
             failures.begin_again()
-            worker = Worker(
-                lease,
-                rules,
-                kept_at,
-                self._policy,
-                self._settings.shards,
-                consumer,
-                reading,
-                writing,
-                self._clock,
-                self._guard,
-                written,
-                failures,
-                state,
-                self._memory,
-                self._keys,
-            )
+            connections = Connections(consumer, reading, writing)
+            worker = Worker(lease, loaded, self._of_the_process, connections, written, failures, state)
             self._workers[lease.shard] = worker
             self._has_written = True
             try:

@@ -7,17 +7,16 @@ of the ledger. After any failure `service` drops the memory and loads the ledger
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 
-from services.allocation import account_locks, batch_bounds, metrics, snapshots
-from services.allocation.append import BatchWrite, append
-from services.allocation.batch_decoding import DecodedRecords, as_raw, decode, is_command, next_offset
+from services.allocation import metrics
 from services.allocation.clock_guard import LARGEST_DIFFERENCE_US, ClockGuard
 from services.allocation.deciding import Decider, Decision
 from services.allocation.failures import (
@@ -32,19 +31,24 @@ from services.allocation.failures import (
     is_taken_place,
 )
 from services.allocation.lease import Lease
-from services.allocation.looking_up import look_up, within_memory
-from services.allocation.memory import CampaignMemory
-from services.allocation.quarantine_rows import is_too_large, short_record, unreadable_record
-from services.allocation.record_decoding import Raw
+from services.allocation.memory import snapshots
+from services.allocation.memory.limits import CampaignMemory
+from services.allocation.memory.looking_up import look_up, within_memory
+from services.allocation.memory.snapshots import Loaded
+from services.allocation.records import batch_bounds
+from services.allocation.records.batch_decoding import DecodedRecords, as_raw, decode, is_command, next_offset
+from services.allocation.records.consuming import OffsetsDoNotFitError
+from services.allocation.records.quarantine_rows import is_too_large, short_record, unreadable_record
+from services.allocation.records.record_decoding import Raw
 from services.allocation.shard_states import ShardState
+from services.allocation.writing import account_locks
+from services.allocation.writing.append import BatchWrite, append
 from shared.contracts.fields import format_time
 from shared.contracts.signatures import CommandKeys
 from shared.ledger.headers import read_headers
 from shared.ledger.zones import zones_to_write_with
 from shared.rules.policy import Policy
-from shared.rules.shard import Shard
 from shared.runtime.clock import Clock
-from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.postgres import is_lost
 
@@ -55,12 +59,24 @@ FORWARDED_SECONDS = 5.0  # the longest time between two looks for forwarded reco
 DISAGREEING_SECONDS = 0.25  # the time between two comparisons of clocks that disagree
 
 
-class OffsetsDoNotFitError(CannotGoOnError):
-    """The topic no longer holds the next records, so some would be skipped. The message says what to do."""
+@dataclass(frozen=True, slots=True)
+class OfTheProcess:
+    """What all workers of a process share. `shards` is the number of shards of the ledger."""
+
+    policy: Policy
+    shards: int
+    clock: Clock
+    guard: ClockGuard
+    memory: CampaignMemory
+    keys: CommandKeys
 
 
-class OtherTopicsError(OffsetsDoNotFitError):
-    """The topics are not those whose offsets the ledger holds, which concerns every shard."""
+class Connections(NamedTuple):
+    """The connections of one worker: to the shard's partitions, and to the ledger for reads and for its batches."""
+
+    consumer: AIOKafkaConsumer
+    reading: asyncpg.Connection
+    writing: asyncpg.Connection
 
 
 class Worker:
@@ -69,36 +85,26 @@ class Worker:
     def __init__(
         self,
         lease: Lease,
-        rules: Shard,
-        kept_at: int,
-        policy: Policy,
-        shards: int,
-        consumer: AIOKafkaConsumer,
-        reading: asyncpg.Connection,
-        writing: asyncpg.Connection,
-        clock: Clock,
-        guard: ClockGuard,
+        loaded: Loaded,
+        process: OfTheProcess,
+        connections: Connections,
         outcomes_written: asyncio.Event,
         failures: Failures,
         state: ShardState,
-        memory: CampaignMemory,
-        keys: CommandKeys,
     ) -> None:
         self.lease = lease
-        self._rules = rules
-        self._policy = policy
-        zones = zones_to_write_with(rules.tables)
-        self._decider = Decider(lease.shard, shards, rules, policy, zones, batch_bounds.BOUNDS)
-        self._consumer = consumer
-        self._reading = reading
-        self._writing = writing
-        self._clock = clock
-        self._guard = guard
+        self._rules = loaded.rules
+        self._policy = process.policy
+        zones = zones_to_write_with(self._rules.tables)
+        self._decider = Decider(lease.shard, process.shards, self._rules, self._policy, zones, batch_bounds.BOUNDS)
+        self._consumer, self._reading, self._writing = connections
+        self._clock = process.clock
+        self._guard = process.guard
         self._outcomes_written = outcomes_written
         self._failures = failures
         self._state = state
-        self._memory = memory
-        self._keys = keys
+        self._memory = process.memory
+        self._keys = process.keys
         self._spends = TopicPartition(SPEND_EVENTS, lease.shard)
         self._commands = TopicPartition(FINANCE_COMMANDS, lease.shard)
         # The next offset of each topic: first the one to take in, then the one to decide.
@@ -118,8 +124,8 @@ class Worker:
         self._has_locks = False
         # Counted from the snapshot. Otherwise a shard that is loaded again and again would have ever more to decide
         # again.
-        self._kept_at = kept_at
-        self._next_snapshot = kept_at + snapshots.entries_between(snapshots.objects_in(rules))
+        self._kept_at = loaded.kept_at
+        self._next_snapshot = self._kept_at + snapshots.entries_between(snapshots.objects_in(self._rules))
 
     def wake(self) -> None:
         """Make the worker read the table of forwarded records now."""

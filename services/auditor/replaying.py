@@ -4,18 +4,18 @@ from collections import defaultdict
 
 import asyncpg
 
-from services.auditor import sums
 from services.auditor.anchors import Anchors
 from services.auditor.baseline import Baseline, Head, read_baseline
-from services.auditor.constraints import check_times
-from services.auditor.guards import check_guards
-from services.auditor.logins import notes_on_functions
-from services.auditor.quarantine_gaps import check_quarantine
-from services.auditor.recorded_outcomes import read_outcomes
-from services.auditor.recorded_policies import notes_on_policies
+from services.auditor.checks.constraints import check_times
+from services.auditor.checks.guards import check_guards
+from services.auditor.checks.logins import notes_on_functions
+from services.auditor.checks.quarantine_gaps import check_quarantine
+from services.auditor.checks.recorded_policies import notes_on_policies
+from services.auditor.checks.sequences import check_batches, check_sources, check_strays
+from services.auditor.replayed import sums
+from services.auditor.replayed.recorded_outcomes import read_outcomes
+from services.auditor.replayed.shard_audit import ShardAudit
 from services.auditor.report import ProgressLine, Report
-from services.auditor.sequences import check_batches, check_sources, check_strays
-from services.auditor.shard_audit import ShardAudit
 from services.auditor.tables import expect_none_left
 from shared.rules.money import format_micros
 

@@ -5,21 +5,21 @@ import asyncpg
 from services.auditor.anchors import Anchors
 from services.auditor.baseline import Head, check_ends, heads_of, notes_on_times
 from services.auditor.chain import grow, links
-from services.auditor.constraints import check_times
-from services.auditor.counts import check_accounts, check_count, check_outcomes
-from services.auditor.forwarded import check_forwarded
-from services.auditor.guards import check_guards
-from services.auditor.logins import notes_on_functions
-from services.auditor.operators import check_operators_log
-from services.auditor.quarantine_gaps import check_quarantine
-from services.auditor.recorded_outcomes import check_contents
-from services.auditor.recorded_policies import notes_on_policies
-from services.auditor.recorded_zones import check_zones, notes_on_zones
-from services.auditor.references import check_references
+from services.auditor.checks.constraints import check_times
+from services.auditor.checks.counts import check_accounts, check_count, check_outcomes
+from services.auditor.checks.forwarded import check_forwarded
+from services.auditor.checks.guards import check_guards
+from services.auditor.checks.logins import notes_on_functions
+from services.auditor.checks.operators import check_operators_log
+from services.auditor.checks.quarantine_gaps import check_quarantine
+from services.auditor.checks.recorded_policies import notes_on_policies
+from services.auditor.checks.recorded_zones import check_zones, notes_on_zones
+from services.auditor.checks.references import check_references
+from services.auditor.checks.sequences import check_batches, check_strays
+from services.auditor.replayed.recorded_outcomes import check_contents
+from services.auditor.replayed.resting import check_resting
+from services.auditor.replayed.shard_audit import check_frontier
 from services.auditor.report import ProgressLine, Report
-from services.auditor.resting import check_resting
-from services.auditor.sequences import check_batches, check_strays
-from services.auditor.shard_audit import check_frontier
 from shared.ledger.merkle import CompactRange
 
 

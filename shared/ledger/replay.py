@@ -40,7 +40,7 @@ SLICE = 500
 # Batches are read together up to these bounds. Deciding again takes about five times the bytes of what was read.
 MOST_GROUP_ENTRIES = 20_000
 MOST_GROUP_BYTES = 16 * 2**20
-# About twice what the bounds of a batch (`services.allocation.batch_bounds`) let a writer write.
+# About twice what the bounds of a batch (`services.allocation.records.batch_bounds`) let a writer write.
 MOST_BATCH_BYTES = 128 * 2**20
 
 Stored = TypeVar("Stored")

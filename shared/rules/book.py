@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from shared.rules import pauses, setting_budgets
 from shared.rules.batch import Batch
 from shared.rules.calendar import NO_ZONES, Zone, Zones
-from shared.rules.command_types import Command, GrantVoucher
 from shared.rules.forgetting import EndedGrants
 from shared.rules.grants import GrantKey, RecordedGrant, restore
 from shared.rules.policy import STANDARD, Policy
@@ -64,15 +63,6 @@ class Book:
         """
         if self.needs_all_to_tie(account):
             self.campaigns.find_all(account)
-
-    def awoken_by(self, command: Command) -> int:
-        """Return how many campaigns a command brings back into memory because it ties a voucher to campaigns."""
-        if not isinstance(command, GrantVoucher) or command.campaign_ids is None:
-            return 0
-        account = self.accounts.get(command.ad_account_id or "")
-        if account is None or not self.needs_all_to_tie(account):
-            return 0
-        return account.campaigns_ever - len(account.campaigns)
 
     def needs_all_to_tie(self, account: AdAccount) -> bool:
         """Return whether all campaigns of the account must be in memory once a voucher is tied to some of them."""

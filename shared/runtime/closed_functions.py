@@ -19,7 +19,7 @@ CLOSED_NAMES: Final = (
     r"^(lo_.+|loread|lowrite|pg_(try_)?advisory_(xact_)?lock.*|pg_logical_emit_message"
     r"|pg_current_xact_id|txid_current|pg_export_snapshot)$"
 )
-# With it the writer keeps two shards from opening the same ad account (services/allocation/account_locks.py).
+# With it the writer keeps two shards from opening the same ad account (services/allocation/writing/account_locks.py).
 _OF_THE_WRITER: Final = "pg_catalog.pg_advisory_lock(integer, integer)"
 _WRITER: Final = "drawdown_allocation"
 

@@ -4,7 +4,7 @@ aiokafka decompresses a batch at once: 46 KB become 1 GB. Anybody with the right
 batch, and each reader of the topic would run out of memory at every start. So two kinds of batches are skipped: those
 that unpack to more than our producers ever send, and those that cannot be read. Another producer wrote them. They hold
 no record of ours, because each batch has one producer. Allocation, which must not skip any record, reads by rules of
-its own (`services.allocation.kafka_batches`).
+its own (`services.allocation.records.kafka_batches`).
 """
 
 from collections.abc import Iterator

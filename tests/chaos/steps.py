@@ -52,14 +52,14 @@ _COPY_RECORDS = "asyncpg:Connection.copy_records_to_table"
 _SEND = "aiokafka:AIOKafkaProducer.send"
 _WORKER = "services.allocation.worker:"
 _SERVICE = "services.allocation.service:"
-_APPEND = "services.allocation.append:"
+_APPEND = "services.allocation.writing.append:"
 _FOLLOW = "shared.ledger.follow:"
 _COMMANDS = "services.api.commands.publishing:"
 
 _ALLOCATION: Final = (
     Step("allocation", "lease taken", _SERVICE + "Allocation._start", most=1),
     Step("allocation", "consumer open", _SERVICE + "open_consumer", "after", most=2),
-    Step("allocation", "state loaded", "services.allocation.snapshots:load", "after", most=2),
+    Step("allocation", "state loaded", "services.allocation.memory.snapshots:load", "after", most=2),
     Step("allocation", "fetched", _WORKER + "Worker._fetch", "after"),
     Step("allocation", "decoded", _WORKER + "decode", "after"),
     Step("allocation", "looked up", _WORKER + "look_up", "after"),
@@ -81,7 +81,7 @@ _ALLOCATION: Final = (
     Step("allocation", "outcome sent", _SEND, "after", _of("finance.outcomes"), most=5),
     Step("allocation", "outcomes acknowledged", _EXECUTE, "before", _says("INSERT INTO ledger.checkpoints"), most=5),
     Step("allocation", "outcomes checkpointed", _EXECUTE, "after", _says("INSERT INTO ledger.checkpoints"), most=5),
-    Step("allocation", "snapshot due", "services.allocation.snapshots:dump", most=1, at_stop=True),
+    Step("allocation", "snapshot due", "services.allocation.memory.snapshots:dump", most=1, at_stop=True),
     Step("allocation", "snapshot written", _EXECUTE, "after", _says("INTO ledger.snapshots"), most=1, at_stop=True),
     Step("allocation", "before release", _SERVICE + "release", most=2, at_stop=True),
     Step("allocation", "released", _SERVICE + "release", "after", most=2, at_stop=True),

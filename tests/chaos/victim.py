@@ -43,7 +43,7 @@ def run(victim: Victim) -> None:
     os.environ.update(victim.environment)
     random.seed()
     from drawdown.serving import serve
-    from services.allocation import snapshots
+    from services.allocation.memory import snapshots
 
     snapshots.FEWEST_ENTRIES_BETWEEN = ENTRIES_BETWEEN_SNAPSHOTS
     for each in STEPS:

@@ -15,13 +15,13 @@ from typing import Any
 import asyncpg
 
 from drawdown.deployment.migrate import migrate
-from services.allocation import snapshots
-from services.allocation.append import BatchWrite, append
-from services.allocation.batch_decoding import decode
 from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, LeaseLostError, announce, claim, end_sessions
-from services.allocation.looking_up import look_up
-from services.allocation.record_decoding import Raw
+from services.allocation.memory import snapshots
+from services.allocation.memory.looking_up import look_up
+from services.allocation.records.batch_decoding import decode
+from services.allocation.records.record_decoding import Raw
+from services.allocation.writing.append import BatchWrite, append
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD

@@ -8,12 +8,12 @@ from typing import Any
 
 import asyncpg
 
-from services.allocation.append import BatchWrite, append
-from services.allocation.batch_decoding import decode
 from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, claim
-from services.allocation.looking_up import look_up
-from services.allocation.record_decoding import Raw
+from services.allocation.memory.looking_up import look_up
+from services.allocation.records.batch_decoding import decode
+from services.allocation.records.record_decoding import Raw
+from services.allocation.writing.append import BatchWrite, append
 from services.balance import service as balance
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES

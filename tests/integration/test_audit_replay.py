@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
+from services.auditor.checks.constraints import WITH_IDS, WITH_SIZES
 from services.auditor.cli import replay, verify
-from services.auditor.constraints import WITH_IDS, WITH_SIZES
 from services.auditor.tables import TABLES
 from services.balance.service import FOLLOWER as BALANCE
 from services.incentives.service import FOLLOWER as INCENTIVES

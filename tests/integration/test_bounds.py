@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from services.allocation import account_locks, batch_bounds, snapshots
-from services.allocation.batch_bounds import Bounds
+from services.allocation.memory import snapshots
+from services.allocation.records import batch_bounds
+from services.allocation.records.batch_bounds import Bounds
+from services.allocation.writing import account_locks
 from shared.ledger.merkle import CompactRange
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard

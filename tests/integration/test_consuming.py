@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
-from services.allocation import consuming
-from services.allocation.consuming import WithoutGaps, open_consumer
 from services.allocation.lease import Lease
-from services.allocation.worker import OffsetsDoNotFitError
+from services.allocation.records import consuming
+from services.allocation.records.consuming import OffsetsDoNotFitError, WithoutGaps, open_consumer
 from shared.ledger.merkle import CompactRange
 from shared.runtime.incarnation import incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

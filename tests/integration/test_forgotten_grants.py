@@ -9,13 +9,13 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.allocation import snapshots
-from services.allocation.append import BatchWrite, append
-from services.allocation.batch_decoding import decode
 from services.allocation.deciding import Decider
 from services.allocation.lease import Lease, claim
-from services.allocation.looking_up import look_up
-from services.allocation.record_decoding import Raw
+from services.allocation.memory import snapshots
+from services.allocation.memory.looking_up import look_up
+from services.allocation.records.batch_decoding import decode
+from services.allocation.records.record_decoding import Raw
+from services.allocation.writing.append import BatchWrite, append
 from services.auditor.cli import replay
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries

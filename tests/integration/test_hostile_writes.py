@@ -14,10 +14,10 @@ import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
-from services.allocation import snapshot_pieces, snapshots
 from services.allocation.lease import claim
+from services.allocation.memory import snapshot_pieces, snapshots
+from services.auditor.checks.recorded_policies import MOST_NOTES
 from services.auditor.cli import replay, verify
-from services.auditor.recorded_policies import MOST_NOTES
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
 from shared.rules.policy import STANDARD

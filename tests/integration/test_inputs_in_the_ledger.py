@@ -13,9 +13,9 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from services.allocation import snapshot_pieces, snapshots
-from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
+from services.allocation.memory import snapshot_pieces, snapshots
+from services.allocation.writing.append import BatchWrite, append
 from services.auditor.cli import DIFFERS, PASSED
 from services.auditor.cli import replay as audit_replay
 from shared.ledger import zones as zones_of_the_ledger

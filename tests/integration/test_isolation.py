@@ -13,8 +13,11 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from services.allocation import append, outcome_publishing, snapshots, worker
-from services.allocation.worker import OffsetsDoNotFitError, Worker
+from services.allocation import worker
+from services.allocation.memory import snapshots
+from services.allocation.records.consuming import OffsetsDoNotFitError
+from services.allocation.worker import Worker
+from services.allocation.writing import append, outcome_publishing
 from shared.ledger.replay import ReplayDiffersError
 from shared.rules import commands, waterfall
 from shared.rules.state import AdAccount

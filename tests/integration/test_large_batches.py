@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.allocation import batch_bounds
+from services.allocation.records import batch_bounds
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until

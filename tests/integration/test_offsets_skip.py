@@ -9,8 +9,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.allocation import batch_decoding, isolated_reading, worker
-from services.allocation.skipping import skip
+from services.allocation import worker
+from services.allocation.operating import isolated_reading
+from services.allocation.operating.skipping import skip
+from services.allocation.records import batch_decoding
 from services.auditor.cli import replay, verify
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

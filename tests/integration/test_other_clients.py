@@ -13,7 +13,7 @@ import httpx
 import pytest
 from confluent_kafka import KafkaException, Producer
 
-from services.allocation.skipping import skip
+from services.allocation.operating.skipping import skip
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import SPEND_EVENTS
 from shared.runtime.settings import Settings

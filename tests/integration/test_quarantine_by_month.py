@@ -13,8 +13,8 @@ import pytest
 
 from drawdown.command_line import quarantine_dropping
 from drawdown.command_line.quarantine_dropping import drop_month
-from services.allocation.append import BatchWrite, append
 from services.allocation.lease import Lease, claim
+from services.allocation.writing.append import BatchWrite, append
 from services.auditor.cli import PASSED, replay, verify
 from shared.ledger.times import from_datetime
 from shared.runtime.errors import CannotGoOnError

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.allocation import append as appending
+from services.allocation.writing import append as appending
 from services.auditor.cli import PASSED, replay
 from shared.runtime.settings import Settings
 from tests.integration.writing import OPENED, Writing, breaks_later, command, spend, writing

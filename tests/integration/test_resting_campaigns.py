@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from services.allocation import snapshots
 from services.allocation.lease import Lease, claim
+from services.allocation.memory import snapshots
 from services.auditor.cli import replay, verify
 from shared.ledger.decoding import copy_entries, split_rows
 from shared.ledger.encoding import encode_entries

@@ -18,7 +18,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from drawdown.local.system import prepare
-from services.allocation.offsets import adopt
+from services.allocation.operating.offsets import adopt
 from shared.runtime.incarnation import incarnation, is_same_incarnation
 from shared.runtime.kafka import (
     DELIVERY_SIGNALS,

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from aiokafka import TopicPartition
 
-from services.allocation.consuming import start_consumer
+from services.allocation.records.consuming import start_consumer
 from shared.contracts.signatures import SIGNATURE_HEADER, CommandSigner
 from shared.runtime.kafka import FINANCE_COMMANDS, FINANCE_OUTCOMES
 from tests.acceptance.front_door import FrontDoor, until

@@ -14,11 +14,11 @@ import asyncpg
 import pytest
 
 from services.allocation import worker
-from services.allocation.append import BatchWrite, append
-from services.allocation.batch_decoding import DecodedRecords
 from services.allocation.deciding import Decider, Decision
 from services.allocation.lease import Lease
-from services.allocation.looking_up import Known, look_up
+from services.allocation.memory.looking_up import Known, look_up
+from services.allocation.records.batch_decoding import DecodedRecords
+from services.allocation.writing.append import BatchWrite, append
 from shared.rules.shard import Shard
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until

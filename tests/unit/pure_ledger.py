@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from services.allocation import snapshot_pieces
-from services.allocation.record_decoding import decode_command, decode_event
+from services.allocation.memory import snapshot_pieces
+from services.allocation.records.record_decoding import decode_command, decode_event
 from shared.contracts.commands import SentCommand, meaning_hash, sent_command
 from shared.contracts.signatures import CommandKeys, CommandSigner, new_command_key
 from shared.contracts.zones import installed_zones

@@ -15,9 +15,9 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import batch_bounds, consuming, kafka_batches
-from services.allocation.kafka_batches import FetchedRecords
-from services.allocation.record_decoding import Raw, decode_command, decode_event
+from services.allocation.records import batch_bounds, consuming, kafka_batches
+from services.allocation.records.kafka_batches import FetchedRecords
+from services.allocation.records.record_decoding import Raw, decode_command, decode_event
 from shared.contracts.commands import SentCommand
 from tests.raw_batches import (
     GZIP,
@@ -134,7 +134,7 @@ def test_bombs_of_every_codec_take_no_more_memory_than_the_bound() -> None:
     before, after = memory_of(
         """
         from tests.raw_batches import batch, bombs, mines
-        from services.allocation.kafka_batches import FetchedRecords
+        from services.allocation.records.kafka_batches import FetchedRecords
         from aiokafka.structs import TopicPartition
         made = [batch(held, 9, codec=codec) for codec, held in [*bombs(200).values(), *mines().values()]]
         measure()
@@ -390,7 +390,7 @@ def test_headers_by_the_million_take_no_more_memory_than_a_few_records() -> None
     before, after = memory_of(
         """
         from tests.raw_batches import PACK, batch, record_of_many_headers
-        from services.allocation.kafka_batches import FetchedRecords
+        from services.allocation.records.kafka_batches import FetchedRecords
         from aiokafka.structs import TopicPartition
         codec, pack = PACK["gzip"]
         of_one = record_of_many_headers(2_000_000)

@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.allocation.record_decoding import (
+from services.allocation.records.record_decoding import (
     Fault,
     Raw,
     business_center_of,

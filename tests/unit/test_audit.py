@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from services.auditor import exporting, report, sums
+from services.auditor import exporting, report
 from services.auditor.anchors import read_anchors
-from services.auditor.closings import closings_of
 from services.auditor.difference import DifferenceError
-from services.auditor.fold import Fold
-from services.auditor.recorded_outcomes import Answer, RecordedOutcome, RecordedOutcomes
-from services.auditor.shard_audit import campaigns_of
+from services.auditor.replayed import sums
+from services.auditor.replayed.closings import closings_of
+from services.auditor.replayed.fold import Fold
+from services.auditor.replayed.recorded_outcomes import Answer, RecordedOutcome, RecordedOutcomes
+from services.auditor.replayed.shard_audit import campaigns_of
 from services.auditor.tables import TABLES, Rows, compare, expect_none_left
 from shared.ledger.decoding import EntryReader, StoredEntry, split_rows
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, encode_entries

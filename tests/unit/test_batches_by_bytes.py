@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from services.allocation.append import BatchWrite
-from services.allocation.batch_bounds import Bounds
-from services.allocation.batch_decoding import decode
 from services.allocation.deciding import Decider
-from services.allocation.looking_up import Known
-from services.allocation.record_decoding import Raw
+from services.allocation.memory.looking_up import Known
+from services.allocation.records.batch_bounds import Bounds
+from services.allocation.records.batch_decoding import decode
+from services.allocation.records.record_decoding import Raw
+from services.allocation.writing.append import BatchWrite
 from shared.rules.policy import STANDARD
 from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis.strategies import integers, lists
 
-from services.allocation import record_decoding
-from services.allocation.record_decoding import (
+from services.allocation.records import record_decoding
+from services.allocation.records.record_decoding import (
     Fault,
     Raw,
     business_center_of,

@@ -12,7 +12,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import consuming
+from services.allocation.records import consuming
 from shared.runtime import fetched
 from tests.raw_batches import GZIP, PACK, batch, bombs, message, mines, record, records
 from tests.servers import memory_of

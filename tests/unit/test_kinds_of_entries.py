@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from services.api.past import moments
-from services.auditor import closings, fold
-from services.auditor.fold import Fold
+from services.auditor.replayed import closings, fold
+from services.auditor.replayed.fold import Fold
 from services.balance.service import CLOSING_POSITIONS
 from shared.ledger.decoding import EntryReader
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from services.allocation import memory
-from services.allocation.memory import CampaignMemory, MemoryWatch, memory_limit, resident_bytes
+from services.allocation.memory import limits
+from services.allocation.memory.limits import CampaignMemory, MemoryWatch, memory_limit, resident_bytes
 from shared.rules.command_types import DepositCash
 from shared.rules.resting import CampaignsInMemory
 from tests.unit.test_rules_tables import Book
@@ -51,16 +51,16 @@ def test_the_limit_is_the_control_groups(
     text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "limit").write_text(f"{text}\n")
-    monkeypatch.setattr(memory, "_LIMITS", (tmp_path / "nowhere", tmp_path / "limit"))
+    monkeypatch.setattr(limits, "_LIMITS", (tmp_path / "nowhere", tmp_path / "limit"))
     assert memory_limit() == limit
 
 
 def test_memory_that_is_short_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_limit", lambda: 100 * 2**20)
+    monkeypatch.setattr(limits, "memory_limit", lambda: 100 * 2**20)
     watch = MemoryWatch()
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 80 * 2**20)
+    monkeypatch.setattr(limits, "resident_bytes", lambda: 80 * 2**20)
     assert watch.look() == "80 of 100 MiB of memory"
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 95 * 2**20)
+    monkeypatch.setattr(limits, "resident_bytes", lambda: 95 * 2**20)
     with capture_logs() as logs:
         assert watch.look() == watch.look() == "95 of 100 MiB of memory, which is short"
     assert len(logs) == 1

@@ -9,7 +9,7 @@ import typer
 
 from drawdown.command_line.app import app
 from drawdown.serving import SERVICES
-from services.auditor.fold import Fold
+from services.auditor.replayed.fold import Fold
 from services.auditor.tables import TABLES
 from shared.runtime.read_models import READ_MODELS, ReadModel
 from shared.runtime.roles import SERVICE_ROLES

@@ -13,8 +13,8 @@ from aiokafka.structs import TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import consuming, kafka_batches
-from services.allocation.kafka_batches import FetchedRecords
+from services.allocation.records import consuming, kafka_batches
+from services.allocation.records.kafka_batches import FetchedRecords
 from tests.any_headers import Headers, batch_of
 from tests.raw_batches import batch, record
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation import snapshot_pieces
+from services.allocation.memory import snapshot_pieces
 from shared.ledger.encoding import encode_entries
 from shared.rules import kept_budgets
 from shared.rules.events import Event

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation.record_decoding import Fault, decode_command, decode_event
+from services.allocation.records.record_decoding import Fault, decode_command, decode_event
 from shared.contracts.strict_json import MOST_DIGITS, MOST_LEVELS, MalformedError, read, refusal
 from tests.unit.test_decoding import COMMAND, SPEND, binary, structured
 from tests.unit.test_decoding import EVENT as THE_EVENT

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from drawdown.deployment.command_keys import with_command_keys
-from services.allocation.record_decoding import Fault, Raw, decode_command
+from services.allocation.records.record_decoding import Fault, Raw, decode_command
 from services.allocation.service import read_command_keys, read_policy
 from services.api.commands.signing import configured_signer
 from shared.contracts.commands import SentCommand

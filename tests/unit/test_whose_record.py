@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.allocation.record_decoding import Fault, business_center_of, decode_event
+from services.allocation.records.record_decoding import Fault, business_center_of, decode_event
 
 INNER, OUTER = "inner", "outer"
 DATA = {"business_center_id": INNER, "amount": "none"}

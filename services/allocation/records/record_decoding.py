@@ -11,8 +11,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from services.allocation.batch_bounds import LARGEST_VALUE_BYTES
-from services.allocation.cloudevents import (
+from services.allocation.records.batch_bounds import LARGEST_VALUE_BYTES
+from services.allocation.records.cloudevents import (
     STRUCTURED,
     Headers,
     data_of,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from services.allocation.batch_decoding import DecodedRecords
+from services.allocation.records.batch_decoding import DecodedRecords
 from shared.contracts.commands import SentCommand, kept_meaning_hash
 from shared.ledger.lookup import (
     campaigns_named,
@@ -16,6 +16,7 @@ from shared.ledger.lookup import (
     read_resting,
     read_spends,
 )
+from shared.rules.command_types import Command, GrantVoucher
 from shared.rules.events import EVENT_ID, REVERSES, Event
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.resting import Recorded
@@ -64,10 +65,20 @@ def within_memory(rules: Shard, decoded: DecodedRecords) -> DecodedRecords:
     awoken = 0
     for number, (_, command) in enumerate(decoded.commands):
         if isinstance(command, SentCommand):
-            awoken += rules.awoken_by(command.command)
+            awoken += _awoken_by(command.command, rules)
         if awoken > MOST_AWOKEN and number:
             return decoded.first(number)
     return decoded
+
+
+def _awoken_by(command: Command, rules: Shard) -> int:
+    """Return how many campaigns a command brings back into memory because it ties a voucher to campaigns."""
+    if not isinstance(command, GrantVoucher) or command.campaign_ids is None:
+        return 0
+    account = rules.accounts.get(command.ad_account_id or "")
+    if account is None or not rules.needs_all_to_tie(account):
+        return 0
+    return account.campaigns_ever - len(account.campaigns)
 
 
 async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, decoded: DecodedRecords) -> Known:

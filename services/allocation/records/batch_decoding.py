@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from services.allocation.record_decoding import NO_VALUE, Fault, Raw, decode_command, decode_event
+from services.allocation.records.record_decoding import NO_VALUE, Fault, Raw, decode_command, decode_event
 from shared.contracts.commands import SentCommand
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.rules.events import Event

@@ -12,11 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.allocation import batch_bounds
-from services.allocation.batch_decoding import as_raw
-from services.allocation.consuming import start_consumer
 from services.allocation.failures import describe
-from services.allocation.record_decoding import Raw
+from services.allocation.records import batch_bounds
+from services.allocation.records.batch_decoding import as_raw
+from services.allocation.records.consuming import start_consumer
+from services.allocation.records.record_decoding import Raw
 from shared.runtime.kafka import start_client, stop_client
 from shared.runtime.settings import Settings
 

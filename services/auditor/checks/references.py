@@ -5,8 +5,8 @@ Operators may drop a month of quarantine. What refers to its records stays, and 
 
 import asyncpg
 
+from services.auditor.checks.quarantine_gaps import DROPPED
 from services.auditor.difference import DifferenceError
-from services.auditor.quarantine_gaps import DROPPED
 
 # `reference` names a row by its table, shard and number, then the record that it refers to. A waiting or failed replay
 # refers to the first record, which is no replay itself.

@@ -8,15 +8,24 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
-from services.allocation import batch_bounds, metrics
-from services.allocation.kafka_batches import FetchedRecords
+from services.allocation import metrics
 from services.allocation.lease import Lease
-from services.allocation.worker import OffsetsDoNotFitError, OtherTopicsError
+from services.allocation.records import batch_bounds
+from services.allocation.records.kafka_batches import FetchedRecords
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.incarnation import is_same_incarnation
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, start_client, stop_client
 from shared.runtime.settings import Settings
 
 GAP_SECONDS: Final = 30.0
+
+
+class OffsetsDoNotFitError(CannotGoOnError):
+    """The topic no longer holds the next records, so some would be skipped. The message says what to do."""
+
+
+class OtherTopicsError(OffsetsDoNotFitError):
+    """The topics are not those whose offsets the ledger holds, which concerns every shard."""
 
 
 class WithoutGaps:

@@ -12,9 +12,9 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordPy
 from aiokafka.record.util import decode_varint_py as decode_varint
 
-from services.allocation.batch_bounds import RECORDS_OF_A_KAFKA_BATCH
-from services.allocation.cloudevents import Headers
-from services.allocation.quarantine_rows import short_frame
+from services.allocation.records.batch_bounds import RECORDS_OF_A_KAFKA_BATCH
+from services.allocation.records.cloudevents import Headers
+from services.allocation.records.quarantine_rows import short_frame
 from shared.runtime.unpacking import TooLargeError
 
 # Twice the size of the smallest record: its attributes, two deltas, two lengths and the number of headers.

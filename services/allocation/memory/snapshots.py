@@ -17,10 +17,10 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import structlog
 
-from services.allocation import snapshot_pieces
-from services.allocation.append import keep_resting
 from services.allocation.lease import Lease
-from services.allocation.memory import SHORT, memory_limit, resident_bytes
+from services.allocation.memory import snapshot_pieces
+from services.allocation.memory.limits import SHORT, memory_limit, resident_bytes
+from services.allocation.writing.append import keep_resting
 from shared.ledger.lookup import resting_row
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, StoredBatch, newer_rules

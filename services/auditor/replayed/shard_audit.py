@@ -7,15 +7,15 @@ from typing import Any
 
 import asyncpg
 
-from services.auditor import sums
 from services.auditor.anchors import Anchors
 from services.auditor.baseline import FOLLOWERS, Baseline, Head
-from services.auditor.closings import ClosingFold, closings_of
-from services.auditor.counts import check_count
+from services.auditor.checks.counts import check_count
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.fold import Fold
-from services.auditor.recorded_outcomes import RecordedOutcome, RecordedOutcomes
-from services.auditor.resting import RestingRows
+from services.auditor.replayed import sums
+from services.auditor.replayed.closings import ClosingFold, closings_of
+from services.auditor.replayed.fold import Fold
+from services.auditor.replayed.recorded_outcomes import RecordedOutcome, RecordedOutcomes
+from services.auditor.replayed.resting import RestingRows
 from services.auditor.tables import TABLES, compare
 from shared.contracts.commands import is_hash, sent_command
 from shared.ledger.decoding import StoredEntry

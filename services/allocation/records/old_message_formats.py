@@ -12,7 +12,7 @@ from typing import Any, Final
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import _DefaultRecordPy
 
-from services.allocation.frames import require_few
+from services.allocation.records.frames import require_few
 
 ATTRIBUTES_AT: Final = 17
 _CODEC: Final = 0x07

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import asyncpg
 
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.fold import Fold
+from services.auditor.replayed.fold import Fold
 from shared.ledger.lookup import find_events, read_events
 from shared.rules.events import AMOUNT
 from shared.rules.money import format_micros

@@ -11,8 +11,8 @@ from typing import Final, TypeGuard
 import asyncpg
 import structlog
 
-from services.allocation.batch_decoding import DecodedRecords
-from services.allocation.record_decoding import Fault
+from services.allocation.records.batch_decoding import DecodedRecords
+from services.allocation.records.record_decoding import Fault
 from shared.contracts.commands import SentCommand
 
 log = structlog.get_logger()

@@ -15,11 +15,11 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from services.allocation.append import BatchWrite, append_aside
-from services.allocation.isolated_reading import NotYet, read_one
 from services.allocation.lease import RELEASED_CHANNEL, Lease, take_over
-from services.allocation.quarantine_rows import is_too_large, quarantine_row, short_record
-from services.allocation.record_decoding import Fault, Raw, center_of_command, center_of_event, printable
+from services.allocation.operating.isolated_reading import NotYet, read_one
+from services.allocation.records.quarantine_rows import is_too_large, quarantine_row, short_record
+from services.allocation.records.record_decoding import Fault, Raw, center_of_command, center_of_event, printable
+from services.allocation.writing.append import BatchWrite, append_aside
 from shared.ledger.lookup import plain_types
 from shared.ledger.times import from_datetime
 from shared.rules.policy import STANDARD

@@ -6,9 +6,9 @@ from typing import Any
 
 import asyncpg
 
-from services.auditor.constraints import check_bounds
+from services.auditor.checks.constraints import check_bounds
+from services.auditor.checks.logins import check_logins
 from services.auditor.difference import DifferenceError, expect
-from services.auditor.logins import check_logins
 from services.auditor.report import Report
 
 APPEND_ONLY = (

@@ -23,11 +23,12 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import TopicPartition
 
-from services.allocation import frames, metrics, old_message_formats
-from services.allocation.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_KAFKA_BATCH_BYTES
-from services.allocation.frames import require_few
-from services.allocation.quarantine_rows import is_too_large, short_batch, short_record, weight
-from services.allocation.record_decoding import Raw
+from services.allocation import metrics
+from services.allocation.records import frames, old_message_formats
+from services.allocation.records.batch_bounds import HEADER_BYTES, LARGEST_VALUE_BYTES, MIB, UNPACKED_KAFKA_BATCH_BYTES
+from services.allocation.records.frames import require_few
+from services.allocation.records.quarantine_rows import is_too_large, short_batch, short_record, weight
+from services.allocation.records.record_decoding import Raw
 from shared.runtime.fetched import MAGIC_AT, RECORDS_AT, Fetched, FetchedBatches, repacked
 from shared.runtime.unpacking import NAMES, NONE, TooLargeError, unpack
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any, Final
 
-from services.allocation.batch_bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
-from services.allocation.record_decoding import Cut, Fault, Raw, printable
+from services.allocation.records.batch_bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
+from services.allocation.records.record_decoding import Cut, Fault, Raw, printable
 from shared.ledger.times import to_datetime
 
 Bytes = bytes | memoryview

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from services.auditor.difference import expect
-from services.auditor.fold import QUARTER_US, Fold, is_overdelivery
+from services.auditor.replayed.fold import QUARTER_US, Fold, is_overdelivery
 from services.auditor.tables import Rows
 from shared.ledger.decoding import StoredEntry
 from shared.rules.entries import Line

@@ -1,0 +1,1 @@
+"""Operating: the commands `drawdown offsets …`, with which an operator helps a shard that cannot go on."""

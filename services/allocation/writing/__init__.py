@@ -1,0 +1,1 @@
+"""Writing: the transaction that appends a batch, and what follows from it."""
