@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from typing import Any, Literal
 import cramjam
 
 from shared.contracts.fields import is_time, parse_time
+from shared.rules.instants import to_datetime
 
 Format = Literal["json", "csv", "ipinyou"]
 Event = dict[str, Any]
@@ -44,7 +45,6 @@ _IPINYOU_ALIASES = {
     "advertiser": "advertiser_id",
     "payprice": "paying_price",
 }
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOST_DIGITS = 18
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
@@ -95,7 +95,7 @@ class Row:
         """Return the time of the event; None if it has no time in the contract's form."""
         text: Any = self.event.get("occurred_at") if self.event else None
         try:
-            return _EPOCH + timedelta(microseconds=parse_time(text)) if is_time(text) else None
+            return to_datetime(parse_time(text)) if is_time(text) else None
         except ValueError:
             return None
 

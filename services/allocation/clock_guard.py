@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from services.allocation import metrics
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 from shared.runtime.clock import Clock
 
 LARGEST_DIFFERENCE_US: Final = 60_000_000

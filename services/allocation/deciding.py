@@ -31,9 +31,9 @@ from services.allocation.writing.append import BatchWrite
 from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
 from shared.ledger.lookup import resting_row
-from shared.ledger.times import to_datetime
 from shared.rules.calendar import Zones
 from shared.rules.events import BUSINESS_CENTER_ID, Event
+from shared.rules.instants import to_datetime
 from shared.rules.policy import Policy
 from shared.rules.shard import CHARGED, DUPLICATE, Shard
 from shared.runtime.kafka import SPEND_EVENTS, murmur2_partition

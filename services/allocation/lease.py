@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from shared.ledger.merkle import CompactRange
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 
 LEASE_SECONDS = 3.0
 LONGEST_LOOK_SECONDS = 0.5

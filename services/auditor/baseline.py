@@ -11,7 +11,7 @@ import asyncpg
 from services.auditor.difference import DifferenceError, expect
 from services.auditor.tables import TABLES, Rows, read_table
 from shared.ledger.checkpoints import checkpoints_of
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 from shared.runtime.read_models import READ_MODELS
 
 # No batch takes a time that is further ahead of the database's clock: services/allocation/clock_guard.py.

@@ -10,7 +10,7 @@ from datetime import date, datetime
 import asyncpg
 
 from services.incentives.deals import Deal
-from shared.ledger.times import to_datetime
+from shared.rules.instants import to_datetime
 
 
 async def read_shards(connection: asyncpg.Connection, deal: Deal) -> list[int]:

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from shared.contracts.fields import format_time
 from shared.contracts.signals import DeliverySignal
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+from shared.rules.instants import from_datetime
 
 
 def signal_key(entry: Mapping[str, Any]) -> bytes:
@@ -50,4 +48,4 @@ def _change(kind: str, causes: int) -> Literal["paused", "resumed", "causes_chan
 
 
 def _time(moment: datetime) -> str:
-    return format_time((moment - _EPOCH) // _MICROSECOND)
+    return format_time(from_datetime(moment))

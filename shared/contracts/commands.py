@@ -6,7 +6,6 @@ The rules decide what a command may do, and answer with an outcome.
 The models of commands have the names of the rules' classes (`command_types`), because they name the schemas of OpenAPI.
 """
 
-import json
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal, cast
@@ -19,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from shared.contracts import strict_json
 from shared.contracts.fields import Amount, Currency, Identifier, Time, Uuid, parse_time, parse_uuid
 from shared.rules import command_types
+from shared.rules.entries import canonical_json
 from shared.rules.money import parse_amount
 
 # The fields of commands that are times.
@@ -328,4 +328,4 @@ def is_hash(content: dict[str, Any]) -> bool:
 
 
 def _canonical(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return canonical_json(document).encode()

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from shared.contracts.patterns import DAY
+from shared.rules.instants import EPOCH, MICROSECOND, from_datetime, to_datetime
 
 IDENTIFIER_PATTERN = r"^[A-Za-z0-9_.:-]{1,64}$"
 AMOUNT_PATTERN = r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$"
@@ -30,11 +31,9 @@ Time = Annotated[str, Field(pattern=TIME_PATTERN, max_length=LONGEST_TIME)]
 Day = Annotated[str, Field(pattern=DAY, examples=["2026-11-01"])]
 Currency = Annotated[str, Field(pattern=CURRENCY_PATTERN)]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _from_iso_format = datetime.fromisoformat
-_MICROSECOND = timedelta(microseconds=1)
-_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_FIRST_US = from_datetime(datetime.min.replace(tzinfo=UTC))
+_LAST_US = from_datetime(datetime.max.replace(tzinfo=UTC))
 _LEAP_SECOND = re.compile(r"^(.{16}):60(?:\.[0-9]+)?")
 _IS_TIME = re.compile(TIME_PATTERN, re.ASCII).fullmatch
 _IS_UUID = re.compile(UUID_PATTERN, re.ASCII).fullmatch
@@ -54,10 +53,10 @@ def parse_time(text: str) -> int:
     if "z" in text:
         text = text.upper()
     try:
-        since = _from_iso_format(text) - _EPOCH
+        since = _from_iso_format(text) - EPOCH
     except (ValueError, TypeError):
         since = _since_epoch_of_leap_second(text)
-    microseconds = since // _MICROSECOND
+    microseconds = since // MICROSECOND
     if _FIRST_US <= microseconds <= _LAST_US:
         return microseconds
     raise ValueError(f"{text} is outside the years 1 to 9999")
@@ -67,7 +66,7 @@ def _since_epoch_of_leap_second(text: str) -> timedelta:
     second_before, leaps = _LEAP_SECOND.subn(r"\1:59", text)
     try:
         if leaps:
-            return datetime.fromisoformat(second_before) - _EPOCH + timedelta(seconds=1)
+            return datetime.fromisoformat(second_before) - EPOCH + timedelta(seconds=1)
     except (ValueError, TypeError):
         pass
     raise ValueError(f"{text} is a time that does not exist")
@@ -75,7 +74,7 @@ def _since_epoch_of_leap_second(text: str) -> timedelta:
 
 def format_time(microseconds: int) -> str:
     """Format microseconds since the Unix epoch as RFC 3339 in UTC, with six decimals: `2026-11-21T12:00:00.123000Z`."""
-    moment = _EPOCH + timedelta(microseconds=microseconds)
+    moment = to_datetime(microseconds)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ") if moment.year > 999 else moment.isoformat()
 
 

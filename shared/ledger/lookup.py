@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from shared.contracts.commands import sent_command
-from shared.ledger.times import from_datetime
 from shared.rules.command_types import Command, GrantAdCredit, GrantVoucher, SetCampaignBudget
+from shared.rules.entries import canonical_json
 from shared.rules.events import Event
 from shared.rules.grants import GrantKey, RecordedGrant, named_by
+from shared.rules.instants import from_datetime
 from shared.rules.resting import Recorded, dump_campaign
 from shared.rules.reversals import ChargedSpend, Part, take_back
 from shared.rules.shard import Shard
@@ -43,7 +44,7 @@ async def plain_types(connection: asyncpg.Connection) -> None:
 
 
 def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return canonical_json(value).encode()
 
 
 async def find_events(connection: asyncpg.Connection, shard: int, event_ids: Sequence[bytes]) -> dict[bytes, int]:

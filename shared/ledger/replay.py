@@ -20,12 +20,12 @@ from shared.ledger.decoding import EntryReader, RangeTooLargeError, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hashes
-from shared.ledger.times import from_datetime
 from shared.ledger.zones import UNRECORDED, recorded_zones
 from shared.rules.calendar import Zones
 from shared.rules.entries import Entry
 from shared.rules.events import AMOUNT, REVERSES, Event, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
+from shared.rules.instants import from_datetime
 from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.resting import Recorded

@@ -8,17 +8,17 @@ Days are proleptic ordinals (`datetime.date.toordinal`), instants are microsecon
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from functools import lru_cache
 from io import BytesIO
 from typing import Final
 from zoneinfo import ZoneInfo
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+from shared.rules.instants import EPOCH, from_datetime, to_datetime
+
 _SECOND_US = 1_000_000
 _DAY_US = 86_400 * _SECOND_US
-_EPOCH_DAY = _EPOCH.toordinal()
+_EPOCH_DAY = EPOCH.toordinal()
 _WIDEST_OFFSET_US = 26 * 3600 * _SECOND_US
 
 
@@ -87,7 +87,7 @@ class Zone:
 
     def _find_start(self, day: int) -> int:
         midnight = datetime.combine(date.fromordinal(day), datetime.min.time(), self._info)
-        candidate = (midnight - _EPOCH) // _MICROSECOND
+        candidate = from_datetime(midnight)
         if self._local(candidate) == midnight.replace(tzinfo=None):
             return candidate
         return self._first_instant_on_or_after(day, candidate)
@@ -104,7 +104,7 @@ class Zone:
         return high
 
     def _local(self, instant_us: int) -> datetime:
-        return (_EPOCH + timedelta(microseconds=instant_us)).astimezone(self._info).replace(tzinfo=None)
+        return to_datetime(instant_us).astimezone(self._info).replace(tzinfo=None)
 
 
 @lru_cache(maxsize=4096)

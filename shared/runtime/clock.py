@@ -1,13 +1,12 @@
 """The clock of a process: UTC, plus `DRAWDOWN_CLOCK_OFFSET_SECONDS`."""
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import structlog
 
+from shared.rules.instants import to_datetime
 from shared.runtime.settings import Settings
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock:
@@ -24,7 +23,7 @@ class Clock:
 
     def now(self) -> datetime:
         """Return the present time in UTC."""
-        return _EPOCH + timedelta(microseconds=self.now_us())
+        return to_datetime(self.now_us())
 
     def announce(self) -> None:
         """Log a warning if the clock is moved. Every service calls this at its start."""

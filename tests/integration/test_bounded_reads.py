@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from services.api.answers.models import microseconds
 from services.api.answers.policies import DEFAULT_POLICY
 from services.api.door.tokens import Caller
 from services.api.past import history, ledger, moments, series
@@ -15,6 +14,7 @@ from services.api.past.ledger import BLOCKS_AT_MOST, Span
 from services.api.past.moments import Moment, find_ad_account, money_since_closing
 from services.api.present import business_centers
 from services.incentives.deals import PAGE_BYTES, read_page
+from shared.rules.instants import from_datetime
 from shared.rules.vocabulary import POCKETS
 from tests.integration import lawful
 from tests.integration.api import NOON, RECORDED_AT, Api, api_at_noon, shard_of
@@ -266,7 +266,7 @@ async def write_old_center(api: Api, center: str, versions: list[str]) -> None:
 async def test_a_series_keeps_each_policy_once(api: Api) -> None:
     await write_old_center(api, "two-policies", ["this-policy", "that-policy"])
     noon = datetime(2025, 8, 1, 12, tzinfo=UTC)
-    ends = [microseconds(noon + timedelta(days=day)) for day in range(100)]
+    ends = [from_datetime(noon + timedelta(days=day)) for day in range(100)]
     async with api.context.snapshot() as connection:
         policies = await series._policies(connection, 3, series._Days([*range(100)], ends))
     assert len(policies) == 100

@@ -22,10 +22,10 @@ from shared.ledger import zones as zones_of_the_ledger
 from shared.ledger.lookup import plain_types
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import SLICE, Redecider, newer_rules
-from shared.ledger.times import to_datetime
 from shared.ledger.zones import ZonesDifferError, record_zones, recorded_zones, zones_to_write_with
 from shared.rules import shard as shard_rules
 from shared.rules.calendar import Zones
+from shared.rules.instants import to_datetime
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.shard import Shard
 from shared.rules.state import AdAccount, Holding

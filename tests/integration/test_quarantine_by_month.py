@@ -16,7 +16,7 @@ from drawdown.command_line.quarantine_dropping import drop_month
 from services.allocation.lease import Lease, claim
 from services.allocation.writing.append import BatchWrite, append
 from services.auditor.cli import PASSED, replay, verify
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import connect
 from shared.runtime.settings import BadSettingError, Settings

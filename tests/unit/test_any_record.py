@@ -26,8 +26,8 @@ from services.allocation.records.record_decoding import (
 from shared.contracts.commands import SentCommand
 from shared.contracts.fields import CURRENCY_PATTERN, IDENTIFIER_PATTERN
 from shared.ledger.encoding import encode_entries
-from shared.ledger.times import to_datetime
 from shared.rules.entries import Line
+from shared.rules.instants import to_datetime
 from tests.unit.test_decoding import BAD_TIMES, COMMAND, SPEND
 from tests.unit.test_rules_tables import LARGEST_AMOUNT
 

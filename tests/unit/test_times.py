@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.contracts.fields import TIME_PATTERN, format_time, is_time, parse_time
-from shared.ledger.times import to_datetime
+from shared.rules.instants import to_datetime
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

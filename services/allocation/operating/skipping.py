@@ -21,7 +21,7 @@ from services.allocation.records.quarantine_rows import is_too_large, quarantine
 from services.allocation.records.record_decoding import Fault, Raw, center_of_command, center_of_event, printable
 from services.allocation.writing.append import BatchWrite, append_aside
 from shared.ledger.lookup import plain_types
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 from shared.rules.policy import STANDARD
 from shared.runtime.errors import CannotGoOnError
 from shared.runtime.kafka import CONSUMED, SPEND_EVENTS

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from services.allocation.records.batch_bounds import HEADER_BYTES, KEPT_BYTES, LARGEST_RECORD_BYTES, LARGEST_VALUE_BYTES
 from services.allocation.records.record_decoding import Cut, Fault, Raw, printable
-from shared.ledger.times import to_datetime
+from shared.rules.instants import to_datetime
 
 Bytes = bytes | memoryview
 _LONGEST_WHY: Final = 200

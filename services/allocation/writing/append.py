@@ -15,8 +15,8 @@ from shared.ledger.channels import DELIVERY_CHANNEL, LEDGER_CHANNEL
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, FIELDS, place_of
 from shared.ledger.lookup import RestingRow
 from shared.ledger.merkle import leaf_hashes
-from shared.ledger.times import to_datetime
 from shared.ledger.zones import UNRECORDED, record_zones
+from shared.rules.instants import to_datetime
 from shared.rules.versions import CURRENT
 
 OUTCOME_COLUMNS = (

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 from services.allocation import metrics
 from services.allocation.failures import describe
 from shared.contracts.fields import format_time
-from shared.ledger.times import from_datetime
+from shared.rules.instants import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
 from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import BadSettingError

@@ -6,9 +6,10 @@ from datetime import date
 from typing import Any
 
 from services.api.answers.calendars import calendar
-from services.api.answers.models import microseconds, money
+from services.api.answers.models import money
 from shared.contracts.fields import format_time
 from shared.rules.calendar import month_start
+from shared.rules.instants import from_datetime
 from shared.rules.setting_budgets import CHANGES_PER_DAY
 
 _LONGEST_MONTH_DAYS = 31
@@ -77,4 +78,4 @@ def _period_start(setting: Mapping[str, Any], today: Today) -> str | None:
     if period is not None:
         return today.start(period[0])
     started_at = setting.get("started_at")
-    return None if started_at is None else format_time(microseconds(started_at))
+    return None if started_at is None else format_time(from_datetime(started_at))

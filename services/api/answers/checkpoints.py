@@ -6,8 +6,9 @@ from typing import Any
 
 import asyncpg
 
-from services.api.answers.models import microseconds, time
+from services.api.answers.models import time
 from shared.ledger.checkpoints import checkpoints_of
+from shared.rules.instants import from_datetime
 from shared.runtime.clock import Clock
 
 
@@ -31,7 +32,7 @@ class Checkpoints:
 
     def now_us(self, clock: Clock) -> int:
         """Return the clock's time in µs, or the ledger's if that is later, so that no figure is from the future."""
-        return max([clock.now_us(), *map(microseconds, self.recorded_at.values())])
+        return max([clock.now_us(), *map(from_datetime, self.recorded_at.values())])
 
 
 async def read_checkpoints(

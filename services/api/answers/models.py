@@ -1,7 +1,7 @@
 """Models of the answers, for OpenAPI. Amounts are decimal strings with six places, times are RFC 3339."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
@@ -12,6 +12,7 @@ from shared.contracts.fields import IDENTIFIER_PATTERN, format_time
 from shared.contracts.known import known
 from shared.contracts.signals import Cause
 from shared.rules import vocabulary
+from shared.rules.instants import from_datetime
 from shared.rules.money import format_micros
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
@@ -31,18 +32,10 @@ PathId = Annotated[str, Path(pattern=IDENTIFIER_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="The largest number of items"), INTEGER]
 AfterId = Annotated[str | None, Query(pattern=IDENTIFIER_PATTERN, description="The `next` of the previous page")]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def microseconds(moment: datetime) -> int:
-    """Return a moment in microseconds since the Unix epoch."""
-    return (moment - _EPOCH) // _MICROSECOND
-
 
 def time(moment: datetime) -> str:
     """Format a moment as RFC 3339, in UTC."""
-    return format_time(microseconds(moment))
+    return format_time(from_datetime(moment))
 
 
 def money(micros: Decimal | int) -> str:

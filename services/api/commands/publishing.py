@@ -1,7 +1,6 @@
 """`POST /v1/commands`: publishes a finance command, waits for its outcome, and until reads show its effect."""
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -16,8 +15,8 @@ from services.api.described.openapi import BODY_PROBLEMS
 from services.api.door.access import ANYBODY, AnyRole
 from services.api.door.bodies import body_schema, read_body
 from services.api.door.errors import ApiError, invalid, permission_denied, unavailable
-from shared.contracts.commands import FINANCE_COMMAND, TIMES, Command, command_content, kept_meaning_hash, meaning_hash
-from shared.contracts.fields import parse_time
+from shared.contracts.commands import FINANCE_COMMAND, Command, command_content, kept_meaning_hash, meaning_hash
+from shared.rules.entries import canonical_json
 from shared.runtime.kafka import FINANCE_COMMANDS, murmur2_partition
 
 DECISION_TIMEOUT_SECONDS = 10.0
@@ -75,20 +74,13 @@ async def post_command(request: Request, context: Api, caller: AnyRole) -> JSONR
 
 
 def _content(command: Command) -> dict[str, Any]:
-    for name in TIMES:
-        _check_time(name, getattr(command, name, None))
-    content = command_content(command)
+    try:
+        content = command_content(command)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     if "\x00" in content.get("time_zone", ""):
         raise invalid("time_zone should be the name of a time zone")
     return content
-
-
-def _check_time(name: str, text: str | None) -> None:
-    try:
-        if text is not None:
-            parse_time(text)
-    except ValueError:
-        raise invalid(f"{name} is a time that does not exist") from None
 
 
 async def _decide(context: Context, shard: int, content: dict[str, Any]) -> Mapping[str, Any]:
@@ -125,7 +117,7 @@ async def _outcome_row(context: Context, shard: int, content: dict[str, Any]) ->
 
 async def _publish(context: Context, shard: int, content: dict[str, Any]) -> None:
     """Send the command to the broker and wait until it is acknowledged. Raises KafkaError or ApiError (503)."""
-    value = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    value = canonical_json(content).encode()
     key = content["business_center_id"].encode()
     headers = None if context.signer is None else [context.signer.header(value)]
     try:

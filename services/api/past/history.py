@@ -11,7 +11,7 @@ from services.api.answers.pieces import unhurried
 from services.api.door.errors import not_found, unreadable
 from services.api.past.facts import BudgetDetails, CampaignBudgetDetails, DeliveryDetails, Fact
 from services.api.past.moments import Entity, Moment, facts_since_closing, money_since_closing, sum_spend
-from shared.ledger.times import to_datetime
+from shared.rules.instants import to_datetime
 from shared.rules.memory_bounds import MOST_AD_ACCOUNTS
 
 _NO_BUDGET: dict[str, Any] = {

@@ -16,14 +16,14 @@ from fastapi import Query
 
 from services.api.answers.calendars import learn_zones
 from services.api.answers.checkpoints import read_checkpoints
-from services.api.answers.models import microseconds, time
+from services.api.answers.models import time
 from services.api.answers.policies import Waterfalls, read_policy
 from services.api.context import READ_TIMEOUT_SECONDS, Context
 from services.api.door.errors import invalid, not_found, unavailable, unreadable
 from services.api.door.tokens import Caller
 from services.api.past.facts import FACTS, Fact, parse_fact
 from shared.contracts.fields import TIME_PATTERN, parse_time
-from shared.ledger.times import to_datetime
+from shared.rules.instants import from_datetime, to_datetime
 from shared.rules.vocabulary import BUDGET_KINDS, DELIVERY_KINDS
 
 T = TypeVar("T")
@@ -156,7 +156,7 @@ async def _folded(connection: asyncpg.Connection, context: Context, entity: Enti
     checkpoints = await read_checkpoints(connection, "balance", [entity.shard])
     if at_us > checkpoints.now_us(context.clock):
         raise invalid("at is in the future")
-    if at_us < microseconds(entity.opened_at):
+    if at_us < from_datetime(entity.opened_at):
         raise not_found("Business Center or ad account at that time")
     return checkpoints.position(entity.shard)
 

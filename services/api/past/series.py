@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from services.api.answers import balances
 from services.api.answers.calendars import calendar
 from services.api.answers.checkpoints import Checkpoints, read_checkpoints
-from services.api.answers.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend, microseconds
+from services.api.answers.models import AdAccountBalance, AsOf, BusinessCenterBalance, PathId, Spend
 from services.api.answers.pieces import page, unhurried
 from services.api.answers.policies import DEFAULT_POLICY, Waterfalls, read_versions
 from services.api.context import Api
@@ -22,8 +22,8 @@ from services.api.door.access import FinanceReader
 from services.api.door.errors import invalid, unreadable
 from services.api.past.moments import Entity, find_ad_account, find_business_center, last_closing, spans_after
 from shared.contracts.fields import Day
-from shared.ledger.times import to_datetime
 from shared.rules.calendar import date_text
+from shared.rules.instants import from_datetime, to_datetime
 from shared.runtime.clock import Clock
 
 DAYS_AT_MOST = 400
@@ -221,7 +221,7 @@ async def _read_series(
 def _existing(entity: Entity, asked: range, now_us: int) -> _Days:
     """Return the requested days that have begun, from the day of the opening on."""
     zone = calendar(entity.time_zone)
-    opened, today = zone.day(microseconds(entity.opened_at)), zone.day(now_us)
+    opened, today = zone.day(from_datetime(entity.opened_at)), zone.day(now_us)
     days = [day for day in asked if opened <= day <= today]
     return _Days(days, [zone.start(day + 1) for day in days])
 

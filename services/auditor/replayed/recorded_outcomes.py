@@ -13,8 +13,8 @@ from services.auditor.baseline import Head
 from services.auditor.difference import DifferenceError, expect
 from shared.contracts.commands import MOST_REFUSED_BYTES, is_hash, kept_content, meaning_hash, refused_content
 from shared.ledger.decoding import StoredEntry
-from shared.ledger.times import from_datetime
 from shared.rules.entries import canonical_json
+from shared.rules.instants import from_datetime
 
 ACCEPTED, REJECTED = "accepted", "rejected"
 _READ_AT_ONCE = 200  # Outcomes of a mebibyte at most.
