@@ -51,7 +51,7 @@ class Decision:
 
     commands: int = 0
     events: int = 0
-    fates: Counter[str] = field(default_factory=Counter)
+    results: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     quarantined_bytes: Counter[str] = field(default_factory=Counter)
@@ -61,9 +61,9 @@ class Decision:
 
     def count(self, shard: int) -> None:
         """Add to the metrics. Call this only after the commit: a batch that was undone is decided again."""
-        self.fates[CHARGED] = self.events - self.fates.total()
-        for fate, count in self.fates.items():
-            metrics.EVENTS.labels(shard, fate).inc(count)
+        self.results[CHARGED] = self.events - self.results.total()
+        for result, count in self.results.items():
+            metrics.EVENTS.labels(shard, result).inc(count)
         for status, count in self.outcomes.items():
             metrics.COMMANDS.labels(shard, status).inc(count)
         for reason, count in self.reasons.items():
@@ -172,7 +172,7 @@ class Decider:
                     if outcome is not DUPLICATE:
                         fault = Fault(outcome, detail)
                         outcome = self._forward_or_quarantine(self._as_raw(record), event, fault, write, decision)
-                    decision.fates[outcome] += 1
+                    decision.results[outcome] += 1
                     if self._room <= 0:
                         return False
                 if len(entries) >= most:
@@ -181,7 +181,7 @@ class Decider:
                 assert isinstance(event, Fault)
                 center = _if_readable(event, center_of_event, record)
                 self._quarantine(self._as_raw(record), event, center, write, decision)
-                decision.fates["quarantined"] += 1
+                decision.results["quarantined"] += 1
                 if self._room <= 0:
                     return False
         return True

@@ -30,7 +30,7 @@ from shared.rules.money import format_micros
 from shared.rules.policy import Policy, policy_of
 from shared.rules.resting import Recorded
 from shared.rules.shard import Shard
-from shared.rules.versions import BOUNDED, CHANGES, CURRENT
+from shared.rules.versions import BATCHES_BOUNDED, CHANGES, CURRENT
 from shared.rules.ways import TOPIC
 from shared.runtime.postgres import is_lost
 
@@ -238,7 +238,7 @@ class Redecider:
         return await self._encode(batch, self.rules.entries)
 
     async def _encode(self, batch: StoredBatch, entries: list[Entry]) -> list[bytes]:
-        most = MOST_BYTES if batch.rules_version >= BOUNDED else UNBOUNDED_BYTES
+        most = MOST_BYTES if batch.rules_version >= BATCHES_BOUNDED else UNBOUNDED_BYTES
         rows: list[bytes] = []
         for start in range(0, len(entries), SLICE):
             some = entries[start : start + SLICE]

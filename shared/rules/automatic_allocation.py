@@ -10,7 +10,7 @@ from shared.rules.policy import Policy
 from shared.rules.refusal import require_room
 from shared.rules.setting_budgets import write_budget
 from shared.rules.state import AdAccount, BusinessCenter
-from shared.rules.versions import BOUNDED
+from shared.rules.versions import BATCHES_BOUNDED
 
 # The most accounts that one entry lists. With the longest ids and next to the longest command, it stays within the
 # bound of an entry.
@@ -37,7 +37,7 @@ def _write_enabled(
     step: Step, center: BusinessCenter, left_out: list[dict[str, str]], participants: list[str], policy: Policy
 ) -> None:
     """Write the accounts that are left out and those that take part. A long list continues in further entries."""
-    most = MOST_LISTED if policy.rules >= BOUNDED else max(1, len(left_out) + len(participants))
+    most = MOST_LISTED if policy.rules >= BATCHES_BOUNDED else max(1, len(left_out) + len(participants))
     for start in range(0, max(1, len(left_out) + len(participants)), most):
         joined = max(0, start - len(left_out)), max(0, start + most - len(left_out))
         step.write(
@@ -55,7 +55,7 @@ def require_balances_fit(center: BusinessCenter, rules: int) -> None:
     joining = _eligible(center)
     require_room(center.cash, sum(account.cash for account in joining))
     require_room(center.vouchers.total, sum(account.vouchers.total for account in joining))
-    if rules >= BOUNDED:
+    if rules >= BATCHES_BOUNDED:
         require_room(center.credit_available, sum(account.credit for account in joining))
 
 

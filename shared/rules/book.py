@@ -12,7 +12,7 @@ from shared.rules.forgetting import EndedGrants
 from shared.rules.grants import GrantKey, RecordedGrant, restore
 from shared.rules.policy import STANDARD, Policy
 from shared.rules.resting import CampaignsInMemory
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, Held
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, Grant, ShardMemory
 from shared.rules.timers import Timer, Timers
 
 
@@ -35,7 +35,7 @@ class Book:
         self.accounts: dict[str, AdAccount] = {}
         self.accounts_elsewhere: frozenset[str] | set[str] = frozenset()
         self.campaigns = CampaignsInMemory()
-        self.held = Held()
+        self.memory = ShardMemory()
         self.bounded = 0
         self.timers = Timers()
         self.batch = Batch(0)

@@ -16,7 +16,7 @@ from shared.rules.pauses import Changed
 from shared.rules.refusal import Refused, require, require_above_zero, require_room
 from shared.rules.roles import require_permission
 from shared.rules.state import AdAccount, BusinessCenter, Grant
-from shared.rules.versions import BOUNDED, LIMITED
+from shared.rules.versions import BATCHES_BOUNDED, CENTERS_BOUNDED
 from shared.rules.ways import TOPIC
 
 # The first entry of a command holds all of it, and the canonical bytes of an entry are bounded (docs/ledger.md). This
@@ -29,7 +29,7 @@ Handler = Callable[[Book, Step, Any], Changed]
 
 def decide(book: Book, step: Step, command: Command) -> None:
     """Write what the command does, and settle pauses. Raise Refused, with nothing written, if it may not."""
-    if book.policy.rules >= BOUNDED:
+    if book.policy.rules >= BATCHES_BOUNDED:
         _require_short(step)
     changed = _HANDLERS[type(command)](book, step, command)
     pauses.settle(step, changed, book.policy)
@@ -50,10 +50,10 @@ def _open_business_center(book: Book, step: Step, command: types.OpenBusinessCen
     _permit(book, step, command, command.finance_roles)
     id = command.business_center_id
     require(id not in book.business_centers, "already_exists", f"the Business Center {id} is open already")
-    memory_bounds.require_memory(book.policy, book.held)
+    memory_bounds.require_memory(book.policy, book.memory)
     zone = book.zone(command.time_zone)
     book.business_centers[id] = opening.open_business_center(
-        step, id, command.currency, zone, command.finance_roles, book.held
+        step, id, command.currency, zone, command.finance_roles, book.memory
     )
     return ()
 
@@ -208,7 +208,7 @@ def _set_campaign_budget(book: Book, step: Step, command: types.SetCampaignBudge
 
 
 def _set_largest_spend(book: Book, step: Step, command: types.SetLargestSpend) -> Changed:
-    require(book.policy.rules >= LIMITED, "invalid", "these rules bound no spend")
+    require(book.policy.rules >= CENTERS_BOUNDED, "invalid", "these rules bound no spend")
     amount = command.amount
     if amount is not None:
         require_above_zero(amount)

@@ -13,8 +13,8 @@ from shared.rules.budgets import DAILY
 from shared.rules.pauses import lacks_untied_money, pinned
 from shared.rules.policy import Policy
 from shared.rules.refusal import require
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Held
-from shared.rules.versions import LIMITED, SHARED
+from shared.rules.state import AdAccount, BusinessCenter, Campaign, ShardMemory
+from shared.rules.versions import CENTERS_BOUNDED, MEMORY_SHARED
 
 MOST_AD_ACCOUNTS: Final = 20_000
 MOST_OPEN_GRANTS: Final = 20_000
@@ -28,16 +28,17 @@ MOST_HELD_BYTES: Final = 128 * 2**20
 SHARE_OF_THE_REST: Final = 2
 
 
-def require_memory(policy: Policy, held: Held) -> None:
+def require_memory(policy: Policy, memory: ShardMemory) -> None:
     """Raise Refused if the Business Centers of the shard already hold all the memory that they may have together."""
-    allowed = policy.rules < LIMITED or held.bytes < MOST_HELD_BYTES
-    advice = "it needs more shards" if policy.rules < SHARED else "others of its Business Centers have to hold less"
+    allowed = policy.rules < CENTERS_BOUNDED or memory.bytes < MOST_HELD_BYTES
+    is_shared = policy.rules >= MEMORY_SHARED
+    advice = "others of its Business Centers have to hold less" if is_shared else "it needs more shards"
     require(allowed, "limit_reached", f"the shard of this Business Center holds all that it may: {advice}")
 
 
 def _require_share(policy: Policy, center: BusinessCenter) -> None:
     """Raise Refused if the Business Center may not hold more, by its own share or by the bound of its shard."""
-    require_memory(policy, center.held.shard)
+    require_memory(policy, center.memory.shard)
     require(
         not _has_its_share(policy, center),
         "limit_reached",
@@ -48,8 +49,8 @@ def _require_share(policy: Policy, center: BusinessCenter) -> None:
 
 def _has_its_share(policy: Policy, center: BusinessCenter) -> bool:
     """Return whether a Business Center holds at least its share of a shard's memory, since version 4 of the rules."""
-    rest = MOST_HELD_BYTES - center.held.shard.bytes
-    return policy.rules >= SHARED and center.held.bytes >= SHARE_OF_THE_REST * rest
+    rest = MOST_HELD_BYTES - center.memory.shard.bytes
+    return policy.rules >= MEMORY_SHARED and center.memory.bytes >= SHARE_OF_THE_REST * rest
 
 
 def require_ad_account(policy: Policy, center: BusinessCenter) -> None:
@@ -77,10 +78,10 @@ def require_daily_budget(policy: Policy, center: BusinessCenter, campaign: Campa
 
 def takes_campaign(account: AdAccount, id: str, policy: Policy) -> bool:
     """Return whether a spend may create this campaign: not if nothing could pay for it and too many are stopped."""
-    if policy.rules < LIMITED or not account.has_tied or account.participates:
+    if policy.rules < CENTERS_BOUNDED or not account.has_tied or account.participates:
         return True
     center = account.business_center
-    if pinned(account) and (center.held.shard.bytes >= MOST_HELD_BYTES or _has_its_share(policy, center)):
+    if pinned(account) and (center.memory.shard.bytes >= MOST_HELD_BYTES or _has_its_share(policy, center)):
         return False
     if len(account.stopped_campaigns) < MOST_STOPPED:
         return True
@@ -88,5 +89,5 @@ def takes_campaign(account: AdAccount, id: str, policy: Policy) -> bool:
 
 
 def _require(policy: Policy, wanted: int, most: int, of_what: str) -> None:
-    allowed = policy.rules < LIMITED or wanted <= most
+    allowed = policy.rules < CENTERS_BOUNDED or wanted <= most
     require(allowed, "limit_reached", f"a Business Center may have {most} {of_what}")

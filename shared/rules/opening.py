@@ -2,11 +2,11 @@
 
 from shared.rules.calendar import Zone
 from shared.rules.entries import Step
-from shared.rules.state import AdAccount, BusinessCenter, Held
+from shared.rules.state import AdAccount, BusinessCenter, ShardMemory
 
 
 def open_business_center(
-    step: Step, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held
+    step: Step, id: str, currency: str, zone: Zone, finance_roles: bool, memory: ShardMemory
 ) -> BusinessCenter:
     """Open and return a BC. It has no money and allocates manually."""
     step.write(
@@ -14,7 +14,7 @@ def open_business_center(
         id,
         details={"currency": currency, "time_zone": zone.name, "finance_roles": finance_roles},
     )
-    return BusinessCenter(id, currency, zone, finance_roles, held)
+    return BusinessCenter(id, currency, zone, finance_roles, memory)
 
 
 def open_ad_account(step: Step, account: AdAccount) -> None:

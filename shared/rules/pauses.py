@@ -13,7 +13,7 @@ from shared.rules.budgets import DAILY
 from shared.rules.entries import Line, Step, canonical_json
 from shared.rules.policy import Policy
 from shared.rules.state import CAMPAIGN_BYTES, AdAccount, BusinessCenter, Campaign, is_empty
-from shared.rules.versions import LIMITED
+from shared.rules.versions import CENTERS_BOUNDED
 from shared.rules.vocabulary import CAUSES
 
 AD_ACCOUNT_BALANCE: Final = 1
@@ -170,7 +170,7 @@ def _change(step: Step, campaign: Campaign, causes: int) -> None:
 
 def index_campaigns(account: AdAccount, policy: Policy) -> None:
     """Rebuild which campaigns are stopped and watched, after the account was loaded or the days of its zone changed."""
-    account.business_center.held.add(-CAMPAIGN_BYTES * len(account.stopped_campaigns))
+    account.business_center.memory.add(-CAMPAIGN_BYTES * len(account.stopped_campaigns))
     account.stopped_campaigns, account.watched = {}, {}
     for campaign in account.campaigns.values():
         _index(campaign)
@@ -188,7 +188,7 @@ def _index(campaign: Campaign) -> None:
         stopped[campaign] = None
     else:
         stopped.pop(campaign, None)
-    account.business_center.held.add(CAMPAIGN_BYTES * (len(stopped) - before))
+    account.business_center.memory.add(CAMPAIGN_BYTES * (len(stopped) - before))
     if campaign.causes & CAMPAIGN_BUDGET and campaign.budget.mode == DAILY:
         account.watched[campaign] = None
 
@@ -221,7 +221,7 @@ def _campaigns_to_settle(account: AdAccount, policy: Policy, spent: Campaign | N
 
 def is_large(account: AdAccount, policy: Policy) -> bool:
     """Return whether the account has too many campaigns to settle each of them when all money left is tied."""
-    return policy.rules >= LIMITED and account.campaigns_ever > LARGE_ACCOUNT
+    return policy.rules >= CENTERS_BOUNDED and account.campaigns_ever > LARGE_ACCOUNT
 
 
 def pinned(account: AdAccount) -> int:
@@ -233,7 +233,7 @@ def pinned(account: AdAccount) -> int:
 
 def weigh_pinned(account: AdAccount, before: int) -> None:
     """Count the memory of pinned campaigns again, after their number has changed from `before`."""
-    account.business_center.held.add(CAMPAIGN_BYTES * (pinned(account) - before))
+    account.business_center.memory.add(CAMPAIGN_BYTES * (pinned(account) - before))
 
 
 def _named(account: AdAccount, campaign_ids: set[str]) -> set[Campaign]:

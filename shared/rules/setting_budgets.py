@@ -54,7 +54,7 @@ def set_campaign_budget(step: Step, campaign: Campaign, mode: str, amount: int |
     more = (mode == DAILY) - (campaign.budget.mode == DAILY)
     account.daily_campaigns += more
     account.business_center.daily_campaigns += more
-    account.business_center.held.add(CAMPAIGN_BYTES * more)
+    account.business_center.memory.add(CAMPAIGN_BYTES * more)
     campaign.budget.set(account.zone.today, mode, amount)
     step.write(
         "campaign_budget_set",

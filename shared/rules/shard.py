@@ -27,7 +27,7 @@ from shared.rules.resting import Recorded
 from shared.rules.reversals import ChargedSpend
 from shared.rules.state import AdAccount, Campaign
 from shared.rules.timers import EXPIRY, Timer
-from shared.rules.versions import BOUNDED, LIMITED
+from shared.rules.versions import BATCHES_BOUNDED, CENTERS_BOUNDED
 from shared.rules.ways import TOPIC
 
 CHARGED: Final = "charged"
@@ -106,7 +106,7 @@ class Shard(Book):
             self._forget_grants()
         now = max(now, self.now)
         policy = policy or self.policy
-        if policy.rules < BOUNDED:
+        if policy.rules < BATCHES_BOUNDED:
             self._change(policy, zones)
             self._fire_until(now, None)
         else:
@@ -308,7 +308,7 @@ class Shard(Book):
         `content` is the command as it was sent; its first entry records it, with `via` (`ways`).
         """
         self.batch.commands += 1
-        step = Step(self.entries, self.now, command_id, content, via if self.policy.rules >= LIMITED else None)
+        step = Step(self.entries, self.now, command_id, content, via if self.policy.rules >= CENTERS_BOUNDED else None)
         try:
             commands.decide(self, step, command)
         except Refused as refused:

@@ -26,7 +26,7 @@ GRANT_BYTES: Final = 1_000
 TIED_ID_BYTES: Final = 250
 
 
-class Held:
+class ShardMemory:
     """The memory, in bytes, of all objects of a shard that cannot rest, over all its Business Centers."""
 
     __slots__ = ("bytes",)
@@ -35,17 +35,17 @@ class Held:
         self.bytes = 0
 
 
-class HeldByCenter:
-    """The part of `Held` that one Business Center holds, in bytes."""
+class CenterMemory:
+    """The part of `ShardMemory` that one Business Center holds, in bytes."""
 
     __slots__ = ("bytes", "shard")
 
-    def __init__(self, shard: Held) -> None:
+    def __init__(self, shard: ShardMemory) -> None:
         self.bytes = 0
         self.shard = shard
 
     def add(self, more: int) -> None:
-        """Count so many more bytes, or fewer, for the Business Center and its shard."""
+        """Count this many more bytes, or fewer, for the Business Center and its shard."""
         self.bytes += more
         self.shard.bytes += more
 
@@ -91,7 +91,7 @@ class Grant:
         sign, named = 1 if now else -1, len(self.campaigns or ())
         self.center.open_grants += sign
         self.center.tied_ids += sign * named
-        self.center.held.add(sign * (GRANT_BYTES + TIED_ID_BYTES * named))
+        self.center.memory.add(sign * (GRANT_BYTES + TIED_ID_BYTES * named))
         if not now and self.ended is not None:
             self.ended[self] = None
 
@@ -274,7 +274,7 @@ class AdAccount:
     ) -> None:
         self.id = id
         self.business_center = business_center
-        business_center.held.add(AD_ACCOUNT_BYTES)
+        business_center.memory.add(AD_ACCOUNT_BYTES)
         self.billing = billing
         self.buying_type = buying_type
         self.zone = zone
@@ -332,18 +332,20 @@ class BusinessCenter:
         "empty",
         "finance_roles",
         "grants",
-        "held",
         "id",
         "largest_spend",
+        "memory",
         "open_grants",
         "tied_ids",
         "vouchers",
         "zone",
     )
 
-    def __init__(self, id: str, currency: str, zone: Zone, finance_roles: bool, held: Held | None = None) -> None:
-        self.held = HeldByCenter(held or Held())
-        self.held.add(BUSINESS_CENTER_BYTES)
+    def __init__(
+        self, id: str, currency: str, zone: Zone, finance_roles: bool, memory: ShardMemory | None = None
+    ) -> None:
+        self.memory = CenterMemory(memory or ShardMemory())
+        self.memory.add(BUSINESS_CENTER_BYTES)
         self.id = id
         self.currency = intern(currency)  # Because every spend's currency is compared with it.
         self.zone = zone

@@ -16,7 +16,7 @@ CHANGES: Final = {
     " nothing can pay for stops when it spends next",
     4: "a Business Center holds at most its share of a shard's memory",
 }
-BOUNDED: Final = 2
-LIMITED: Final = 3
-SHARED: Final = 4
+BATCHES_BOUNDED: Final = 2
+CENTERS_BOUNDED: Final = 3
+MEMORY_SHARED: Final = 4
 CURRENT: Final = max(CHANGES)

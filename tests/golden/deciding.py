@@ -13,7 +13,7 @@ from shared.rules.events import REVERSES, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
 from shared.rules.reversals import ChargedSpend
 from shared.rules.shard import Shard
-from shared.rules.versions import BOUNDED
+from shared.rules.versions import BATCHES_BOUNDED
 from shared.rules.ways import TOPIC
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.unit.pure_ledger import grants_in, spend_of
@@ -65,7 +65,7 @@ class Again:
             if source is not None and part == 0 and day is not None:
                 self.starts[source] = index
         self.entries += self.rules.entries
-        most = MOST_BYTES if batch.rules >= BOUNDED else UNBOUNDED_BYTES
+        most = MOST_BYTES if batch.rules >= BATCHES_BOUNDED else UNBOUNDED_BYTES
         rows = encode_entries(self.rules.entries, SHARD, first, batch.recorded_at, most)
         self.tree.append(leaf_hashes(rows))
         return rows, self.tree.root()

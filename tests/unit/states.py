@@ -24,7 +24,7 @@ ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns", "Pacific/Kiritimati", "Africa/
 # Lines are made again when needed, the other fields of a zone follow from its table, a batch ends where a snapshot is
 # taken, and routes are looked up again.
 NOT_STATE = {
-    BusinessCenter: {"held"},
+    BusinessCenter: {"memory"},
     Campaign: {"line", "lines", "payer", "seen", "serial"},
     Holding: {"lines"},
     Grant: {"center", "ended"},
@@ -37,7 +37,7 @@ NOT_STATE = {
         "_recorded",
         "_routes",
         "campaigns",
-        "held",
+        "memory",
         "_window",
         "accounts_elsewhere",
         "_zones",

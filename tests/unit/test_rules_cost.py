@@ -17,7 +17,7 @@ import pytest
 from shared.rules import pauses, shard
 from shared.rules.policy import STANDARD
 from shared.rules.shard import DAY_US
-from shared.rules.versions import BOUNDED, LIMITED
+from shared.rules.versions import BATCHES_BOUNDED, CENTERS_BOUNDED
 from tests.unit.test_rules_tables import NOON, Book
 
 Call = Callable[[], object]
@@ -100,7 +100,7 @@ def test_an_account_with_ten_thousand_vouchers_joins_as_quickly() -> None:
 # ---- Many campaigns -------------------------------------------------------------------------------------------------
 
 
-def with_campaigns(campaigns: int, mode: str | None = None, rules: int = BOUNDED) -> Book:
+def with_campaigns(campaigns: int, mode: str | None = None, rules: int = BATCHES_BOUNDED) -> Book:
     """Return an account whose last money is a voucher that is tied to one campaign. Its other campaigns are stopped.
 
     Since version 3 of the rules those of a large account are not: each stops when it spends next.
@@ -112,7 +112,7 @@ def with_campaigns(campaigns: int, mode: str | None = None, rules: int = BOUNDED
         if mode:
             book.do("set_campaign_budget", ad_account_id="a", campaign_id=f"c-{number}", mode=mode, amount=10**6)
     book.do("grant_voucher", voucher_id="v", amount=10**9, ad_account_id="a", campaign_ids=["c-0"])
-    stopped = 0 if rules >= LIMITED and campaigns > pauses.LARGE_ACCOUNT else campaigns - 1
+    stopped = 0 if rules >= CENTERS_BOUNDED and campaigns > pauses.LARGE_ACCOUNT else campaigns - 1
     assert len(book.rules.accounts["a"].stopped_campaigns) == stopped
     book.later(NOON)
     return book
@@ -133,7 +133,7 @@ def few() -> Book:
     return with_campaigns(10)
 
 
-@pytest.fixture(scope="module", params=[BOUNDED, LIMITED], ids=["version 2", "version 3"])
+@pytest.fixture(scope="module", params=[BATCHES_BOUNDED, CENTERS_BOUNDED], ids=["version 2", "version 3"])
 def many(request: pytest.FixtureRequest) -> Book:
     return with_campaigns(100_000, rules=request.param)
 

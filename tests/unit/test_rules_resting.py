@@ -19,7 +19,7 @@ from shared.rules.policy import STANDARD
 from shared.rules.resting import dump_campaign, is_as_dumped, load_campaign, may_rest
 from shared.rules.shard import DAY_US
 from shared.rules.state import CAMPAIGN_BYTES
-from shared.rules.versions import BOUNDED, SHARED
+from shared.rules.versions import BATCHES_BOUNDED, MEMORY_SHARED
 from tests.unit.pure_ledger import PureLedger
 from tests.unit.states import States, structure
 from tests.unit.test_rules_agree_with_the_model import by_time, work_of_days
@@ -276,7 +276,7 @@ def test_ad_accounts_grants_and_daily_budgets_of_a_business_center_are_bounded()
 
 @pytest.mark.usefixtures("small")
 def test_before_version_3_nothing_was_bounded() -> None:
-    book = Book(replace(STANDARD, rules=BOUNDED))
+    book = Book(replace(STANDARD, rules=BATCHES_BOUNDED))
     assert [book.open(id) for id in ("x", "y", "z")] == [None, None, None]
 
 
@@ -299,7 +299,7 @@ def test_bounds_count_the_same_after_a_reload(seed: int) -> None:
     [before] = ledger.rules.business_centers.values()
     ledger.reload()
     [after] = ledger.rules.business_centers.values()
-    counts = [(each.open_grants, each.tied_ids, each.daily_campaigns, each.held.bytes) for each in (before, after)]
+    counts = [(each.open_grants, each.tied_ids, each.daily_campaigns, each.memory.bytes) for each in (before, after)]
     assert counts[0] == counts[1]
     assert counts[0][3] > 1_000
 
@@ -338,7 +338,7 @@ def open_neighbour(book: Book, id: str) -> list[str | None]:
     ]
 
 
-@pytest.mark.parametrize("rules", [SHARED - 1, SHARED])
+@pytest.mark.parametrize("rules", [MEMORY_SHARED - 1, MEMORY_SHARED])
 def test_a_business_center_that_takes_all_it_can_leaves_room_for_others(
     monkeypatch: pytest.MonkeyPatch, rules: int
 ) -> None:
@@ -347,10 +347,10 @@ def test_a_business_center_that_takes_all_it_can_leaves_room_for_others(
     for account in ("x", "y"):
         book.open(account)
     taken = sum(budget_daily(book, number) is None for number in range(300))
-    held, all_held = book.rules.business_centers["b"].held.bytes, book.rules.held.bytes
+    held, all_held = book.rules.business_centers["b"].memory.bytes, book.rules.memory.bytes
     assert held == all_held
     assert budget_daily(book, 301) == "limit_reached"
-    if rules < SHARED:
+    if rules < MEMORY_SHARED:
         assert taken > 190
         assert open_neighbour(book, "n")[0] == "limit_reached"
         return
@@ -374,7 +374,7 @@ def test_a_business_center_with_its_share_gets_no_further_campaigns_that_a_vouch
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
     fates = [book.rules.event(book.event(1, f"c{number}"))[0] for number in range(80)]
     assert (fates[30], fates[-1]) == ("charged", "too_many_campaigns")
-    assert 60_000 < book.rules.held.bytes < 70_000
+    assert 60_000 < book.rules.memory.bytes < 70_000
     assert open_neighbour(book, "n") == [None] * 4
 
 
@@ -382,9 +382,9 @@ def test_campaigns_that_a_voucher_keeps_in_memory_count_too(monkeypatch: pytest.
     monkeypatch.setattr(memory_bounds, "MOST_HELD_BYTES", 20_000)
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")
-    before = book.rules.held.bytes
+    before = book.rules.memory.bytes
     book.spend(1, "first")
-    assert book.rules.held.bytes == before
+    assert book.rules.memory.bytes == before
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
     fates = [book.rules.event(book.event(1, f"c{number}"))[0] for number in range(20)]
     assert fates[0] == "charged"

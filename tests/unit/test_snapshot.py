@@ -109,7 +109,7 @@ def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> No
     # They name the policy and the zones in force.
     in_force = {"zones", "tables", "named_by_ledger", "_kept_zones"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
-    again = {"_routes", "campaigns", "held", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
+    again = {"_routes", "campaigns", "memory", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
     assert (
         set(first) - {"rules", "zones_release", "kept_zones"}
         == set(vars(Shard())) - elsewhere - in_force - of_one_batch - again

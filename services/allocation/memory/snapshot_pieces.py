@@ -28,7 +28,7 @@ FORMAT: Final = 6
 
 _DERIVED: Final[dict[type, frozenset[str]]] = {
     BusinessCenter: frozenset(
-        {"accounts", "grants", "vouchers", "ad_credits", "open_grants", "tied_ids", "daily_campaigns", "held"}
+        {"accounts", "grants", "vouchers", "ad_credits", "open_grants", "tied_ids", "daily_campaigns", "memory"}
     ),
     AdAccount: frozenset(
         {
@@ -219,7 +219,7 @@ class _Loader:
     def put_center(self, fields: dict[str, Any]) -> None:
         """Add a Business Center to the shard."""
         self._center = center = BusinessCenter(
-            fields["id"], fields["currency"], fields["zone"], fields["finance_roles"], self._shard.held
+            fields["id"], fields["currency"], fields["zone"], fields["finance_roles"], self._shard.memory
         )
         _fill(center, fields, fields.values())
         self._shard.business_centers[center.id] = center
@@ -231,7 +231,7 @@ class _Loader:
         _fill(account, fields, fields.values())
         self._center.accounts[account.id] = self._shard.accounts[account.id] = account
         self._center.daily_campaigns += account.daily_campaigns
-        account.business_center.held.add(CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account)))
+        account.business_center.memory.add(CAMPAIGN_BYTES * (account.daily_campaigns + pinned(account)))
         self._shard.timers.add_turn_over(account)
 
     def put_campaign(self, budget: list[Any] | None, causes: int, id: str, order: int) -> None:
