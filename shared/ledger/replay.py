@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from shared.contracts import strict_json
 from shared.contracts.commands import SentCommand, sent_command
 from shared.ledger.decoding import EntryReader, RangeTooLargeError, StoredEntry
 from shared.ledger.encoding import MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import campaigns_named, grants_of, read_grants, read_resting, read_spends
 from shared.ledger.merkle import CompactRange, leaf_hashes
+from shared.ledger.policies import read_contents
 from shared.ledger.zones import UNRECORDED, recorded_zones
 from shared.rules.calendar import Zones
 from shared.rules.entries import Entry
@@ -71,15 +73,15 @@ async def policies(connection: asyncpg.Connection, versions: Iterable[str]) -> d
 
     Raise ReplayDiffersError if one of them is invalid.
     """
-    rows = await connection.fetch(
-        "SELECT version, content FROM ledger.policies WHERE version = ANY($1) ORDER BY version", list(versions)
-    )
-    return {version: _recorded_policy(version, content) for version, content in rows}
+    contents = await read_contents(connection, versions)
+    return {version: _recorded_policy(version, content) for version, content in contents.items()}
 
 
-def _recorded_policy(version: str, content: Any) -> Policy:
+def _recorded_policy(version: str, content: str | None) -> Policy:
+    if content is None:
+        raise ReplayDiffersError(f"the recorded policy {version!r} is not valid: it is longer than any policy")
     try:
-        return policy_of(content)
+        return policy_of(strict_json.read(content.encode()))
     except ValueError as error:
         raise ReplayDiffersError(f"the recorded policy {version!r} is not valid: {error}") from error
 
@@ -151,7 +153,7 @@ class Redecider:
         `progress` is called with each position reached. `others` are releases of time zones that a subclass needs
         besides those that the batches name.
         """
-        self._zones = self._zones or await recorded_zones(self.connection, self.shard, position, others)
+        self._zones = self._zones or await recorded_zones(self.connection, self.shard, position, last, others)
         # Look reversed spends up by their index, even if the table's statistics are out of date.
         await self.connection.execute("SET enable_seqscan = off; SET jit = off")
         async for batches in batches_after(self.connection, self.shard, position, last):

@@ -8,21 +8,27 @@ import structlog
 
 from shared.contracts.zones import installed_zones
 from shared.rules.calendar import Zones
+from shared.runtime.errors import CannotGoOnError
 
 log = structlog.get_logger()
 
 # The release in batches that were written before batches named their release.
 UNRECORDED = "unrecorded"
+# Of zones, in the memory of a process that loads a shard: eighty releases with all their zones.
+MOST_BYTES = 64 * 2**20
 
 _RECORD = """
     INSERT INTO ledger.time_zones (release, name, data)
     SELECT $1, name, data FROM unnest($2::text[], $3::bytea[]) AS used (name, data) ORDER BY name
     ON CONFLICT DO NOTHING
 """
-_RECORDED = """
-    SELECT release, name, data FROM ledger.time_zones WHERE release = ANY($3)
-        OR release IN (SELECT zones_release FROM ledger.batches WHERE shard = $1 AND last_position >= $2)
+# A batch behind the last position was forged.
+_WANTED = """
+    release = ANY($4) OR release IN (
+        SELECT zones_release FROM ledger.batches WHERE shard = $1 AND last_position >= $2 AND last_position <= $3)
 """
+_RECORDED = f"SELECT release, name, data FROM ledger.time_zones WHERE {_WANTED}"
+_BYTES = f"SELECT coalesce(sum(octet_length(data)), 0) FROM ledger.time_zones WHERE {_WANTED}"
 _OTHERS = """
     SELECT name FROM ledger.time_zones JOIN unnest($2::text[], $3::bytea[]) AS used (name, its_data) USING (name)
     WHERE release = $1 AND data <> its_data
@@ -34,16 +40,33 @@ class ZonesDifferError(Exception):
 
 
 async def recorded_zones(
-    connection: asyncpg.Connection, shard: int, position: int = 0, others: Iterable[str] = ()
+    connection: asyncpg.Connection, shard: int, position: int, last: int, others: Iterable[str] = ()
 ) -> dict[str, Zones]:
-    """Return the recorded zones of each release that batches of the shard name from `position` on, and of `others`.
+    """Return the recorded zones of each release that batches of the shard name, and of `others`.
 
     The installed release is included. For batches that do not name their release, zones that are not recorded come from
     the installed package, until a shard is loaded once.
+
+    Args:
+        connection: a connection to the ledger.
+        shard: the shard.
+        position: the position from which batches count.
+        last: the last position of the shard.
+        others: further releases.
+
+    Raises:
+        CannotGoOnError: all of them have more than `MOST_BYTES`, which only a forged ledger has.
+
     """
     tables: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
-    always = [installed_zones().release, UNRECORDED, *others]
-    for release, name, data in await connection.fetch(_RECORDED, shard, position, always):
+    wanted = (shard, position, last, [installed_zones().release, UNRECORDED, *others])
+    size = await connection.fetchval(_BYTES, *wanted)
+    if size > MOST_BYTES:
+        raise CannotGoOnError(
+            f"shard {shard}: the recorded time zones that it needs have {size:,} bytes, more than {MOST_BYTES:,}:"
+            " no service writes so many; 'drawdown audit verify' names what was forged"
+        )
+    for release, name, data in await connection.fetch(_RECORDED, *wanted):
         tables[release][name] = data
     kept = {release: Zones(release, table) for release, table in tables.items()}
     kept[UNRECORDED] = _on_top_of_installed(UNRECORDED, tables[UNRECORDED])

@@ -58,7 +58,7 @@ class Shard(Book):
         self._known: Mapping[bytes, Event] = {}
         self._spends: dict[bytes, ChargedSpend] = {}
         self._quiet_day = 0
-        self._quiet: Iterator[None] = iter(())
+        self._quiet: Iterator[None] | None = None
         self._previous = self.batch
 
     @property
@@ -121,12 +121,15 @@ class Shard(Book):
         self._forget_lines()
 
     def _forget_lines(self) -> None:
-        """Forget lines that are no longer needed: once a day, spread over many batches."""
-        if self.now // DAY_US > self._quiet_day:
+        """Forget lines that are no longer needed: once a day, spread over many batches.
+
+        A round for which a day is too short ends before the next one begins. Otherwise it would never reach the last.
+        """
+        if self._quiet is None and self.now // DAY_US > self._quiet_day:
             self._quiet_day = self.now // DAY_US
             self._quiet = forget_lines(self.accounts.values(), self.business_centers.values())
-        for _ in islice(self._quiet, FORGOTTEN_AT_ONCE):
-            pass
+        if self._quiet is not None and sum(1 for _ in islice(self._quiet, FORGOTTEN_AT_ONCE)) < FORGOTTEN_AT_ONCE:
+            self._quiet = None
 
     def next_due(self) -> int | None:
         """Return when the next timer is due, in µs since the Unix epoch, or None if there is no timer."""

@@ -20,7 +20,10 @@ from services.auditor.checks.recorded_policies import MOST_NOTES
 from services.auditor.cli import replay, verify
 from shared.contracts.zones import installed_zones
 from shared.ledger.lookup import plain_types
+from shared.ledger.replay import ReplayDiffersError, policies
+from shared.ledger.zones import recorded_zones
 from shared.rules.policy import STANDARD
+from shared.runtime.errors import CannotGoOnError
 from shared.runtime.roles import SERVICE_ROLES
 from shared.runtime.settings import Settings
 from tests.integration.audit_ledger import SHARDS, fold, write_random_ledger
@@ -432,6 +435,7 @@ CASES = [
             "VALUES ('2999a', repeat('A', 257), '')",
             "VALUES (repeat('2', 257), 'A', '')",
             "SELECT '2999a', 'A' || n, '' FROM generate_series(1, 2001) AS n",
+            "SELECT '2999a', 'A' || n, decode(repeat('00', 16384), 'hex') FROM generate_series(1, 257) AS n",
         )
     ),
     # The lease.
@@ -844,6 +848,56 @@ async def test_any_number_of_policies_is_looked_at_and_a_few_are_named(
         found = await audit(url, "verify", capsys)
     assert found.count("cannot be read: ") == MOST_NOTES
     assert f"500 policies cannot be read, the first {MOST_NOTES} are named here" in found
+
+
+# Each release has all the bytes that one may have.
+RELEASES = (
+    "INSERT INTO ledger.time_zones SELECT 'zz' || r, 'A' || n, decode(repeat('00', 16384), 'hex')"
+    " FROM generate_series(1, 256) AS n, generate_series(1, 20) AS r"
+)
+
+
+async def test_releases_of_batches_behind_the_lease_are_not_read(
+    original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches = (
+        A_BATCH.format(shard=0, first=1, last="9223372036854770000 + r", root="root")
+        .replace("zones_release FROM", "'zz' || r FROM")
+        .replace("LIMIT 1", "LIMIT 20")
+        .replace("FROM ledger.batches", "FROM generate_series(1, 20) AS r, ledger.batches")
+    )
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (RELEASES, batches)))
+        await load_all(url)
+        found = await audit(url, "verify", capsys)
+    assert re.search(r"the batches end at \d+, but the lease says", found)
+
+
+async def test_more_zones_than_a_ledger_can_have_stop_the_load_and_are_told(original: str, postgres: Postgres) -> None:
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (RELEASES,)))
+        connection = await asyncpg.connect(url)
+        try:
+            releases = [f"zz{number}" for number in range(1, 17)]
+            assert (await recorded_zones(connection, 0, 0, 0, releases[:15])).keys() >= {*releases[:15]}
+            with pytest.raises(CannotGoOnError, match="'drawdown audit verify' names what was forged"):
+                await recorded_zones(connection, 0, 0, 0, releases)
+        finally:
+            await connection.close()
+
+
+async def test_a_policy_longer_than_any_is_not_read(original: str, postgres: Postgres) -> None:
+    async with copied(original, postgres, "hostile") as url:
+        long = (
+            "INSERT INTO ledger.policies VALUES ('next', json_build_object('version', 'next', 'n', repeat('x', 5000)))"
+        )
+        await act(url, Hostile(WRITER, (), (long,)))
+        connection = await asyncpg.connect(url)
+        try:
+            with pytest.raises(ReplayDiffersError, match="'next' is not valid: it is longer than any policy"):
+                await policies(connection, ["next", STANDARD.version])
+        finally:
+            await connection.close()
 
 
 async def load_all(url: str) -> None:

@@ -396,7 +396,7 @@ async def test_what_was_recorded_of_a_release_wins_and_that_is_said(
     other = INSTALLED.table["Asia/Tokyo"]
     await record_zones(database, INSTALLED.release, [("UTC", other), ("Asia/Tokyo", other)])
     with structlog.testing.capture_logs() as logs:
-        zones = zones_to_write_with(await recorded_zones(database, 0))
+        zones = zones_to_write_with(await recorded_zones(database, 0, 0, 0))
     assert zones == INSTALLED
     assert (zones.table["UTC"], zones.table["Europe/Kiev"]) == (other, INSTALLED.table["Europe/Kiev"])
     assert [(log["zone"], log["log_level"]) for log in logs] == [("UTC", "warning")]

@@ -274,14 +274,16 @@ def test_lines_of_quiet_campaigns_go_and_those_of_busy_ones_stay() -> None:
     assert not voucher.lines
 
 
-def test_lines_go_in_bounded_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("days_between_batches", [0, 1])
+def test_lines_go_in_bounded_portions(days_between_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a day has fewer batches than a round needs."""
     monkeypatch.setattr(shard, "FORGOTTEN_AT_ONCE", 10)
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")
     for number in range(35):
         book.spend(1, f"c-{number}")
     left = []
-    for _ in range(5):
-        book.later(NOON + 3 * DAY_US)
+    for batch in range(5):
+        book.later(NOON + (3 + batch * days_between_batches) * DAY_US)
         left.append(sum(1 for campaign in book.rules.accounts["a"].campaigns.values() if campaign.lines))
     assert left == [25, 15, 5, 0, 0]

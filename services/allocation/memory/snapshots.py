@@ -124,7 +124,7 @@ async def _load(
     kept: asyncpg.Record | None,
 ) -> Loaded:
     tree = CompactRange()
-    zones = await recorded_zones(connection, lease.shard, 0 if kept is None else kept["position"])
+    zones = await recorded_zones(connection, lease.shard, 0 if kept is None else kept["position"], lease.position)
     rules.tables |= zones
     if kept is not None:
         tree = await asyncio.to_thread(_restore, rules, kept["state"])

@@ -13,12 +13,11 @@ import structlog
 from services.api.answers.pieces import unhurried
 from services.api.door.errors import unreadable
 from shared.contracts import strict_json
+from shared.ledger.policies import read_contents
 from shared.rules.vocabulary import AD_ACCOUNT_WATERFALL, BUSINESS_CENTER_WATERFALL
 
 Waterfalls = dict[str, list[str]]
 
-# The longest policy of this release has about 650 characters (`policy_of`). A newer release may know more words.
-_MOST_CHARACTERS: Final = 4_096
 # Of each holder. The vocabulary has five pockets.
 _MOST_POCKETS: Final = 64
 _POLICY: Final = "its shard's waterfall policy"
@@ -72,24 +71,18 @@ async def read_policy(connection: asyncpg.Connection, version: str) -> Waterfall
 
 async def read_versions(connection: asyncpg.Connection, versions: Set[str]) -> dict[str, Waterfalls | None]:
     """Return the policies of these versions; None for one that cannot be read, the built-in one if it is not stored."""
-    rows = await connection.fetch(
-        "SELECT version, left(content::text, $2) FROM ledger.policies WHERE version = ANY($1)",
-        sorted(versions),
-        _MOST_CHARACTERS + 1,
-    )
+    contents = await read_contents(connection, versions)
     policies: dict[str, Waterfalls | None] = dict.fromkeys(versions, DEFAULT_POLICY)
-    async for version, content in unhurried(rows):
-        policies[version] = _parse(content)
+    async for version, content in unhurried(contents.items()):
+        policies[version] = None if content is None else _parse(content)
     return policies
 
 
 def _parse(content: str) -> Waterfalls | None:
-    """Return the pockets of a stored policy; None if it is no policy, or longer than one can be.
+    """Return the pockets of a stored policy; None if it is no policy.
 
     The API shows any pockets that a policy names, because a newer release may know more of them.
     """
-    if len(content) > _MOST_CHARACTERS:
-        return None
     try:
         policy = strict_json.read(content.encode())
     except strict_json.MalformedError:

@@ -12,6 +12,13 @@ from shared.ledger.lookup import RestingRow
 from shared.rules.resting import dump_campaign, is_as_dumped
 from shared.rules.shard import Shard
 
+_BEFORE = """
+    SELECT ad_account_id, campaign_id, state
+    FROM unnest($2::text[], $3::text[], $4::bigint[]) AS named (ad_account_id, campaign_id, position),
+        LATERAL (SELECT state FROM ledger.resting_campaigns r WHERE r.shard = $1 AND r.position < named.position
+            AND (r.ad_account_id, r.campaign_id) = (named.ad_account_id, named.campaign_id)
+            ORDER BY r.position DESC LIMIT 1) AS newest
+"""
 _READ_AT_ONCE = 200  # Rows of a mebibyte at most.
 _MOST_SHOWN = 200
 
@@ -67,22 +74,46 @@ class RestingRows:
     async def check(self, rules: Shard, position: int) -> None:
         """Compare the campaigns that rest from this position on with the rules' state, and take them out of memory.
 
-        `position` is the end of a batch that was just decided. Raise DifferenceError at the first that differs.
+        `position` is the end of a batch that was just decided. Raise DifferenceError if one differs.
+
+        A row may repeat an earlier one: a shard that is loaded again lets campaigns rest at other positions.
         """
+        at_rest: list[RestingRow] = []
         while (row := await self._next()) is not None and row.position <= position:
             account_id, campaign_id, at, state = self._rows.popleft()
-            where = f"shard {self._shard}, position {at}: the resting campaign {campaign_id} of {account_id}"
+            where = self._where(row)
             expect(at == position, f"{where} is kept where no batch ends")
+            self.checked += 1
             account = rules.accounts.get(account_id)
             campaign = None if account is None else account.campaigns.get(campaign_id)
             if campaign is None:
-                expect(False, f"{where} is not in memory according to the entries")
+                at_rest.append(row)
+                if len(at_rest) == _READ_AT_ONCE:
+                    await self._check_repeated(at_rest)
+                    at_rest = []
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
             expect(own == state, f"{where} was kept as {state}, but the entries give {own}")
-            self.checked += 1
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)
+        await self._check_repeated(at_rest)
+
+    async def _check_repeated(self, rows: list[RestingRow]) -> None:
+        """Compare rows of campaigns that are at rest already with the newest row of each before it."""
+        if not rows:
+            return
+        accounts, campaigns, positions, _ = map(list, zip(*rows, strict=True))
+        found = await self._connection.fetch(_BEFORE, self._shard, accounts, campaigns, positions)
+        states = {(account, campaign): state for account, campaign, state in found}
+        for row in rows:
+            before = states.get((row.ad_account_id, row.campaign_id))
+            expect(before is not None, f"{self._where(row)} is not in memory according to the entries")
+            told = f"{self._where(row)} was kept as {row.state}, but it has rested since as {before}"
+            expect(row.state == before, told)
+
+    def _where(self, row: RestingRow) -> str:
+        named = f"{row.campaign_id} of {row.ad_account_id}"
+        return f"shard {self._shard}, position {row.position}: the resting campaign {named}"
 
     async def _next(self) -> RestingRow | None:
         if not self._rows and not self._is_over:
