@@ -95,7 +95,7 @@ class Shard(Book):
         """
         self._previous = self.batch
         self.position = self._previous.last_position()
-        self._keep_to_the_ledger()
+        self.keep_to_the_ledger()
         self.batch = Batch(self.position)
         self._known = known or {}
         self._spends = spends or {}
@@ -139,32 +139,29 @@ class Shard(Book):
         """Return whether the batch has left timers that are due to the next one. Then it takes no inputs."""
         return self.timers.is_due(self.now)
 
-    def in_force(self) -> tuple[Policy, Zones]:
-        """Return the policy and time zones that the next batch finds in force.
-
-        A batch without entries does not count, because the ledger does not name what it was decided under.
-        """
-        return (self.policy, self.zones) if self.batch.entries else self.named_by_ledger
-
     def kept_zones(self) -> Mapping[str, bytes]:
-        """Return the TZif bytes of the zones in use that the release of `in_force` does not have, by name."""
-        zones = self.in_force()[1]
-        return self._kept_zones if zones == self.named_by_ledger[1] else self._lacking(zones)
+        """Return the TZif bytes, by name, of the zones in use that the release named by the ledger does not have.
+
+        Call it after `keep_to_the_ledger`.
+        """
+        return self._kept_zones
 
     def keep_zones(self, kept: Mapping[str, bytes]) -> None:
         """Take the zones that `kept_zones` returned, before anything that uses them is loaded."""
         self._kept_zones = kept
 
-    def _keep_to_the_ledger(self) -> None:
+    def keep_to_the_ledger(self) -> None:
         """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
-        A replay knows no such batch. Nothing else has to be undone: a batch that changes pauses writes entries.
+        A replay knows no such batch. `begin` calls this, and so does a snapshot, which keeps turn-overs by the zones
+        in force. Nothing else has to be undone: a batch that changes pauses writes entries.
         """
         before = self.named_by_ledger[1]
-        self.named_by_ledger = policy, zones = self.in_force()
+        if self.batch.entries:
+            self.named_by_ledger = self.policy, self.zones
+        self.policy, zones = self.named_by_ledger
         if zones != before:
             self._kept_zones = self._lacking(zones)
-        self.policy = policy
         if zones != self.zones:
             self._use_zones(zones)
 

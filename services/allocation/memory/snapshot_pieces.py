@@ -128,7 +128,8 @@ def dump(shard: Shard) -> Iterator[Any]:
 
     A piece shares no object with the state, so the shard may go on while the pieces are written.
     """
-    policy, zones = shard.in_force()
+    shard.keep_to_the_ledger()
+    policy, zones = shard.named_by_ledger
     yield [
         {
             "position": shard.batch.last_position(),
