@@ -873,15 +873,25 @@ async def test_releases_of_batches_behind_the_lease_are_not_read(
     assert re.search(r"the batches end at \d+, but the lease says", found)
 
 
-async def test_more_zones_than_a_ledger_can_have_stop_the_load_and_are_told(original: str, postgres: Postgres) -> None:
+# As many zones as a release may have, without any bytes.
+EMPTY_ZONES = (
+    "INSERT INTO ledger.time_zones SELECT 'zz' || r, repeat('A', 250) || n, ''"
+    " FROM generate_series(1, 2000) AS n, generate_series(1, 70) AS r"
+)
+
+
+@pytest.mark.parametrize(("releases", "read"), [(RELEASES, 15), (EMPTY_ZONES, 59)])
+async def test_more_zones_than_a_ledger_can_have_stop_the_load_and_are_told(
+    releases: str, read: int, original: str, postgres: Postgres
+) -> None:
     async with copied(original, postgres, "hostile") as url:
-        await act(url, Hostile(WRITER, (), (RELEASES,)))
+        await act(url, Hostile(WRITER, (), (releases,)))
         connection = await asyncpg.connect(url)
         try:
-            releases = [f"zz{number}" for number in range(1, 17)]
-            assert (await recorded_zones(connection, 0, 0, 0, releases[:15])).keys() >= {*releases[:15]}
+            names = [f"zz{number}" for number in range(1, read + 3)]
+            assert (await recorded_zones(connection, 0, 0, 0, names[:read])).keys() >= {*names[:read]}
             with pytest.raises(CannotGoOnError, match="'drawdown audit verify' names what was forged"):
-                await recorded_zones(connection, 0, 0, 0, releases)
+                await recorded_zones(connection, 0, 0, 0, names)
         finally:
             await connection.close()
 

@@ -18,7 +18,7 @@ def defined_in(path: Path) -> set[str]:
 
 
 # Modules that only one service uses are in that service, under the same import rule as `shared/rules`.
-ELSEWHERE = {"rating": "services/incentives", "snapshot_pieces": "services/allocation"}
+ELSEWHERE = {"rating": "services/incentives", "snapshot_pieces": "services/allocation/memory"}
 
 
 def file_of(module: str) -> Path:
