@@ -80,7 +80,7 @@ test: $(INSTALLED_DEV)
 	@$(BIN)/python -m tests $(ARGS)
 
 test-quick: $(INSTALLED_DEV)
-	@$(BIN)/python -m pytest --servers=embedded tests/unit tests/acceptance $(ARGS)
+	@$(BIN)/python -m pytest --servers=embedded -n auto --dist loadfile tests/unit tests/acceptance $(ARGS)
 
 test-embedded test-containers: test-%: $(INSTALLED_DEV)
 	@$(BIN)/python -m pytest --servers=$* $(ARGS)

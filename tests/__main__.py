@@ -1,4 +1,7 @@
-"""`make test`: runs the suite on the embedded servers and, if a Docker daemon answers, in containers as well."""
+"""`make test`: runs the suite on the embedded servers and, if a Docker daemon answers, in containers as well.
+
+Both run at the same time. The tests that judge times run after them, because then nothing else needs the machine.
+"""
 
 import os
 import shutil
@@ -18,11 +21,14 @@ def run(arguments: list[str]) -> bool:
         print(f"drawdown: NOT tested on Apache Kafka and PostgreSQL: no Docker daemon answers: {problem}", flush=True)
         return passed and not _docker_is_expected()
     with tempfile.TemporaryFile() as output:
-        both = [_pytest("embedded", arguments), _pytest("containers", arguments, output)]
+        together = ["--alone=without", *arguments]
+        both = [_pytest("embedded", together), _pytest("containers", together, output)]
         codes = [each.wait() for each in both]
         output.seek(0)
         print("\nThe same in containers:", flush=True)
         shutil.copyfileobj(output, sys.stdout.buffer)
+    print("\nThe tests that judge times:", flush=True)
+    codes += [_pytest(servers, ["--alone=only", *arguments]).wait() for servers in ("embedded", "containers")]
     return not any(codes)
 
 

@@ -34,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="embedded",
         help="which servers the tests use; in containers only the tests that use any are run",
     )
+    parser.addoption(
+        "--alone",
+        choices=("with", "without", "only"),
+        default="with",
+        help="whether to run the tests that judge times, which need the machine for themselves",
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -51,7 +57,8 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that do not fit this run's servers, and count them."""
-    reasons = [_why_not(item, config.getoption("servers")) for item in items]
+    servers_kind, alone = config.getoption("servers"), config.getoption("alone")
+    reasons = [_why_not(item, servers_kind) or _why_not_now(item, alone) for item in items]
     config.stash[LEFT_OUT] = {why: reasons.count(why) for why in dict.fromkeys(reasons) if why}
     config.hook.pytest_deselected(items=[item for item, why in zip(items, reasons, strict=True) if why])
     items[:] = [item for item, why in zip(items, reasons, strict=True) if not why]
@@ -65,6 +72,12 @@ def _why_not(item: pytest.Item, kind: str) -> str:
     if item.path.is_relative_to(UNIT_TESTS):
         return "use no servers"
     return ""
+
+
+def _why_not_now(item: pytest.Item, alone: str) -> str:
+    if item.get_closest_marker("alone"):
+        return "run alone" if alone == "without" else ""
+    return "run together" if alone == "only" else ""
 
 
 @pytest.hookimpl(trylast=True)

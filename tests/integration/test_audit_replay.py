@@ -30,6 +30,8 @@ from tests.integration.audit_ledger import fold, write_random_ledger
 from tests.integration.followers_ledger import TRIGGERS
 from tests.servers import Postgres, fresh_database
 
+# It uses PostgreSQL alone, which is the same version in a container, where hundreds of databases would take minutes.
+pytestmark = pytest.mark.embedded
 EVERY_KIND = {
     *("voucher_debit", "ad_credit_debit", "cash_debit", "credit_debit", "business_center_draw", "overdelivery"),
     *("reversal", "forfeit", "deposit", "grant", "expiry", "allocation_out", "allocation_in", "transfer_out"),

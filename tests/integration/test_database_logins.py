@@ -23,6 +23,8 @@ from shared.runtime.settings import Settings
 from tests.secured_postgres import OWNER, PUBLIC_SQL, SUPERUSER, SecuredPostgres
 from tests.servers import reachable_directory
 
+# The server is one of its own, the distribution's, whatever servers the other tests use.
+pytestmark = pytest.mark.embedded
 DATABASE_PAGE = Path(__file__).parents[2] / "docs" / "database.md"
 MOST_CONNECTIONS = 100  # PostgreSQL's default
 FORBIDDEN_SETTINGS = {

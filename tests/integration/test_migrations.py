@@ -21,6 +21,8 @@ from shared.runtime.settings import BadSettingError, Settings
 from tests.integration.audit_ledger import write_random_ledger
 from tests.servers import free_ports, run_to_its_end
 
+# They use PostgreSQL alone, which is the same version in a container.
+pytestmark = pytest.mark.embedded
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
 NAMES = [migration.name for migration in known_migrations()]
 OLDER = "the database is older than this version: stop the services, run `drawdown migrate`"

@@ -24,6 +24,8 @@ from tests.integration.working import open_and_work
 from tests.model.workload import Workload
 from tests.servers import RunningSystem, running_system
 
+# The settings are those of PostgreSQL, which is the same version in a container.
+pytestmark = pytest.mark.embedded
 ROUNDS = range(3)
 # Settings whose worst values are not the ends of a range: texts, and settings that do harm in combination.
 CHOSEN = {

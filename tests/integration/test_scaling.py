@@ -25,7 +25,7 @@ from tests.acceptance.platform import Record
 from tests.model.shards import shard_of
 from tests.servers import RunningSystem, free_ports, running_system
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.containers, pytest.mark.alone, pytest.mark.timeout(600)]
 
 SHARDS = 16
 CAMPAIGNS = 16_000
