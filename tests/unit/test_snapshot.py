@@ -2,13 +2,15 @@
 
 import json
 import random
+import tracemalloc
+import zlib
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation.memory import snapshot_pieces
+from services.allocation.memory import snapshot_pieces, snapshots
 from shared.ledger.encoding import encode_entries
 from shared.rules import kept_budgets
 from shared.rules.events import Event
@@ -180,3 +182,16 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
     assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 1
     book.do("deposit_cash", amount=1, ad_account_id="a")
     assert again.accounts["a"].campaigns["c"].causes == len(again.accounts["a"].stopped_campaigns) == 0
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b"0.5", b'""'])
+def test_a_forged_line_of_many_values_takes_no_more_memory_than_its_bytes(value: bytes) -> None:
+    line = b"[" + b",".join([value] * 3_000_000) + b"]\n"
+    state = zlib.compress(b'[{"position":0,"frontier":""}]\n' + line)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a line of the snapshot has more than 500000 values"):
+            snapshots._restore(Shard(), state)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(line)
+    finally:
+        tracemalloc.stop()

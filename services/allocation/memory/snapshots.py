@@ -44,6 +44,9 @@ _READ_BYTES: Final = 64 * 1024
 _PIECES_OF_A_LINE: Final = 50
 # No line of a snapshot is longer: fifty grants that name a thousand campaigns each take three megabytes.
 _LONGEST_LINE_BYTES: Final = 16 * 1024 * 1024
+# Nor has one more values: fifty grants name four hundred thousand campaigns at most. A forged line of empty objects
+# would take thirty times its bytes.
+_MOST_COMMAS: Final = 500_000
 # The memory of the process is measured once in this many bytes, because measuring costs as much as fifty pieces.
 _LOOKED_AFTER_BYTES: Final = 1024 * 1024
 _FORGOTTEN_AT_ONCE: Final = 100
@@ -228,13 +231,19 @@ def _lines(state: bytes) -> Iterator[bytes]:
     for part in _unpacked(state):
         *whole, rest = part.split(b"\n")
         for end in whole:
-            yield bytes(line + end)
+            yield _bounded(bytes(line + end))
             line.clear()
         line += rest
         if len(line) > _LONGEST_LINE_BYTES:
             raise ValueError(f"a line of the snapshot has more than {_LONGEST_LINE_BYTES} bytes")
     if line:
         raise ValueError("the snapshot ends within a line")
+
+
+def _bounded(line: bytes) -> bytes:
+    if line.count(b",") > _MOST_COMMAS:
+        raise ValueError(f"a line of the snapshot has more than {_MOST_COMMAS} values")
+    return line
 
 
 def _unpacked(state: bytes) -> Iterator[bytes]:
