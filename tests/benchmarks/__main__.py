@@ -1,8 +1,8 @@
 """`python -m tests.benchmarks`: runs all benchmarks, prints the table, and writes `bench.json`.
 
 BENCH_QUICK=1 makes a small run, to see that everything works. BENCH_MEMORY=1 measures only the memory of the allocation
-process over ten million spends. BENCH_SPENDS=… and BENCH_PROBES=… change the counts, and BENCH_ONLY=many,latency,…
-selects the parts.
+process over ten million spends, and BENCH_MEMORY=1 BENCH_CAMPAIGNS=1 over ten million campaigns. BENCH_SPENDS=… and
+BENCH_PROBES=… change the counts, and BENCH_ONLY=many,latency,… selects the parts.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tests.benchmarks.copying import copy_rows_per_second
 from tests.benchmarks.followers import measure_followers
 from tests.benchmarks.latency import Latencies, measure_latency
 from tests.benchmarks.load import Center
-from tests.benchmarks.memory import measure_memory
+from tests.benchmarks.memory import measure_campaigns, measure_memory
 from tests.benchmarks.plan import asked, plan_from_environment
 from tests.benchmarks.replaying import replay_entries_per_second
 from tests.benchmarks.report import Figures
@@ -113,7 +113,8 @@ async def run() -> None:
     about = report.machine(plan)
     async with prepared_bench(plan) as bench:
         if asked("MEMORY"):
-            figures: Figures = {"memory": await measure_memory(bench)}
+            measure_it = measure_campaigns if asked("CAMPAIGNS") else measure_memory
+            figures: Figures = {"memory": await measure_it(bench)}
         else:
             figures = await measure(bench, tuple(filter(None, os.environ.get("BENCH_ONLY", "").split(","))) or PARTS)
         bench.say("done; stopping the system")

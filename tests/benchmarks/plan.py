@@ -57,5 +57,5 @@ def plan_from_environment() -> Plan:
 
 
 def asked(name: str) -> bool:
-    """Return whether the environment asks for a mode, BENCH_QUICK or BENCH_MEMORY."""
+    """Return whether the environment asks for a mode, such as BENCH_QUICK."""
     return os.environ.get(f"BENCH_{name}", "") not in ("", "0")
