@@ -44,7 +44,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize(("topic", "message"), LARGE.values(), ids=LARGE)
-async def test_hundreds_of_large_records_are_several_batches(topic: str, message: Any) -> None:
+async def test_hundreds_of_large_records_are_split_into_several_batches(topic: str, message: Any) -> None:
     decider = Decider(
         0, SHARDS, Shard(STANDARD, zones=INSTALLED), STANDARD, INSTALLED, Bounds(5_000, BYTES, 20_000, 60.0)
     )

@@ -15,14 +15,14 @@ def looks(peers: Peers, start: float, seconds: float, **beats: bool) -> float:
     return now
 
 
-def test_a_peer_that_beats_lives() -> None:
+def test_a_peer_with_heartbeats_is_alive() -> None:
     peers = Peers()
     looks(peers, 0, 3 * LEASE_SECONDS, me=True, other=True)
     assert peers.stale == []
     assert peers.alive == 2
 
 
-def test_a_peer_that_stopped_is_stale_after_the_lease_and_no_sooner() -> None:
+def test_a_stopped_peer_is_stale_after_the_lease_and_not_before() -> None:
     peers = Peers()
     now = looks(peers, 0, LEASE_SECONDS, me=True, other=False)
     assert peers.stale == []
@@ -31,7 +31,7 @@ def test_a_peer_that_stopped_is_stale_after_the_lease_and_no_sooner() -> None:
     assert peers.alive == 1
 
 
-def test_a_stale_peer_that_beats_again_lives() -> None:
+def test_a_stale_peer_with_a_new_heartbeat_is_alive() -> None:
     peers = Peers()
     now = looks(peers, 0, 2 * LEASE_SECONDS, me=True, other=False)
     assert peers.stale == ["other"]
@@ -39,7 +39,7 @@ def test_a_stale_peer_that_beats_again_lives() -> None:
     assert peers.stale == []
 
 
-def test_while_the_database_answers_nobody_nobody_grows_stale() -> None:
+def test_no_peer_becomes_stale_while_the_database_is_unavailable() -> None:
     peers = Peers()
     now = looks(peers, 0, 1, me=True, other=True)
     last = int(now * 1000)
@@ -52,7 +52,7 @@ def test_while_the_database_answers_nobody_nobody_grows_stale() -> None:
         peers.look([Peer("me", last, True), Peer("other", last, True)], now)
 
 
-def test_a_peer_whose_session_is_gone_is_not_counted_and_not_stale() -> None:
+def test_a_peer_without_a_session_is_neither_counted_nor_stale() -> None:
     peers = Peers()
     now = looks(peers, 0, 2 * LEASE_SECONDS, me=True, other=False)
     peers.look([Peer("me", int(now * 2000), True), Peer("other", 1, False)], now + HEARTBEAT_SECONDS)
