@@ -136,7 +136,7 @@ async def test_the_report_of_a_former_owner_does_not_count(api: Api, writer: Wri
             0,
         ),
     ],
-    ids=["stopped", "loading", "loading, no more said", "waiting", "a state of a newer version", "silent", "behind"],
+    ids=["stopped", "loading", "loading, without detail", "waiting", "a state of a newer version", "silent", "behind"],
 )
 async def test_a_shard_with_trouble_is_named_and_the_api_stays_ready(
     api: Api, writer: Writer, reported: dict[str, Any], said: str, state: str, count: int

@@ -141,7 +141,7 @@ async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = 
             await between()
 
 
-async def test_the_past_is_decided_by_what_was_recorded(
+async def test_the_past_is_decided_by_the_recorded_inputs(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str
 ) -> None:
     """A shard is loaded from its beginning and from a snapshot, and an auditor finds no difference."""
@@ -163,7 +163,7 @@ async def test_the_past_is_decided_by_what_was_recorded(
     assert [tuple(row) for row in named] == [(1, "2030a"), (CURRENT, "2030a"), (CURRENT, "2030b")]
 
 
-async def test_a_release_that_lacks_zones_is_harmless(
+async def test_a_release_without_some_zones_is_harmless(
     database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accounts keep their days. A command that names a lost zone is refused: at first, in a replay, and after a load.
@@ -200,7 +200,7 @@ async def test_a_release_that_lacks_zones_is_harmless(
     assert [name for (name,) in names] == ["UTC"]
 
 
-async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
+async def test_an_update_of_the_time_zone_package_is_harmless_and_so_is_a_host_without_it(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def keep() -> None:
@@ -245,9 +245,9 @@ def _without_its_end(state: bytes) -> bytes:
         _without_its_end,
         _with_more_cash,
     ],
-    ids=["empty", "junk", "half of it", "without its checksum", "without pieces", "without its end", "of other money"],
+    ids=["empty", "junk", "half of it", "without its checksum", "without pieces", "without its end", "with other money"],
 )
-async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
+async def test_an_unusable_snapshot_costs_only_time(
     writer: LedgerWriter, database: asyncpg.Connection, spoiled: Callable[[bytes], bytes]
 ) -> None:
     kept: list[asyncpg.Record] = []
@@ -270,7 +270,7 @@ async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
     assert len(same) < 2  # One shard has no ad account whose money could be changed.
 
 
-async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
+async def test_a_snapshot_that_does_not_fit_into_memory_is_ignored(
     writer: LedgerWriter, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write_days_of_changes(writer, seed=3)
@@ -291,7 +291,7 @@ def _lines_of(state: bytes) -> Any:
         return state
 
 
-async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
+async def test_due_timers_take_several_batches_and_an_auditor_agrees(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vouchers expire at the same moment, one in each batch. Commands are refused and accepted right behind them.
@@ -338,7 +338,7 @@ class Watched(Redecider):
             await asyncio.sleep(0)
 
 
-async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, database: asyncpg.Connection) -> None:
+async def test_loading_a_shard_does_not_block_other_tasks(writer: LedgerWriter, database: asyncpg.Connection) -> None:
     """Shards are loaded while others are written and heartbeats are sent. A large batch must not delay these."""
     await writer.write(bulk_ledger_works(accounts=2))
     tell = Told("bulk", 1)
@@ -353,7 +353,7 @@ async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, 
     assert watched.longest <= SLICE + 1
 
 
-async def test_newer_rules_are_refused_in_a_sentence(
+async def test_newer_rules_are_refused_with_an_explanation(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workload = Workload(1, centers=1)
@@ -372,7 +372,7 @@ async def test_newer_rules_are_refused_in_a_sentence(
 # ---- Recorded time zones ------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_all(
+async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_records_all_used_ones(
     writer: LedgerWriter, database: asyncpg.Connection
 ) -> None:
     async def held() -> set[tuple[str, str]]:
@@ -390,7 +390,7 @@ async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_al
     assert await held() == {(name, zone) for name in ("2030a", "2030b") for zone in used}
 
 
-async def test_what_was_recorded_of_a_release_wins_and_that_is_said(
+async def test_the_recorded_content_of_a_release_wins_and_a_difference_is_logged(
     database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = INSTALLED.table["Asia/Tokyo"]

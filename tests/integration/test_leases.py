@@ -72,7 +72,7 @@ def spend(center: str) -> Record:
     }
 
 
-async def test_a_stalled_disk_lets_nobody_be_overtaken_and_nothing_be_decided_twice() -> None:
+async def test_a_stalled_disk_causes_no_takeover_and_no_double_decision() -> None:
     async with (
         running_system(shards=SHARDS, services=("allocation", "balance", "api")) as system,
         FrontDoor(system) as door,

@@ -150,7 +150,7 @@ def a_thousand(call: Call) -> Call:
         set_campaign_budget,
         end_another_voucher,
     ],
-    ids=["a spend that is paid", "a spend that nobody pays", "a campaign's budget", "a tied voucher is used up"],
+    ids=["a spend that is paid", "a spend that no pocket pays", "a campaign's budget", "a tied voucher is used up"],
 )
 def test_the_cost_of_an_input_does_not_grow_with_the_campaigns(
     few: Book, many: Book, make: Callable[[Book], Call]
