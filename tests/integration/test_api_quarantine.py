@@ -109,7 +109,7 @@ async def test_a_page_is_sent_with_a_mebibyte_at_most_whatever_makes_it_long(api
 
 
 @contextlib.asynccontextmanager
-async def before_there_were_sizes(api: Api) -> AsyncIterator[None]:
+async def without_size_bounds(api: Api) -> AsyncIterator[None]:
     """Let records of any size into quarantine while the block runs, as before sizes had bounds."""
     (bound,) = await api.database.fetchrow(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
@@ -121,7 +121,7 @@ async def before_there_were_sizes(api: Api) -> AsyncIterator[None]:
 
 
 async def test_a_record_longer_than_a_page_gets_its_own_page(api: Api) -> None:
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         for sequence, raw in ((11, b"a"), (12, b"b" * MIB), (13, b"c")):
             await quarantine(api, (2, sequence), "too_large", raw)
     seen = [
@@ -143,7 +143,7 @@ async def test_a_record_is_read_by_its_id_with_all_its_bytes(api: Api) -> None:
 async def test_no_record_is_so_large_that_its_page_cannot_be_answered(api: Api) -> None:
     """Rows from before the bounds: if one has too many bytes, its beginning and its size are shown."""
     raw = bytes(range(256)) * 40_000
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (2, 21), "invalid", b"before", "large-1")
         await quarantine(api, (2, 22), "invalid", raw, "large-1", detail="x" * 30_000_000)
         await quarantine(api, (2, 23), "invalid", None, "large-1", of=(2, 22))
@@ -279,7 +279,7 @@ async def test_a_request_names_at_most_a_thousand_records_of_eight_mebibytes(api
     many = await replay(api, ids=[f"0-{n}" for n in range(1, 1002)])
     assert (many.status_code, many.json()["code"]) == (400, "invalid")
     long = "h" * 3 * MIB
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (1, 200), "too_old", long.encode())
         await quarantine(api, (1, 201), "too_old", None, key=long.encode())
         await quarantine(api, (1, 202), "too_old", None, headers=f'["{long}"]')
@@ -290,7 +290,7 @@ async def test_a_request_names_at_most_a_thousand_records_of_eight_mebibytes(api
 
 
 @pytest.fixture
-def somebody(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make this caller the one of every request."""
 
     def be(role: Any, *centers: str) -> None:
@@ -301,7 +301,7 @@ def somebody(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.parametrize("reason", ["too_large", "malformed", "invalid"])
 async def test_an_unchangeable_failure_is_sent_back_only_if_forced_by_an_admin_of_all_tenants(
-    api: Api, somebody: Callable[..., None], reason: str
+    api: Api, act_as: Callable[..., None], reason: str
 ) -> None:
     first = 300 + 10 * ["too_large", "malformed", "invalid"].index(reason)
     for sequence in (first, first + 1):
@@ -315,11 +315,11 @@ async def test_an_unchangeable_failure_is_sent_back_only_if_forced_by_an_admin_o
     one = f"/v1/quarantine/{ids[1]}/replay"
     assert (await api.client.post(one)).status_code == 422
     for role, *centers in (("admin", "forced"), ("finance_manager",), ("system",)):
-        somebody(role, *centers)
+        act_as(role, *centers)
         assert (await replay(api, ids=ids, force=True)).status_code == 403
         assert (await replay(api, reason=reason, force=True)).status_code == 403
         assert (await api.client.post(one, params={"force": True})).status_code == 403
-    somebody("admin")
+    act_as("admin")
     assert await forwarded(api, (0, first + 2)) == []
     assert await replayed(api, ids=ids, force=True) == {"replayed": 2}
     assert (await api.client.post(f"/v1/quarantine/0-{first + 1}/replay", params={"force": True})).status_code == 202
@@ -361,7 +361,7 @@ async def fail_ten_times(api: Api, first: Id, sequence: int, reason: str = "unkn
 
 
 async def test_a_record_that_failed_ten_times_is_sent_back_only_if_forced_by_an_admin_of_all_tenants(
-    api: Api, somebody: Callable[..., None]
+    api: Api, act_as: Callable[..., None]
 ) -> None:
     await quarantine(api, (0, 400), "unknown_ad_account", b"hopeless", "worn")
     await quarantine(api, (0, 401), "unknown_ad_account", b"fresh", "worn")
@@ -374,11 +374,11 @@ async def test_a_record_that_failed_ten_times_is_sent_back_only_if_forced_by_an_
                 f"the record {id_} was sent back 10 times and failed each time: "
             )
     assert await forwarded(api, (0, 401)) == []
-    somebody("finance_manager", "worn")
+    act_as("finance_manager", "worn")
     forced = await replay(api, ids=["0-419"], force=True)
     assert (forced.status_code, forced.json()["code"]) == (403, "permission_denied")
     assert await forwarded(api, (0, 400)) == []
-    somebody("admin")
+    act_as("admin")
     assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 1}
     assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 0, "waiting": 1}
     newest = await fail_again(api, (0, 400), 420)
@@ -460,24 +460,22 @@ async def test_nothing_more_is_sent_back_while_too_much_waits_for_a_shard(api: A
 # ---- Scope ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_record_of_another_tenant_looks_as_if_it_did_not_exist(api: Api, somebody: Callable[..., None]) -> None:
+async def test_a_record_of_another_tenant_looks_as_if_it_did_not_exist(api: Api, act_as: Callable[..., None]) -> None:
     await quarantine(api, (2, 700), "too_old", b"theirs", "theirs")
     await quarantine(api, (2, 701), "too_old", None, "theirs", of=(2, 700))
-    somebody("finance_manager", "ours")
+    act_as("finance_manager", "ours")
     for id_ in ("2-700", "2-701"):
         await api.get(f"/v1/quarantine/{id_}", 404)
         assert (await replay(api, ids=[id_])).status_code == 404
-    somebody("finance_analyst", "theirs")
+    act_as("finance_analyst", "theirs")
     assert (await api.get("/v1/quarantine/2-701"))["replay_of"] == "2-700"
 
 
-async def test_the_progress_of_a_replay_reveals_nothing_of_other_tenants(
-    api: Api, somebody: Callable[..., None]
-) -> None:
+async def test_the_progress_of_a_replay_reveals_nothing_of_other_tenants(api: Api, act_as: Callable[..., None]) -> None:
     await quarantine(api, (2, 720), "currency_mismatch", b"ours", "ours")
     await quarantine(api, (2, 721), "currency_mismatch", b"ours", "ours")
     await quarantine(api, (2, 799), "currency_mismatch", b"theirs", "theirs")
-    somebody("finance_manager", "ours")
+    act_as("finance_manager", "ours")
     assert (await replayed(api, reason="currency_mismatch", limit=1))["next"] == "2-720:0.0.721.0"
 
 
@@ -495,7 +493,7 @@ async def test_metrics_show_the_size_of_quarantine_and_of_waiting_records(api: A
     assert told("drawdown_quarantine_months") == await api.database.fetchval(
         "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass"
     )
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (0, 800), "too_old", bytes(range(256)) * 4000, recorded_at="2025-01-01T00:00:00Z")
     await replayed(api, ids=["0-800"])
     await growth.look(connection)

@@ -99,13 +99,13 @@ async def test_the_ledger_is_right_after_repeated_kills_of_allocation(
             await rehearsal.burst(partial(system.kill_service, ALLOCATION))
             await rehearsal.restart_allocation()
         for _ in range(at_the_start):
-            await rehearsal.burst(partial(kill_as_it_takes_shards, rehearsal))
+            await rehearsal.burst(partial(kill_while_it_takes_shards, rehearsal))
             await rehearsal.restart_allocation()
     await rehearsal.check()
     await check_the_log_by_itself(rehearsal)
 
 
-async def kill_as_it_takes_shards(rehearsal: Rehearsal) -> None:
+async def kill_while_it_takes_shards(rehearsal: Rehearsal) -> None:
     """Kill the next process as soon as it has taken a shard, perhaps before it has written anything."""
     system = rehearsal.system
     await system.kill_service(ALLOCATION)
@@ -166,7 +166,7 @@ async def test_a_process_that_was_stopped_for_long_writes_nothing_more(rehearsal
     names = [ALLOCATION, await start_second_allocation(rehearsal)]
     for turn in range(3):
         still = names[turn % 2]
-        await rehearsal.burst(partial(stop_still, system, still))
+        await rehearsal.burst(partial(suspend_process, system, still))
         await rehearsal.door.fence()  # Overtaken: the other process has decided all of it.
         overtaken_at = await rehearsal.epochs()
         child = system.services[still].child
@@ -190,7 +190,7 @@ async def start_second_allocation(rehearsal: Rehearsal) -> str:
     return SECOND_ALLOCATION
 
 
-async def stop_still(system: RunningSystem, name: str) -> None:
+async def suspend_process(system: RunningSystem, name: str) -> None:
     child = system.services[name].child
     assert child is not None
     child.send(signal.SIGSTOP)

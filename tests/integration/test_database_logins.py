@@ -46,7 +46,7 @@ HARMLESS = {
     "they change this session, or say something of it": r"set_config|setseed|pg_sleep.*|pg_notify"
     r"|pg_stat_clear_snapshot|pg_stat_force_next_flush|current_query|lastval|timeofday|clock_timestamp|pg_jit_available|pg_advisory_unlock.*"
     r"|random.*|gen_random_uuid|uuidv[47]|array_(sample|shuffle)",
-    "they ask for the rights of what they touch": r"nextval|currval|setval|query_to_xml.*|cursor_to_xml.*|brin_.+"
+    "they check the rights on what they use": r"nextval|currval|setval|query_to_xml.*|cursor_to_xml.*|brin_.+"
     r"|ts_(stat|rewrite)|gin_clean_pending_list|pg_(clear|restore)_(attribute|relation)_stats|pg_get_sequence_data"
     r"|pg_sequence_last_value",
     "they are for superusers, replication, upgrades or the maker of an extension": r"binary_upgrade_.+|pg_nextoid"
@@ -54,7 +54,7 @@ HARMLESS = {
     r"|pg_sync_replication_slots|pg_import_system_collations|pg_stop_making_pinned_objects|pg_extension_config_dump"
     r"|pg_read_file_old|pg_rotate_logfile_old",
     "they end sessions of the same login": r"pg_(cancel|terminate)_backend",
-    "they look": r"pg_.*_(size|lsn|xact|timestamp|timestamp_origin|status|pids|blocked|version|usage|state|recovery)"
+    "they read": r"pg_.*_(size|lsn|xact|timestamp|timestamp_origin|status|pids|blocked|version|usage|state|recovery)"
     r"|pg_is_wal_replay_paused|pg_(stat_get|control|partition|wal_summary|available_wal|get|isolation|last|prepared|is|safe_snapshot)_.*"
     r"|plpgsql_(call_handler|validator)|txid_status|currtid2?|amvalidate",
 }
@@ -289,7 +289,7 @@ async def test_every_function_that_the_public_may_run_is_listed_in_this_test(
         await embedded.close()
 
 
-async def takers_of_transaction_ids(connection: asyncpg.Connection) -> set[str]:
+async def functions_that_use_transaction_ids(connection: asyncpg.Connection) -> set[str]:
     """Return the functions without arguments that any login may run, and that use up a transaction id at each call."""
     rows = await connection.fetch(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND pronargs = 0 AND prokind = 'f'"
@@ -311,10 +311,10 @@ async def test_no_function_that_the_public_may_run_uses_up_transaction_ids(
     server: SecuredPostgres, database_url: str
 ) -> None:
     async with session(server, "drawdown_auditor") as auditor:
-        assert await takers_of_transaction_ids(auditor) == set()
+        assert await functions_that_use_transaction_ids(auditor) == set()
     embedded = await connect(Settings(database_url=database_url), "drawdown_auditor", "a test")
     try:
-        assert await takers_of_transaction_ids(embedded) == set()
+        assert await functions_that_use_transaction_ids(embedded) == set()
     finally:
         await embedded.close()
 

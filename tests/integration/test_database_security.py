@@ -451,19 +451,19 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
         lambda _server: {"database_password_file": None},
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: password authentication failed for user "drawdown_api"',
     ),
-    "an authority that nobody knows": (
+    "an unknown authority": (
         lambda _server: {"database_ca_file": None},
         r"DRAWDOWN_DATABASE_CA_FILE: the certificate of .* is not trusted: (self-signed|unable to get local issuer)",
     ),
-    "another host than the certificate names": (
+    "a host that the certificate does not name": (
         lambda server: {"database_url": f"postgresql://drawdown_api@{OTHER_HOST}:{server.port}/drawdown"},
         r"DRAWDOWN_DATABASE_CA_FILE: the certificate of .* is not trusted: IP address mismatch",
     ),
-    "no TLS, where the server wants it": (
+    "no TLS although the server requires it": (
         lambda _server: {"database_tls": "off"},
         r"DRAWDOWN_DATABASE_URL: .* refuses this login: no pg_hba.conf entry .* no encryption",
     ),
-    "a file that is no authority": (
+    "a file that is not a certificate": (
         lambda server: {"database_ca_file": server.passwords / "drawdown_api"},
         r"DRAWDOWN_DATABASE_CA_FILE: the file holds no PEM certificates",
     ),
@@ -474,7 +474,7 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
         },
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: permission denied to set role "drawdown_api"',
     ),
-    "a database that there is none of": (
+    "a database that does not exist": (
         lambda server: {"database_url": f"postgresql://drawdown_api@{HOST}:{server.port}/none"},
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: database "none" does not exist',
     ),

@@ -79,7 +79,7 @@ def commands_first(batch: Batch) -> Batch:
     return policy, now, sorted(messages, key=lambda message: message[0] != "command")
 
 
-def refused_alone(ledger: Remembering, now: int) -> Batch:
+def batch_with_only_a_refusal(ledger: Remembering, now: int) -> Batch:
     """Decide a batch in which only a voucher is granted, under the id of one that was used up long ago."""
     grants = ledger.rules.business_centers["b"].grants.values()
     used_up = next(grant.id for grant in grants if grant.kind == "voucher" and not grant.filled)
@@ -106,7 +106,7 @@ async def test_the_ledger_equals_that_of_rules_that_forget_nothing(
         remembering.policy, now, messages = batch
         remembering.batch(messages, now)
         await writer.write(batch)
-    await writer.write(refused_alone(remembering, now))
+    await writer.write(batch_with_only_a_refusal(remembering, now))
     await writer.finish()
 
     decided = zip(remembering.entries, remembering.recorded, strict=True)

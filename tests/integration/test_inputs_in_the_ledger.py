@@ -92,7 +92,7 @@ async def audited(url: str) -> int:
 HOLDS = snapshot_pieces.fields_of(Holding).index("remaining")
 
 
-async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
+async def assert_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     """Assert that a load gives the state in the writer's memory."""
     loaded, _ = await snapshots.load(database, lease, STANDARD, 7)
     kept, made = list(snapshot_pieces.dump(writer.rules(lease.shard))), list(snapshot_pieces.dump(loaded))
@@ -155,10 +155,10 @@ async def test_the_past_is_decided_by_the_recorded_inputs(
     await fold(database_url)
     assert await audited(database_url) == PASSED
     for lease in leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     await keep()
     for lease in leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     named = await database.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1, 2")
     assert [tuple(row) for row in named] == [(1, "2030a"), (CURRENT, "2030a"), (CURRENT, "2030b")]
 
@@ -187,7 +187,7 @@ async def test_a_release_without_some_zones_is_harmless(
                     tell.command("open_ad_account", ad_account_id=f"lost-{number}", **kind),
                 ]
             )
-            await is_loaded_as_written(database, writer, lease)
+            await assert_loaded_as_written(database, writer, lease)
             if number == 2:
                 await keep_state(database, writer, lease)
         codes = await database.fetch(
@@ -212,10 +212,10 @@ async def test_an_update_of_the_time_zone_package_is_harmless_and_so_is_a_host_w
     monkeypatch.setattr(zones_of_the_ledger, "installed_zones", lambda: Zones("2031z", {}))
     assert await audited(database_url) == PASSED
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     await database.execute("DELETE FROM ledger.snapshots")
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
 
 
 def _with_more_cash(state: bytes) -> bytes:
@@ -245,7 +245,7 @@ def _without_its_end(state: bytes) -> bytes:
         _without_its_end,
         _with_more_cash,
     ],
-    ids=["empty", "junk", "half of it", "without its checksum", "without pieces", "without its end", "with other money"],
+    ids=["empty", "junk", "the first half", "without its checksum", "without pieces", "without its end", "other money"],
 )
 async def test_an_unusable_snapshot_costs_only_time(
     writer: LedgerWriter, database: asyncpg.Connection, spoiled: Callable[[bytes], bytes]
@@ -263,7 +263,7 @@ async def test_an_unusable_snapshot_costs_only_time(
         await database.execute("UPDATE ledger.snapshots SET state = $2 WHERE shard = $1", shard, spoiled(of_shard))
     with capture_logs() as logs:
         for lease in writer.leases:
-            await is_loaded_as_written(database, writer, lease)
+            await assert_loaded_as_written(database, writer, lease)
     told = [each["shard"] for each in logs if each["event"].startswith("a snapshot could not be used")]
     same = [shard for shard, of_shard in kept if _lines_of(spoiled(of_shard)) == _lines_of(of_shard)]
     assert sorted([*told, *same]) == [lease.shard for lease in writer.leases]
@@ -278,7 +278,7 @@ async def test_a_snapshot_that_does_not_fit_into_memory_is_ignored(
     await keep_state(database, writer, lease)
     monkeypatch.setattr(snapshots, "memory_limit", lambda: 1)
     with capture_logs() as logs:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     assert [each["error"] for each in logs if each["event"].startswith("a snapshot could not be used")] == [
         "ValueError('the snapshot does not fit into the memory of this process')"
     ]
@@ -320,7 +320,7 @@ async def test_due_timers_take_several_batches_and_an_auditor_agrees(
     assert [row[0] for row in sizes][1:3] == [[1, 1, 1, 1], [1, 1, 1]]
     assert await audited(database_url) == PASSED
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
 
 
 class Watched(Redecider):

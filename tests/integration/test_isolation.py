@@ -208,7 +208,7 @@ async def test_retries_keep_the_reported_start_of_a_failure_and_the_waiting_reco
     for tries in (3, 5):
 
         async def tried(tries: int = tries) -> bool | None:
-            assert await said_to_wait(writer, 0, 7) is not None, "also while it is tried"
+            assert await reported_wait(writer, 0, 7) is not None, "also while it is tried"
             return True if len(writer.told("the shard cannot be written")) >= tries else None
 
         await until(f"it was tried {tries} times", tried)
@@ -223,7 +223,7 @@ async def test_retries_keep_the_reported_start_of_a_failure_and_the_waiting_reco
     assert await counted(writer, 0, 0) is None
 
 
-async def said_to_wait(writer: Writing, shard: int, records: int) -> asyncpg.Record | None:
+async def reported_wait(writer: Writing, shard: int, records: int) -> asyncpg.Record | None:
     """Return what is said of a shard for which this many records wait; None if another number is said."""
     return await writer.database.fetchrow(
         "SELECT waiting_since FROM ledger.shard_states WHERE shard = $1 AND waiting_records = $2", shard, records
@@ -232,7 +232,7 @@ async def said_to_wait(writer: Writing, shard: int, records: int) -> asyncpg.Rec
 
 async def counted(writer: Writing, shard: int, records: int) -> Any:
     """Wait until this many records are said to wait for a shard; return since when the first has."""
-    row = await until(f"{records} records wait for shard {shard}", partial(said_to_wait, writer, shard, records))
+    row = await until(f"{records} records wait for shard {shard}", partial(reported_wait, writer, shard, records))
     return row["waiting_since"]
 
 

@@ -25,7 +25,7 @@ BECAUSE = "it makes the decoder fail; ticket 4711"
 
 
 @pytest.fixture
-def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
+def failing_at_poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the writer fail at records that contain "poison", for an unexpected reason."""
 
     def stumbles(decode: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ def poisoned(topic: str, center: str) -> Message:
     return spend(center, **fields) if topic == SPEND_EVENTS else command(center, "deposit_cash", amount="1", **fields)
 
 
-@pytest.mark.usefixtures("stumbling")
+@pytest.mark.usefixtures("failing_at_poison")
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
 async def test_a_shard_that_is_stopped_by_a_record_is_moved_past_it(settings: Settings, topic: str) -> None:
     """The procedure of the runbook, while the writer runs and fails again and again."""
@@ -80,7 +80,7 @@ async def test_a_shard_that_is_stopped_by_a_record_is_moved_past_it(settings: Se
         assert await replay(settings) == 0
 
 
-@pytest.mark.usefixtures("stumbling")
+@pytest.mark.usefixtures("failing_at_poison")
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
 async def test_a_skipped_record_keeps_its_headers(settings: Settings, topic: str) -> None:
     headers = [("trace-id", b"1"), ("nothing", None), ("ce_time", b"\xff")]
@@ -114,7 +114,7 @@ async def test_a_future_record_cannot_be_skipped(settings: Settings, topic: str)
         assert await operators_log(writer) == []
 
 
-@pytest.mark.usefixtures("stumbling")
+@pytest.mark.usefixtures("failing_at_poison")
 async def test_only_the_next_record_can_be_skipped(settings: Settings) -> None:
     async with writing(settings) as writer:
         center = await writer.opened()

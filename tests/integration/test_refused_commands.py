@@ -106,7 +106,7 @@ def commands() -> list[dict[str, Any]]:
     ]
 
 
-async def by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def outcomes_by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the outcomes that the ledger gives to these commands under other ids."""
     ids = [str(uuid4()) for _ in sent]
     for command_id, content in zip(ids, sent, strict=True):
@@ -131,7 +131,7 @@ async def test_a_command_refused_only_for_its_role_gets_the_answer_of_the_ledger
     async with FrontDoor(system) as door, system.client() as client:
         await opened(door)
         sent = commands()
-        expected = await by_the_topic(door, sent)
+        expected = await outcomes_by_the_topic(door, sent)
         database = await asyncpg.connect(system.database_url)
         written = "SELECT sum(outcome_sequence), sum(command_offset) FROM ledger.shards"
         before = await database.fetchrow(written)

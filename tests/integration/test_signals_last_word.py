@@ -104,7 +104,7 @@ async def pause(admin: asyncpg.Connection, position: int, account: str, causes: 
     await ledger.write(admin)
 
 
-async def say_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
+async def publish_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
     """Publish a signal again, as a producer, a socket or a proxy does that has held it back until now."""
     late = next(record for record in topic.records if f'"position":{position},'.encode() in (record.value or b""))
     await producer.send_and_wait(DELIVERY_SIGNALS, late.value, key=late.key)
@@ -120,10 +120,10 @@ async def test_a_late_old_signal_is_followed_by_the_newest_and_nothing_else_is_r
         await topic.until(lambda: (topic.positions("acct-1"), topic.positions("acct-2")) == ([1, 2], [3]))
         # As when a range that was not acknowledged is published again: at once, or after the service has corrected the
         # first.
-        await asyncio.gather(*(say_again(producer, topic, position) for position in (1, 2, 3)))
-        await say_again(producer, topic, 1)
+        await asyncio.gather(*(publish_again(producer, topic, position) for position in (1, 2, 3)))
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2])
-        await say_again(producer, topic, 1)
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2, 1, 2])
         await topic.until(lambda: topic.positions("acct-2") == [3, 3])
 
@@ -136,7 +136,7 @@ async def test_a_late_signal_that_arrives_while_no_process_runs_is_seen_at_the_n
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2])
         await until_checked(admin, 2)
-    await say_again(producer, topic, 1)
+    await publish_again(producer, topic, 1)
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
         await until_checked(admin, 4)
@@ -150,7 +150,7 @@ async def test_a_stored_offset_beyond_the_topic_hides_no_signal(
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2])
         await until_checked(admin, 2)
-    await say_again(producer, topic, 1)
+    await publish_again(producer, topic, 1)
     await admin.execute("UPDATE signals.incarnations SET checked_offset = 1000")
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
@@ -197,7 +197,7 @@ async def test_no_foreign_record_ends_the_reading(
         )
         for value in strangers:
             await producer.send_and_wait(DELIVERY_SIGNALS, value, key=b"ad_account/acct-1")
-        await say_again(producer, topic, 1)
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
 
 

@@ -231,9 +231,9 @@ GARBAGE = {
     "broken gzip": PACK["gzip"][1](b"x" * 10_000)[:-9],
     "broken zstd": PACK["zstd"][1](bytes(range(256)) * 40)[:-3],
     "broken lz4": PACK["lz4"][1](bytes(range(256)) * 40)[:-9],
-    "a snappy block that ends behind the batch": PACK["snappy in blocks"][1](b"x" * 10_000)[:-1],
+    "a snappy block that exceeds the batch": PACK["snappy in blocks"][1](b"x" * 10_000)[:-1],
     "a snappy block of a negative length": b"\x82SNAPPY\x00" + bytes(8) + b"\xff\xff\xff\xfc" * 9,
-    "a head of snappy alone": b"\x82SNAPPY\x00" + bytes(8),
+    "only the header of snappy": b"\x82SNAPPY\x00" + bytes(8),
 }
 
 
@@ -258,7 +258,7 @@ LIES = {
     "a length without an end": (batch(b"\xff" * 100, 2), 1),
     "a key longer than the record": (batch(field(b"\0\0\0" + varint(99) + b"k" + b"\0\0"), 1), 0),
     "a key longer than memory": (batch(field(b"\0\0\0" + varint(2**62) + b"k" + b"\0\0"), 1), 0),
-    "a key as long as a number can say": (batch(field(b"\0\0\0" + varint(2**63 - 1) + b"k" + b"\0\0"), 1), 0),
+    "a key of the largest length": (batch(field(b"\0\0\0" + varint(2**63 - 1) + b"k" + b"\0\0"), 1), 0),
     "a value longer than the record": (batch(field(b"\0\0\0\0" + varint(2**31) + b"v\0"), 1), 0),
     "2^31 headers": (batch(field(b"\0\0\0\x01\x01" + varint(2**31) + b"\x02a\x01"), 1), 0),
     "a negative number of headers": (batch(field(b"\0\0\0\x01\x01" + varint(-1) + b"\0"), 1), 0),
@@ -266,11 +266,11 @@ LIES = {
     "fields that do not fill the record": (batch(field(b"\0\0\0\x01\x01\0" + b"left over"), 1), 0),
     "numbers without an end": (batch(field(b"\0" + LONG * 3), 1), 0),
     "a record that ends within a number": (batch(field(b"\0\0\xff\xff\xff\xff\xff\xff"), 1), 0),
-    "bytes behind the records": (batch(GOOD + b"\0\0\0", 2), 1),
-    "a record behind the last": (batch(GOOD + record(b"three", offset=2), 2), 1),
-    "offsets that go back": (batch(record(b"one", offset=1) + record(b"two", offset=0), 2), 1),
-    "an offset twice": (batch(record(b"one") + record(b"two"), 2), 1),
-    "an offset behind the batch": (batch(record(b"one", offset=9), 1), 0),
+    "bytes after the records": (batch(GOOD + b"\0\0\0", 2), 1),
+    "a record after the last": (batch(GOOD + record(b"three", offset=2), 2), 1),
+    "decreasing offsets": (batch(record(b"one", offset=1) + record(b"two", offset=0), 2), 1),
+    "a repeated offset": (batch(record(b"one") + record(b"two"), 2), 1),
+    "an offset after the batch": (batch(record(b"one", offset=9), 1), 0),
     "an offset before the batch": (batch(record(b"one", offset=-9), 1), 0),
 }
 

@@ -77,9 +77,9 @@ def test_a_batch_that_unpacks_beyond_the_bound_or_to_nothing_is_skipped(name: st
 ODD_NAME = record(b"odd", headers=[(b"n\xffme", b"x")])
 UNREADABLE = {
     "a name that is not UTF-8": (batch(ODD_NAME, 1, offset=3), 1),
-    "not the codec it says": (batch(b"\xff" * 90, 4, codec=GZIP, offset=3), 4),
+    "another codec than declared": (batch(b"\xff" * 90, 4, codec=GZIP, offset=3), 4),
     "an unknown codec": (batch(b"x", 1, codec=6, offset=3), 1),
-    "fewer records than it says": (batch(b"", 2, offset=3), 2),
+    "fewer records than declared": (batch(b"", 2, offset=3), 2),
     "a record longer than the batch": (batch(b"\xfe\xff\xff\xff\x0f", 1, offset=3), 1),
     "a message of an old format": (message(b"old", offset=3), 1),
 }

@@ -2,7 +2,7 @@
 
 from shared.rules.money import LARGEST_BALANCE
 from tests.unit.test_rules_tables import LARGEST_AMOUNT, NOON, Book
-from tests.unit.what_is_written import credit, details, give_pockets_of_their_own, movement, written
+from tests.unit.what_is_written import credit, details, give_own_pockets, movement, written
 
 
 def test_enabling_moves_cash_credit_and_untied_vouchers_and_names_the_accounts_left_out() -> None:
@@ -75,7 +75,7 @@ def test_enabling_is_refused_if_the_sum_of_the_balances_is_too_large() -> None:
         if name == "cash":
             center.cash, account.cash = LARGEST_BALANCE, 1
         else:
-            give_pockets_of_their_own(center, account)
+            give_own_pockets(center, account)
             center.vouchers.total, account.vouchers.total = LARGEST_BALANCE, 1
         assert book.do("enable_automatic_allocation") == "invalid"
         assert not account.participates

@@ -124,7 +124,7 @@ def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, i
     ]
 
 
-def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
+def with_only_tied_money(*tied: str, expires_at: int | None = None) -> Book:
     """Return a book of c1, c2, c3 without cash. Each voucher is tied to some of them, and the last may expire."""
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
@@ -137,7 +137,7 @@ def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
 
 
 def test_a_reversal_resumes_its_own_campaign_in_order_with_the_others() -> None:
-    book = only_tied_is_left("c2")
+    book = with_only_tied_money("c2")
     book.do("set_campaign_budget", ad_account_id="a", campaign_id="c2", mode="lifetime", amount=10)
     first = len(book.rules.entries)
     book.rules.event(book.event(1, "c2", reverses=UUID(int=2).bytes))
@@ -149,7 +149,7 @@ def test_a_reversal_resumes_its_own_campaign_in_order_with_the_others() -> None:
 
 
 def test_an_expiry_at_midnight_sees_the_daily_budgets_of_the_new_day() -> None:
-    book = only_tied_is_left("c1", "c2", expires_at=NOON + 12 * HOUR)
+    book = with_only_tied_money("c1", "c2", expires_at=NOON + 12 * HOUR)
     book.do("set_campaign_budget", ad_account_id="a", campaign_id="c1", mode="daily", amount=10)
     book.later(NOON + 12 * HOUR)
     assert changes(book, 0) == [("resume", "c1", "campaign_budget", 1), ("pause", "c2", "ad_account_balance", 2)]

@@ -8,7 +8,7 @@ from shared.rules.money import LARGEST_BALANCE
 from shared.rules.refusal import Refused, require_room
 from shared.rules.reversals import overflows
 from tests.unit.test_rules_tables import NOON, Book
-from tests.unit.what_is_written import credit, give_pockets_of_their_own
+from tests.unit.what_is_written import credit, give_own_pockets
 
 
 def test_a_refusal_has_a_code_and_a_message() -> None:
@@ -27,7 +27,7 @@ def test_each_balance_is_kept_within_64_bits() -> None:
     book = Book()
     center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
     book.do("grant_ad_credit", ad_credit_id="x", amount=5)
-    give_pockets_of_their_own(center, account)
+    give_own_pockets(center, account)
     commands: list[tuple[Any, str, str, dict[str, Any]]] = [
         (center, "cash", "deposit_cash", {}),
         (account, "cash", "deposit_cash", {"ad_account_id": "a"}),

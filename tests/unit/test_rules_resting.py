@@ -35,10 +35,10 @@ def in_memory(ledger: PureLedger) -> int:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 100_000), most=st.sampled_from([4, 12, 24]))
 def test_campaigns_at_rest_decide_as_if_they_had_stayed(seed: int, most: int) -> None:
-    decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.05)
+    assert_same_decisions(PureLedger(most_campaigns=most), seed, reloads=0.05)
 
 
-def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
+def assert_same_decisions(resting: PureLedger, seed: int, reloads: float) -> None:
     """Assert that this ledger and one that keeps all campaigns in memory decide the same."""
     staying, crash = PureLedger(), random.Random(seed)
     for policy, now, messages in TiedWork(seed, campaigns=20).history(120):
@@ -58,7 +58,7 @@ def test_campaigns_at_rest_in_large_accounts_decide_as_if_they_had_stayed(seed: 
         patched.setattr(pauses, "LARGE_ACCOUNT", 5)
         patched.setattr(memory_bounds, "MOST_STOPPED", 2)
         patched.setattr(shard, "MOST_TIMER_ENTRIES", 3)
-        decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.2)
+        assert_same_decisions(PureLedger(most_campaigns=most), seed, reloads=0.2)
 
 
 def test_many_campaigns_rest_and_return_in_the_tested_histories() -> None:

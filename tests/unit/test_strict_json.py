@@ -36,8 +36,8 @@ JSON: dict[str, bytes] = {
     "128 levels of objects": b'{"":' * (MOST_LEVELS - 1) + b"1" + b"}" * (MOST_LEVELS - 1),
     "many lists": b"[" + b"[]," * 10_000 + b"[]]",
     "brackets in texts": b'["' + b"[{" * 1000 + b'"]',
-    "as many digits": DIGITS,
-    "as many digits in all": b"-" + b"1" * 4000 + b"." + b"1" * 200 + b"e-" + b"1" * 100,
+    "the most digits": DIGITS,
+    "the most digits in total": b"-" + b"1" * 4000 + b"." + b"1" * 200 + b"e-" + b"1" * 100,
     "many numbers": b"[" + b"1.5," * 10_000 + b"1]",
     "digits in a text": b'"' + DIGITS * 2 + b'"',
 }
