@@ -325,7 +325,7 @@ async def test_an_unchangeable_failure_is_sent_back_only_if_forced_by_an_admin_o
     assert (await api.client.post(f"/v1/quarantine/0-{first + 1}/replay", params={"force": True})).status_code == 202
 
 
-async def test_a_record_that_is_not_kept_whole_is_never_sent_back(api: Api) -> None:
+async def test_a_record_that_is_not_stored_completely_is_never_replayed(api: Api) -> None:
     await quarantine(api, (3, 80), "too_large", b"begins", raw_bytes=70_000, raw_sha256=b"\x01" * 32)
     await quarantine(api, (3, 81), "skipped", None)
     await quarantine(api, (3, 82), "too_large", None, of=(3, 80))

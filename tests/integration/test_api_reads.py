@@ -198,7 +198,7 @@ async def test_the_day_changes_in_the_zone_of_the_account_without_a_write(
     assert budget["period_start"] == "2026-03-12T15:00:00.000000Z"
 
 
-async def test_a_clock_behind_the_ledger_does_not_bring_yesterday_back(
+async def test_a_clock_behind_the_ledger_does_not_return_to_the_previous_day(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await open_business_center(api, "reads-6")

@@ -104,7 +104,7 @@ async def test_a_request_in_progress_is_answered_when_the_service_ends(
             await client.get("/healthz")
 
 
-async def test_a_taken_port_fails_the_service(settings: Settings) -> None:
+async def test_a_port_in_use_stops_the_service(settings: Settings) -> None:
     async with serving(settings):
         with pytest.raises(ExceptionGroup) as failure:
             await run(settings)

@@ -87,9 +87,7 @@ async def test_half_a_minute_is_not_a_jump(writer: Writing, monkeypatch: pytest.
         assert await writer.charged(center) == [event["event_id"]]
 
 
-async def test_ledger_time_ahead_of_the_clock_is_reported_and_delays_nothing(
-    settings: Settings,
-) -> None:
+async def test_ledger_time_ahead_of_the_clock_is_reported_and_delays_nothing(settings: Settings) -> None:
     """Both clocks were ahead, as on one machine, and ledger time never goes back."""
     ahead = settings.model_copy(update={"clock_offset_seconds": 7200.0})
     async with writing(ahead) as writer:

@@ -137,9 +137,7 @@ async def test_a_limit_raised_by_the_owner_stays(server: SecuredPostgres) -> Non
         assert await owner.fetchval(limit) == connection_limits(4)["drawdown_api"]
 
 
-async def test_the_runbook_shuts_out_a_login_and_lets_it_in_again(
-    server: SecuredPostgres,
-) -> None:
+async def test_the_runbook_shuts_out_a_login_and_lets_it_in_again(server: SecuredPostgres) -> None:
     runbook = DATABASE_PAGE.with_name("runbook.md").read_text()
     statements = re.findall(r'^sql "((?:ALTER ROLE|SELECT count\(pg_terminate)[^"]+)"', runbook, re.MULTILINE)
     assert len(statements) == 2
@@ -157,9 +155,7 @@ async def test_the_runbook_shuts_out_a_login_and_lets_it_in_again(
         assert await auditor.fetchval("SELECT 1") == 1
 
 
-async def test_the_migration_restores_a_password_that_a_login_changed(
-    server: SecuredPostgres,
-) -> None:
+async def test_the_migration_restores_a_password_that_a_login_changed(server: SecuredPostgres) -> None:
     async with session(server, "drawdown_api") as hostile:
         await hostile.execute("ALTER ROLE CURRENT_USER PASSWORD 'mine'")
     with pytest.raises(asyncpg.InvalidPasswordError):

@@ -142,9 +142,7 @@ async def test_each_role_may_do_exactly_what_the_page_says(owner: asyncpg.Connec
         assert found == {name: letters for (of, name), letters in expected.items() if of == role}, role
 
 
-async def test_the_group_of_followers_and_the_public_have_no_needless_rights(
-    owner: asyncpg.Connection,
-) -> None:
+async def test_the_group_of_followers_and_the_public_have_no_needless_rights(owner: asyncpg.Connection) -> None:
     expected = documented()
     of_the_group = await granted(owner, FOLLOWERS)
     of_the_public = await granted(owner, "public")

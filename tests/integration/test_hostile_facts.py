@@ -276,7 +276,7 @@ async def test_a_policy_with_an_unknown_field_is_read(api: Api) -> None:
     assert set(statuses.values()) == {200}, statuses
 
 
-async def test_a_page_omits_only_unreadable_entries(api: Api) -> None:
+async def test_a_page_omits_only_unreadable_business_centers(api: Api) -> None:
     await write_center(api, "page-good", 2)
     await write_center(api, "page-bad", 3, {})
     page = await api.get("/v1/business-centers", limit=1000)

@@ -412,7 +412,7 @@ async def test_two_processes_never_record_different_bytes_for_one_zone(database:
     assert await database.fetchval("SELECT command_offset FROM ledger.shards WHERE shard = $1", lease.shard) == 2
 
 
-async def test_a_writer_that_starts_again_opens_accounts_in_any_zone(settings: Settings) -> None:
+async def test_a_restarted_writer_opens_accounts_in_any_zone(settings: Settings) -> None:
     async with writing(settings) as worker:
         center = await worker.opened()
         for zone in ("Asia/Kathmandu", "Europe/Kiev"):

@@ -118,7 +118,7 @@ async def test_an_applied_migration_that_was_edited_is_refused(
         await connect(migrated, "drawdown_api", "a test")
 
 
-async def test_another_number_of_shards_is_refused(migrated: Settings) -> None:
+async def test_a_wrong_number_of_shards_is_refused(migrated: Settings) -> None:
     with pytest.raises(CannotGoOnError, match="this ledger has 4 shards, DRAWDOWN_SHARDS says 5"):
         await migrate(migrated.model_copy(update={"shards": 5}))
 

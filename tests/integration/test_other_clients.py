@@ -169,9 +169,7 @@ async def test_the_end_of_a_transaction_does_not_count_as_a_waiting_record(door:
         await until("nothing waits", nothing_waits)
 
 
-async def test_an_open_transaction_delays_later_records_until_the_broker_aborts_it(
-    door: FrontDoor,
-) -> None:
+async def test_an_open_transaction_delays_later_records_until_the_broker_aborts_it(door: FrontDoor) -> None:
     behind, dropped = spends(1), spends(3)
     producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-2", transaction_timeout_ms=2_000)
     await asyncio.to_thread(send, producer, dropped)

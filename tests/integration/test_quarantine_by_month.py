@@ -176,7 +176,7 @@ async def test_every_partition_refuses_changes_and_is_closed_to_services(
     await service.close()
 
 
-async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
+async def test_a_dropped_month_is_in_the_log_and_the_audits_still_pass(
     ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await write(ledger, *SPREAD)

@@ -222,7 +222,7 @@ def test_two_runs_cannot_share_a_data_directory(run: Run) -> None:
     assert process.wait(END_SECONDS) == 0
 
 
-async def test_a_taken_port_ends_the_start_with_the_setting_to_change(run: Run) -> None:
+async def test_a_port_in_use_ends_the_start_with_the_setting_to_change(run: Run) -> None:
     async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", run.settings.postgres_port):
         process = run.start()
         assert await asyncio.to_thread(process.wait, END_SECONDS) == 1

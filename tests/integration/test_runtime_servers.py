@@ -30,7 +30,7 @@ async def test_topics_are_created_with_a_partition_for_each_shard_and_only_once(
         await consumer.stop()
 
 
-async def test_topics_with_another_number_of_partitions_are_refused(settings: Settings) -> None:
+async def test_topics_with_a_wrong_number_of_partitions_are_refused(settings: Settings) -> None:
     await ensure_topics(settings)
     with pytest.raises(TopicsDoNotFitError, match="has 4 partitions, but DRAWDOWN_SHARDS is 5"):
         await ensure_topics(settings.model_copy(update={"shards": 5}))

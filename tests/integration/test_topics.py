@@ -100,7 +100,7 @@ async def test_topics_that_keep_more_than_needed_are_accepted(settings: Settings
     await ensure_topics(settings)
 
 
-async def test_another_number_of_partitions_is_refused(settings: Settings, admin: AIOKafkaAdminClient) -> None:
+async def test_a_wrong_number_of_partitions_is_refused(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await make(admin, SPEND_EVENTS, partitions=3)
     with pytest.raises(TopicsDoNotFitError, match=r"topic spend\.events: has 3 partitions, but DRAWDOWN_SHARDS is 4"):
         await prepare(settings)

@@ -122,7 +122,7 @@ def test_a_batch_that_unpacks_beyond_the_bound_becomes_one_record_in_quarantine(
 
 
 @pytest.mark.parametrize("name", mines())
-def test_hundreds_of_thousands_of_packed_pieces_take_a_bounded_time(name: str) -> None:
+def test_hundreds_of_thousands_of_compressed_pieces_take_a_bounded_time(name: str) -> None:
     codec, packed = mines()[name]
     began = time.monotonic()
     check_batch_is_set_aside(batch(packed, 3, codec=codec), 0, 2, "malformed")
@@ -473,7 +473,7 @@ def test_messages_of_the_old_formats_are_read(magic: int) -> None:
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "snappy in blocks", "lz4"])
 @pytest.mark.parametrize("magic", [0, 1])
-def test_packed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> None:
+def test_compressed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> None:
     number, pack = PACK[codec]
     first = 0 if magic else 40
     inside = b"".join(message(b"v%d" % n, magic=magic, offset=first + n) for n in range(3))

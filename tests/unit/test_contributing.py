@@ -91,7 +91,7 @@ def test_every_link_of_a_page_has_a_target(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_a_wrong_path_would_be_found() -> None:
+def test_a_wrong_path_is_found() -> None:
     assert list(named_in("in `services/nowhere.py`, `deploy/secrets/x` and `make up`")) == ["services/nowhere.py"]
     assert files("services/nowhere.py") == []
 

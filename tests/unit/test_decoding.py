@@ -142,13 +142,13 @@ def test_a_failed_check_is_invalid(value: bytes) -> None:
         b"[" * 100_00,
     ],
 )
-def test_bad_json_is_malformed(value: bytes | None) -> None:
+def test_a_record_of_broken_json_is_malformed(value: bytes | None) -> None:
     found = decode_event(value, ())
     assert isinstance(found, Fault)
     assert found.reason == "malformed"
 
 
-def test_above_64_kib_is_too_large() -> None:
+def test_a_record_above_64_kib_is_too_large() -> None:
     at_most = encoded(padding="")
     at_most = encoded(padding="x" * (65536 - len(at_most)))
     assert isinstance(decode_event(at_most, ()), tuple)

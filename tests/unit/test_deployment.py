@@ -34,7 +34,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_every_role_and_user_has_a_password_of_its_own(directory: Path) -> None:
+def test_every_role_and_user_has_its_own_password(directory: Path) -> None:
     passwords = [text for name, text in contents(directory).items() if name.startswith(("database/", "kafka/"))]
     assert len(set(passwords)) == len(passwords)
     assert min(map(len, passwords)) >= 32
@@ -52,7 +52,7 @@ def test_a_second_run_changes_nothing_and_replaces_only_what_was_deleted(directo
     assert {name for name in after if after[name] != before[name]} == {"kafka/ad-delivery"}
 
 
-def test_the_key_that_signs_tokens_is_for_its_owner_alone(directory: Path) -> None:
+def test_only_its_owner_can_read_the_key_that_signs_tokens(directory: Path) -> None:
     assert stat.S_IMODE((directory / "api" / "signing-key.pem").stat().st_mode) == 0o600
 
 
@@ -73,9 +73,7 @@ def test_allocation_knows_the_key_that_the_api_signs_with_even_after_it_is_repla
     assert keys.have_signed(b"command", [first, second])
 
 
-def test_the_traffic_gets_a_token_of_one_day_for_its_own_business_centers_and_only_if_wanted(
-    tmp_path: Path,
-) -> None:
+def test_the_traffic_gets_a_token_of_one_day_for_its_own_business_centers_and_only_if_wanted(tmp_path: Path) -> None:
     file = tmp_path / "api" / "traffic-token"
     make_credentials(Settings(), tmp_path, centers_of_traffic=[])
     assert not file.exists()

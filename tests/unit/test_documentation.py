@@ -79,9 +79,7 @@ async def test_the_page_uses_only_files_that_are_served_next_to_it(client: httpx
     assert not re.search(r"@import|url\((?![\"']?data:)", (await client.get("/docs/swagger-ui.css")).text)
 
 
-async def test_the_browser_may_not_load_foreign_files_or_run_inline_scripts(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_the_browser_may_not_load_foreign_files_or_run_inline_scripts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/docs")).headers["content-security-policy"]
     directives = {name: sources for name, *sources in map(str.split, policy.split(";"))}
     ours = {name for name, sources in directives.items() if "'self'" in sources}

@@ -107,7 +107,7 @@ def test_the_root_of_known_leaves_is_the_published_one() -> None:
     assert tree.root().hex() == "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77"
 
 
-def test_a_frontier_of_another_size_is_refused() -> None:
+def test_a_frontier_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match="not the frontier"):
         CompactRange(3, bytes(32))
 

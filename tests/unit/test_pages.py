@@ -47,7 +47,7 @@ def test_requests_under_the_names_of_this_machine_are_accepted(host: str) -> Non
         ),
     ],
 )
-def test_another_host_is_misdirected(host: str) -> None:
+def test_a_request_for_another_host_is_misdirected(host: str) -> None:
     assert status("GET", host=host) == 421
 
 

@@ -226,7 +226,7 @@ def test_an_ad_credit_expires_in_all_accounts_in_the_order_in_which_they_got_som
 # ---- Bounded memory -------------------------------------------------------------------------------------------------
 
 
-def test_memory_and_snapshot_stay_flat_over_vouchers_that_come_pay_and_go() -> None:
+def test_memory_and_snapshots_do_not_grow_with_used_up_vouchers() -> None:
     book = Book()
     book.do("deposit_cash", amount=10**12, ad_account_id="a")
     sizes, dumped = [], []

@@ -190,9 +190,7 @@ def test_a_day_spent_in_advance_across_a_short_day_begins_with_a_pause() -> None
         ("grant_voucher", {"voucher_id": "v", "amount": 1}),
     ],
 )
-def test_money_for_the_business_center_resumes_only_its_participants(
-    command: tuple[str, dict[str, Any]],
-) -> None:
+def test_money_for_the_business_center_resumes_only_its_participants(command: tuple[str, dict[str, Any]]) -> None:
     book = Book()
     book.open("p", billing="prepay")
     book.open("second")

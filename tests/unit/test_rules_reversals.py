@@ -86,7 +86,7 @@ def test_a_repeated_reversal_is_a_duplicate() -> None:
     assert [book.rules.event(event)[0] for _ in range(2)] == ["charged", "duplicate"]
 
 
-def test_account_credit_of_a_participant_returns_to_the_credit_line_and_that_of_others_to_them() -> None:
+def test_account_credit_returns_to_the_credit_line_only_for_participants() -> None:
     for enabled in (False, True):
         book = Book()
         book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)

@@ -293,7 +293,7 @@ def test_days_may_have_23_and_25_hours(day: date, hours: int) -> None:
     assert zone.start(day.toordinal() + 1) - zone.start(day.toordinal()) == hours * HOUR
 
 
-def test_today_moves_with_time() -> None:
+def test_the_current_day_follows_ledger_time() -> None:
     zone = zone_of("Asia/Tokyo")
     zone.advance(NOON)
     assert date_text(zone.today) == "2027-03-10"

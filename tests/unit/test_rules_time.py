@@ -52,5 +52,5 @@ def test_days_begin_correctly_in_zones_whose_clocks_change_at_midnight(zone: str
     assert zone_of(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
 
 
-def test_a_day_has_24_hours() -> None:
+def test_the_constant_for_a_day_is_24_hours() -> None:
     assert DAY_US == 24 * HOUR

@@ -135,7 +135,7 @@ def _with_other_last_bits(signature: str) -> str:
 @pytest.mark.parametrize(
     ("name", "value"), [("exp", "9999999999"), ("exp", True), ("exp", [9999999999]), ("nbf", "1"), ("iat", "1")]
 )
-async def test_times_are_numbers(tmp_path: Path, name: str, value: Any) -> None:
+async def test_times_in_tokens_are_numbers(tmp_path: Path, name: str, value: Any) -> None:
     new_key(tmp_path)
     settings = Settings(api_keys_file=tmp_path / KEY_SET_FILE)
     key = (tmp_path / SIGNING_KEY_FILE).read_bytes()

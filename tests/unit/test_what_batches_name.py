@@ -360,9 +360,7 @@ def test_each_version_describes_its_change() -> None:
     )
 
 
-def test_a_changed_rule_applies_from_the_first_batch_that_names_its_version(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_changed_rule_applies_from_the_first_batch_that_names_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the next version an account's credit pays before its cash. Earlier decisions stay as they are."""
     draw = waterfall._draw_own
 
