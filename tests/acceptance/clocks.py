@@ -33,7 +33,7 @@ async def move_clock(system: RunningSystem, moment_us: int) -> None:
     await asyncio.gather(*(system.restart_service(name) for name in SERVICES_WITH_A_CLOCK))
 
 
-async def live_to_see(system: RunningSystem, moment_us: int) -> None:
+async def wait_for_moment(system: RunningSystem, moment_us: int) -> None:
     """Return when the clock shows this moment and the services have run through it."""
     if moment_us - shown_us(system) > 2 * LEAD_SECONDS * 1_000_000:
         await move_clock(system, moment_us - round(LEAD_SECONDS * 1_000_000))

@@ -112,7 +112,7 @@ def sentence(*forms: str) -> Callable[[Callable[..., Awaitable[None]]], None]:
     return bind
 
 
-# Who there is.
+# The set-up: Business Centers, accounts and the clock.
 
 
 @sentence("a Business Center {name:Name}")
@@ -150,7 +150,7 @@ async def _(stage: Stage, moment_us: int) -> None:
     stage.is_patient = True
 
 
-# What is asked for.
+# Finance commands.
 
 
 @sentence("{amount:Amount} cash is deposited to {name:Name}")
@@ -238,7 +238,7 @@ async def _(stage: Stage) -> None:
     stage.first_outcome = first
 
 
-# What ad delivery reports.
+# Spends and reversals.
 
 
 @sentence(
@@ -276,7 +276,7 @@ async def _(stage: Stage, amount: str) -> None:
     assert stage.fate == "recorded"
 
 
-# What has to be true: answers to commands and events.
+# Claims: answers to commands and events.
 
 
 @sentence(
@@ -352,7 +352,7 @@ async def _(stage: Stage, amount: str, grant: str, name: str) -> None:
     assert [plain(entry["amount"]) for entry in expired] == [-plain(amount)]
 
 
-# What has to be true: balances, budgets, figures.
+# Claims: balances, budgets, figures.
 
 
 async def _answer_for(stage: Stage, entity: Entity) -> Record:
@@ -403,7 +403,7 @@ async def _(stage: Stage, name: str, amount: str) -> None:
     assert plain(await stage.platform.cash_spend(stage.name(name))) == plain(amount)
 
 
-# What has to be true: delivery.
+# Claims: delivery.
 
 
 @sentence("{entity:Entity} delivers")

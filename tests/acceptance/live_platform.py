@@ -1,6 +1,6 @@
 """A running system as the platform of the scenarios."""
 
-from tests.acceptance.clocks import live_to_see
+from tests.acceptance.clocks import wait_for_moment
 from tests.acceptance.front_door import FrontDoor, until
 from tests.acceptance.platform import Record
 
@@ -12,7 +12,7 @@ class LivePlatform:
         self._door = door
 
     async def reach(self, moment_us: int) -> None:
-        await live_to_see(self._door.system, moment_us)
+        await wait_for_moment(self._door.system, moment_us)
 
     async def now_us(self) -> int:
         return self._door.now_us()

@@ -40,7 +40,7 @@ async def billed(door: FrontDoor, center: str, amount: str) -> None:
     await until(f"{center} billed {amount}", ask)
 
 
-async def test_after_the_fix_each_quarantined_event_is_charged_once_however_often_it_is_replayed(
+async def test_each_quarantined_event_is_charged_once_by_any_number_of_replays_after_the_fix(
     system: RunningSystem,
 ) -> None:
     center = "later-opened"
@@ -71,7 +71,7 @@ async def test_after_the_fix_each_quarantined_event_is_charged_once_however_ofte
         assert all(replayed[place]["replayed_at"] for place in places)
 
 
-async def test_cloud_events_in_both_modes_are_charged_like_plain_ones(system: RunningSystem) -> None:
+async def test_cloud_events_in_both_modes_are_charged_like_plain_events(system: RunningSystem) -> None:
     center = "in-the-clouds"
     async with FrontDoor(system) as door:
         await door.accepted(center, "open_business_center", currency="USD", time_zone="UTC")

@@ -16,7 +16,7 @@ def platform() -> ModelPlatform:
     return ModelPlatform()
 
 
-def test_every_scenario_of_the_domain_page_is_told() -> None:
+def test_every_scenario_of_the_domain_page_exists() -> None:
     names = sorted(path.name for path in SCENARIOS.glob("*.feature"))
     assert [int(name.partition("_")[0]) for name in names] == list(range(1, 31))
 

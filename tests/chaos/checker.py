@@ -122,7 +122,7 @@ def _events(journal: Journal, by_source: dict[str, list[Entry]], findings: Findi
         if not entries:
             findings.lost.append(f"{published.event['type']} {event_id} is not in the ledger")
             continue
-        _stand_together(event_id, entries, findings)
+        _are_consecutive(event_id, entries, findings)
         charged = sum(_worth(entry) for entry in entries)
         if charged == published.amount:
             continue
@@ -139,7 +139,7 @@ def _worth(entry: Entry) -> int:
     return entry.amount if entry.kind in ("overdelivery", "reversal", "forfeit") else 0
 
 
-def _stand_together(source: str, entries: list[Entry], findings: Findings) -> None:
+def _are_consecutive(source: str, entries: list[Entry], findings: Findings) -> None:
     """Check that all entries of an event are consecutive, in one shard, and numbered from 0."""
     if sum(entry.part == 0 for entry in entries) > 1:
         findings.doubled.append(f"{source} is in the ledger {sum(entry.part == 0 for entry in entries)} times")
@@ -201,7 +201,7 @@ def _effect(command_id: str, sent: Commanded, row: Record, entries: list[Entry],
     if not entries:
         findings.lost.append(f"command {command_id} was accepted and has no entry")
         return
-    _stand_together(command_id, entries, findings)
+    _are_consecutive(command_id, entries, findings)
     if sent.command["type"] == "deposit_cash":
         deposited = sum(entry.amount or 0 for entry in entries if entry.kind == "deposit")
         if deposited != micros(sent.command["amount"]):

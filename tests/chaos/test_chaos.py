@@ -24,7 +24,7 @@ SEED = 7
 
 
 @pytest.mark.timeout(600)  # Seconds on an idle machine, minutes on a busy one.
-async def test_every_step_kills_and_nothing_is_lost_or_doubled(settings: Settings, reachable_path: Path) -> None:
+async def test_kills_at_every_step_lose_and_double_nothing(settings: Settings, reachable_path: Path) -> None:
     await prepare(settings)
     machine, tally = Machine(settings, reachable_path), Tally()
     for name in machine.names:
@@ -62,31 +62,31 @@ async def lose_the_last_spend(database_url: str) -> None:
     await database.close()
 
 
-async def test_a_step_that_the_code_has_no_more_stops_the_process() -> None:
+async def test_an_unknown_step_stops_the_process() -> None:
     with pytest.raises(AttributeError):
         find("services.allocation.worker:Worker.no_such_step")
     with pytest.raises(ImportError):
         find("services.allocation.no_such_module:step")
 
 
-def test_steps_have_names_of_their_own() -> None:
+def test_every_step_has_a_unique_name() -> None:
     assert len({(step.service, step.name) for step in STEPS}) == len(STEPS)
 
 
-async def test_overtaken_writers_write_nothing(empty_database_url: str) -> None:
+async def test_overtaken_writers_cannot_write(empty_database_url: str) -> None:
     settings = Settings(database_url=empty_database_url)
     assert await overtake_writers(settings, 10, print) == []
 
 
-async def test_a_ledger_without_its_fence_is_found_out(empty_database_url: str) -> None:
+async def test_a_missing_fence_in_the_ledger_is_detected(empty_database_url: str) -> None:
     settings = Settings(database_url=empty_database_url)
     await migrate(settings.model_copy(update={"shards": 1}))
-    await take_the_fence_away(empty_database_url)
+    await remove_the_fence(empty_database_url)
     problems = await overtake_writers(settings, 1, print)
     assert "was stopped by chance alone" in problems[0]
 
 
-async def take_the_fence_away(database_url: str) -> None:
+async def remove_the_fence(database_url: str) -> None:
     """Remove the comparison of the epoch, and what depends on it."""
     database = await asyncpg.connect(database_url)
     function = await database.fetchval("SELECT pg_get_functiondef('ledger.move_lease'::regproc)")
@@ -96,7 +96,7 @@ async def take_the_fence_away(database_url: str) -> None:
 
 
 @pytest.mark.containers
-async def test_connections_that_are_cut(tmp_path: Path) -> None:
+async def test_reset_connections_lose_nothing(tmp_path: Path) -> None:
     async with rig(SEED) as its_rig:
         result = await hurt(its_rig, connections_reset)
     assert not result.findings, result.findings.examples()

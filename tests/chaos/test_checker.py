@@ -107,7 +107,7 @@ def published(type_: str, amount: int, offset: int) -> Published:
     return Published({"type": type_, **ids}, amount, 0, [(0, offset)])
 
 
-def test_a_sound_ledger_is_passed() -> None:
+def test_a_sound_ledger_passes() -> None:
     assert not judge(*sound())
 
 
@@ -141,7 +141,7 @@ def publish_in_another_order(journal: Journal, _seen: Observed) -> None:
     journal.events[FIRST].places = [(0, 5)]
 
 
-def let_time_go_back(_journal: Journal, seen: Observed) -> None:
+def move_time_backwards(_journal: Journal, seen: Observed) -> None:
     seen.entries[4].recorded_at = 1
 
 
@@ -161,7 +161,7 @@ def old_epoch_writes(_journal: Journal, seen: Observed) -> None:
     seen.batches[1].epoch = 0
 
 
-def let_a_stranger_in(journal: Journal, _seen: Observed) -> None:
+def add_a_foreign_entry(journal: Journal, _seen: Observed) -> None:
     del journal.events[FIRST]
 
 
@@ -177,7 +177,7 @@ def keep_outcome_back(_journal: Journal, seen: Observed) -> None:
     seen.told_outcomes.clear()
 
 
-def answer_otherwise(journal: Journal, _seen: Observed) -> None:
+def change_an_answer(journal: Journal, _seen: Observed) -> None:
     journal.commands[DEPOSIT].answers.append({"status": "rejected", "code": "invalid", "shard": 0, "position": 1})
 
 
@@ -231,16 +231,16 @@ def misread_delivery(_journal: Journal, seen: Observed) -> None:
         ("doubled", repeat_position),
         ("wrong", charge_too_much),
         ("reordered", publish_in_another_order),
-        ("reordered", let_time_go_back),
+        ("reordered", move_time_backwards),
         ("wrong", tear_apart),
         ("wrong", change_root),
         ("wrong", skip_batch),
         ("reordered", old_epoch_writes),
-        ("wrong", let_a_stranger_in),
+        ("wrong", add_a_foreign_entry),
         ("lost", lose_command),
         ("doubled", decide_twice),
         ("lost", keep_outcome_back),
-        ("wrong", answer_otherwise),
+        ("wrong", change_an_answer),
         ("wrong", deposit_less),
         ("lost", lose_bad_record),
         ("doubled", set_aside_twice),
@@ -253,7 +253,7 @@ def misread_delivery(_journal: Journal, seen: Observed) -> None:
         ("wrong", misread_delivery),
     ],
 )
-def test_damage_is_found(kind: str, damage: Damage) -> None:
+def test_every_kind_of_damage_is_found(kind: str, damage: Damage) -> None:
     journal, seen = sound()
     damage(journal, seen)
     assert getattr(judge(journal, seen), kind)

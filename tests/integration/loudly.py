@@ -21,7 +21,7 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, s
     return int(head.split()[1])
 
 
-async def _ask_for_ever(port: int, requests: Iterator[bytes]) -> None:
+async def _ask_forever(port: int, requests: Iterator[bytes]) -> None:
     while True:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -32,7 +32,7 @@ async def _ask_for_ever(port: int, requests: Iterator[bytes]) -> None:
 async def _main() -> None:
     port, connections = map(int, sys.argv[1:])
     requests = cycle([each.encode() for each in json.load(sys.stdin)])
-    asking = [asyncio.create_task(_ask_for_ever(port, requests)) for _ in range(connections)]
+    asking = [asyncio.create_task(_ask_forever(port, requests)) for _ in range(connections)]
     print("asking", flush=True)
     await asyncio.gather(*asking)
 

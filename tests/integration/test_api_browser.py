@@ -92,7 +92,7 @@ class Page:
         writer.close()
 
 
-async def test_a_page_of_another_name_gets_nothing_done_and_reads_nothing(
+async def test_a_page_of_another_host_can_neither_write_nor_read(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.commands.publishing.DECISION_TIMEOUT_SECONDS", 0.2)
@@ -143,7 +143,7 @@ async def _execute(tab: Tab, path: str, body: str | None = None, **parameters: s
     return shown
 
 
-async def test_a_command_can_be_tried_from_the_page_and_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
+async def test_a_command_can_be_tried_from_the_page_without_other_hosts(tmp_path: Path) -> None:
     sent = command("open_business_center", "of-the-page", currency="USD", time_zone="UTC")
     async with running_system(shards=1) as system, asyncio.timeout(SECONDS), browsing(tmp_path / "profile") as tab:
         await tab.open(system.url)
@@ -162,7 +162,7 @@ async def test_a_command_can_be_tried_from_the_page_and_nothing_comes_from_elsew
         assert f"{system.url}/docs/swagger-ui-bundle.js" in tab.requested
 
 
-async def test_a_token_that_the_page_is_given_goes_with_what_is_tried(settings: Settings, tmp_path: Path) -> None:
+async def test_a_token_entered_in_the_page_is_sent_with_each_call(settings: Settings, tmp_path: Path) -> None:
     issues = issuer(tmp_path / "keys")
     wanting = settings.model_copy(update={"api_authentication": "tokens", "api_keys_file": issues.keys_file})
     async with serving(wanting), asyncio.timeout(SECONDS), browsing(tmp_path / "profile") as tab:

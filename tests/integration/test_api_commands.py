@@ -53,7 +53,7 @@ async def test_the_same_command_id_with_other_content_is_a_conflict(api: Api) ->
     assert (first_again.status_code, first_again.json()["status"]) == (200, "accepted")
 
 
-async def test_of_two_commands_with_one_id_at_once_each_gets_its_own_answer(api: Api) -> None:
+async def test_two_simultaneous_commands_with_one_id_each_get_their_own_answer(api: Api) -> None:
     sent = command("deposit_cash", "bc-5", amount="1.5")
     both = [sent, {**sent, "amount": "2"}]
     answering = [asyncio.create_task(api.client.post("/v1/commands", json=each)) for each in both]
@@ -66,7 +66,7 @@ async def test_of_two_commands_with_one_id_at_once_each_gets_its_own_answer(api:
         assert answer.json()["code"] == (None if each["amount"] == decided else "conflict")
 
 
-async def test_a_conflict_repeated_is_answered_anew(api: Api) -> None:
+async def test_a_repeated_conflict_gets_a_new_answer(api: Api) -> None:
     sent = command("deposit_cash", "bc-6", amount="1.5")
     async with allocation(api):
         await api.client.post("/v1/commands", json=sent)
@@ -97,7 +97,7 @@ async def decided_unreadably(api: Api, content: str, role: str) -> dict[str, Any
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
-async def test_what_nobody_can_read_has_the_same_content_as_no_command(api: Api, content: str) -> None:
+async def test_an_unreadable_outcome_matches_no_command_and_is_a_conflict(api: Api, content: str) -> None:
     sent = await decided_unreadably(api, content, "admin")
     async with allocation(api):
         answer = await api.client.post("/v1/commands", json=sent)
@@ -105,7 +105,9 @@ async def test_what_nobody_can_read_has_the_same_content_as_no_command(api: Api,
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
-async def test_so_it_is_for_a_command_that_its_role_refuses(api: Api, content: str) -> None:
+async def test_an_unreadable_outcome_is_a_conflict_also_for_a_command_that_its_role_refuses(
+    api: Api, content: str
+) -> None:
     answer = await api.client.post("/v1/commands", json=await decided_unreadably(api, content, "finance_analyst"))
     assert (answer.status_code, answer.json()["code"]) == (422, "conflict")
 
@@ -129,7 +131,7 @@ async def test_the_answer_waits_until_the_read_model_has_caught_up(api: Api) -> 
         assert (await answering).status_code == 200
 
 
-async def test_what_is_not_decided_in_time_is_504(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_is_not_decided_in_time_is_504(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "DECISION_TIMEOUT_SECONDS", 0.5)
     response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))
     assert (response.status_code, response.json()["code"]) == (504, "timeout")
@@ -151,7 +153,7 @@ async def readiness(api: Api, status: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
+async def test_commands_are_503_and_the_api_is_not_ready_without_a_broker(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PUBLISH_TIMEOUT_SECONDS", 1)
@@ -166,7 +168,7 @@ async def test_without_a_broker_commands_are_503_and_the_api_is_not_ready(
 
 
 @pytest.mark.containers  # The embedded broker forgets its topics when it stops.
-async def test_a_command_refused_without_a_broker_is_not_delivered_when_it_is_there_again(
+async def test_a_command_refused_without_a_broker_is_not_delivered_after_the_broker_returns(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PUBLISH_TIMEOUT_SECONDS", 1)

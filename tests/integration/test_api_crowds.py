@@ -45,7 +45,7 @@ async def full(settings: Settings, issues: Issuer) -> AsyncIterator[Settings]:
 
 
 @pytest.mark.parametrize("asks", ["as one subject", "with a bad token", "without one", "for nothing"])
-async def test_who_has_most_of_an_addresss_connections_gives_way(
+async def test_the_client_with_the_most_connections_of_an_address_loses_one(
     full: Settings, issues: Issuer, asks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of those connections has a request that waits for its turn, or whose refusal is held."""
@@ -72,7 +72,7 @@ async def test_who_has_most_of_an_addresss_connections_gives_way(
                 assert (await newcomer.get("/v1/business-centers")).status_code == 200
 
 
-async def test_a_body_of_many_chunks_is_read_a_little_at_a_time(
+async def test_a_body_of_many_chunks_is_read_in_small_portions(
     full: Settings, issues: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "READ_SECONDS", 0)
@@ -102,13 +102,13 @@ async def test_a_body_that_is_mostly_frames_is_refused_before_its_end(
     assert b"larger chunks" in answer
 
 
-async def test_a_body_that_says_it_is_too_long_is_refused_unread(full: Settings, issues: Issuer) -> None:
+async def test_a_body_that_is_declared_too_long_is_refused_unread(full: Settings, issues: Issuer) -> None:
     head = _head_of_chunks(issues.token(sub="ann")).replace(b"Transfer-Encoding: chunked", b"Content-Length: 65537")
     assert (await exchange(full, head)).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("size", [100_000, 900_000])
-async def test_who_sends_all_before_reading_and_then_ends_sees_the_refusal(
+async def test_a_client_that_sends_everything_before_it_reads_sees_the_refusal(
     full: Settings, issues: Issuer, size: int
 ) -> None:
     """As urllib does: it sends `Connection: close` with every request."""
@@ -120,7 +120,7 @@ async def test_who_sends_all_before_reading_and_then_ends_sees_the_refusal(
             await asyncio.to_thread(urllib.request.build_opener(urllib.request.ProxyHandler({})).open, request)
 
 
-async def test_few_connections_are_accepted_in_a_pass_of_the_loop(full: Settings) -> None:
+async def test_only_a_few_connections_are_accepted_in_each_pass_of_the_loop(full: Settings) -> None:
     newcomers = [socket.socket() for _ in range(200)]
     for each in newcomers:  # The event loop does not run meanwhile, so they wait in the queue of the socket.
         each.connect(("127.0.0.1", full.http_port))
@@ -131,7 +131,7 @@ async def test_few_connections_are_accepted_in_a_pass_of_the_loop(full: Settings
     assert passes.count > len(newcomers) / service.ACCEPTED_AT_ONCE
 
 
-async def test_a_body_is_read_when_it_is_known_who_asks(full: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_is_read_only_after_its_sender_is_known(full: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = 0
     parse = protocol.BoundedProtocol._parse
 
@@ -148,7 +148,7 @@ async def test_a_body_is_read_when_it_is_known_who_asks(full: Settings, monkeypa
 
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 5"])
-async def test_behind_half_a_body_that_is_answered_nothing_is_read(
+async def test_nothing_is_read_after_an_incomplete_body_that_was_answered(
     full: Settings, length: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest may hold a head that can be read in two ways, or never come. So the connection ends."""
@@ -179,7 +179,7 @@ async def test_behind_half_a_body_that_is_answered_nothing_is_read(
         (405, "POST /docs"),
     ],
 )
-async def test_an_answer_before_the_body_says_that_the_connection_ends(
+async def test_an_answer_before_the_body_closes_the_connection(
     full: Settings, issues: Issuer, status: int, line: str
 ) -> None:
     token = "guess" if status == 401 else issues.token(sub="ann", role="viewer")
@@ -192,7 +192,7 @@ async def test_an_answer_before_the_body_says_that_the_connection_ends(
     writer.close()
 
 
-async def test_a_client_that_resets_while_its_refusal_is_put_off_leaves_nothing_behind(
+async def test_a_client_that_resets_during_a_delayed_refusal_leaves_nothing_behind(
     settings: Settings, issues: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registers: list[Connections] = []
@@ -246,7 +246,7 @@ async def _is_answered(settings: Settings) -> bool:
     return answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_request_whose_body_turns_out_bad_is_answered_once(
+async def test_a_request_with_an_invalid_body_is_answered_once(
     full: Settings, issues: Issuer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody receives the result that was made meanwhile, and that is not an error of the server."""
@@ -272,7 +272,9 @@ async def _answers_another(settings: Settings, issues: Issuer) -> bool:
         return (await client.get("/v1/deals")).status_code == 200
 
 
-def test_who_opens_ever_more_connections_is_told_late_and_fills_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_opens_ever_more_connections_is_closed_late_and_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_AT_MOST", 4)
     told: list[tuple[str, bool]] = []
 
@@ -292,7 +294,7 @@ def test_who_opens_ever_more_connections_is_told_late_and_fills_no_place(monkeyp
     assert told == [("a", True), ("b", True), ("c", True), ("a", False)]
 
 
-def test_a_connection_that_was_just_opened_gives_way_last() -> None:
+def test_the_newest_connections_are_closed_last() -> None:
     register = Connections(of_one_address=3)
     held, fresh, newcomer = Client(), Client(), Client()
     for each in (fresh, held):

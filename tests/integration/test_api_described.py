@@ -83,7 +83,7 @@ def requests(draw: st.DrawFn, path: str, method: str) -> dict[str, Any]:
 )
 @given(data=st.data())
 @pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=[" ".join(each[::-1]) for each in OPERATIONS])
-async def test_what_the_description_allows_is_not_refused_as_bad(
+async def test_a_request_that_the_description_allows_is_not_refused_as_invalid(
     api: Api, path: str, method: str, data: st.DataObject
 ) -> None:
     request = data.draw(requests(path, method))
@@ -94,7 +94,7 @@ async def test_what_the_description_allows_is_not_refused_as_bad(
         assert TOGETHER.search(response.json()["message"]), (request, response.text)
 
 
-def test_every_named_zone_is_one_and_the_machines_own_are_not_named() -> None:
+def test_every_named_time_zone_is_valid_and_those_of_the_machine_are_not_named() -> None:
     names = set(installed_zones().table)
     assert {"Europe/Kiev", "Asia/Tokyo", "UTC"} <= names
     assert not {"Factory", "localtime", "posixrules"} & names

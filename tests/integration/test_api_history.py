@@ -147,7 +147,7 @@ cuts = st.lists(
     first=st.sampled_from((1, 65_536 - 20)),
     late_seconds=st.integers(0, 59),
 )
-async def test_what_was_answered_live_is_answered_about_that_time_ever_after(
+async def test_a_live_answer_is_given_about_that_time_ever_after(
     past: Past, taken: list[Any], cut: list[tuple[int, int, str]], closing: int, first: int, late_seconds: int
 ) -> None:
     ledger = Ledger(first=first)
@@ -235,14 +235,14 @@ async def opened(past: Past) -> Past:
     return past
 
 
-async def test_the_future_is_400_and_now_is_not(opened: Past) -> None:
+async def test_a_time_in_the_future_is_400_and_the_present_is_not(opened: Past) -> None:
     for path in PATHS[:3]:
         await opened.api.get(path, at="2026-11-21T13:00:00Z")
         answer = await opened.api.get(path, 400, at="2026-11-21T13:00:00.000001Z")
         assert answer == {"code": "invalid", "message": "at is in the future"}
 
 
-async def test_before_it_was_opened_there_is_nothing(opened: Past) -> None:
+async def test_an_entity_is_not_found_before_it_was_opened(opened: Past) -> None:
     for path in PATHS[:3]:
         await opened.api.get(path, at="2026-11-21T12:00:00Z")
         await opened.api.get(path, at="2026-11-21T21:00:00+09:00")
@@ -256,14 +256,14 @@ async def test_before_it_was_opened_there_is_nothing(opened: Past) -> None:
     "at",
     ["", "now", "2026-11-21", "2026-11-21T12:00:00", "2026-02-30T00:00:00Z", "\x00", "1", "0001-01-01T00:00:00+23:59"],
 )
-async def test_what_is_no_time_is_400(opened: Past, at: str) -> None:
+async def test_text_that_is_not_a_time_is_400(opened: Past, at: str) -> None:
     for path in PATHS[:3]:
         answer = await opened.api.get(path, 400, at=at)
         assert (set(answer), answer["code"]) == ({"code", "message"}, "invalid")
         assert "at" in answer["message"]
 
 
-async def test_as_of_names_the_last_batch_by_then(opened: Past) -> None:
+async def test_as_of_names_the_last_batch_up_to_that_time(opened: Past) -> None:
     answer = await opened.api.get("/v1/business-centers/bc-1", at="2026-11-21T12:30:00Z")
     assert answer["as_of"] == {
         "recorded_at": "2026-11-21T12:00:00.000000Z",
@@ -289,13 +289,13 @@ async def test_a_read_model_that_is_behind_is_waited_for(opened: Past, monkeypat
         ({"from": "2025-01-01", "to": "2026-02-05"}, "400"),
     ],
 )
-async def test_a_series_that_is_none_is_400(opened: Past, query: dict[str, Any], named: str) -> None:
+async def test_an_invalid_series_is_400(opened: Past, query: dict[str, Any], named: str) -> None:
     for path in ("/v1/ad-accounts/acct-1", "/v1/business-centers/bc-1"):
         answer = await opened.api.get(f"{path}/series", 400, **query)
         assert named in answer["message"]
 
 
-async def test_a_series_has_up_to_400_days_and_only_those_there_are(opened: Past) -> None:
+async def test_a_series_has_up_to_400_days_and_only_existing_ones(opened: Past) -> None:
     path = "/v1/ad-accounts/acct-1/series"
     answer = await opened.api.get(path, **days("2025-11-21", "2026-12-25"))
     assert [row["day"] for row in answer["days"]] == ["2026-11-21"]

@@ -109,12 +109,12 @@ def body_with(**changes: Any) -> bytes:
         ),
     ],
 )
-async def test_what_is_not_a_command_is_400_with_the_field(api: Api, body: bytes, named: str) -> None:
+async def test_an_invalid_command_is_400_with_the_field(api: Api, body: bytes, named: str) -> None:
     message = await assert_refused(api, "POST", "/v1/commands", 400, "invalid", content=body)
     assert named in message
 
 
-async def test_a_command_that_asks_for_a_preview_is_400_and_nothing_is_shown_of_previews(api: Api) -> None:
+async def test_a_command_that_asks_for_a_preview_is_400_and_the_description_has_no_previews(api: Api) -> None:
     body = body_with(preview=True)
     message = await assert_refused(api, "POST", "/v1/commands", 400, "invalid", content=body)
     assert message == "preview is not available yet: leave it out"
@@ -125,7 +125,7 @@ async def test_a_command_that_asks_for_a_preview_is_400_and_nothing_is_shown_of_
 
 
 @pytest.mark.parametrize("held", NO_JSON.values(), ids=NO_JSON.keys())
-async def test_what_is_no_json_is_400_wherever_it_stands(api: Api, held: bytes) -> None:
+async def test_a_value_that_is_not_json_is_400_in_any_field(api: Api, held: bytes) -> None:
     for path, method, message in (
         ("/v1/commands", "POST", DEPOSIT),
         ("/v1/deals/d-1", "PUT", DEAL),
@@ -137,14 +137,14 @@ async def test_what_is_no_json_is_400_wherever_it_stands(api: Api, held: bytes) 
 
 
 @pytest.mark.parametrize("held", JSON.values(), ids=JSON.keys())
-async def test_what_is_json_is_a_command_whatever_it_holds_besides(api: Api, held: bytes) -> None:
+async def test_a_command_may_have_unknown_fields_with_any_json_value(api: Api, held: bytes) -> None:
     await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=with_field(DEPOSIT, held))
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"content-type": "application/json"}, {"content-type": "Application/JSON; charset=utf-8"}]
 )
-async def test_a_command_is_json_in_any_of_these_words(api: Api, headers: dict[str, str]) -> None:
+async def test_any_content_type_for_json_is_accepted(api: Api, headers: dict[str, str]) -> None:
     await assert_refused(api, "POST", "/v1/commands", 504, "timeout", content=body_with(), headers=headers)
 
 
@@ -152,7 +152,9 @@ async def test_a_command_is_json_in_any_of_these_words(api: Api, headers: dict[s
     ("method", "path"), [("POST", "/v1/commands"), ("PUT", "/v1/deals/d"), ("POST", "/v1/quarantine/0-1/replay")]
 )
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-async def test_without_tokens_a_write_of_another_type_is_415(api: Api, method: str, path: str, kind: str) -> None:
+async def test_a_write_with_another_content_type_is_415_without_tokens(
+    api: Api, method: str, path: str, kind: str
+) -> None:
     headers = {"content-type": kind}
     await assert_refused(api, method, path, 415, "unsupported_media_type", content=body_with(), headers=headers)
 
@@ -203,7 +205,7 @@ async def test_a_wrong_method_is_405(api: Api, method: str, path: str) -> None:
         *(f"/v1/deals/{urllib.parse.quote(id_, safe='')}/pacing" for id_ in IDENTIFIERS),
     ],
 )
-async def test_what_is_not_there_is_404(api: Api, path: str) -> None:
+async def test_a_missing_entity_is_404(api: Api, path: str) -> None:
     await assert_refused(api, "GET", path, 404, "not_found")
 
 
@@ -312,7 +314,7 @@ anything = settings(
 
 @anything
 @given(field=st.sampled_from([*DEPOSIT, "new"]), value=json_values)
-async def test_no_command_makes_a_500(api: Api, field: str, value: Any) -> None:
+async def test_no_command_causes_a_500(api: Api, field: str, value: Any) -> None:
     content = json.dumps({**DEPOSIT, field: value}).encode("utf-8", "surrogatepass")
     response = await api.client.post("/v1/commands", content=content)
     assert response.status_code in (400, 504), response.text
@@ -321,7 +323,7 @@ async def test_no_command_makes_a_500(api: Api, field: str, value: Any) -> None:
 
 @anything
 @given(field=st.sampled_from([*DEAL, "new"]), value=json_values)
-async def test_no_deal_makes_a_500(api: Api, field: str, value: Any) -> None:
+async def test_no_deal_causes_a_500(api: Api, field: str, value: Any) -> None:
     content = json.dumps({**DEAL, field: value}).encode("utf-8", "surrogatepass")
     response = await api.client.put("/v1/deals/d", content=content)
     assert response.status_code in (400, 422), response.text
@@ -336,7 +338,7 @@ async def test_no_deal_makes_a_500(api: Api, field: str, value: Any) -> None:
         st.binary(max_size=12).map(urllib.parse.quote_from_bytes) | st.integers().map(str),
     ),
 )
-async def test_no_query_makes_a_500(api: Api, path: str, query: dict[str, str]) -> None:
+async def test_no_query_causes_a_500(api: Api, path: str, query: dict[str, str]) -> None:
     response = await api.client.get(f"{path}?{'&'.join(f'{name}={value}' for name, value in query.items())}")
     assert response.status_code in (200, 400), response.text
 
@@ -348,7 +350,7 @@ async def test_no_query_makes_a_500(api: Api, path: str, query: dict[str, str]) 
     ),
     part=st.binary(min_size=1, max_size=20).map(lambda raw: urllib.parse.quote_from_bytes(raw, safe="")),
 )
-async def test_no_path_makes_a_500(api: Api, shape: str, part: str) -> None:
+async def test_no_path_causes_a_500(api: Api, shape: str, part: str) -> None:
     response = await api.client.get(shape.format(part))
     assert response.status_code == 404, response.text
     assert set(response.json()) == {"code", "message"}

@@ -81,12 +81,12 @@ async def status(of: Verifier, token: str) -> int:
         (ED25519_KEY, "EdDSA"),
     ],
 )
-async def test_asymmetric_signatures_are_taken(tmp_path: Path, key: Any, algorithm: str) -> None:
+async def test_asymmetric_signatures_are_accepted(tmp_path: Path, key: Any, algorithm: str) -> None:
     checks = verifier(tmp_path, key_set(public(key)))
     assert await status(checks, signed(key, algorithm)) == 200
 
 
-async def test_what_a_key_says_of_its_use_is_heeded(tmp_path: Path) -> None:
+async def test_the_declared_use_of_a_key_is_respected(tmp_path: Path) -> None:
     other = public(P384_KEY, kid="other")
     for said, algorithm, expected in (
         ({"use": "sig", "alg": "RS256", "key_ops": ["verify"]}, "RS256", 200),
@@ -100,7 +100,7 @@ async def test_what_a_key_says_of_its_use_is_heeded(tmp_path: Path) -> None:
         assert await status(checks, signed(RSA_KEY, algorithm)) == expected, said
 
 
-async def test_a_token_that_names_no_key_is_checked_with_the_only_one(tmp_path: Path) -> None:
+async def test_a_token_without_a_key_id_is_checked_with_the_only_possible_key(tmp_path: Path) -> None:
     anonymous = jwt.encode(
         {**jwt.decode(signed(RSA_KEY, "RS256"), options={"verify_signature": False})}, RSA_KEY, "RS256"
     )
@@ -117,7 +117,7 @@ async def test_a_short_rsa_key_is_refused(tmp_path: Path) -> None:
     assert await status(checks, token) == 401
 
 
-async def test_the_issuer_counts_where_one_is_set(tmp_path: Path) -> None:
+async def test_the_issuer_is_checked_if_one_is_configured(tmp_path: Path) -> None:
     text = key_set(public(RSA_KEY))
     checks = verifier(tmp_path, text, api_issuer="https://id.example.com")
     claims = jwt.decode(signed(RSA_KEY, "RS256"), options={"verify_signature": False})
@@ -150,7 +150,7 @@ def test_a_file_without_a_public_key_stops_the_start(tmp_path: Path, text: bytes
         verifier(tmp_path, text)
 
 
-async def test_a_secret_in_the_set_checks_nothing(tmp_path: Path) -> None:
+async def test_a_secret_in_the_key_set_is_not_used(tmp_path: Path) -> None:
     checks = verifier(tmp_path, key_set(SECRET, public(RSA_KEY, kid="other")))
     assert await status(checks, signed(b"s" * 32, "HS256")) == 401
 
@@ -165,7 +165,7 @@ async def test_a_secret_in_the_set_checks_nothing(tmp_path: Path) -> None:
         ({"api_jwks_url": "https:///keys"}, "https://"),
     ],
 )
-def test_tokens_without_keys_stop_the_start(settings: dict[str, Any], why: str) -> None:
+def test_tokens_without_configured_keys_stop_the_start(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(BadSettingError, match=why):
         Verifier(Settings(api_authentication="tokens", **settings))
 
@@ -188,7 +188,7 @@ CLAIMS = ("sub", "role", "business_centers", "aud", "exp", "nbf", "iat", "iss", 
     headers=st.fixed_dictionaries({}, optional=dict.fromkeys(("alg", "kid", "crit", "b64", "jku", "jwk"), JSON)),
     changes=st.fixed_dictionaries({}, optional=dict.fromkeys(CLAIMS, JSON)),
 )
-def test_whatever_a_token_says_the_answer_is_401_or_403_or_what_it_says(
+def test_any_token_is_refused_or_gives_its_own_subject_and_role(
     known: tuple[Issuer, Verifier], headers: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     issues, checks = known
@@ -270,7 +270,7 @@ async def test_keys_are_fetched_once_and_kept() -> None:
     assert server.asked == 1
 
 
-async def test_a_new_key_is_found_and_unknown_ones_ask_seldom(later: Callable[[float], None]) -> None:
+async def test_a_new_key_is_found_and_unknown_key_ids_rarely_cause_a_request(later: Callable[[float], None]) -> None:
     async with key_server(public(RSA_KEY)) as (server, checks):
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200
         for number in range(50):
@@ -284,7 +284,7 @@ async def test_a_new_key_is_found_and_unknown_ones_ask_seldom(later: Callable[[f
         assert server.asked == 2
 
 
-async def test_a_key_that_was_withdrawn_is_forgotten_in_a_while(later: Callable[[float], None]) -> None:
+async def test_a_withdrawn_key_is_forgotten_after_a_while(later: Callable[[float], None]) -> None:
     async with key_server(public(RSA_KEY), public(P384_KEY, kid="p")) as (server, checks):
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200
         server.body = key_set(public(P384_KEY, kid="p"))
@@ -292,7 +292,9 @@ async def test_a_key_that_was_withdrawn_is_forgotten_in_a_while(later: Callable[
         await _becomes(lambda: status(checks, signed(RSA_KEY, "RS256")), 401)
 
 
-async def test_a_server_that_is_slow_or_away_keeps_nobody_with_a_known_key(later: Callable[[float], None]) -> None:
+async def test_a_slow_or_unavailable_key_server_does_not_delay_tokens_with_a_known_key(
+    later: Callable[[float], None]
+) -> None:
     async with key_server(public(RSA_KEY)) as (server, checks):
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200
         server.answers.clear()
@@ -305,7 +307,7 @@ async def test_a_server_that_is_slow_or_away_keeps_nobody_with_a_known_key(later
     assert await status(checks, signed(RSA_KEY, "RS256")) == 200
 
 
-async def test_after_a_failure_keys_are_asked_for_again_soon(later: Callable[[float], None]) -> None:
+async def test_keys_are_requested_again_soon_after_a_failure(later: Callable[[float], None]) -> None:
     async with key_server(public(RSA_KEY)) as (server, checks):
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200
         server.body = b"<html>"
@@ -328,9 +330,7 @@ async def test_after_a_failure_keys_are_asked_for_again_soon(later: Callable[[fl
         (b"HTTP\r\n", b""),
     ],
 )
-async def test_without_keys_the_answer_is_503_until_there_are_some(
-    later: Callable[[float], None], head: bytes, body: bytes
-) -> None:
+async def test_the_answer_is_503_until_there_are_keys(later: Callable[[float], None], head: bytes, body: bytes) -> None:
     async with key_server(public(RSA_KEY)) as (server, checks):
         good = server.head, server.body
         server.head, server.body = head, body
@@ -340,7 +340,7 @@ async def test_without_keys_the_answer_is_503_until_there_are_some(
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200
 
 
-async def test_a_server_that_is_not_there_is_503() -> None:
+async def test_an_unavailable_key_server_is_503() -> None:
     checks = Verifier(Settings(api_jwks_url=f"http://127.0.0.1:{free_ports(1)}/keys"))
     assert await status(checks, signed(RSA_KEY, "RS256")) == 503
 

@@ -42,7 +42,7 @@ def _taken(limit: RateLimit, client: str, times: int) -> int:
     return sum(limit.take(client) == 0 for _ in range(times))
 
 
-def test_two_seconds_worth_at_once_and_then_so_many_a_second() -> None:
+def test_a_client_may_send_two_seconds_worth_of_requests_at_once_and_then_its_rate() -> None:
     seconds = _Seconds()
     limit = RateLimit(10, seconds)
     assert _taken(limit, "a", 100) == 20
@@ -53,7 +53,7 @@ def test_two_seconds_worth_at_once_and_then_so_many_a_second() -> None:
     assert _taken(limit, "a", 100) == 20
 
 
-def test_what_was_worth_more_is_waited_for_by_the_next() -> None:
+def test_a_request_that_counts_as_many_delays_the_next_one() -> None:
     seconds = _Seconds()
     limit = RateLimit(10, seconds)
     assert limit.take("a") == 0
@@ -64,13 +64,13 @@ def test_what_was_worth_more_is_waited_for_by_the_next() -> None:
     assert _taken(limit, "a", 100) == 1
 
 
-def test_clients_do_not_take_from_each_other() -> None:
+def test_each_client_has_its_own_limit() -> None:
     limit = RateLimit(10, _Seconds())
     assert _taken(limit, "a", 100) == 20
     assert _taken(limit, "b", 100) == 20
 
 
-def test_ever_new_clients_fill_no_memory_and_drive_out_none_that_asks() -> None:
+def test_any_number_of_new_clients_takes_bounded_memory_and_forgets_no_active_one() -> None:
     limit = RateLimit(10, _Seconds())
     for number in range(3 * CLIENTS_AT_MOST):
         limit.take(f"client {number}")
@@ -80,7 +80,7 @@ def test_ever_new_clients_fill_no_memory_and_drive_out_none_that_asks() -> None:
     assert limit.take("a") > 0
 
 
-def test_refusals_of_a_client_are_let_go_one_by_one_and_no_others_wait_for_them() -> None:
+def test_refusals_of_a_client_are_sent_one_by_one_and_delay_no_other_client() -> None:
     seconds = _Seconds()
     holds = Holds(lambda: seconds.now)
     held = [holds.seconds("a") for _ in range(5)]
@@ -91,7 +91,7 @@ def test_refusals_of_a_client_are_let_go_one_by_one_and_no_others_wait_for_them(
     assert [holds.seconds("a") for _ in range(500)][-1] == HOLD_SECONDS_AT_MOST
 
 
-def test_holds_of_ever_new_clients_fill_no_memory() -> None:
+def test_delays_of_any_number_of_new_clients_take_bounded_memory() -> None:
     holds = Holds()
     for number in range(2 * CLIENTS_AT_MOST):
         holds.seconds(f"client {number}")
@@ -102,7 +102,7 @@ async def _answers(client: httpx.AsyncClient, count: int, **options: Any) -> lis
     return await asyncio.gather(*(client.get("/v1/deals", **options) for _ in range(count)))
 
 
-async def test_without_tokens_an_address_that_asks_too_often_is_429(
+async def test_an_address_that_asks_too_often_is_429_without_tokens(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HOLD_SECONDS", 0.05)
@@ -128,12 +128,12 @@ async def test_without_tokens_an_address_that_asks_too_often_is_429(
             assert 429 not in {(await client.get(path)).status_code for _ in range(10)}
 
 
-async def test_usual_clients_never_see_429(settings: Settings) -> None:
+async def test_ordinary_clients_never_get_429(settings: Settings) -> None:
     async with serving(settings) as client:
         assert 429 not in {answer.status_code for answer in await _answers(client, 100)}
 
 
-async def test_with_tokens_it_is_the_subject_that_asks_too_often(settings: Settings, tmp_path: Path) -> None:
+async def test_a_subject_that_asks_too_often_is_429_with_tokens(settings: Settings, tmp_path: Path) -> None:
     issues = issuer(tmp_path / "keys")
     changes = {"http_rate": 1, "api_authentication": "tokens", "api_keys_file": issues.keys_file}
     async with serving(settings.model_copy(update=changes)) as client:
@@ -189,13 +189,13 @@ async def test_a_head_that_is_too_large_is_400(served: Settings, head: bytes) ->
     assert _error(await exchange(served, head)) == (400, "invalid")
 
 
-async def test_a_request_that_does_not_come_to_its_end_is_408(served: Settings) -> None:
+async def test_an_incomplete_request_is_408(served: Settings) -> None:
     assert _error(await exchange(served, b"GET /v1/deals HTTP/1.1\r\nHost: localhost\r\n")) == (408, "timeout")
     body = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
     assert _error(await exchange(served, body)) == (408, "timeout")
 
 
-async def test_a_byte_now_and_then_wins_no_time(served: Settings) -> None:
+async def test_sending_single_bytes_does_not_extend_the_time_of_a_request(served: Settings) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.http_port)
 
     async def trickle() -> None:
@@ -213,11 +213,11 @@ async def test_a_byte_now_and_then_wins_no_time(served: Settings) -> None:
         writer.close()
 
 
-async def test_a_connection_that_asks_nothing_ends_without_an_answer(served: Settings) -> None:
+async def test_a_connection_without_a_request_is_closed_without_an_answer(served: Settings) -> None:
     assert await exchange(served, b"") == b""
 
 
-async def test_requests_one_after_the_other_have_their_time_each(served: Settings) -> None:
+async def test_consecutive_requests_each_have_the_full_time(served: Settings) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.http_port)
     begun = asyncio.get_running_loop().time()
     while asyncio.get_running_loop().time() < begun + 3 * protocol.RECEIVE_SECONDS:
@@ -230,7 +230,9 @@ async def test_requests_one_after_the_other_have_their_time_each(served: Setting
     writer.close()
 
 
-async def test_who_does_not_take_the_answer_is_left(served: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_its_answer_is_disconnected(
+    served: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(protocol, "ANSWER_SECONDS", 1.0)
     _, writer = await asyncio.open_connection("127.0.0.1", served.http_port)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -277,7 +279,7 @@ BEGUN = (
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.2", "127.0.0.3"]])
-async def test_connections_that_ask_nothing_give_way(crowded: Settings, addresses: list[str]) -> None:
+async def test_connections_without_a_request_are_closed_first(crowded: Settings, addresses: list[str]) -> None:
     for begun in BEGUN:
         held = [await connect(crowded, each) for each in addresses * 50]
         for _, writer in held:
@@ -290,7 +292,7 @@ async def test_connections_that_ask_nothing_give_way(crowded: Settings, addresse
             writer.close()
 
 
-async def test_what_is_worked_on_is_not_closed_for_newcomers_who_are_refused(
+async def test_requests_in_progress_are_not_closed_for_new_clients_that_are_refused(
     crowded: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended_rests = 0
@@ -330,7 +332,7 @@ async def connect(settings: Settings, address: str) -> tuple[asyncio.StreamReade
     return await asyncio.open_connection("127.0.0.1", settings.http_port, local_addr=(address, 0))
 
 
-async def test_the_first_head_has_less_time_than_a_whole_request(settings: Settings) -> None:
+async def test_the_first_head_has_less_time_than_a_complete_request(settings: Settings) -> None:
     async with serving(settings.model_copy(update={"http_head_seconds": 0.3})):
         assert _error(await exchange(settings, b"GET /v1")) == (408, "timeout")
         assert await exchange(settings, b"") == b""
@@ -355,7 +357,7 @@ class Client:
         self.ended = True
 
 
-def test_answers_that_nobody_takes_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_answers_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "UNTAKEN_BYTES_AT_MOST", 100)
     register = connections.Connections(of_one_address=10)
     slow, quick, third = Client(), Client(), Client()
@@ -373,7 +375,7 @@ def test_answers_that_nobody_takes_fill_no_memory(monkeypatch: pytest.MonkeyPatc
     assert (quick.ended, third.ended) == (True, False)
 
 
-async def test_who_does_not_read_loses_the_connection_when_the_memory_is_needed(
+async def test_a_client_that_does_not_read_is_disconnected_when_memory_is_needed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "UNTAKEN_BYTES_AT_MOST", 0)
@@ -404,7 +406,7 @@ async def test_a_statement_that_takes_too_long_is_503(
         await locks.close()
 
 
-async def test_the_server_gives_up_statements_of_the_api(settings: Settings) -> None:
+async def test_the_database_cancels_long_statements_of_the_api(settings: Settings) -> None:
     async with connected(settings) as of_the_api:
         assert await of_the_api.pool.fetchval("SHOW max_parallel_workers_per_gather") == "0"
         timeout = await of_the_api.pool.fetchval("SHOW statement_timeout")
@@ -432,7 +434,7 @@ SMUGGLED = b"0\r\n\r\n" + NEXT
         b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\nContent-Length: 0",
     ],
 )
-async def test_what_follows_a_head_that_reads_in_two_ways_is_not_answered(served: Settings, headers: bytes) -> None:
+async def test_bytes_after_an_ambiguous_head_are_not_answered(served: Settings, headers: bytes) -> None:
     head = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n\r\n"
     answer = await exchange(served, head + SMUGGLED + NEXT)
     assert answer.count(b"HTTP/1.1 ") == 1
@@ -440,7 +442,7 @@ async def test_what_follows_a_head_that_reads_in_two_ways_is_not_answered(served
     assert b"connection: close" in answer.lower()
 
 
-async def test_the_second_request_of_a_connection_is_looked_at_too(served: Settings) -> None:
+async def test_later_requests_of_a_connection_are_checked_too(served: Settings) -> None:
     good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = await exchange(served, good + good.replace(b"HTTP/1.1", b"HTTP/1.2") + NEXT)
     first, _, second = answer.partition(b'{"status":"ok"}')
@@ -448,7 +450,7 @@ async def test_the_second_request_of_a_connection_is_looked_at_too(served: Setti
     assert _error(second) == (400, "invalid")
 
 
-async def test_requests_that_follow_each_other_are_all_answered(served: Settings) -> None:
+async def test_pipelined_requests_are_all_answered(served: Settings) -> None:
     good = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert (await exchange(served, good * 3 + NEXT)).count(b"HTTP/1.1 200 ") == 4
 
@@ -456,7 +458,7 @@ async def test_requests_that_follow_each_other_are_all_answered(served: Settings
 # --- A browser on this machine ---
 
 
-async def test_without_tokens_pages_of_other_sites_are_refused(settings: Settings) -> None:
+async def test_pages_of_other_sites_are_refused_without_tokens(settings: Settings) -> None:
     sent = command("deposit_cash", "b", amount="1")
     async with serving(settings) as client:
         for site in ("cross-site", "same-site"):
@@ -467,7 +469,7 @@ async def test_without_tokens_pages_of_other_sites_are_refused(settings: Setting
             assert (await client.get("/v1/deals", headers={"Sec-Fetch-Site": site})).status_code == 200
 
 
-async def test_without_tokens_a_name_that_only_leads_to_this_machine_is_misdirected(settings: Settings) -> None:
+async def test_a_foreign_name_of_this_machine_is_misdirected_without_tokens(settings: Settings) -> None:
     rebound = {"Host": f"rebind.evil.example:{settings.http_port}"}
     async with serving(settings) as client:
         for path in ("/v1/deals", "/docs", "/metrics"):
@@ -478,9 +480,7 @@ async def test_without_tokens_a_name_that_only_leads_to_this_machine_is_misdirec
             assert (await client.get(path, headers=rebound)).status_code in (200, 503)
 
 
-async def test_with_tokens_the_names_and_types_of_a_request_are_its_own_business(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_any_host_name_and_content_type_is_accepted_with_tokens(settings: Settings, tmp_path: Path) -> None:
     issues = issuer(tmp_path / "keys")
     changes = {"api_authentication": "tokens", "api_keys_file": issues.keys_file}
     async with serving(settings.model_copy(update=changes)) as client:
@@ -501,7 +501,7 @@ async def test_with_tokens_the_names_and_types_of_a_request_are_its_own_business
         {"API_AUTHENTICATION": "tokens"},
     ],
 )
-def test_an_api_without_keys_does_not_start_unless_told_so(settings_: dict[str, str]) -> None:
+def test_an_api_without_keys_does_not_start_unless_configured_so(settings_: dict[str, str]) -> None:
     environment = {**os.environ, **{f"DRAWDOWN_{name}": value for name, value in settings_.items()}}
     ended = subprocess.run(
         [sys.executable, "-m", "drawdown", "api"], env=environment, capture_output=True, text=True, timeout=60
@@ -511,7 +511,7 @@ def test_an_api_without_keys_does_not_start_unless_told_so(settings_: dict[str, 
     assert last.startswith("drawdown: the API needs keys to check tokens: set either DRAWDOWN_API_KEYS_FILE or ")
 
 
-def test_each_start_says_what_is_off(tmp_path: Path) -> None:
+def test_each_start_logs_the_protections_that_are_off(tmp_path: Path) -> None:
     environment = {**os.environ, "DRAWDOWN_API_AUTHENTICATION": "off", "DRAWDOWN_DATA_DIR": str(tmp_path)}
     environment |= {"DRAWDOWN_POLICY_FILE": str(_no_policy(tmp_path)), "DRAWDOWN_LOG_FORMAT": "json"}
     ended = subprocess.run(

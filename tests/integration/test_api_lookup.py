@@ -58,13 +58,13 @@ def at(offset: int, event_id: str | None = None) -> dict[str, Any]:
     return place if event_id is None else {"event_id": event_id, **place}
 
 
-async def test_each_event_is_answered_in_the_order_of_asking(api: Api) -> None:
+async def test_events_are_answered_in_the_order_of_the_request(api: Api) -> None:
     asked = [{"event_id": str(uuid4())}, {"event_id": CHARGED}, {}, {"event_id": CHARGED.upper()}, at(99, str(uuid4()))]
     states = [each["state"] for each in await look(api, *asked, at(100, CHARGED), at(100))]
     assert states == ["unknown", "charged", "unknown", "charged", "unknown", "waiting", "waiting"]
 
 
-async def test_a_record_is_in_quarantine_beyond_the_cursor_and_the_last_time_counts(api: Api) -> None:
+async def test_the_last_quarantine_of_a_record_after_the_cursor_counts(api: Api) -> None:
     [first, second] = await look(api, at(50), at(60, CHARGED), after=cursor(0))
     assert first == {"state": "quarantined", "record_id": f"{SHARD}-1", "reason": "reason_1", "detail": "why"}
     assert (second["reason"], second["record_id"]) == ("reason_3", f"{SHARD}-3")
@@ -74,19 +74,19 @@ async def test_a_record_is_in_quarantine_beyond_the_cursor_and_the_last_time_cou
     assert (first["state"], second["state"]) == ("unknown", "charged")
 
 
-async def test_a_place_may_be_written_with_a_fraction_of_zero(api: Api) -> None:
+async def test_an_offset_may_be_written_with_a_fraction_of_zero(api: Api) -> None:
     text = f'{{"events": [{{"partition": {SHARD}.0, "offset": 6e1}}], "after": "{cursor(0)}"}}'
     response = await api.client.post("/v1/events/lookup", content=text)
     [found] = response.json()["events"]
     assert (found["state"], found["record_id"]) == ("quarantined", f"{SHARD}-3")
 
 
-async def test_without_a_cursor_quarantine_is_not_looked_into(api: Api) -> None:
+async def test_quarantine_is_not_searched_without_a_cursor(api: Api) -> None:
     [answer] = await look(api, at(50))
     assert answer == {"state": "unknown"}
 
 
-async def test_what_is_somebody_elses_is_unknown(api: Api) -> None:
+async def test_records_of_another_tenant_are_unknown(api: Api) -> None:
     answers = await look(api, {"event_id": CHARGED}, at(50), after=cursor(0), others=True)
     assert [answer["state"] for answer in answers] == ["unknown", "unknown"]
 
@@ -114,12 +114,12 @@ async def test_a_cursor_has_a_number_for_each_shard(api: Api, after: str) -> Non
     )
 
 
-async def test_nothing_waits_at_a_partition_that_the_topic_does_not_have(api: Api) -> None:
+async def test_an_event_at_a_missing_partition_does_not_wait(api: Api) -> None:
     answers = await look(api, {"partition": 4, "offset": 0}, {"partition": 4, "offset": 0, "event_id": CHARGED})
     assert [answer["state"] for answer in answers] == ["unknown", "charged"]
 
 
-async def test_the_most_events_fit_into_a_body(api: Api) -> None:
+async def test_the_largest_number_of_events_fits_into_a_body(api: Api) -> None:
     events = [
         {"event_id": str(UUID(int=number)), "partition": SHARD, "offset": 2**62 + number} for number in range(500)
     ]

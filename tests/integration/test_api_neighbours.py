@@ -25,7 +25,9 @@ MOST_TIMES = 8
 CALM_MS = 5.0
 
 
-async def test_who_asks_for_the_dearest_does_not_make_others_wait(settings: Settings, tmp_path: Path) -> None:
+async def test_a_client_with_the_most_expensive_requests_does_not_make_others_wait(
+    settings: Settings, tmp_path: Path
+) -> None:
     issues = issuer(tmp_path / "keys")
     changes = {"api_authentication": "tokens", "api_keys_file": issues.keys_file, "health_port": free_ports(1)}
     settings = settings.model_copy(update=changes)
@@ -56,7 +58,7 @@ def _deposits(token: str, business_center_id: str) -> Iterator[bytes]:
         yield request(token, "/v1/commands", {**sent, "amount": "0.01", "issued_at": "2026-03-12T09:00:00Z"})
 
 
-async def test_who_sends_commands_without_end_does_not_delay_anothers() -> None:
+async def test_a_client_with_endless_commands_does_not_delay_those_of_others() -> None:
     with reachable_directory() as directory:
         issues = issuer(directory)
         async with running_system(api_authentication="tokens", api_keys_file=issues.keys_file) as system:

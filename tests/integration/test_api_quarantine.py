@@ -96,7 +96,7 @@ async def pages(api: Api, reason: str) -> list[httpx.Response]:
     return seen
 
 
-async def test_a_page_is_at_most_a_mebibyte_as_it_is_sent_whatever_makes_it_long(api: Api) -> None:
+async def test_a_page_is_sent_with_a_mebibyte_at_most_whatever_makes_it_long(api: Api) -> None:
     shapes = [(b"r" * 65_536, "why"), (b"", "\x01" * 2000), (b"q" * 30_000, '"\\' * 900), (None, "ü" * 500)]
     for sequence in range(100, 180):
         raw, detail = shapes[sequence % 4]
@@ -109,7 +109,7 @@ async def test_a_page_is_at_most_a_mebibyte_as_it_is_sent_whatever_makes_it_long
 
 
 @contextlib.asynccontextmanager
-async def before_there_were_sizes(api: Api) -> AsyncIterator[None]:
+async def without_size_bounds(api: Api) -> AsyncIterator[None]:
     """Let records of any size into quarantine while the block runs, as before sizes had bounds."""
     (bound,) = await api.database.fetchrow(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
@@ -120,8 +120,8 @@ async def before_there_were_sizes(api: Api) -> AsyncIterator[None]:
     await api.database.execute(f"ALTER TABLE ledger.quarantine ADD CONSTRAINT quarantine_sizes {bound} NOT VALID")
 
 
-async def test_a_record_longer_than_a_page_has_one_of_its_own(api: Api) -> None:
-    async with before_there_were_sizes(api):
+async def test_a_record_longer_than_a_page_gets_its_own_page(api: Api) -> None:
+    async with without_size_bounds(api):
         for sequence, raw in ((11, b"a"), (12, b"b" * MIB), (13, b"c")):
             await quarantine(api, (2, sequence), "too_large", raw)
     seen = [
@@ -130,7 +130,7 @@ async def test_a_record_longer_than_a_page_has_one_of_its_own(api: Api) -> None:
     assert seen == [[b"a"], [b"b" * MIB], [b"c"]]
 
 
-async def test_one_record_is_read_by_its_id_with_all_its_bytes(api: Api) -> None:
+async def test_a_record_is_read_by_its_id_with_all_its_bytes(api: Api) -> None:
     raw, sha256 = b"begins" * 5000, b"\x07" * 32
     await quarantine(api, (3, 70), "too_large", raw, raw_bytes=9_000_000, raw_sha256=sha256)
     record = await api.get("/v1/quarantine/3-70")
@@ -143,7 +143,7 @@ async def test_one_record_is_read_by_its_id_with_all_its_bytes(api: Api) -> None
 async def test_no_record_is_so_large_that_its_page_cannot_be_answered(api: Api) -> None:
     """Rows from before the bounds: if one has too many bytes, its beginning and its size are shown."""
     raw = bytes(range(256)) * 40_000
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (2, 21), "invalid", b"before", "large-1")
         await quarantine(api, (2, 22), "invalid", raw, "large-1", detail="x" * 30_000_000)
         await quarantine(api, (2, 23), "invalid", None, "large-1", of=(2, 22))
@@ -162,7 +162,7 @@ async def test_no_record_is_so_large_that_its_page_cannot_be_answered(api: Api) 
 # ---- Replays ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_replayed_record_goes_to_the_shard_of_its_business_center_without_its_bytes(api: Api) -> None:
+async def test_a_replay_is_forwarded_to_the_shard_of_its_business_center_without_bytes(api: Api) -> None:
     await quarantine(api, (3, 1), "unknown_ad_account", b"raw", "reads-1")
     response = await api.client.post("/v1/quarantine/3-1/replay")
     assert (response.status_code, response.json()) == (202, {"replayed": 1})
@@ -174,7 +174,7 @@ async def test_a_replayed_record_goes_to_the_shard_of_its_business_center_withou
     assert (await api.get("/v1/quarantine/3-1"))["replayed_at"] == "2026-03-12T12:00:00.000000Z"
 
 
-async def test_what_waits_or_has_not_failed_since_is_not_sent_back_again(api: Api) -> None:
+async def test_a_record_that_waits_or_has_not_failed_again_is_not_sent_back(api: Api) -> None:
     await quarantine(api, (1, 23), "too_old", b"old")
     assert await replayed(api, ids=["1-23"]) == {"replayed": 1}
     one = await api.client.post("/v1/quarantine/1-23/replay")
@@ -188,7 +188,7 @@ async def test_what_waits_or_has_not_failed_since_is_not_sent_back_again(api: Ap
     assert await forwarded(api, (1, 23)) == []
 
 
-async def test_a_replay_that_failed_can_be_sent_back_again_by_its_id_or_by_the_first(api: Api) -> None:
+async def test_a_failed_replay_can_be_sent_back_by_its_own_id_or_the_first_id(api: Api) -> None:
     center = "again-1"
     await quarantine(api, (0, 40), "unknown_ad_account", b"the bytes", center)
     await replayed(api, ids=["0-40"])
@@ -205,7 +205,7 @@ async def test_a_replay_that_failed_can_be_sent_back_again_by_its_id_or_by_the_f
     assert await replayed(api, reason="unknown_reversal") == {"replayed": 0}
 
 
-async def test_of_a_record_and_its_failed_replays_a_reason_sends_one_back(api: Api) -> None:
+async def test_a_reason_sends_back_only_one_of_a_record_and_its_failed_replays(api: Api) -> None:
     await quarantine(api, (0, 50), "internal_error", b"fault")
     assert await replayed(api, reason="internal_error") == {"replayed": 1}
     for sequence in (51, 52, 53):
@@ -215,21 +215,21 @@ async def test_of_a_record_and_its_failed_replays_a_reason_sends_one_back(api: A
     assert len(await forwarded(api, (0, 50))) == 4
 
 
-async def test_of_many_who_ask_at_once_one_sends_it_back(api: Api) -> None:
+async def test_only_one_of_many_simultaneous_requests_sends_a_record_back(api: Api) -> None:
     await quarantine(api, (0, 60), "too_old", b"wanted")
     answers = await asyncio.gather(*(replayed(api, ids=["0-60"]) for _ in range(8)))
     assert sum(answer["replayed"] for answer in answers) == 1
     assert len(await forwarded(api, (0, 60))) == 1
 
 
-async def test_all_or_none_of_the_ids_are_known(api: Api) -> None:
+async def test_one_unknown_id_refuses_the_whole_request(api: Api) -> None:
     await quarantine(api, (1, 61), "too_old", b"known")
     unknown = await replay(api, ids=["1-61", "1-999"])
     assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
     assert await forwarded(api, (1, 61)) == []
 
 
-async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_left_alone(
+async def test_a_reason_is_replayed_in_portions_without_records_that_fail_again(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.quarantine.replays.PORTION_RECORDS", 4)
@@ -266,7 +266,7 @@ async def test_all_of_a_reason_are_replayed_in_portions_and_what_fails_again_is_
         *("4-1:2.2.2.2", "99999-1:2.2.2.2"),
     ],
 )
-async def test_a_replay_goes_on_from_nowhere_else(api: Api, after: str) -> None:
+async def test_a_replay_continues_only_from_a_valid_cursor(api: Api, after: str) -> None:
     answer = await replay(api, reason="malformed", after=after)
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
     assert (await replay(api, ids=["0-1"], limit=1)).status_code == 400
@@ -279,7 +279,7 @@ async def test_a_request_names_at_most_a_thousand_records_of_eight_mebibytes(api
     many = await replay(api, ids=[f"0-{n}" for n in range(1, 1002)])
     assert (many.status_code, many.json()["code"]) == (400, "invalid")
     long = "h" * 3 * MIB
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (1, 200), "too_old", long.encode())
         await quarantine(api, (1, 201), "too_old", None, key=long.encode())
         await quarantine(api, (1, 202), "too_old", None, headers=f'["{long}"]')
@@ -290,7 +290,7 @@ async def test_a_request_names_at_most_a_thousand_records_of_eight_mebibytes(api
 
 
 @pytest.fixture
-def somebody(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def act_as(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Make this caller the one of every request."""
 
     def be(role: Any, *centers: str) -> None:
@@ -300,8 +300,8 @@ def somebody(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("reason", ["too_large", "malformed", "invalid"])
-async def test_what_cannot_have_changed_is_sent_back_by_force_of_an_administrator_of_all(
-    api: Api, somebody: Callable[..., None], reason: str
+async def test_an_unchangeable_failure_is_sent_back_only_if_forced_by_an_admin_of_all_tenants(
+    api: Api, act_as: Callable[..., None], reason: str
 ) -> None:
     first = 300 + 10 * ["too_large", "malformed", "invalid"].index(reason)
     for sequence in (first, first + 1):
@@ -315,17 +315,17 @@ async def test_what_cannot_have_changed_is_sent_back_by_force_of_an_administrato
     one = f"/v1/quarantine/{ids[1]}/replay"
     assert (await api.client.post(one)).status_code == 422
     for role, *centers in (("admin", "forced"), ("finance_manager",), ("system",)):
-        somebody(role, *centers)
+        act_as(role, *centers)
         assert (await replay(api, ids=ids, force=True)).status_code == 403
         assert (await replay(api, reason=reason, force=True)).status_code == 403
         assert (await api.client.post(one, params={"force": True})).status_code == 403
-    somebody("admin")
+    act_as("admin")
     assert await forwarded(api, (0, first + 2)) == []
     assert await replayed(api, ids=ids, force=True) == {"replayed": 2}
     assert (await api.client.post(f"/v1/quarantine/0-{first + 1}/replay", params={"force": True})).status_code == 202
 
 
-async def test_a_record_that_is_not_kept_whole_is_never_sent_back(api: Api) -> None:
+async def test_a_record_that_is_not_stored_completely_is_never_replayed(api: Api) -> None:
     await quarantine(api, (3, 80), "too_large", b"begins", raw_bytes=70_000, raw_sha256=b"\x01" * 32)
     await quarantine(api, (3, 81), "skipped", None)
     await quarantine(api, (3, 82), "too_large", None, of=(3, 80))
@@ -360,8 +360,8 @@ async def fail_ten_times(api: Api, first: Id, sequence: int, reason: str = "unkn
     return newest
 
 
-async def test_a_record_that_failed_ten_times_is_sent_back_by_force_of_an_administrator_of_all_alone(
-    api: Api, somebody: Callable[..., None]
+async def test_a_record_that_failed_ten_times_is_sent_back_only_if_forced_by_an_admin_of_all_tenants(
+    api: Api, act_as: Callable[..., None]
 ) -> None:
     await quarantine(api, (0, 400), "unknown_ad_account", b"hopeless", "worn")
     await quarantine(api, (0, 401), "unknown_ad_account", b"fresh", "worn")
@@ -374,11 +374,11 @@ async def test_a_record_that_failed_ten_times_is_sent_back_by_force_of_an_admini
                 f"the record {id_} was sent back 10 times and failed each time: "
             )
     assert await forwarded(api, (0, 401)) == []
-    somebody("finance_manager", "worn")
+    act_as("finance_manager", "worn")
     forced = await replay(api, ids=["0-419"], force=True)
     assert (forced.status_code, forced.json()["code"]) == (403, "permission_denied")
     assert await forwarded(api, (0, 400)) == []
-    somebody("admin")
+    act_as("admin")
     assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 1}
     assert await replayed(api, ids=["0-419"], force=True) == {"replayed": 0, "waiting": 1}
     newest = await fail_again(api, (0, 400), 420)
@@ -386,7 +386,7 @@ async def test_a_record_that_failed_ten_times_is_sent_back_by_force_of_an_admini
     assert (await api.client.post("/v1/quarantine/0-420/replay", params={"force": True})).status_code == 202
 
 
-async def test_while_its_tenth_replay_waits_or_after_it_was_charged_a_record_has_not_failed(api: Api) -> None:
+async def test_a_record_has_not_failed_ten_times_while_its_tenth_replay_waits_or_is_charged(api: Api) -> None:
     await quarantine(api, (1, 400), "too_old", b"last chance", "worn")
     for sequence in range(410, 419):
         await replayed(api, ids=["1-400"])
@@ -397,7 +397,7 @@ async def test_while_its_tenth_replay_waits_or_after_it_was_charged_a_record_has
     assert await replayed(api, ids=["1-418"]) == {"replayed": 0, "waiting": 1}
 
 
-async def test_six_at_once_send_a_record_back_ten_times_together(api: Api) -> None:
+async def test_six_simultaneous_clients_send_a_record_back_ten_times_in_total(api: Api) -> None:
     await quarantine(api, (2, 400), "too_old", b"wanted by many", "worn")
     sent, ids = 0, ["2-400"]
     for sequence in range(410, 425):
@@ -414,7 +414,7 @@ async def test_six_at_once_send_a_record_back_ten_times_together(api: Api) -> No
     assert await api.database.fetchval(notes) == 19  # The first record ten times, nine failed replays once each.
 
 
-async def test_a_reason_passes_over_what_failed_ten_times_and_goes_on_after_it(api: Api) -> None:
+async def test_a_reason_skips_records_that_failed_ten_times_and_continues(api: Api) -> None:
     for first, sequence in (((0, 500), 510), ((0, 501), 530)):
         await quarantine(api, first, "unknown_business_center", b"hopeless")
         await fail_ten_times(api, first, sequence, "of_a_newer_version")
@@ -434,7 +434,7 @@ async def test_a_reason_passes_over_what_failed_ten_times_and_goes_on_after_it(a
 
 
 @pytest.mark.parametrize("many", ["records", "bytes"])
-async def test_while_too_much_waits_for_a_shard_nothing_more_is_sent_back(api: Api, many: str) -> None:
+async def test_nothing_more_is_sent_back_while_too_much_waits_for_a_shard(api: Api, many: str) -> None:
     sequence = 90 if many == "records" else 91
     await quarantine(api, (1, sequence), "too_far_ahead", b"later", "crowded")
     await api.database.execute("DELETE FROM ledger.forwarded")
@@ -460,29 +460,29 @@ async def test_while_too_much_waits_for_a_shard_nothing_more_is_sent_back(api: A
 # ---- Scope ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_the_callers_is_not_there(api: Api, somebody: Callable[..., None]) -> None:
+async def test_a_record_of_another_tenant_looks_as_if_it_did_not_exist(api: Api, act_as: Callable[..., None]) -> None:
     await quarantine(api, (2, 700), "too_old", b"theirs", "theirs")
     await quarantine(api, (2, 701), "too_old", None, "theirs", of=(2, 700))
-    somebody("finance_manager", "ours")
+    act_as("finance_manager", "ours")
     for id_ in ("2-700", "2-701"):
         await api.get(f"/v1/quarantine/{id_}", 404)
         assert (await replay(api, ids=[id_])).status_code == 404
-    somebody("finance_analyst", "theirs")
+    act_as("finance_analyst", "theirs")
     assert (await api.get("/v1/quarantine/2-701"))["replay_of"] == "2-700"
 
 
-async def test_how_far_a_replay_has_got_tells_nothing_of_others(api: Api, somebody: Callable[..., None]) -> None:
+async def test_the_progress_of_a_replay_reveals_nothing_of_other_tenants(api: Api, act_as: Callable[..., None]) -> None:
     await quarantine(api, (2, 720), "currency_mismatch", b"ours", "ours")
     await quarantine(api, (2, 721), "currency_mismatch", b"ours", "ours")
     await quarantine(api, (2, 799), "currency_mismatch", b"theirs", "theirs")
-    somebody("finance_manager", "ours")
+    act_as("finance_manager", "ours")
     assert (await replayed(api, reason="currency_mismatch", limit=1))["next"] == "2-720:0.0.721.0"
 
 
 # ---- Growth -----------------------------------------------------------------------------------------------------
 
 
-async def test_what_quarantine_takes_and_what_waits_is_told(api: Api) -> None:
+async def test_metrics_show_the_size_of_quarantine_and_of_waiting_records(api: Api) -> None:
     def told(name: str, **labels: str) -> float:
         return REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -493,7 +493,7 @@ async def test_what_quarantine_takes_and_what_waits_is_told(api: Api) -> None:
     assert told("drawdown_quarantine_months") == await api.database.fetchval(
         "SELECT count(*) FROM pg_inherits WHERE inhparent = 'ledger.quarantine'::regclass"
     )
-    async with before_there_were_sizes(api):
+    async with without_size_bounds(api):
         await quarantine(api, (0, 800), "too_old", bytes(range(256)) * 4000, recorded_at="2025-01-01T00:00:00Z")
     await replayed(api, ids=["0-800"])
     await growth.look(connection)

@@ -52,7 +52,7 @@ async def unwritten(api: Api) -> float:
     return await figure(api, "drawdown_shards_unwritten")
 
 
-async def test_used_up_transaction_ids_are_told(api: Api) -> None:
+async def test_the_metrics_show_used_up_transaction_ids(api: Api) -> None:
     before = await figure(api, "drawdown_oldest_transaction_age")
     await api.database.execute(
         "DO $$ BEGIN FOR i IN 1..5000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
@@ -62,7 +62,7 @@ async def test_used_up_transaction_ids_are_told(api: Api) -> None:
     assert await figure(api, "drawdown_notification_queue_usage") < 0.1
 
 
-async def test_all_shards_that_are_written_make_it_ready(api: Api, writer: Writer) -> None:
+async def test_the_api_is_ready_when_all_shards_have_a_writer(api: Api, writer: Writer) -> None:
     for shard in SHARDS:
         await writer.report(shard, "writing", "all is decided")
     code, status, detail, shards = await readiness(api)
@@ -74,14 +74,14 @@ async def test_all_shards_that_are_written_make_it_ready(api: Api, writer: Write
     assert await unwritten(api) == 0
 
 
-async def test_an_owner_that_has_said_nothing_yet_counts_by_its_lease(api: Api, writer: Writer) -> None:
+async def test_an_owner_without_a_report_yet_counts_by_its_lease(api: Api, writer: Writer) -> None:
     code, status, _, shards = await readiness(api)
     assert (code, status) == (200, "ready")
     assert {each["state"] for each in shards} == {"taken"}
     assert {each["owner"] for each in shards} == {writer.owner}
 
 
-async def test_an_owner_that_never_says_anything_does_not_write(
+async def test_an_owner_that_never_reports_does_not_count_as_a_writer(
     api: Api, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped between taking its lease and its first report."""
@@ -96,7 +96,7 @@ async def test_an_owner_that_never_says_anything_does_not_write(
     assert await unwritten(api) == 3
 
 
-async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer) -> None:
+async def test_the_report_of_a_former_owner_does_not_count(api: Api, writer: Writer) -> None:
     async with shard_writer(api.settings.database_url) as former:
         await former.report(1, "stopped", "five in a row", waiting=7, for_seconds=60, seconds_ago=30)
     await writer.own(SHARDS)
@@ -136,9 +136,9 @@ async def test_what_a_former_owner_said_does_not_count(api: Api, writer: Writer)
             0,
         ),
     ],
-    ids=["stopped", "loading", "loading, no more said", "waiting", "a state of a newer version", "silent", "behind"],
+    ids=["stopped", "loading", "loading, without detail", "waiting", "a state of a newer version", "silent", "behind"],
 )
-async def test_one_shard_that_is_not_as_it_should_be_is_named_and_the_api_stays(
+async def test_a_shard_with_trouble_is_named_and_the_api_stays_ready(
     api: Api, writer: Writer, reported: dict[str, Any], said: str, state: str, count: int
 ) -> None:
     for shard in SHARDS:
@@ -167,7 +167,7 @@ async def test_shards_with_the_same_trouble_are_named_together(api: Api, writer:
 
 
 @pytest.mark.parametrize("ending", ["dies", "stops"])
-async def test_it_is_not_ready_while_no_shard_is_written_and_ready_again_by_itself(
+async def test_the_api_is_not_ready_while_no_shard_has_a_writer_and_recovers_by_itself(
     api: Api, writer: Writer, ending: str
 ) -> None:
     async with shard_writer(api.settings.database_url) as last:
@@ -188,7 +188,7 @@ async def test_it_is_not_ready_while_no_shard_is_written_and_ready_again_by_itse
     assert await unwritten(api) == 3
 
 
-async def test_the_answer_is_described(api: Api) -> None:
+async def test_the_readiness_answer_is_described_in_openapi(api: Api) -> None:
     answers = (await api.get("/openapi.json"))["paths"]["/readyz"]["get"]["responses"]
     assert {code: answers[code]["content"]["application/json"]["schema"] for code in ("200", "503")} == {
         code: {"$ref": "#/components/schemas/Readiness"} for code in ("200", "503")

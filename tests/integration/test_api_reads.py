@@ -78,7 +78,7 @@ async def spend_of_day(api: Api, id_: str, day: str, billed: int, overdelivered:
     )
 
 
-async def test_the_balance_of_a_business_center_leaves_a_negative_credit_line_out(api: Api) -> None:
+async def test_the_balance_of_a_business_center_omits_a_negative_credit_line(api: Api) -> None:
     await open_business_center(api, "reads-1", cash=3, voucher=4, credit_line=-5, ad_credit=9)
     await api.insert("balance.credit_limits", business_center_id="reads-1", amount=100 * UNIT)
     answer = await api.get("/v1/business-centers/reads-1")
@@ -97,7 +97,7 @@ async def test_the_balance_of_a_business_center_leaves_a_negative_credit_line_ou
     }
 
 
-async def test_a_pocket_that_the_policy_leaves_out_is_not_available(api: Api) -> None:
+async def test_a_pocket_outside_the_policy_is_not_available(api: Api) -> None:
     await open_business_center(api, "policy-1", cash=3, voucher=4, credit_line=5)
     every = ["voucher", "ad_credit", "cash", "credit"]
     content = {"version": "no-vouchers", "ad_account": every, "business_center": ["cash", "credit_line"]}
@@ -145,7 +145,7 @@ async def test_accounts_left_out_are_named_once_automatic_allocation_is_on(api: 
     assert (await api.get("/v1/ad-accounts/reads-2-out"))["automatic_allocation"] is False
 
 
-async def test_an_account_without_a_budget_is_unlimited_and_has_all_its_changes(api: Api) -> None:
+async def test_an_account_without_a_budget_is_unlimited_and_has_all_its_changes_left(api: Api) -> None:
     await open_business_center(api, "reads-3")
     await open_ad_account(api, "reads-3", "reads-3-a", voucher=1, ad_credit=2, cash=3, credit=4)
     answer = await api.get("/v1/ad-accounts/reads-3-a")
@@ -162,7 +162,7 @@ async def test_an_account_without_a_budget_is_unlimited_and_has_all_its_changes(
     }
 
 
-async def test_a_daily_budget_counts_the_accounts_own_day(api: Api) -> None:
+async def test_a_daily_budget_counts_the_day_of_the_account(api: Api) -> None:
     await open_business_center(api, "reads-4")
     await open_ad_account(api, "reads-4", "reads-4-a")
     await set_budget(api, "reads-4-a", "daily", 100, day="2026-03-12", changes=3)
@@ -181,7 +181,9 @@ async def test_a_daily_budget_counts_the_accounts_own_day(api: Api) -> None:
     assert answer["spend"] == {"gross": "137.000000", "billed": "135.000000", "overdelivered": "2.000000"}
 
 
-async def test_the_day_turns_in_the_accounts_zone_without_a_write(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_day_changes_in_the_zone_of_the_account_without_a_write(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await open_business_center(api, "reads-5")
     await open_ad_account(api, "reads-5", "reads-5-a")
     await set_budget(api, "reads-5-a", "daily", 100, day="2026-03-12", changes=10)
@@ -196,7 +198,7 @@ async def test_the_day_turns_in_the_accounts_zone_without_a_write(api: Api, monk
     assert budget["period_start"] == "2026-03-12T15:00:00.000000Z"
 
 
-async def test_a_clock_behind_the_ledger_does_not_bring_yesterday_back(
+async def test_a_clock_behind_the_ledger_does_not_return_to_the_previous_day(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await open_business_center(api, "reads-6")
@@ -349,7 +351,7 @@ def business_centers_of_one_shard(count: int) -> list[str]:
     return [id_ for id_ in ids if shard_of(id_) == shard_of(ids[0])][:count]
 
 
-async def test_entries_of_a_business_center_are_found_by_block_and_in_the_tail(ledger: Api) -> None:
+async def test_entries_of_a_business_center_are_found_in_blocks_and_after_the_last_block(ledger: Api) -> None:
     mine, other = business_centers_of_one_shard(2)
     assert positions(await ledger.get("/v1/ledger", business_center_id=mine)) == MINE
     assert positions(await ledger.get("/v1/ledger", business_center_id=other)) == OTHERS
@@ -359,7 +361,7 @@ async def test_entries_of_a_business_center_are_found_by_block_and_in_the_tail(l
     assert positions(await ledger.get("/v1/ledger", business_center_id="nobody")) == []
 
 
-async def test_pages_follow_each_other_without_gap_or_repetition(ledger: Api) -> None:
+async def test_pages_have_no_gaps_or_repetitions(ledger: Api) -> None:
     mine = business_centers_of_one_shard(1)[0]
     found: list[int] = []
     query: dict[str, Any] = {"business_center_id": mine, "limit": 1}
@@ -372,13 +374,13 @@ async def test_pages_follow_each_other_without_gap_or_repetition(ledger: Api) ->
     assert found == MINE
 
 
-async def test_after_is_also_a_plain_position(ledger: Api) -> None:
+async def test_after_may_also_be_a_plain_position(ledger: Api) -> None:
     mine = business_centers_of_one_shard(1)[0]
     assert positions(await ledger.get("/v1/ledger", business_center_id=mine, after=3)) == MINE[2:]
     assert positions(await ledger.get("/v1/ledger", after=10**18)) == []
 
 
-async def test_a_page_ends_early_rather_than_search_all_of_a_long_ledger(
+async def test_a_page_ends_early_instead_of_searching_a_whole_long_ledger(
     ledger: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.past.ledger.BLOCKS_AT_MOST", 1)
@@ -388,7 +390,7 @@ async def test_a_page_ends_early_rather_than_search_all_of_a_long_ledger(
     assert positions(second) == [BLOCK_3, 200_001]
 
 
-async def test_without_a_filter_pages_go_from_shard_to_shard(ledger: Api) -> None:
+async def test_unfiltered_pages_go_from_shard_to_shard(ledger: Api) -> None:
     mine = business_centers_of_one_shard(1)[0]
     elsewhere = next(f"far-{number}" for number in range(100) if shard_of(f"far-{number}") != shard_of(mine))
     for position in (1, 2):
@@ -514,7 +516,7 @@ async def test_a_deal_is_registered_replaced_and_read(deal_accounts: Api) -> Non
 
 
 @pytest.mark.parametrize(("method", "unlocked"), [("whole_spend", "2400.000000"), ("marginal", "900.000000")])
-async def test_pacing_is_as_in_the_worked_example(deal_accounts: Api, method: str, unlocked: str) -> None:
+async def test_pacing_agrees_with_the_worked_example(deal_accounts: Api, method: str, unlocked: str) -> None:
     await deal_accounts.client.put("/v1/deals/d-2", json=terms("deal-a", "deal-b", method=method))
     pacing = await deal_accounts.get("/v1/deals/d-2/pacing")
     assert pacing["cash_spend"] == "80000.000000"
@@ -533,7 +535,7 @@ async def test_pacing_is_as_in_the_worked_example(deal_accounts: Api, method: st
     assert pacing["as_of"]["shards"] == [{"shard": shard_of("deal-bc"), "position": 0}]
 
 
-async def test_more_reversed_than_spent_reaches_no_tier(deal_accounts: Api) -> None:
+async def test_net_spend_below_zero_reaches_no_tier(deal_accounts: Api) -> None:
     await open_ad_account(deal_accounts, "deal-bc", "deal-c")
     await deal_accounts.insert(
         "incentives.cash_spend", ad_account_id="deal-c", bucket="2026-03-10T00:00:00Z", amount=-5
@@ -564,9 +566,7 @@ async def test_more_reversed_than_spent_reaches_no_tier(deal_accounts: Api) -> N
         "starts_on = '1965-01-01'",
     ],
 )
-async def test_a_deal_that_was_not_registered_here_takes_none_of_the_others_along(
-    deal_accounts: Api, wrong: str
-) -> None:
+async def test_an_unreadable_deal_does_not_hide_the_others(deal_accounts: Api, wrong: str) -> None:
     api = deal_accounts
     for name in ("d-bad", "d-good"):
         await api.client.put(f"/v1/deals/{name}", json=terms("deal-a"))
@@ -592,7 +592,7 @@ async def test_a_deal_needs_accounts_that_exist_in_its_currency(deal_accounts: A
     await deal_accounts.get("/v1/deals/d-4/pacing", 404)
 
 
-async def test_an_entry_whose_details_nobody_can_read_takes_none_of_its_page_along(api: Api) -> None:
+async def test_an_entry_with_unreadable_details_does_not_hide_its_page(api: Api) -> None:
     far = '{"started_at": ' + "9" * 30 + "}"
     details = ("[" * 4_000 + "]" * 4_000, "[]", "7", '{"amount": 1' + "0" * 5_000 + "}", far, "{}")
     await open_business_center(api, "details-2")

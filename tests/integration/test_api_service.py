@@ -37,7 +37,7 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
                 await service
 
 
-def test_no_answer_waits_until_what_was_sent_before_is_acknowledged() -> None:
+def test_no_answer_waits_for_the_acknowledgement_of_earlier_bytes() -> None:
     """Nagle's algorithm would hold a body back until then, and clients acknowledge heads 40 ms late."""
     port = free_ports(1)
     with listening("127.0.0.1", port) as listener, socket.create_connection(("127.0.0.1", port)):
@@ -104,14 +104,14 @@ async def test_a_request_in_progress_is_answered_when_the_service_ends(
             await client.get("/healthz")
 
 
-async def test_a_taken_port_fails_the_service(settings: Settings) -> None:
+async def test_a_port_in_use_stops_the_service(settings: Settings) -> None:
     async with serving(settings):
         with pytest.raises(ExceptionGroup) as failure:
             await run(settings)
     assert failure.group_contains(OSError)
 
 
-async def test_what_is_not_http_is_answered_as_an_error(settings: Settings) -> None:
+async def test_bytes_that_are_not_http_are_answered_with_an_error(settings: Settings) -> None:
     async with serving(settings):
         reader, writer = await asyncio.open_connection("127.0.0.1", settings.http_port)
         writer.write(b"GET /v1/ledger?after=\xff\x00 HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -122,7 +122,7 @@ async def test_what_is_not_http_is_answered_as_an_error(settings: Settings) -> N
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/swagger-ui-bundle.js", "/openapi.json", "/asyncapi.json"])
-async def test_what_never_changes_is_not_sent_again_to_who_has_it(settings: Settings, path: str) -> None:
+async def test_an_unchanged_static_document_is_not_sent_again(settings: Settings, path: str) -> None:
     async with serving(settings) as client:
         first = await client.get(path)
         assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
@@ -142,7 +142,7 @@ async def test_requests_are_counted_by_route_and_status(settings: Settings) -> N
     assert f"drawdown_http_request_seconds_count{{{route}}}" in metrics
 
 
-async def test_what_comes_to_no_route_is_counted_as_refused_or_unmatched(settings: Settings) -> None:
+async def test_a_request_without_a_route_is_counted_as_refused_or_unmatched(settings: Settings) -> None:
     async with serving(settings) as client:
         await client.get("/nothing")
         await client.get("/v1/deals", headers={"Host": "evil.example"})
@@ -151,7 +151,7 @@ async def test_what_comes_to_no_route_is_counted_as_refused_or_unmatched(setting
     assert 'drawdown_http_requests_total{method="GET",route="refused",status="421"}' in metrics
 
 
-async def test_while_the_database_is_away_reads_are_503_and_then_they_work_again(
+async def test_reads_are_503_while_the_database_is_unavailable_and_then_recover(
     reachable_path: Path, kafka: Broker
 ) -> None:
     database = servers.chosen.postgres(reachable_path)
@@ -219,7 +219,7 @@ async def test_the_command_line_lists_and_replays(
             await quarantine.list_records(api.settings, "no reason")
 
 
-async def test_the_command_line_says_which_reasons_there_are_where_nothing_has_the_one_asked_for(
+async def test_the_command_line_lists_the_reasons_if_no_record_has_the_given_one(
     postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with running_api(postgres.url, tmp_path) as api, serving(api.settings):

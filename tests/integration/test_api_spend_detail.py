@@ -54,7 +54,7 @@ ALL = [
 ]
 
 
-async def test_on_12_march_they_end_with_10_march(api: Api) -> None:
+async def test_on_12_march_the_days_end_with_10_march(api: Api) -> None:
     answer = await api.get(PATH)
     assert short(answer) == ALL
     assert answer["data_until"] == "2026-03-10"
@@ -64,7 +64,7 @@ async def test_on_12_march_they_end_with_10_march(api: Api) -> None:
     assert [each["shard"] for each in answer["as_of"]["shards"]] == sorted({shard_of("bc-1"), shard_of("bc-2")})
 
 
-async def test_a_day_more_is_there_when_it_has_turned_in_the_deals_zone(
+async def test_one_more_day_appears_when_the_day_ends_in_the_zone_of_the_deal(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Clock, "now_us", lambda _: parse_time("2026-03-12T15:00:00Z") - 1)
@@ -74,7 +74,7 @@ async def test_a_day_more_is_there_when_it_has_turned_in_the_deals_zone(
     assert (answer["data_until"], short(answer)[-1]) == ("2026-03-11", ("2026-03-11", "a", "32.000000"))
 
 
-async def test_from_and_to_are_days_of_the_period_and_the_totals_are_theirs(api: Api) -> None:
+async def test_from_and_to_are_days_of_the_period_and_bound_the_totals(api: Api) -> None:
     answer = await api.get(PATH, **{"from": "2026-03-02", "to": "2026-03-09"})  # type: ignore[arg-type]
     assert (short(answer), answer["total"]) == (ALL[1:3], "12.000000")
     answer = await api.get(PATH, **{"from": "2020-01-01", "to": "2030-01-01"})  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ async def test_from_and_to_are_days_of_the_period_and_the_totals_are_theirs(api:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-async def test_pages_follow_each_other_and_each_has_the_whole_totals(api: Api, limit: int) -> None:
+async def test_pages_continue_each_other_and_each_has_the_full_totals(api: Api, limit: int) -> None:
     rows: list[tuple[str, str, str]] = []
     query: dict[str, Any] = {"limit": limit}
     while True:
@@ -108,7 +108,7 @@ async def test_late_spend_and_reversals_count_on_the_day_of_the_spend(api: Api) 
     assert short(await api.get("/v1/deals/late/spend-detail")) == [("2026-03-03", "late", "0.000000")]
 
 
-async def test_csv_has_the_same_rows_and_no_formula(api: Api) -> None:
+async def test_csv_has_the_same_rows_and_no_formulas(api: Api) -> None:
     response = await api.client.get(PATH, params={"format": "csv"})
     assert response.headers["content-type"].startswith("text/csv")
     assert response.headers["content-disposition"] == 'attachment; filename="d-spend-detail.csv"'
@@ -134,14 +134,14 @@ async def test_csv_has_the_same_rows_and_no_formula(api: Api) -> None:
         ("application/json", "csv", True),
     ],
 )
-async def test_who_asks_for_csv_gets_it(api: Api, accept: str, format_: str | None, is_csv: bool) -> None:
+async def test_csv_is_sent_if_requested(api: Api, accept: str, format_: str | None, is_csv: bool) -> None:
     query = {} if format_ is None else {"format": format_}
     response = await api.client.get(PATH, params=query, headers={"accept": accept})
     assert response.headers["content-type"].startswith("text/csv") == is_csv
     assert response.headers["vary"] == "Accept"
 
 
-async def test_a_csv_that_is_cut_names_the_rest(api: Api) -> None:
+async def test_a_truncated_csv_names_the_next_page(api: Api) -> None:
     first = await api.client.get(PATH, params={"format": "csv", "limit": 3})
     rest = await api.client.get(first.links["next"]["url"])
     assert len(first.text.splitlines()) == 1 + 3

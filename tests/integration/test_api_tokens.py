@@ -215,7 +215,7 @@ def _routes(modules: tuple[Any, ...]) -> set[tuple[str, str]]:
 # --- Every route ---
 
 
-def test_every_route_is_known_here() -> None:
+def test_every_route_is_covered_by_the_calls_of_this_test() -> None:
     assert _routes(PROTECTED) == set(CALLS)
     assert {path for _, path in _routes(OPEN)} == {*OPEN_PATHS, "/", "/metrics"}
     assert all(path.startswith(PROTECTED_PATHS) for _, path in CALLS)
@@ -225,7 +225,7 @@ def test_every_route_is_known_here() -> None:
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_without_a_good_token_nothing_is_answered(guarded: Guarded, method: str, path: str) -> None:
+async def test_nothing_is_answered_without_a_valid_token(guarded: Guarded, method: str, path: str) -> None:
     call = CALLS[method, path]
     refused = await guarded.ask(method, call, None)
     assert (refused.status_code, refused.json()["code"]) == (401, "unauthenticated")
@@ -237,7 +237,7 @@ async def test_without_a_good_token_nothing_is_answered(guarded: Guarded, method
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_a_role_that_may_not_is_refused_and_one_that_may_is_not(guarded: Guarded, method: str, path: str) -> None:
+async def test_a_role_may_call_exactly_its_routes(guarded: Guarded, method: str, path: str) -> None:
     call = CALLS[method, path]
     for role in EVERYBODY:
         response = await guarded.ask(method, call, guarded.of("ours", role=role))
@@ -271,14 +271,14 @@ async def test_a_token_of_another_business_center_sees_nothing(guarded: Guarded,
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_PATHS))
-async def test_what_holds_nobodys_data_needs_no_token(guarded: Guarded, path: str) -> None:
+async def test_routes_without_data_of_a_tenant_need_no_token(guarded: Guarded, path: str) -> None:
     response = await guarded.client.get(path)
     assert response.status_code == 200
     assert "ours-1" not in response.text
     assert '"ours"' not in response.text
 
 
-async def test_how_much_goes_on_in_all_is_for_the_health_port(guarded: Guarded) -> None:
+async def test_overall_metrics_are_only_at_the_health_port(guarded: Guarded) -> None:
     for path in ("/metrics", "/%6detrics"):
         for headers in ({}, {"Authorization": f"Bearer {guarded.issuer.token()}"}):
             refused = await guarded.client.get(path, headers=headers)
@@ -289,7 +289,7 @@ async def test_how_much_goes_on_in_all_is_for_the_health_port(guarded: Guarded) 
     "path",
     ["/v1%2fbusiness-centers", "/%761/business-centers", "/v1/business%2Dcenters", "/v1/business-centers/our%73"],
 )
-async def test_a_path_in_other_letters_is_another_path(guarded: Guarded, path: str) -> None:
+async def test_a_path_with_another_spelling_is_not_found(guarded: Guarded, path: str) -> None:
     """A proxy's rule compares the text."""
     for token in (None, guarded.issuer.token()):
         refused = await guarded.client.get(path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
@@ -304,13 +304,13 @@ async def test_a_colon_in_an_id_may_be_encoded(guarded: Guarded) -> None:
         assert (await guarded.get(path, token))["business_center_id"] == "with:colon"
 
 
-async def test_without_a_token_not_even_the_paths_can_be_learnt(guarded: Guarded) -> None:
+async def test_existing_paths_cannot_be_told_from_others_without_a_token(guarded: Guarded) -> None:
     for path in ("/v1/nothing", "/v1/business-centers/", "/v1/deals/a/b/c"):
         assert (await guarded.client.get(path)).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/v1/deals", "/v1/deals/none", "/nothing", "/docs", "/openapi.json", "/v1/commands"])
-async def test_every_answer_tells_browsers_and_caches_to_keep_off(guarded: Guarded, path: str) -> None:
+async def test_every_answer_forbids_caching_and_embedding(guarded: Guarded, path: str) -> None:
     for token in (None, guarded.issuer.token()):
         answer = await guarded.client.get(path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -330,7 +330,7 @@ async def test_every_answer_tells_browsers_and_caches_to_keep_off(guarded: Guard
         ("/v1/deals", "deals", "id", ["ours-deal", "theirs-deal"]),
     ],
 )
-async def test_lists_hold_what_is_the_callers_page_by_page(
+async def test_lists_hold_only_data_of_the_caller_on_every_page(
     guarded: Guarded, path: str, name: str, id_: str, ours_and_theirs: list[str]
 ) -> None:
     found: list[str] = []
@@ -345,7 +345,7 @@ async def test_lists_hold_what_is_the_callers_page_by_page(
     assert [each[id_] for each in (await guarded.get(path, guarded.of("theirs")))[name]] == ours_and_theirs[1:]
 
 
-async def test_the_ledger_without_a_filter_is_that_of_the_callers_business_centers(guarded: Guarded) -> None:
+async def test_the_unfiltered_ledger_holds_only_the_business_centers_of_the_caller(guarded: Guarded) -> None:
     async def entries(token: str, **query: str) -> list[Any]:
         found: list[Any] = []
         after: dict[str, str] = {}
@@ -365,7 +365,7 @@ async def test_the_ledger_without_a_filter_is_that_of_the_callers_business_cente
     assert both == [each for each in await entries(guarded.issuer.token()) if each in both]
 
 
-async def test_a_deal_needs_all_its_accounts_to_be_the_callers(guarded: Guarded) -> None:
+async def test_all_accounts_of_a_deal_must_belong_to_the_caller(guarded: Guarded) -> None:
     async def put(id_: str, token: str, *accounts: str) -> tuple[int, str | None]:
         response = await guarded.ask("PUT", Call(f"/v1/deals/{id_}", WRITERS, 0, body=_deal(*accounts)), token)
         return response.status_code, response.json().get("message")
@@ -382,7 +382,7 @@ async def test_a_deal_needs_all_its_accounts_to_be_the_callers(guarded: Guarded)
     assert (await put("both", guarded.of("ours", "theirs"), "ours-1", "theirs-1"))[0] == 200
 
 
-async def test_a_record_that_names_no_business_center_is_for_who_has_all(guarded: Guarded) -> None:
+async def test_a_record_without_a_business_center_is_only_for_callers_with_all_of_them(guarded: Guarded) -> None:
     def malformed(entries: list[Any]) -> list[Any]:
         return [each for each in entries if each["reason"] == "malformed"]
 
@@ -397,7 +397,7 @@ async def test_a_record_that_names_no_business_center_is_for_who_has_all(guarded
     assert (await guarded.ask("POST", one, guarded.of("ours", "theirs"))).status_code == 404
 
 
-async def test_records_are_replayed_by_reason_where_they_are_the_callers(guarded: Guarded) -> None:
+async def test_a_replay_by_reason_takes_only_records_of_the_caller(guarded: Guarded) -> None:
     replay = Call("/v1/quarantine/replay", WRITERS, 0, body={"reason": "unknown_ad_account"})
     listed = (await guarded.get("/v1/quarantine", guarded.of("theirs"), reason="unknown_ad_account"))["entries"]
     waiting = [each for each in listed if each["replayed_at"] is None]
@@ -408,7 +408,7 @@ async def test_records_are_replayed_by_reason_where_they_are_the_callers(guarded
 # --- Commands ---
 
 
-async def test_the_actor_is_whom_the_token_names(guarded: Guarded) -> None:
+async def test_the_actor_is_the_one_that_the_token_names(guarded: Guarded) -> None:
     for body in ({}, {"actor": {"id": "mallory", "role": "admin"}}, {"actor": "nonsense"}):
         sent = {**_command("ours"), **body}
         await guarded.command(guarded.issuer.token(sub="ann", role="system"), sent)
@@ -416,7 +416,7 @@ async def test_the_actor_is_whom_the_token_names(guarded: Guarded) -> None:
         assert written["entries"][0]["details"]["command"]["actor"] == {"id": "ann", "role": "system"}
 
 
-async def test_the_published_command_carries_the_tokens_actor(guarded: Guarded) -> None:
+async def test_the_published_command_has_the_actor_of_the_token(guarded: Guarded) -> None:
     """The role in the body may not deposit, and the token's may. The ledger decides what was published."""
     sent = {**_command("ours"), "actor": {"id": "bob", "role": "standard"}}
     assert (await guarded.command(guarded.of("ours"), sent))["status"] == "accepted"
@@ -425,7 +425,7 @@ async def test_the_published_command_carries_the_tokens_actor(guarded: Guarded) 
     assert refused["code"] == "permission_denied"
 
 
-async def test_the_same_command_again_is_the_same_if_its_actor_is(guarded: Guarded) -> None:
+async def test_a_repeated_command_is_the_same_only_under_the_same_actor(guarded: Guarded) -> None:
     sent = _command("ours")
     ann, bob = (guarded.issuer.token(sub=name) for name in ("ann", "bob"))
     first = await guarded.command(ann, sent)
@@ -434,14 +434,14 @@ async def test_the_same_command_again_is_the_same_if_its_actor_is(guarded: Guard
     assert (await guarded.command(bob, {**sent, "actor": {"id": "ann", "role": "admin"}}, 422))["code"] == "conflict"
 
 
-async def test_a_command_for_another_business_center_is_refused_whether_it_is_there_or_not(guarded: Guarded) -> None:
+async def test_a_command_for_another_business_center_is_refused_whether_it_exists_or_not(guarded: Guarded) -> None:
     for name in ("theirs", "nobody"):
         for sent in (_command(name), _command(name, "open_business_center", currency="USD", time_zone="UTC")):
             refused = await guarded.command(guarded.of("ours"), sent, 403)
             assert refused == {"code": "permission_denied", "message": "this Business Center is not yours"}
 
 
-async def test_what_is_no_command_is_400_with_a_token_too(guarded: Guarded) -> None:
+async def test_an_invalid_command_is_400_also_with_a_token(guarded: Guarded) -> None:
     headers = {"Authorization": f"Bearer {guarded.issuer.token()}"}
     for body, named in ((b"", "JSON"), (b"[]", "body"), (b"{}", "type"), (b"[" * 50_000, "JSON"), (b"\xff", "JSON")):
         refused = await guarded.client.post("/v1/commands", content=body, headers=headers)
@@ -469,7 +469,7 @@ async def test_what_is_no_command_is_400_with_a_token_too(guarded: Guarded) -> N
         ({"business_centers": {"ours": True}}, "business_centers"),
     ],
 )
-async def test_a_token_that_says_too_little_is_refused_with_a_sentence(
+async def test_a_token_without_a_needed_claim_is_refused_with_an_explanation(
     guarded: Guarded, claims: dict[str, Any], named: str
 ) -> None:
     refused = await guarded.ask("GET", CALLS["GET", "/v1/business-centers"], guarded.issuer.token(**claims))
@@ -477,7 +477,7 @@ async def test_a_token_that_says_too_little_is_refused_with_a_sentence(
     assert refused.json()["message"].startswith(f"the token's {named} should be ")
 
 
-async def test_a_token_without_business_centers_sees_none(guarded: Guarded) -> None:
+async def test_a_token_without_business_centers_sees_no_data(guarded: Guarded) -> None:
     token = guarded.of()
     for path, name in (
         ("/v1/business-centers", "business_centers"),
@@ -488,13 +488,13 @@ async def test_a_token_without_business_centers_sees_none(guarded: Guarded) -> N
         assert (await guarded.get(path, token))[name] == []
 
 
-async def test_clocks_may_differ_a_little_and_the_audience_be_one_of_several(guarded: Guarded) -> None:
+async def test_clocks_may_differ_a_little_and_the_audience_may_be_one_of_several(guarded: Guarded) -> None:
     now = int(time.time())
     for claims in ({"exp": now - 10}, {"nbf": now + 10}, {"iat": now + 10}, {"aud": ["other", "drawdown"]}):
         await guarded.get("/v1/deals", guarded.issuer.token(**claims))
 
 
-async def test_other_ways_to_show_a_token_are_not_taken(guarded: Guarded) -> None:
+async def test_a_token_is_accepted_only_in_the_authorization_header(guarded: Guarded) -> None:
     token = guarded.issuer.token()
     for headers in ({"Authorization": token}, {"Authorization": f"Basic {token}"}, {"Authorization": "Bearer"}):
         assert (await guarded.client.get("/v1/deals", headers=headers)).status_code == 401

@@ -73,7 +73,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("query", OTHERS)
-async def test_the_ledger_of_others_ends_at_once(
+async def test_the_ledger_of_another_tenant_ends_at_once(
     asking: Asking, query: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[ledger.Span] = []
@@ -93,12 +93,12 @@ async def test_the_ledger_of_others_ends_at_once(
     assert searched
 
 
-async def test_to_whom_it_belongs_the_ledger_goes_on(asking: Asking) -> None:
+async def test_the_ledger_of_the_own_tenant_continues(asking: Asking) -> None:
     page = await asking.get("/v1/ledger", "busy", business_center_id="busy")
     assert page["next"] == f"{shard_of('busy')}-{ledger.BLOCKS_AT_MOST * BLOCK_POSITIONS - 1}"
 
 
-async def test_a_list_says_of_no_other_shard_how_far_it_is(asking: Asking) -> None:
+async def test_a_list_reveals_no_progress_of_other_shards(asking: Asking) -> None:
     assert shard_of("busy") != shard_of("mine")
     for name in ("busy", "mine"):
         as_of = (await asking.get("/v1/business-centers", name))["as_of"]
@@ -107,7 +107,7 @@ async def test_a_list_says_of_no_other_shard_how_far_it_is(asking: Asking) -> No
     assert (await asking.get("/v1/business-centers"))["as_of"]["shards"] == []
 
 
-async def test_the_cursor_of_a_look_up_counts_no_others(asking: Asking) -> None:
+async def test_the_cursor_of_a_lookup_counts_no_records_of_other_tenants(asking: Asking) -> None:
     async def following(business_centers: Any) -> str:
         headers = {"authorization": f"Bearer {asking.issuer.token(business_centers=business_centers)}"}
         body = {"events": [{"event_id": EVENT.format(1)}]}
@@ -123,9 +123,7 @@ async def test_the_cursor_of_a_look_up_counts_no_others(asking: Asking) -> None:
     assert await following([]) == "0.0.0.0"
 
 
-async def test_no_figures_are_read_of_a_business_center_of_others(
-    asking: Asking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_figures_of_another_tenant_are_read(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     read = "services.api.present.business_centers.read_business_centers"
 

@@ -39,7 +39,7 @@ async def quarantine(api: Api, sequence: int, reason: str) -> None:
     )
 
 
-async def test_a_reason_is_listed_filtered_and_replayed(api: Api) -> None:
+async def test_an_unknown_reason_is_listed_filtered_and_replayed(api: Api) -> None:
     await quarantine(api, 1, "malformed")
     await quarantine(api, 2, "cosmic_rays_2")
     page = await api.get("/v1/quarantine")
@@ -51,7 +51,7 @@ async def test_a_reason_is_listed_filtered_and_replayed(api: Api) -> None:
     assert (response.status_code, response.json()) == (202, {"replayed": 1})
 
 
-async def test_an_entry_is_shown(api: Api) -> None:
+async def test_an_entry_of_an_unknown_kind_is_shown(api: Api) -> None:
     words = {"kind": "rebate", "holder": "platform", "pocket": "points", "cause": "weather"}
     await api.insert(
         "ledger.entries",
@@ -66,7 +66,7 @@ async def test_an_entry_is_shown(api: Api) -> None:
     assert (entry["amount"], entry["details"]) == ("5.000000", {"mood": "good"})
 
 
-async def test_causes_and_modes_of_an_account_are_shown(api: Api) -> None:
+async def test_unknown_causes_and_modes_of_an_account_are_shown(api: Api) -> None:
     account = await api.get(f"/v1/ad-accounts/{ACCOUNT}")
     assert account["delivery"] == {"delivering": False, "causes": ["weather"]}
     assert account["budget"]["mode"] == "hourly"
@@ -77,13 +77,13 @@ async def test_causes_and_modes_of_an_account_are_shown(api: Api) -> None:
     assert campaign["budget"]["mode"] == "weekly"
 
 
-async def test_a_reason_to_be_left_out_is_shown(api: Api) -> None:
+async def test_an_unknown_reason_for_exclusion_is_shown(api: Api) -> None:
     center = await api.get(f"/v1/business-centers/{BC}")
     assert center["automatic_allocation"]["left_out"] == [{"ad_account_id": ACCOUNT, "reason": "not_liked"}]
     assert (await api.get("/v1/business-centers"))["business_centers"][0]["balance"] == center["balance"]
 
 
-async def test_the_code_of_an_outcome_is_answered(api: Api) -> None:
+async def test_an_unknown_outcome_code_is_answered(api: Api) -> None:
     sent = command("deposit_cash", BC, amount="1", command_id=str(uuid4()))
     outcome = {"status": "rejected", "code": "not_today", "message": "come back tomorrow"}
     await api.insert(
@@ -102,7 +102,7 @@ async def test_the_code_of_an_outcome_is_answered(api: Api) -> None:
     assert {name: response.json()[name] for name in outcome} == outcome
 
 
-async def test_the_description_names_the_words_that_are_known_and_allows_others(api: Api) -> None:
+async def test_the_description_names_the_known_words_and_allows_others(api: Api) -> None:
     schemas = (await api.get("/openapi.json"))["components"]["schemas"]
     reason = schemas["QuarantinedRecord"]["properties"]["reason"]
     assert "enum" not in reason

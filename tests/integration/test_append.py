@@ -21,7 +21,7 @@ def work(type_: str, **fields: Any) -> Work:
     return Work("command", command(type_, CENTER, **fields))
 
 
-async def test_every_batch_wakes_followers_and_those_of_delivery_only_when_delivery_changes(database_url: str) -> None:
+async def test_every_batch_wakes_followers_and_a_delivery_change_also_the_delivery_followers(database_url: str) -> None:
     opened = {"billing": "prepay", "buying_type": "auction", "time_zone": "UTC"}
     deposit = {"ad_account_id": "acct", "amount": "1"}
     listener, told = await asyncpg.connect(database_url), asyncio.Queue[tuple[str, str]]()

@@ -54,7 +54,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ending", ["ndjson", "ndjson.gz"])
-async def test_the_program_of_the_documentation_recomputes_every_root(
+async def test_the_program_in_the_documentation_recomputes_every_root(
     settings: Settings, snippet: Path, tmp_path: Path, ending: Format
 ) -> None:
     assert await export(settings, Selection(tmp_path / "out", ending)) == 0
@@ -68,7 +68,7 @@ async def test_the_program_of_the_documentation_recomputes_every_root(
     await connection.close()
 
 
-async def test_the_program_of_the_documentation_finds_an_edited_byte_and_a_lost_entry(
+async def test_the_program_in_the_documentation_finds_an_edited_byte_and_a_lost_entry(
     settings: Settings, snippet: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -85,7 +85,7 @@ async def test_the_program_of_the_documentation_finds_an_edited_byte_and_a_lost_
     assert "entries are missing" in run(snippet, out).stderr
 
 
-async def test_a_part_of_a_shard_can_be_checked_too(settings: Settings, snippet: Path, tmp_path: Path) -> None:
+async def test_a_part_of_a_shard_can_be_checked(settings: Settings, snippet: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert await export(settings, Selection(out, shard=0, first=38, last=121)) == 0
     (shard,) = manifest(out)["shards"]
@@ -114,7 +114,7 @@ async def test_the_manifest_names_each_file_with_its_hash_and_rows(settings: Set
             assert len(list(csv.DictReader(text))) == file["rows"]
 
 
-async def test_both_formats_hold_the_same(settings: Settings, tmp_path: Path) -> None:
+async def test_both_formats_hold_the_same_entries(settings: Settings, tmp_path: Path) -> None:
     for ending in ("ndjson", "csv"):
         assert await export(settings, Selection(tmp_path / ending, ending)) == 0
     lines = [json.loads(line) for line in (tmp_path / "ndjson" / "entries-0.ndjson").read_text().splitlines()]
@@ -141,7 +141,7 @@ async def test_a_manifest_holds_roots_that_a_later_audit_must_find(
     assert "the root noted earlier is 0000" in capsys.readouterr().out
 
 
-async def test_what_cannot_be_exported_is_said_in_one_line(
+async def test_an_export_error_is_one_line(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "something").touch()

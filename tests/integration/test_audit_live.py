@@ -41,7 +41,9 @@ async def work_on(door: FrontDoor, workload: Workload) -> None:
         await do(door, workload.next(door.now_us()))
 
 
-async def test_a_live_system_passes_while_it_works_and_afterwards(system: RunningSystem, tmp_path: Path) -> None:
+async def test_a_live_system_passes_the_audit_while_it_works_and_afterwards(
+    system: RunningSystem, tmp_path: Path
+) -> None:
     async with FrontDoor(system) as door:
         workload = Workload(21, prefix="audit-")
         for work in workload.opening(door.now_us()):
@@ -69,7 +71,7 @@ async def test_a_live_system_passes_while_it_works_and_afterwards(system: Runnin
     assert exported["entries"] >= verified["entries"] >= reports[2]["entries"] > 100
 
 
-async def test_the_signals_that_were_told_are_compared_too(system: RunningSystem) -> None:
+async def test_published_signals_are_compared_too(system: RunningSystem) -> None:
     """The followers' tests use a database without signals; this one has some."""
     connection = await asyncpg.connect(system.database_url)
     try:
@@ -104,7 +106,7 @@ async def test_the_role_of_the_auditor_cannot_write(system: RunningSystem) -> No
     assert rights == []
 
 
-async def test_a_database_that_is_none_is_told_with_exit_code_2(tmp_path: Path) -> None:
+async def test_an_invalid_database_url_ends_with_exit_code_2(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "drawdown", "audit", "verify"),
         env={**os.environ, "DRAWDOWN_DATABASE_URL": "mysql://nowhere"},

@@ -121,7 +121,7 @@ async def chain_is_broken(url: str, capsys: pytest.CaptureFixture[str]) -> bool:
     return code == 1
 
 
-async def test_entries_are_read_within_bounds_of_bytes(
+async def test_entries_are_read_in_portions_bounded_by_bytes(
     original: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replaying, "MOST_GROUP_BYTES", 1)
@@ -158,7 +158,7 @@ async def reseal(url: str, shard: int = 0) -> None:
 # ---- Whole ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_untouched_ledger_passes_and_the_report_says_what_was_checked(
+async def test_an_untouched_ledger_passes_and_the_report_names_the_checks(
     original: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await replay(Settings(database_url=original), as_json=True) == 0
@@ -194,7 +194,7 @@ async def test_the_ledger_of_these_tests_holds_every_kind_of_entry(original: str
     assert {row[0] for row in await fetch(original, "SELECT DISTINCT kind FROM ledger.entries")} == EVERY_KIND
 
 
-async def test_an_account_refused_because_another_shard_has_it_was_among_them(original: str) -> None:
+async def test_the_tested_ledger_contains_an_account_refused_because_of_another_shard(original: str) -> None:
     """The shard alone is not enough to decide such a refusal."""
     elsewhere = await fetch(
         original,
@@ -205,7 +205,7 @@ async def test_an_account_refused_because_another_shard_has_it_was_among_them(or
     assert elsewhere
 
 
-async def test_verify_passes_with_the_same_roots(original: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_verify_passes_and_gives_the_same_roots(original: str, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(database_url=original)
     assert await replay(settings, as_json=True) == 0
     replayed = json.loads(capsys.readouterr().out)
@@ -215,14 +215,16 @@ async def test_verify_passes_with_the_same_roots(original: str, capsys: pytest.C
     assert verified["checked"]["entries"] == replayed["entries"] == verified["entries"]
 
 
-async def test_for_people_it_says_the_same_in_words(original: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_text_report_says_the_same_as_the_json_report(
+    original: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await replay(Settings(database_url=original)) == 0
     said = capsys.readouterr().out
     assert "entries decided again and the same, byte for byte" in said
     assert re.search(r"audit replay: [\d,]+ entries in [\d.]+ s, [\d,]+ entries/s\nNo difference\.\n$", said)
 
 
-async def test_followers_that_are_behind_are_compared_where_they_are(
+async def test_followers_that_are_behind_are_compared_at_their_checkpoint(
     postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with fresh_database(postgres.url) as url:
@@ -253,7 +255,7 @@ async def test_an_edited_amount_is_found(copy: str, capsys: pytest.CaptureFixtur
     assert await chain_is_broken(copy, capsys)
 
 
-async def test_an_edited_amount_is_found_even_if_all_roots_were_made_to_fit(
+async def test_an_edited_amount_is_found_even_if_all_roots_were_recomputed(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await tamper(copy, f"UPDATE ledger.entries SET amount = amount - 1 WHERE shard = 0 AND position = {A_SPEND}")
@@ -290,7 +292,7 @@ async def test_a_lost_entry_is_found(copy: str, capsys: pytest.CaptureFixture[st
     assert await chain_is_broken(copy, capsys)
 
 
-async def test_a_cut_off_end_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_truncated_ledger_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
     await tamper(
         copy, "DELETE FROM ledger.entries e USING ledger.shards s WHERE e.shard = 0 AND s.shard = 0"
         " AND e.position = s.position"
@@ -299,7 +301,7 @@ async def test_a_cut_off_end_is_found(copy: str, capsys: pytest.CaptureFixture[s
     assert await chain_is_broken(copy, capsys)
 
 
-async def test_two_entries_in_the_other_order_are_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_two_swapped_entries_are_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
     await tamper(
         copy,
         "UPDATE ledger.entries SET position = 1000000 WHERE shard = 0 AND position = 20",
@@ -310,7 +312,7 @@ async def test_two_entries_in_the_other_order_are_found(copy: str, capsys: pytes
     assert await chain_is_broken(copy, capsys)
 
 
-async def test_a_doubled_spend_is_found_even_with_a_batch_and_roots_of_its_own(
+async def test_a_duplicated_spend_is_found_even_with_its_own_batch_and_roots(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A spend is appended again unchanged, under an index that only claims to be unique."""
@@ -390,7 +392,7 @@ STATEMENTS_BESIDE = {
 
 
 @pytest.mark.parametrize("statement", STATEMENTS_BESIDE)
-async def test_what_stands_beside_the_entries_is_covered(
+async def test_data_next_to_the_entries_is_covered(
     copy: str, capsys: pytest.CaptureFixture[str], statement: str
 ) -> None:
     assert await tamper(copy, statement) > 0
@@ -465,7 +467,9 @@ GUARDS = {
 
 
 @pytest.mark.parametrize("statement", GUARDS)
-async def test_a_missing_guard_is_found_by_both(copy: str, capsys: pytest.CaptureFixture[str], statement: str) -> None:
+async def test_a_missing_guard_is_found_by_replay_and_verify(
+    copy: str, capsys: pytest.CaptureFixture[str], statement: str
+) -> None:
     connection = await asyncpg.connect(copy)
     await connection.execute(statement)
     await connection.close()
@@ -482,7 +486,7 @@ def fail_at_reversed_spends(monkeypatch: pytest.MonkeyPatch, error: Exception) -
     monkeypatch.setattr(replaying, "read_spends", read)
 
 
-async def test_a_reversed_spend_that_cannot_be_read_is_named(
+async def test_an_unreadable_reversed_spend_is_named(
     copy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at_reversed_spends(monkeypatch, RecursionError("nested"))
@@ -490,7 +494,7 @@ async def test_a_reversed_spend_that_cannot_be_read_is_named(
     assert re.fullmatch(said, await difference(copy, capsys))
 
 
-async def test_a_connection_that_is_lost_while_a_batch_is_decided_is_no_difference(
+async def test_a_connection_lost_while_a_batch_is_decided_is_not_a_difference(
     copy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at_reversed_spends(monkeypatch, ConnectionResetError("gone"))
@@ -517,7 +521,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 00:00:00+00 BC", "294276-12-31 00:00:00+00"])
 @pytest.mark.parametrize("table", UNREADABLE)
-async def test_a_time_that_nobody_can_read_is_named_by_both(
+async def test_an_unreadable_time_is_named_by_replay_and_verify(
     copy: str, capsys: pytest.CaptureFixture[str], table: str, moment: str
 ) -> None:
     column, others, which, told = UNREADABLE[table]
@@ -532,7 +536,7 @@ async def test_a_time_that_nobody_can_read_is_named_by_both(
     assert await chain_is_broken(copy, capsys)
 
 
-async def test_an_epoch_that_no_claims_have_come_to_is_named_by_both(
+async def test_an_epoch_without_matching_claims_is_named_by_replay_and_verify(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await tamper(copy, "UPDATE ledger.shards SET epoch = 9223372036854775807 WHERE shard = 0")
@@ -553,7 +557,7 @@ async def test_an_epoch_that_no_claims_have_come_to_is_named_by_both(
     "details",
     [r'{"shard": "\u0000", "topic": "a", "offset": "1"}', "[" * 3_000 + "]" * 3_000, '"text"', '{"shard": 1e400}'],
 )
-async def test_a_note_that_nobody_can_read_is_of_no_record_and_ends_no_audit(
+async def test_an_unreadable_note_belongs_to_no_record_and_ends_no_audit(
     copy: str, capsys: pytest.CaptureFixture[str], details: str
 ) -> None:
     note = "INSERT INTO ledger.operators_log (operator, action, because, details) VALUES ('x', 'offsets_skipped', 'x', "
@@ -572,7 +576,7 @@ BELOW = {
 
 
 @pytest.mark.parametrize("table", BELOW)
-async def test_a_row_below_all_others_is_found_by_both_where_the_bound_was_taken_away(
+async def test_a_row_below_all_others_is_found_by_replay_and_verify_if_the_constraint_is_missing(
     copy: str, capsys: pytest.CaptureFixture[str], table: str
 ) -> None:
     column, change = BELOW[table]
@@ -632,7 +636,7 @@ async def test_a_lost_answer_is_found(copy: str, capsys: pytest.CaptureFixture[s
     assert re.fullmatch(r"shard 0: the outcome \d+ is missing", await difference(copy, capsys))
 
 
-async def test_a_refused_command_that_was_forged_into_the_ledger_is_found(
+async def test_a_refused_command_forged_into_the_ledger_as_accepted_is_found(
     copy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Entry, batch, outcome and roots agree with each other. Only the rules know that the command must be refused."""
@@ -738,7 +742,7 @@ async def test_a_missing_row_of_a_read_model_is_found(
         ("incentives.cash_spend", "('account-1', '2020-01-01Z', 1)"),
     ],
 )
-async def test_a_row_too_many_in_a_read_model_is_found(
+async def test_an_extra_row_in_a_read_model_is_found(
     shared_copy: str, capsys: pytest.CaptureFixture[str], table: str, row: str
 ) -> None:
     async with restored(shared_copy, table) as connection:
@@ -755,7 +759,7 @@ async def test_a_row_too_many_in_a_read_model_is_found(
         "INSERT INTO balance.closings VALUES (0, 5)",
     ],
 )
-async def test_closings_that_were_moved_are_found_by_what_they_close(
+async def test_moved_closings_are_found_by_their_content(
     shared_copy: str, capsys: pytest.CaptureFixture[str], statement: str
 ) -> None:
     async with restored(shared_copy, "balance.closings") as connection:
@@ -769,11 +773,11 @@ async def test_every_table_of_the_balance_follower_is_compared(original: str) ->
     assert {table.name for table in TABLES} - {"signals.latest", "balance.closings"} == set(READ_MODELS)
 
 
-async def test_put_right_again_the_read_models_pass(shared_copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_repaired_read_models_pass(shared_copy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert await replay(Settings(database_url=shared_copy)) == 0
 
 
-async def test_a_checkpoint_that_was_moved_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_moved_checkpoint_is_found(copy: str, capsys: pytest.CaptureFixture[str]) -> None:
     await tamper(copy, "UPDATE ledger.checkpoints SET position = position - 1 WHERE follower = 'balance' AND shard = 0")
     await difference(copy, capsys)
 
@@ -781,7 +785,7 @@ async def test_a_checkpoint_that_was_moved_is_found(copy: str, capsys: pytest.Ca
 # ---- Roots noted earlier ----------------------------------------------------------------------------------------
 
 
-async def test_a_ledger_written_anew_does_not_contain_the_roots_noted_earlier(
+async def test_a_rewritten_ledger_does_not_contain_the_roots_noted_earlier(
     copy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """An attacker who can make everything agree still cannot change what somebody else has noted."""
@@ -803,7 +807,7 @@ async def test_a_ledger_written_anew_does_not_contain_the_roots_noted_earlier(
 # ---- What cannot run --------------------------------------------------------------------------------------------
 
 
-async def test_without_the_database_it_says_so_in_one_line(
+async def test_an_unavailable_database_is_reported_in_one_line(
     postgres: Postgres, capsys: pytest.CaptureFixture[str], empty_database_url: str, tmp_path: Path
 ) -> None:
     nowhere = f"{postgres.url.rpartition('/')[0]}/nowhere"

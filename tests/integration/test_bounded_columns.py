@@ -21,7 +21,7 @@ UNBOUNDED = r"""
 """
 
 
-async def test_every_text_that_a_service_may_write_has_a_size(database_url: str) -> None:
+async def test_every_text_that_a_service_may_write_has_a_maximum_size(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     try:
         found = [row[0] for row in await connection.fetch(UNBOUNDED, list(SERVICE_ROLES))]

@@ -15,7 +15,7 @@ NUMBERS = """
 """
 
 
-async def test_no_number_of_a_read_model_is_below_its_beginning(database_url: str) -> None:
+async def test_no_number_of_a_read_model_may_be_below_its_minimum(database_url: str) -> None:
     database = await asyncpg.connect(database_url)
     try:
         tables = await database.fetch(NUMBERS, [model.name for model in READ_MODELS])

@@ -87,7 +87,7 @@ async def test_a_read_of_the_past_parses_only_the_facts_that_decide_it(
     assert parsed <= 10
 
 
-async def test_money_of_the_past_is_summed_in_a_few_groups_whatever_its_days(api: Api) -> None:
+async def test_money_of_the_past_is_summed_in_a_few_groups_for_any_number_of_days(api: Api) -> None:
     position = await write_center(api, "old", 1)
     await api.database.execute(
         """
@@ -108,7 +108,7 @@ async def test_money_of_the_past_is_summed_in_a_few_groups_whatever_its_days(api
     assert len(rows) <= 2
 
 
-async def test_a_page_of_entries_reads_no_more_blocks_than_it_searches(
+async def test_a_page_of_entries_reads_only_the_blocks_that_it_searches(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center, blocks = "scattered", 500
@@ -151,7 +151,7 @@ async def leave_out(api: Api, center: str, count: int) -> None:
     )
 
 
-async def test_a_business_center_with_too_many_accounts_left_out_is_a_conflict_and_not_in_the_list(
+async def test_a_business_center_with_too_many_excluded_accounts_is_a_conflict_and_not_listed(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(business_centers, "MOST_AD_ACCOUNTS", 10)
@@ -172,7 +172,7 @@ async def test_a_business_center_with_too_many_accounts_left_out_is_a_conflict_a
 
 
 @pytest.mark.parametrize("table", ["balance.pockets", "balance.pocket_movements", "balance.grants"])
-async def test_the_pockets_of_the_vocabulary_and_no_others_can_be_written(api: Api, table: str) -> None:
+async def test_only_the_pockets_of_the_vocabulary_can_be_written(api: Api, table: str) -> None:
     oid = await api.database.fetchval("SELECT $1::text::regclass::oid", table)
     for pocket in POCKETS:
         assert await lawful.takes(api.database, oid, "pockets", {"pocket": f"'{pocket}'"}), pocket
@@ -196,7 +196,7 @@ async def write_deal(api: Api, deal: str, slabs: str) -> None:
     )
 
 
-async def test_a_page_of_deals_ends_by_bytes(api: Api) -> None:
+async def test_a_page_of_deals_is_bounded_by_bytes(api: Api) -> None:
     """The deals are as large as the database allows. They are unreadable and so not on the page, but the API has read
     them.
     """
@@ -274,7 +274,7 @@ async def test_a_series_keeps_each_policy_once(api: Api) -> None:
     assert (await api.client.get("/v1/business-centers/two-policies/series", params=A_YEAR)).status_code == 200
 
 
-async def test_a_series_under_more_policies_than_one_answer_reads_is_a_conflict(api: Api) -> None:
+async def test_a_series_under_too_many_policies_is_a_conflict(api: Api) -> None:
     await write_old_center(api, "many-policies", [f"policy-{number}" for number in range(DAYS)])
     refused = await api.get("/v1/business-centers/many-policies/series", 409, **A_YEAR)
     assert "policies" in refused["message"]

@@ -46,7 +46,7 @@ async def batches(writer: Writing) -> list[int]:
     return [row[0] for row in rows]
 
 
-async def test_pauses_and_resumes_of_many_accounts_are_cut_into_batches(
+async def test_pauses_and_resumes_of_many_accounts_are_split_into_batches(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bounded_writing(settings, monkeypatch, entries=1_000) as writer:
@@ -72,7 +72,7 @@ async def test_pauses_and_resumes_of_many_accounts_are_cut_into_batches(
         assert len(sizes) >= sum(sizes) // (1_000 + ACCOUNTS + 5)
 
 
-async def test_a_batch_is_closed_when_its_time_is_up_and_the_rest_is_decided_in_order(
+async def test_a_batch_ends_when_its_time_is_up_and_the_rest_is_decided_in_order(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bounded_writing(settings, monkeypatch, seconds=1e-9) as writer:
@@ -90,9 +90,7 @@ async def test_a_batch_is_closed_when_its_time_is_up_and_the_rest_is_decided_in_
         assert [row[0] for row in outcomes[-100:]] == [each["command_id"] for each in deposits]
 
 
-async def test_offsets_move_no_further_than_what_is_decided(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_offsets_do_not_move_past_undecided_records(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer is killed between two batches of records that were fetched together. Nothing is left out or charged
     twice.
     """
@@ -143,7 +141,7 @@ def large_state(count: int, campaigns: int) -> Shard:
     return rules
 
 
-async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> None:
+async def test_a_large_state_is_dumped_and_loaded_without_blocking_the_loop() -> None:
     rules = large_state(1_000, 100)
     longest = 0.0
 
@@ -167,7 +165,7 @@ async def test_a_large_state_is_dumped_and_loaded_while_the_loop_goes_on() -> No
     assert longest < max(0.1, seconds / 8)
 
 
-def test_a_kept_state_is_what_it_was() -> None:
+def test_a_kept_state_is_unchanged() -> None:
     rules = large_state(30, 20)
     kept = snapshots._dump(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
@@ -177,7 +175,7 @@ def test_a_kept_state_is_what_it_was() -> None:
     assert snapshots._dump(restored, CompactRange()).state == kept.state
 
 
-async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
+async def test_a_forgotten_state_is_freed_without_the_garbage_collector() -> None:
     rules = large_state(20, 10)
     gc.collect()
     before = sum(isinstance(thing, Campaign | AdAccount | BusinessCenter) for thing in gc.get_objects())
@@ -191,7 +189,7 @@ async def test_a_forgotten_state_is_gone_without_the_collector() -> None:
     assert before - after == 20 + 200 + 1
 
 
-async def test_what_a_load_decides_again_is_counted_from_the_last_snapshot(
+async def test_entries_that_a_load_decides_again_are_counted_from_the_last_snapshot(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard may be loaded any number of times before a snapshot is due, for example after kills."""
@@ -247,7 +245,7 @@ async def test_a_batch_opens_no_more_accounts_than_there_are_locks(
 
 
 @pytest.mark.parametrize("records", [20, 500], ids=["a few at a time", "more at once than there are locks"])
-async def test_the_same_account_ids_opened_in_all_shards_at_once_are_opened_once(
+async def test_account_ids_opened_in_all_shards_at_once_are_opened_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, records: int
 ) -> None:
     async with bounded_writing(settings, monkeypatch, records=records) as writer:
@@ -275,7 +273,7 @@ async def test_the_same_account_ids_opened_in_all_shards_at_once_are_opened_once
         assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
 
 
-async def test_a_key_that_is_broken_all_the_same_is_nobodys_fault(
+async def test_a_unique_key_violation_is_not_blamed_on_any_record(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the locks both shards accept. The later one is undone and decides again."""

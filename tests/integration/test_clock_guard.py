@@ -32,7 +32,7 @@ def jump(monkeypatch: pytest.MonkeyPatch, by_us: int) -> None:
 
 
 @pytest.mark.parametrize("by_us", [3 * HOUR_US, 9 * 24 * HOUR_US, -3 * HOUR_US, LARGEST_DIFFERENCE_US + 5_000_000])
-async def test_batches_wait_for_a_clock_that_has_jumped_and_go_on_when_it_is_right(
+async def test_batches_wait_for_a_jumped_clock_and_continue_when_it_is_right(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, by_us: int
 ) -> None:
     center = await writer.opened(0, cash="10")
@@ -61,7 +61,7 @@ async def test_batches_wait_for_a_clock_that_has_jumped_and_go_on_when_it_is_rig
     await writer.standing(0, "writing")
 
 
-async def test_a_jump_is_noticed_although_nothing_comes(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_jump_is_noticed_even_without_input(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
     await writer.opened()
     with monkeypatch.context() as patch:
         jump(patch, HOUR_US)
@@ -77,7 +77,7 @@ async def test_a_jump_is_noticed_although_nothing_comes(writer: Writing, monkeyp
     await until("the end of it is told", is_over)
 
 
-async def test_half_a_minute_is_no_jump(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_half_a_minute_is_not_a_jump(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
     center = await writer.opened()
     with monkeypatch.context() as patch:
         jump(patch, 30_000_000)
@@ -87,9 +87,7 @@ async def test_half_a_minute_is_no_jump(writer: Writing, monkeypatch: pytest.Mon
         assert await writer.charged(center) == [event["event_id"]]
 
 
-async def test_ledger_time_that_is_ahead_of_the_clock_is_told_and_holds_nothing_up(
-    settings: Settings,
-) -> None:
+async def test_ledger_time_ahead_of_the_clock_is_reported_and_delays_nothing(settings: Settings) -> None:
     """Both clocks were ahead, as on one machine, and ledger time never goes back."""
     ahead = settings.model_copy(update={"clock_offset_seconds": 7200.0})
     async with writing(ahead) as writer:

@@ -154,14 +154,12 @@ def token(deployment: Deployment) -> str:
     return deployment.make("token").strip()
 
 
-def test_spend_flows_and_something_pauses(deployment: Deployment, token: str) -> None:
+def test_spend_is_charged_and_something_pauses(deployment: Deployment, token: str) -> None:
     _wait_for(lambda: deployment.gross(token) > 0)
     _wait_for(lambda: '"the first pause"' in deployment.compose("logs", "traffic"))
 
 
-def test_the_api_answers_nobody_without_a_token_and_shows_each_only_what_is_theirs(
-    deployment: Deployment, token: str
-) -> None:
+def test_the_api_requires_a_token_and_shows_each_tenant_only_its_own_data(deployment: Deployment, token: str) -> None:
     path = f"/v1/business-centers/{CENTER}"
     others = deployment.make("token", "SUBJECT=ann", "ROLE=finance_manager", "BC=acme").strip()
     assert deployment.read(path).status_code == httpx.codes.UNAUTHORIZED
@@ -169,7 +167,7 @@ def test_the_api_answers_nobody_without_a_token_and_shows_each_only_what_is_thei
     assert deployment.read(path, token).status_code == httpx.codes.OK
 
 
-async def test_kafka_lets_each_do_what_it_must_and_no_more(deployment: Deployment) -> None:
+async def test_kafka_lets_each_user_do_only_what_it_must(deployment: Deployment) -> None:
     producer = await create_producer(deployment.kafka("back-office"))
     try:
         await producer.send_and_wait(FINANCE_COMMANDS, b"{}", key=b"nobody")
@@ -180,12 +178,12 @@ async def test_kafka_lets_each_do_what_it_must_and_no_more(deployment: Deploymen
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_kafka_takes_every_codec(deployment: Deployment, codec: str) -> None:
+def test_kafka_accepts_every_codec(deployment: Deployment, codec: str) -> None:
     producer = make_producer(deployment.kafka("back-office"), compression_type=codec)
     produce(producer, FINANCE_COMMANDS, [(b"nobody", b"{}" * 50)] * 50)
 
 
-async def test_kafka_takes_batches_that_the_topic_compresses_itself(deployment: Deployment) -> None:
+async def test_kafka_accepts_batches_that_the_topic_compresses(deployment: Deployment) -> None:
     alter = ("/opt/kafka/bin/kafka-configs.sh", "--bootstrap-server", "localhost:9095", "--alter")
     topic = ("--entity-type", "topics", "--entity-name", FINANCE_COMMANDS)
     kafka = ("exec", "--no-TTY", "--env", "KAFKA_OPTS=", "kafka", *alter, *topic)
@@ -208,7 +206,7 @@ def test_transactional_ids_begin_with_the_name_of_their_user(deployment: Deploym
         make_producer(deployment.kafka(user), transactional_id="somebody-1").init_transactions(_SECONDS)
 
 
-def test_the_subscriber_of_the_documentation_hears_of_pauses(deployment: Deployment, tmp_path: Path) -> None:
+def test_the_subscriber_in_the_documentation_receives_pauses(deployment: Deployment, tmp_path: Path) -> None:
     _wait_for(lambda: '"the first pause"' in deployment.compose("logs", "traffic"))
     program = tmp_path / "subscriber.py"
     program.write_text(deployment.as_here(documented("python")))
@@ -219,7 +217,7 @@ def test_the_subscriber_of_the_documentation_hears_of_pauses(deployment: Deploym
     assert re.fullmatch(r"(ad_account|campaign)/\S+ (delivers|pauses)\n", said)
 
 
-def test_the_command_line_of_the_documentation_shows_signals(deployment: Deployment) -> None:
+def test_the_command_line_in_the_documentation_shows_signals(deployment: Deployment) -> None:
     said = deployment.shell(deployment.as_here(documented("sh")))
     assert len(re.findall(r'^(?:ad_account|campaign)/\S+\t\{"entity":', said, re.MULTILINE)) == 2
 
@@ -251,12 +249,12 @@ def test_containers_are_confined(deployment: Deployment, service: str) -> None:
     assert not [each for each in container["Config"]["Env"] if "PASSWORD=" in each or "TOKEN=" in each]
 
 
-def test_the_image_holds_nothing_to_become_somebody_else_or_to_install_packages_with(deployment: Deployment) -> None:
+def test_the_image_has_no_program_to_change_users_or_install_packages(deployment: Deployment) -> None:
     find = "find / -xdev -type f '(' -perm /6000 -o -name 'pip*' -perm /111 ')' 2>/dev/null; true"
     assert deployment.compose("exec", "--no-TTY", "api", "sh", "-c", find) == ""
 
 
-def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deployment: Deployment) -> None:
+def test_only_the_api_and_kafka_are_published_and_only_on_this_machine(deployment: Deployment) -> None:
     published = {
         (service, binding["HostIp"], int(binding["HostPort"]))
         for service in (*CONTAINERS, *SERVERS)
@@ -269,7 +267,7 @@ def test_only_the_api_and_kafka_are_published_and_only_to_this_machine(deploymen
     }
 
 
-def test_metrics_and_health_are_at_a_port_of_their_own(deployment: Deployment, token: str) -> None:
+def test_metrics_and_health_have_their_own_port(deployment: Deployment, token: str) -> None:
     assert deployment.read("/metrics", token).status_code == httpx.codes.NOT_FOUND
     for service in CONTAINERS:
         ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8081/{}').read().decode())"
@@ -278,7 +276,7 @@ def test_metrics_and_health_are_at_a_port_of_their_own(deployment: Deployment, t
         assert '"status"' in deployment.compose(*python, ask.format("readyz"))
 
 
-def test_postgresql_is_reached_over_tls_wherever_its_image_can(deployment: Deployment) -> None:
+def test_postgresql_is_reached_over_tls_if_its_image_supports_it(deployment: Deployment) -> None:
     postgres = ("exec", "--no-TTY", "postgres")
     can = "openssl" in deployment.compose(*postgres, "pg_config", "--configure")
     secured = "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL"
@@ -286,7 +284,7 @@ def test_postgresql_is_reached_over_tls_wherever_its_image_can(deployment: Deplo
     assert answer.split() == ["t" if can else "f"]
 
 
-def test_a_killed_service_comes_back(deployment: Deployment, token: str) -> None:
+def test_a_killed_service_restarts(deployment: Deployment, token: str) -> None:
     before = deployment.inspect("allocation")["RestartCount"]
     deployment.kill("allocation")
     _wait_for(lambda: deployment.inspect("allocation")["RestartCount"] > before)
@@ -295,13 +293,11 @@ def test_a_killed_service_comes_back(deployment: Deployment, token: str) -> None
 
 
 @pytest.mark.timeout(300)
-def test_the_system_withstands_what_is_quick_to_try(deployment: Deployment) -> None:
+def test_the_system_withstands_the_quick_security_checks(deployment: Deployment) -> None:
     assert "NOT TRIED" not in deployment.attack("--quick")
 
 
-def test_services_end_in_time_and_the_ledger_is_there_again_after_down_and_up(
-    deployment: Deployment, token: str
-) -> None:
+def test_services_stop_in_time_and_the_ledger_survives_down_and_up(deployment: Deployment, token: str) -> None:
     deployment.compose("stop", "traffic")
     gross = deployment.gross(token)
     began = time.monotonic()

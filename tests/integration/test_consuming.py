@@ -62,7 +62,7 @@ def test_a_fetch_ends_before_a_gap(batches: list[tuple[int, int]], offset: int, 
     assert read(Fetched(*batches), offset) == found
 
 
-def test_a_gap_that_stays_stops_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permanent_gap_stops_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consuming, "GAP_SECONDS", -1.0)
     monkeypatch.setattr(consuming, "_gaps", {})
     assert read(Fetched((4, 9)), 3) == []
@@ -96,7 +96,7 @@ async def publish(settings: Settings, topic: str, records: int) -> None:
         await producer.stop()
 
 
-async def test_no_record_is_left_out_when_producers_race(settings: Settings) -> None:
+async def test_no_record_is_skipped_when_producers_race(settings: Settings) -> None:
     await ensure_topics(settings)
     consumer = await open_consumer(settings, lease(1), await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS))
     publishing = asyncio.create_task(publish(settings, SPEND_EVENTS, RECORDS))
@@ -113,7 +113,7 @@ async def test_no_record_is_left_out_when_producers_race(settings: Settings) -> 
     assert len(values) == RECORDS
 
 
-async def test_it_goes_on_from_the_offsets_of_the_lease(settings: Settings) -> None:
+async def test_the_consumer_continues_from_the_offsets_of_the_lease(settings: Settings) -> None:
     await ensure_topics(settings)
     await publish(settings, SPEND_EVENTS, 20)
     await publish(settings, FINANCE_COMMANDS, 5)

@@ -84,7 +84,7 @@ async def wait_for_spend(api: httpx.AsyncClient, gross: str) -> dict[str, Any]:
             await asyncio.sleep(0.1)
 
 
-async def test_spend_is_charged_once_whatever_partition_it_came_on_and_whoever_dies(
+async def test_spend_is_charged_once_on_any_partition_and_through_any_crash(
     production: RunningSystem, api: httpx.AsyncClient
 ) -> None:
     events = [spend("0.01") for _ in range(300)]

@@ -90,20 +90,22 @@ async def rehearsal() -> AsyncIterator[Rehearsal]:
     ("under_load", "at_the_start"),
     [pytest.param(22, 8, marks=pytest.mark.embedded), pytest.param(6, 2, marks=pytest.mark.containers)],
 )
-async def test_allocation_is_killed_again_and_again(rehearsal: Rehearsal, under_load: int, at_the_start: int) -> None:
+async def test_the_ledger_is_right_after_repeated_kills_of_allocation(
+    rehearsal: Rehearsal, under_load: int, at_the_start: int
+) -> None:
     system = rehearsal.system
     async with busy_treasury(rehearsal):
         for _ in range(under_load):
             await rehearsal.burst(partial(system.kill_service, ALLOCATION))
             await rehearsal.restart_allocation()
         for _ in range(at_the_start):
-            await rehearsal.burst(partial(kill_as_it_takes_shards, rehearsal))
+            await rehearsal.burst(partial(kill_while_it_takes_shards, rehearsal))
             await rehearsal.restart_allocation()
     await rehearsal.check()
     await check_the_log_by_itself(rehearsal)
 
 
-async def kill_as_it_takes_shards(rehearsal: Rehearsal) -> None:
+async def kill_while_it_takes_shards(rehearsal: Rehearsal) -> None:
     """Kill the next process as soon as it has taken a shard, perhaps before it has written anything."""
     system = rehearsal.system
     await system.kill_service(ALLOCATION)
@@ -159,12 +161,12 @@ async def check_the_log_by_itself(rehearsal: Rehearsal) -> None:
     assert out_of_order == []
 
 
-async def test_an_allocation_that_stood_still_writes_nothing_any_more(rehearsal: Rehearsal) -> None:
+async def test_a_process_that_was_stopped_for_long_writes_nothing_more(rehearsal: Rehearsal) -> None:
     system = rehearsal.system
     names = [ALLOCATION, await start_second_allocation(rehearsal)]
     for turn in range(3):
         still = names[turn % 2]
-        await rehearsal.burst(partial(stop_still, system, still))
+        await rehearsal.burst(partial(suspend_process, system, still))
         await rehearsal.door.fence()  # Overtaken: the other process has decided all of it.
         overtaken_at = await rehearsal.epochs()
         child = system.services[still].child
@@ -188,7 +190,7 @@ async def start_second_allocation(rehearsal: Rehearsal) -> str:
     return SECOND_ALLOCATION
 
 
-async def stop_still(system: RunningSystem, name: str) -> None:
+async def suspend_process(system: RunningSystem, name: str) -> None:
     child = system.services[name].child
     assert child is not None
     child.send(signal.SIGSTOP)
@@ -201,7 +203,7 @@ async def restart_if_ended(system: RunningSystem, name: str) -> None:
         system.services[name].start()
 
 
-async def test_followers_and_the_api_are_killed(rehearsal: Rehearsal) -> None:
+async def test_followers_and_the_api_recover_from_kills(rehearsal: Rehearsal) -> None:
     system, workload = rehearsal.system, rehearsal.workload
     covered = workload.accounts[workload.centers[0]]
     await rehearsal.door.register_deal("deal", covered)

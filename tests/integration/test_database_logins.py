@@ -46,7 +46,7 @@ HARMLESS = {
     "they change this session, or say something of it": r"set_config|setseed|pg_sleep.*|pg_notify"
     r"|pg_stat_clear_snapshot|pg_stat_force_next_flush|current_query|lastval|timeofday|clock_timestamp|pg_jit_available|pg_advisory_unlock.*"
     r"|random.*|gen_random_uuid|uuidv[47]|array_(sample|shuffle)",
-    "they ask for the rights of what they touch": r"nextval|currval|setval|query_to_xml.*|cursor_to_xml.*|brin_.+"
+    "they check the rights on what they use": r"nextval|currval|setval|query_to_xml.*|cursor_to_xml.*|brin_.+"
     r"|ts_(stat|rewrite)|gin_clean_pending_list|pg_(clear|restore)_(attribute|relation)_stats|pg_get_sequence_data"
     r"|pg_sequence_last_value",
     "they are for superusers, replication, upgrades or the maker of an extension": r"binary_upgrade_.+|pg_nextoid"
@@ -54,7 +54,7 @@ HARMLESS = {
     r"|pg_sync_replication_slots|pg_import_system_collations|pg_stop_making_pinned_objects|pg_extension_config_dump"
     r"|pg_read_file_old|pg_rotate_logfile_old",
     "they end sessions of the same login": r"pg_(cancel|terminate)_backend",
-    "they look": r"pg_.*_(size|lsn|xact|timestamp|timestamp_origin|status|pids|blocked|version|usage|state|recovery)"
+    "they read": r"pg_.*_(size|lsn|xact|timestamp|timestamp_origin|status|pids|blocked|version|usage|state|recovery)"
     r"|pg_is_wal_replay_paused|pg_(stat_get|control|partition|wal_summary|available_wal|get|isolation|last|prepared|is|safe_snapshot)_.*"
     r"|plpgsql_(call_handler|validator)|txid_status|currtid2?|amvalidate",
 }
@@ -90,7 +90,7 @@ async def audit(server: SecuredPostgres, capsys: pytest.CaptureFixture[str]) -> 
 # ---- Connections --------------------------------------------------------------------------------------------------
 
 
-async def test_a_login_cannot_take_all_connections(server: SecuredPostgres) -> None:
+async def test_one_login_cannot_take_all_connections(server: SecuredPostgres) -> None:
     held: list[asyncpg.Connection] = []
     try:
         for _ in range(connection_limits(4)["drawdown_auditor"]):
@@ -104,13 +104,13 @@ async def test_a_login_cannot_take_all_connections(server: SecuredPostgres) -> N
             await connection.close()
 
 
-def test_all_logins_together_leave_some_to_the_owner() -> None:
+def test_all_logins_together_leave_connections_to_the_owner() -> None:
     assert sum(connection_limits(4).values()) <= MOST_CONNECTIONS - OF_THE_OWNER
     for role, limit in connection_limits(4).items():
         assert f"`{role}` {limit}" in DATABASE_PAGE.read_text()
 
 
-async def test_a_ledger_of_more_shards_than_the_server_has_connections_for_is_told(server: SecuredPostgres) -> None:
+async def test_too_few_connections_for_the_shards_are_reported(server: SecuredPostgres) -> None:
     async with session(server, OWNER) as owner:
         with capture_logs() as logs:
             await keep_roles_plain(owner, shards=4)
@@ -120,13 +120,13 @@ async def test_a_ledger_of_more_shards_than_the_server_has_connections_for_is_to
     assert (told["log_level"], told["wanted"], told["found"]) == ("warning", 220, MOST_CONNECTIONS)
 
 
-async def test_the_superusers_file_takes_nothing_from_a_writer_that_runs(server: SecuredPostgres) -> None:
+async def test_the_file_of_the_superuser_does_not_disturb_a_running_writer(server: SecuredPostgres) -> None:
     server.psql(SUPERUSER, "postgres", "--file", PUBLIC_SQL)
     async with session(server, "drawdown_allocation") as writer:
         await writer.execute("SELECT pg_advisory_lock(1, 1), pg_advisory_unlock_all()")
 
 
-async def test_a_limit_that_the_owner_has_raised_stays(server: SecuredPostgres) -> None:
+async def test_a_limit_raised_by_the_owner_stays(server: SecuredPostgres) -> None:
     async with session(server, OWNER) as owner:
         limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'drawdown_api'"
         await owner.execute("ALTER ROLE drawdown_api CONNECTION LIMIT 33")
@@ -137,9 +137,7 @@ async def test_a_limit_that_the_owner_has_raised_stays(server: SecuredPostgres) 
         assert await owner.fetchval(limit) == connection_limits(4)["drawdown_api"]
 
 
-async def test_a_login_that_misbehaves_is_shut_out_and_let_in_again_as_the_runbook_says(
-    server: SecuredPostgres,
-) -> None:
+async def test_the_runbook_shuts_out_a_login_and_lets_it_in_again(server: SecuredPostgres) -> None:
     runbook = DATABASE_PAGE.with_name("runbook.md").read_text()
     statements = re.findall(r'^sql "((?:ALTER ROLE|SELECT count\(pg_terminate)[^"]+)"', runbook, re.MULTILINE)
     assert len(statements) == 2
@@ -157,9 +155,7 @@ async def test_a_login_that_misbehaves_is_shut_out_and_let_in_again_as_the_runbo
         assert await auditor.fetchval("SELECT 1") == 1
 
 
-async def test_a_login_that_has_changed_its_own_password_gets_it_back_from_the_migration(
-    server: SecuredPostgres,
-) -> None:
+async def test_the_migration_restores_a_password_that_a_login_changed(server: SecuredPostgres) -> None:
     async with session(server, "drawdown_api") as hostile:
         await hostile.execute("ALTER ROLE CURRENT_USER PASSWORD 'mine'")
     with pytest.raises(asyncpg.InvalidPasswordError):
@@ -174,7 +170,7 @@ async def test_a_login_that_has_changed_its_own_password_gets_it_back_from_the_m
 
 @pytest.mark.parametrize("where", ["", "IN DATABASE drawdown"])
 @pytest.mark.parametrize("role", SERVICE_ROLES)
-async def test_settings_of_its_own_hold_for_no_service_and_are_found_and_taken_away(
+async def test_settings_of_a_login_have_no_effect_and_are_found_and_removed(
     role: str, where: str, server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with session(server, role) as hostile:
@@ -191,7 +187,7 @@ async def test_settings_of_its_own_hold_for_no_service_and_are_found_and_taken_a
     assert await audit(server, capsys) is None
 
 
-def test_a_session_says_all_that_it_relies_on() -> None:
+def test_a_session_sets_all_settings_that_it_relies_on() -> None:
     assert FORBIDDEN_SETTINGS.keys() <= connections._RELIED_ON.keys()
 
 
@@ -220,7 +216,7 @@ LIFTED = {
 
 
 @pytest.mark.parametrize("lifted", LIFTED)
-async def test_a_login_that_is_more_than_it_should_be_is_found(
+async def test_a_login_with_too_many_rights_is_found(
     lifted: str, server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     back, said = LIFTED[lifted]
@@ -250,7 +246,7 @@ FUNCTIONS = (
 
 
 @pytest.mark.parametrize("role", SERVICE_ROLES)
-async def test_what_writes_or_locks_beside_the_tables_is_refused(role: str, server: SecuredPostgres) -> None:
+async def test_functions_that_write_or_lock_outside_the_tables_are_refused(role: str, server: SecuredPostgres) -> None:
     async with session(server, role) as connection:
         for function in FUNCTIONS:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -276,7 +272,9 @@ async def unknown_functions(connection: asyncpg.Connection) -> set[str]:
     return {row[0] for row in rows if not known.fullmatch(row[0])}
 
 
-async def test_every_function_that_anybody_may_run_is_known_here(server: SecuredPostgres, database_url: str) -> None:
+async def test_every_function_that_the_public_may_run_is_listed_in_this_test(
+    server: SecuredPostgres, database_url: str
+) -> None:
     async with session(server, OWNER) as connection:
         assert await unknown_functions(connection) == set()
     embedded = await asyncpg.connect(database_url)
@@ -287,7 +285,7 @@ async def test_every_function_that_anybody_may_run_is_known_here(server: Secured
         await embedded.close()
 
 
-async def takers_of_transaction_ids(connection: asyncpg.Connection) -> set[str]:
+async def functions_that_use_transaction_ids(connection: asyncpg.Connection) -> set[str]:
     """Return the functions without arguments that any login may run, and that use up a transaction id at each call."""
     rows = await connection.fetch(
         "SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND pronargs = 0 AND prokind = 'f'"
@@ -305,23 +303,23 @@ async def takers_of_transaction_ids(connection: asyncpg.Connection) -> set[str]:
     return found
 
 
-async def test_no_function_that_anybody_may_run_uses_up_transaction_ids(
+async def test_no_function_that_the_public_may_run_uses_up_transaction_ids(
     server: SecuredPostgres, database_url: str
 ) -> None:
     async with session(server, "drawdown_auditor") as auditor:
-        assert await takers_of_transaction_ids(auditor) == set()
+        assert await functions_that_use_transaction_ids(auditor) == set()
     embedded = await connect(Settings(database_url=database_url), "drawdown_auditor", "a test")
     try:
-        assert await takers_of_transaction_ids(embedded) == set()
+        assert await functions_that_use_transaction_ids(embedded) == set()
     finally:
         await embedded.close()
 
 
-def test_the_superusers_file_closes_the_same_functions() -> None:
+def test_the_file_of_the_superuser_closes_the_same_functions() -> None:
     assert f"proname ~ '{CLOSED_NAMES}'" in PUBLIC_SQL.read_text()
 
 
-async def test_an_owner_that_may_not_close_them_migrates_all_the_same_and_the_audit_says_so(
+async def test_an_owner_without_the_right_to_close_functions_still_migrates_and_the_audit_reports_it(
     server: SecuredPostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with session(server, SUPERUSER, "postgres") as superuser:
@@ -339,7 +337,7 @@ async def test_an_owner_that_may_not_close_them_migrates_all_the_same_and_the_au
             await superuser.execute("DROP DATABASE plain WITH (FORCE)")
 
 
-async def test_a_backup_is_restored_by_the_owner_with_what_is_closed(server: SecuredPostgres, tmp_path: Path) -> None:
+async def test_a_backup_restored_by_the_owner_keeps_functions_closed(server: SecuredPostgres, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
     server.psql(OWNER, OWNER, "--format=custom", "--file", dump, program="pg_dump")
     async with session(server, SUPERUSER, "postgres") as superuser:
@@ -360,7 +358,7 @@ async def test_a_backup_is_restored_by_the_owner_with_what_is_closed(server: Sec
 # ---- Who can lock whom ---------------------------------------------------------------------------------------------
 
 
-async def test_the_page_says_who_can_keep_others_from_reading_a_table(server: SecuredPostgres) -> None:
+async def test_the_page_names_the_logins_that_can_lock_a_table_against_readers(server: SecuredPostgres) -> None:
     """A login that may change rows of a table may also lock the table against its readers."""
     said = dict(re.findall(r"^\| `(drawdown_\w+)` locks \| (.+?) \|", DATABASE_PAGE.read_text(), re.MULTILINE))
     async with session(server, OWNER) as owner:

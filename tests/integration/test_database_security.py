@@ -131,7 +131,7 @@ async def granted(connection: asyncpg.Connection, role: str, database: str = OWN
     return found
 
 
-async def test_each_role_may_do_what_the_page_says_and_nothing_else(owner: asyncpg.Connection) -> None:
+async def test_each_role_may_do_exactly_what_the_page_says(owner: asyncpg.Connection) -> None:
     expected = documented()
     for role in SERVICE_ROLES:
         found = await granted(owner, role)
@@ -142,9 +142,7 @@ async def test_each_role_may_do_what_the_page_says_and_nothing_else(owner: async
         assert found == {name: letters for (of, name), letters in expected.items() if of == role}, role
 
 
-async def test_the_followers_group_and_the_public_hold_nothing_that_a_follower_does_not_need(
-    owner: asyncpg.Connection,
-) -> None:
+async def test_the_group_of_followers_and_the_public_have_no_needless_rights(owner: asyncpg.Connection) -> None:
     expected = documented()
     of_the_group = await granted(owner, FOLLOWERS)
     of_the_public = await granted(owner, "public")
@@ -164,7 +162,7 @@ async def test_no_right_is_granted_on_a_single_column(owner: asyncpg.Connection)
     assert rows == []
 
 
-async def test_no_role_has_an_attribute_or_a_membership_that_lifts_it(owner: asyncpg.Connection) -> None:
+async def test_no_role_has_an_attribute_or_a_membership_that_gives_more_rights(owner: asyncpg.Connection) -> None:
     for role in (*SERVICE_ROLES, FOLLOWERS):
         row = await owner.fetchrow("SELECT * FROM pg_roles WHERE rolname = $1", role)
         lifted = [name for name, value in row.items() if value is True and name not in ("rolcanlogin", "rolinherit")]
@@ -190,14 +188,14 @@ async def test_a_service_logs_in_as_its_role_over_tls_with_scram(role: str, serv
     assert f'identity="{role}" method=scram-sha-256' in server.log
 
 
-async def test_the_server_is_never_told_a_password(server: SecuredPostgres) -> None:
+async def test_passwords_are_never_sent_to_the_server_in_plain_text(server: SecuredPostgres) -> None:
     assert "ALTER ROLE drawdown_api LOGIN PASSWORD 'SCRAM-SHA-256$4096:" in server.log
     for role in SERVICE_ROLES:
         assert (server.passwords / role).read_text() not in server.log
 
 
 @pytest.mark.parametrize("role", SERVICE_ROLES)
-async def test_a_service_that_was_broken_into_can_become_nobody_else(role: str, server: SecuredPostgres) -> None:
+async def test_a_compromised_service_cannot_take_another_role(role: str, server: SecuredPostgres) -> None:
     connection = await connect(server.settings(role), role, "a test")
     try:
         for other in {*SERVICE_ROLES, OWNER, SUPERUSER} - {role}:
@@ -226,7 +224,7 @@ async def test_only_a_follower_can_become_the_group_of_followers(role: str, serv
         await connection.close()
 
 
-async def test_the_writer_begins_a_month_of_quarantine_and_the_owner_alone_drops_one(
+async def test_the_writer_creates_a_month_of_quarantine_and_only_the_owner_drops_one(
     server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:
     writer = await connect(server.settings("drawdown_allocation"), "drawdown_allocation", "a test")
@@ -304,7 +302,7 @@ WRITES_OF_FOLLOWERS = {
 
 
 @pytest.mark.parametrize("role", SERVICE_ROLES)
-async def test_what_is_not_its_task_is_refused_to_a_service(role: str, server: SecuredPostgres) -> None:
+async def test_actions_outside_its_task_are_refused_to_a_service(role: str, server: SecuredPostgres) -> None:
     of_others = [statement for other, statement in WRITES_OF_FOLLOWERS.items() if other != role]
     of_the_writer = () if role == "drawdown_allocation" else WRITES_OF_THE_WRITER
     connection = await connect(server.settings(role), role, "a test")
@@ -323,7 +321,7 @@ CHECKPOINTS = {"drawdown_allocation": "outcomes", **{model.role: model.name for 
 
 
 @pytest.mark.parametrize("role", CHECKPOINTS)
-async def test_a_follower_moves_and_locks_its_own_checkpoints_only(
+async def test_a_follower_moves_and_locks_only_its_own_checkpoints(
     role: str, server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:
     await owner.executemany(
@@ -346,7 +344,7 @@ async def test_a_follower_moves_and_locks_its_own_checkpoints_only(
         await owner.execute("DELETE FROM ledger.checkpoints")  # The followers begin again at the first position.
 
 
-async def test_a_writer_ends_the_sessions_of_a_writer_and_nobody_elses(server: SecuredPostgres) -> None:
+async def test_a_writer_ends_only_the_sessions_of_writers(server: SecuredPostgres) -> None:
     writer = "drawdown_allocation"
     stale = await connect(server.settings(writer), writer, "drawdown allocation lease 12345678")
     borrowed = await connect(server.settings("drawdown_api"), "drawdown_api", "drawdown allocation lease 12345678")
@@ -362,7 +360,7 @@ async def test_a_writer_ends_the_sessions_of_a_writer_and_nobody_elses(server: S
             connection.terminate()
 
 
-async def test_an_owner_that_is_no_superuser_is_enough_on_the_postgresql_of_production(
+async def test_an_owner_without_superuser_rights_suffices_on_the_postgresql_of_production(
     server: SecuredPostgres, reachable_path: Path
 ) -> None:
     """As above, on version 18: since 16, a role that creates roles is not automatically a member of them."""
@@ -399,7 +397,7 @@ async def test_an_owner_that_is_no_superuser_is_enough_on_the_postgresql_of_prod
         await postgres.stop()
 
 
-async def test_a_whole_system_works_on_logins_of_their_own_over_tls(server: SecuredPostgres) -> None:
+async def test_a_whole_system_works_with_separate_logins_over_tls(server: SecuredPostgres) -> None:
     """Under roles all tests pass already. Here no owner's login is present that could lend a right."""
     system = LoginsOfTheirOwn(server)
     try:
@@ -419,7 +417,7 @@ async def test_a_whole_system_works_on_logins_of_their_own_over_tls(server: Secu
     assert await replay(server.settings("drawdown_auditor")) == PASSED
 
 
-async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgres) -> None:
+async def test_another_login_of_the_server_is_refused(server: SecuredPostgres) -> None:
     superuser = await server.connect(SUPERUSER)
     (server.passwords / "stranger").write_text("of another application")
     await superuser.execute("CREATE ROLE stranger LOGIN PASSWORD 'of another application'")
@@ -431,7 +429,7 @@ async def test_another_login_of_the_server_does_not_get_in(server: SecuredPostgr
         await superuser.close()
 
 
-async def test_what_a_backup_does_not_hold_is_made_again_by_the_next_migration(
+async def test_the_next_migration_restores_whatever_a_backup_lacks(
     server: SecuredPostgres, owner: asyncpg.Connection
 ) -> None:
     """The right to connect belongs to the server, so every login may connect to a restored database."""
@@ -451,19 +449,19 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
         lambda _server: {"database_password_file": None},
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: password authentication failed for user "drawdown_api"',
     ),
-    "an authority that nobody knows": (
+    "an unknown authority": (
         lambda _server: {"database_ca_file": None},
         r"DRAWDOWN_DATABASE_CA_FILE: the certificate of .* is not trusted: (self-signed|unable to get local issuer)",
     ),
-    "another host than the certificate names": (
+    "a host that the certificate does not name": (
         lambda server: {"database_url": f"postgresql://drawdown_api@{OTHER_HOST}:{server.port}/drawdown"},
         r"DRAWDOWN_DATABASE_CA_FILE: the certificate of .* is not trusted: IP address mismatch",
     ),
-    "no TLS, where the server wants it": (
+    "no TLS although the server requires it": (
         lambda _server: {"database_tls": "off"},
         r"DRAWDOWN_DATABASE_URL: .* refuses this login: no pg_hba.conf entry .* no encryption",
     ),
-    "a file that is no authority": (
+    "a file that is not a certificate": (
         lambda server: {"database_ca_file": server.passwords / "drawdown_api"},
         r"DRAWDOWN_DATABASE_CA_FILE: the file holds no PEM certificates",
     ),
@@ -474,7 +472,7 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
         },
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: permission denied to set role "drawdown_api"',
     ),
-    "a database that there is none of": (
+    "a database that does not exist": (
         lambda server: {"database_url": f"postgresql://drawdown_api@{HOST}:{server.port}/none"},
         r'DRAWDOWN_DATABASE_URL: .* refuses this login: database "none" does not exist',
     ),
@@ -482,7 +480,7 @@ REFUSALS: dict[str, tuple[Callable[[SecuredPostgres], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-async def test_what_waiting_does_not_mend_is_said_at_once(what: str, server: SecuredPostgres) -> None:
+async def test_an_error_that_waiting_cannot_fix_is_reported_at_once(what: str, server: SecuredPostgres) -> None:
     overrides, message = REFUSALS[what]
     started = time.monotonic()
     with pytest.raises(BadSettingError, match=message) as refusal:
@@ -491,14 +489,14 @@ async def test_what_waiting_does_not_mend_is_said_at_once(what: str, server: Sec
     assert time.monotonic() - started < QUICKLY_SECONDS
 
 
-async def test_a_server_without_tls_is_not_spoken_to(postgres: Postgres) -> None:
+async def test_a_server_without_tls_is_refused(postgres: Postgres) -> None:
     settings = Settings(database_url=postgres.url, database_tls="verify-full")
     with pytest.raises(BadSettingError, match=r"DRAWDOWN_DATABASE_TLS: PostgreSQL at .* does not offer TLS"):
         await connect(settings, "drawdown_api", "a test")
 
 
 @pytest.mark.parametrize("command", [*SERVICES, "migrate", "audit verify"])
-async def test_every_command_ends_with_one_line_where_the_server_is_not_trusted(
+async def test_every_command_ends_with_one_line_if_the_server_is_not_trusted(
     command: str, server: SecuredPostgres
 ) -> None:
     settings = server.settings("drawdown_auditor" if command == "audit verify" else OWNER, database_ca_file=None)

@@ -131,7 +131,7 @@ async def test_two_processes_of_one_follower_take_turns(admin: asyncpg.Connectio
     assert (await cash(admin), await admin.fetchval(CHECKPOINT, "balance")) == (500, 500)
 
 
-async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
+async def test_a_follower_wakes_when_notified_and_notifies_when_it_has_folded(
     admin: asyncpg.Connection, database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.ledger.follow.POLL_SECONDS", 3600)
@@ -150,7 +150,7 @@ async def test_a_follower_wakes_when_notified_and_says_when_it_has_folded(
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_notifications_that_name_no_shard_harm_no_follower(
+async def test_notifications_without_a_valid_shard_harm_no_follower(
     admin: asyncpg.Connection, database: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Any login of the database may send any notification."""
@@ -175,14 +175,16 @@ async def test_notifications_that_name_no_shard_harm_no_follower(
 
 
 @pytest.mark.parametrize("shards", [1, 3, 5, 64])
-async def test_another_number_of_shards_than_the_ledger_has_is_told_at_once(database: Settings, shards: int) -> None:
+async def test_a_number_of_shards_that_differs_from_the_ledger_is_reported_at_once(
+    database: Settings, shards: int
+) -> None:
     asked = database.model_copy(update={"shards": shards})
     told = f"DRAWDOWN_SHARDS is {shards}, but the ledger has {database.shards} shards: set DRAWDOWN_SHARDS=4"
     with pytest.raises(BadSettingError, match=told):
         await follow(asked, BALANCE, Health())
 
 
-async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, database: Settings) -> None:
+async def test_a_lost_connection_is_replaced(admin: asyncpg.Connection, database: Settings) -> None:
     folded: asyncio.Queue[object] = asyncio.Queue()
     await admin.add_listener("balance", lambda *notification: folded.put_nowait(notification[-1]))
     following = asyncio.create_task(follow(database, BALANCE, Health()))
@@ -203,7 +205,7 @@ async def test_a_lost_connection_is_made_again(admin: asyncpg.Connection, databa
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_an_error_in_a_fold_holds_up_its_shard_alone(admin: asyncpg.Connection, database: Settings) -> None:
+async def test_an_error_in_a_fold_delays_only_its_shard(admin: asyncpg.Connection, database: Settings) -> None:
     failures, mended, health = 0, asyncio.Event(), Health()
 
     async def fold(connection: asyncpg.Connection, entries: Range) -> int:
@@ -238,7 +240,7 @@ async def test_an_error_in_a_fold_holds_up_its_shard_alone(admin: asyncpg.Connec
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_an_error_that_is_no_matter_of_one_shard_ends_the_follower(
+async def test_an_error_that_concerns_all_shards_ends_the_follower(
     admin: asyncpg.Connection, database: Settings
 ) -> None:
     async def fold(_connection: asyncpg.Connection, _entries: Range) -> int:
@@ -324,7 +326,7 @@ async def test_each_pause_and_resume_is_published_once_in_order(
     ]
 
 
-async def test_a_broker_that_begins_empty_is_told_the_last_signal_of_every_entity(
+async def test_an_empty_broker_gets_the_last_signal_of_every_entity(
     admin: asyncpg.Connection, publishing: asyncpg.Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signals, "MOST_SIGNALS", 2)
@@ -406,7 +408,9 @@ async def test_a_signal_that_is_not_acknowledged_keeps_the_checkpoint(
         ("resume", [], "resumed"),
     ],
 )
-def test_a_signal_says_whether_the_set_ceased_or_came_to_be_empty(kind: str, causes: list[str], change: str) -> None:
+def test_a_signal_says_whether_the_causes_became_empty_or_ceased_to_be(
+    kind: str, causes: list[str], change: str
+) -> None:
     entry = Ledger().add(kind, "bc-1", "acct-1", campaign_id="cmp-1", cause="campaign_budget")
     record = {**vars(entry), "details": json.dumps({"causes": causes})}
 

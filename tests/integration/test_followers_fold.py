@@ -229,7 +229,7 @@ async def fold(followers: Followers, ranges: list[Range]) -> None:
     lengths=st.lists(st.integers(1, 12), min_size=8, max_size=40),
     first=st.sampled_from((1, 65_536 - 20)),
 )
-async def test_the_read_models_are_those_of_a_plain_fold_however_the_ledger_is_cut(
+async def test_the_read_models_equal_a_plain_fold_however_the_ledger_is_split(
     admin: asyncpg.Connection, followers: Followers, taken: list[Any], lengths: list[int], first: int
 ) -> None:
     ledger = Ledger(first=first)
@@ -248,7 +248,7 @@ async def test_the_read_models_are_those_of_a_plain_fold_however_the_ledger_is_c
     assert await read_models(admin) == at_once
 
 
-async def test_a_sum_may_outgrow_64_bits(admin: asyncpg.Connection, followers: Followers) -> None:
+async def test_a_sum_may_exceed_64_bits(admin: asyncpg.Connection, followers: Followers) -> None:
     ledger = Ledger()
     writer = Writer(ledger)
     for _ in range(5):

@@ -79,7 +79,7 @@ def commands_first(batch: Batch) -> Batch:
     return policy, now, sorted(messages, key=lambda message: message[0] != "command")
 
 
-def refused_alone(ledger: Remembering, now: int) -> Batch:
+def batch_with_only_a_refusal(ledger: Remembering, now: int) -> Batch:
     """Decide a batch in which only a voucher is granted, under the id of one that was used up long ago."""
     grants = ledger.rules.business_centers["b"].grants.values()
     used_up = next(grant.id for grant in grants if grant.kind == "voucher" and not grant.filled)
@@ -97,7 +97,7 @@ def refused_alone(ledger: Remembering, now: int) -> Batch:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
+async def test_the_ledger_equals_that_of_rules_that_forget_nothing(
     seed: int, connection: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     [lease] = [lease for lease in await claim(connection, "test", SHARDS) if lease.shard == SHARD]
@@ -106,7 +106,7 @@ async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
         remembering.policy, now, messages = batch
         remembering.batch(messages, now)
         await writer.write(batch)
-    await writer.write(refused_alone(remembering, now))
+    await writer.write(batch_with_only_a_refusal(remembering, now))
     await writer.finish()
 
     decided = zip(remembering.entries, remembering.recorded, strict=True)
@@ -120,7 +120,7 @@ async def test_the_ledger_is_what_rules_decide_that_forget_nothing(
     assert len(heir.business_centers["b"].grants) < len(remembering.rules.business_centers["b"].grants) / 2
 
 
-async def test_a_grant_is_found_by_an_index_of_its_own(connection: asyncpg.Connection) -> None:
+async def test_a_grant_is_found_by_its_own_index(connection: asyncpg.Connection) -> None:
     await connection.execute("SET enable_seqscan = off")
     plan = await connection.fetch(
         f"EXPLAIN SELECT * FROM ledger.entries_{SHARD} WHERE kind IN ('grant', 'allocation_in')"

@@ -58,7 +58,7 @@ async def begin_again(system: RunningSystem) -> None:
     await asyncio.gather(*(system.restart_service(name) for name in SERVICES))
 
 
-async def test_under_load_nothing_is_half_done_and_all_goes_on_afterwards() -> None:
+async def test_a_stop_under_load_leaves_nothing_half_done_and_work_continues_afterwards() -> None:
     async with working_system() as (system, driver, workload):
         await end_all(system)  # idle
         for _ in range(3):
@@ -70,7 +70,7 @@ async def test_under_load_nothing_is_half_done_and_all_goes_on_afterwards() -> N
 
 
 @pytest.mark.embedded
-async def test_with_a_database_that_does_not_answer() -> None:
+async def test_services_stop_in_time_with_a_database_that_does_not_answer() -> None:
     async with working_system() as (system, driver, workload):
         assert system.postgres is not None
         assert system.postgres.child is not None
@@ -83,7 +83,7 @@ async def test_with_a_database_that_does_not_answer() -> None:
 
 
 @pytest.mark.embedded
-async def test_with_a_database_that_is_gone() -> None:
+async def test_services_stop_in_time_without_a_database() -> None:
     async with working_system() as (system, driver, workload):
         assert system.postgres is not None
         await driver.publish_all(burst(driver, workload))
@@ -95,7 +95,7 @@ async def test_with_a_database_that_is_gone() -> None:
 
 
 @pytest.mark.embedded
-async def test_with_a_broker_that_does_not_answer() -> None:
+async def test_services_stop_in_time_with_a_broker_that_does_not_answer() -> None:
     async with working_system() as (system, driver, workload):
         assert system.kafka is not None
         assert system.kafka.child is not None
@@ -112,14 +112,14 @@ async def test_with_a_broker_that_does_not_answer() -> None:
 
 
 @pytest.mark.embedded
-async def test_with_a_broker_that_is_gone() -> None:
+async def test_services_stop_in_time_without_a_broker() -> None:
     async with running_system() as system:
         assert system.kafka is not None
         await system.kafka.stop()
         await end_all(system)
 
 
-async def test_the_shards_are_written_on_by_another_process_within_a_heartbeat_or_two() -> None:
+async def test_another_process_takes_over_the_shards_within_two_heartbeats() -> None:
     async with working_system() as (system, driver, workload):
         other = Service("allocation", system.settings.model_copy(update={"http_port": free_ports(len(SERVICES))}), {})
         other.log = other.log.with_name("allocation-2.log")
@@ -144,7 +144,7 @@ async def test_the_shards_are_written_on_by_another_process_within_a_heartbeat_o
         await driver.compare(workload.centers, workload.account_ids)
 
 
-async def test_clients_of_the_api_hold_its_end_up_for_seven_seconds_at_most() -> None:
+async def test_clients_of_the_api_delay_its_stop_by_seven_seconds_at_most() -> None:
     async with working_system() as (system, driver, workload):
         command = driver.door.admin_command(workload.centers[0], "deposit_cash", amount="1")
         await system.kill_service("allocation", signal.SIGTERM)  # No process decides.
@@ -199,7 +199,7 @@ async def published(system: RunningSystem, command_id: str) -> bool | None:
 
 
 @pytest.mark.embedded
-async def test_asked_again_a_service_ends_at_once_with_1() -> None:
+async def test_a_second_signal_ends_a_service_at_once_with_exit_code_1() -> None:
     async with working_system() as (system, _driver, _workload):
         assert system.postgres is not None
         assert system.postgres.child is not None

@@ -12,7 +12,7 @@ from tests.servers import RunningSystem
 PATIENCE_SECONDS = 30
 
 
-async def test_answers_of_a_run_stay_what_they_were(system: RunningSystem) -> None:
+async def test_live_answers_of_a_run_equal_its_later_answers_about_that_time(system: RunningSystem) -> None:
     center, account = f"bc-{uuid4()}", f"acct-{uuid4()}"
     paths = (f"/v1/business-centers/{center}", f"/v1/ad-accounts/{account}", f"/v1/ad-accounts/{account}/campaigns/c")
     remembered: list[tuple[str, dict[str, Any]]] = []

@@ -91,7 +91,7 @@ async def send_back(api: Api, **body: Any) -> None:
         body["after"] = answer.json().get("next") or ""
 
 
-async def test_odd_records_are_shown_and_sent_back_and_stop_nothing(writer: Writing, api: Api) -> None:
+async def test_odd_records_are_listed_and_replayed_and_block_nothing(writer: Writing, api: Api) -> None:
     center = await writer.opened()
     await writer.stop()
     for statement in records():

@@ -243,7 +243,7 @@ async def test_every_table_that_the_api_reads_is_tried(api: Api) -> None:
 
 
 @pytest.mark.parametrize("table", ["balance.pauses", "balance.pause_closings"])
-async def test_the_causes_of_the_vocabulary_and_no_others_can_be_written(api: Api, table: str) -> None:
+async def test_only_the_causes_of_the_vocabulary_can_be_written(api: Api, table: str) -> None:
     oid = await api.database.fetchval("SELECT $1::text::regclass::oid", table)
     subsets = [list(few) for count in range(len(CAUSES) + 1) for few in itertools.combinations(CAUSES, count)]
     for causes in subsets:
@@ -256,19 +256,19 @@ async def _takes_causes(api: Api, table: int, causes: list[str]) -> bool:
     return await lawful.takes(api.database, table, "causes", {"causes": f"'{{{','.join(causes)}}}'::text[]"})
 
 
-async def test_what_is_lawful_is_answered(api: Api) -> None:
+async def test_valid_rows_are_answered(api: Api) -> None:
     statuses = {path: (await _ask(api, path)).status_code for path in PATHS}
     unusual = {path: status for path, status in statuses.items() if status != 200}
     assert unusual == {**{path: 404 for path in PAST if MOMENTS[0] in path}, COMMAND: 422}
 
 
-async def test_an_ad_account_of_no_shard_has_no_entries(api: Api) -> None:
+async def test_an_ad_account_of_a_missing_shard_has_no_entries(api: Api) -> None:
     await api.insert("ledger.ad_accounts", ad_account_id="hostile-b", shard=77, business_center_id=BC)
     assert (await api.get("/v1/ledger", ad_account_id="hostile-b"))["entries"] == []
 
 
 @pytest.mark.parametrize("table", ROWS)
-async def test_no_value_of_a_column_makes_the_api_fail(api: Api, table: str) -> None:
+async def test_the_api_survives_any_value_of_a_column(api: Api, table: str) -> None:
     wrong: list[str] = []
     readers = await _readers(api, table)
     assert readers

@@ -739,19 +739,21 @@ async def act(url: str, case: Hostile) -> None:
         await connection.close()
 
 
-async def test_an_untouched_ledger_has_nothing_to_say(original: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_untouched_ledger_gives_no_difference_and_no_note(
+    original: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await audit(original, "verify", capsys) == await audit(original, "replay", capsys) == ""
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.refused], ids=lambda case: case.statements[-1][:60])
-async def test_what_the_server_can_refuse_it_refuses(case: Hostile, original: str) -> None:
+async def test_the_server_refuses_the_hostile_writes_that_it_can_detect(case: Hostile, original: str) -> None:
     assert case.refused is not None
     with pytest.raises(case.refused):
         await act(original, case)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.said], ids=lambda case: case.statements[-1][:60])
-async def test_what_it_cannot_refuse_an_audit_names(
+async def test_an_audit_names_the_hostile_writes_that_the_server_accepts(
     case: Hostile, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with copied(original, postgres, "hostile") as url:
@@ -761,7 +763,7 @@ async def test_what_it_cannot_refuse_an_audit_names(
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.unseen], ids=lambda case: case.statements[-1][:60])
-async def test_what_no_audit_can_know_the_page_says(
+async def test_the_security_page_admits_the_hostile_writes_that_no_audit_can_detect(
     case: Hostile, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert case.unseen in SECURITY
@@ -824,7 +826,7 @@ async def test_a_row_of_a_shard_that_does_not_exist_is_refused_or_named(
     ],
     ids=("replays", "outcomes", "batches"),
 )
-async def test_a_reference_that_leads_nowhere_is_named(
+async def test_a_dangling_reference_is_named(
     statements: tuple[str, ...], said: str, original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with copied(original, postgres, "hostile") as url:
@@ -836,7 +838,7 @@ async def test_a_reference_that_leads_nowhere_is_named(
     assert said in found
 
 
-async def test_any_number_of_policies_is_looked_at_and_a_few_are_named(
+async def test_any_number_of_policies_is_checked_and_only_a_few_are_named(
     original: str, postgres: Postgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = (
@@ -881,7 +883,7 @@ EMPTY_ZONES = (
 
 
 @pytest.mark.parametrize(("releases", "read"), [(RELEASES, 15), (EMPTY_ZONES, 59)])
-async def test_more_zones_than_a_ledger_can_have_stop_the_load_and_are_told(
+async def test_too_many_time_zones_stop_the_load_and_are_reported(
     releases: str, read: int, original: str, postgres: Postgres
 ) -> None:
     async with copied(original, postgres, "hostile") as url:
@@ -896,7 +898,7 @@ async def test_more_zones_than_a_ledger_can_have_stop_the_load_and_are_told(
             await connection.close()
 
 
-async def test_a_policy_longer_than_any_is_not_read(original: str, postgres: Postgres) -> None:
+async def test_a_policy_longer_than_any_valid_one_is_not_read(original: str, postgres: Postgres) -> None:
     async with copied(original, postgres, "hostile") as url:
         long = (
             "INSERT INTO ledger.policies VALUES ('next', json_build_object('version', 'next', 'n', repeat('x', 5000)))"

@@ -92,7 +92,7 @@ async def audited(url: str) -> int:
 HOLDS = snapshot_pieces.fields_of(Holding).index("remaining")
 
 
-async def is_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
+async def assert_loaded_as_written(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     """Assert that a load gives the state in the writer's memory."""
     loaded, _ = await snapshots.load(database, lease, STANDARD, 7)
     kept, made = list(snapshot_pieces.dump(writer.rules(lease.shard))), list(snapshot_pieces.dump(loaded))
@@ -141,7 +141,7 @@ async def write_days_of_changes(writer: LedgerWriter, seed: int, between: Any = 
             await between()
 
 
-async def test_the_past_is_decided_by_what_was_recorded(
+async def test_the_past_is_decided_by_the_recorded_inputs(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str
 ) -> None:
     """A shard is loaded from its beginning and from a snapshot, and an auditor finds no difference."""
@@ -155,15 +155,15 @@ async def test_the_past_is_decided_by_what_was_recorded(
     await fold(database_url)
     assert await audited(database_url) == PASSED
     for lease in leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     await keep()
     for lease in leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     named = await database.fetch("SELECT DISTINCT rules_version, zones_release FROM ledger.batches ORDER BY 1, 2")
     assert [tuple(row) for row in named] == [(1, "2030a"), (CURRENT, "2030a"), (CURRENT, "2030b")]
 
 
-async def test_a_release_that_lacks_zones_is_harmless(
+async def test_a_release_without_some_zones_is_harmless(
     database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accounts keep their days. A command that names a lost zone is refused: at first, in a replay, and after a load.
@@ -187,7 +187,7 @@ async def test_a_release_that_lacks_zones_is_harmless(
                     tell.command("open_ad_account", ad_account_id=f"lost-{number}", **kind),
                 ]
             )
-            await is_loaded_as_written(database, writer, lease)
+            await assert_loaded_as_written(database, writer, lease)
             if number == 2:
                 await keep_state(database, writer, lease)
         codes = await database.fetch(
@@ -200,7 +200,7 @@ async def test_a_release_that_lacks_zones_is_harmless(
     assert [name for (name,) in names] == ["UTC"]
 
 
-async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
+async def test_an_update_of_the_time_zone_package_is_harmless_and_so_is_a_host_without_it(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def keep() -> None:
@@ -212,10 +212,10 @@ async def test_an_update_of_the_package_is_harmless_and_so_is_a_host_without_it(
     monkeypatch.setattr(zones_of_the_ledger, "installed_zones", lambda: Zones("2031z", {}))
     assert await audited(database_url) == PASSED
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     await database.execute("DELETE FROM ledger.snapshots")
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
 
 
 def _with_more_cash(state: bytes) -> bytes:
@@ -245,9 +245,9 @@ def _without_its_end(state: bytes) -> bytes:
         _without_its_end,
         _with_more_cash,
     ],
-    ids=["empty", "junk", "half of it", "without its checksum", "without pieces", "without its end", "of other money"],
+    ids=["empty", "junk", "the first half", "without its checksum", "without pieces", "without its end", "other money"],
 )
-async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
+async def test_an_unusable_snapshot_costs_only_time(
     writer: LedgerWriter, database: asyncpg.Connection, spoiled: Callable[[bytes], bytes]
 ) -> None:
     kept: list[asyncpg.Record] = []
@@ -263,14 +263,14 @@ async def test_a_snapshot_that_is_no_use_costs_time_and_nothing_else(
         await database.execute("UPDATE ledger.snapshots SET state = $2 WHERE shard = $1", shard, spoiled(of_shard))
     with capture_logs() as logs:
         for lease in writer.leases:
-            await is_loaded_as_written(database, writer, lease)
+            await assert_loaded_as_written(database, writer, lease)
     told = [each["shard"] for each in logs if each["event"].startswith("a snapshot could not be used")]
     same = [shard for shard, of_shard in kept if _lines_of(spoiled(of_shard)) == _lines_of(of_shard)]
     assert sorted([*told, *same]) == [lease.shard for lease in writer.leases]
     assert len(same) < 2  # One shard has no ad account whose money could be changed.
 
 
-async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
+async def test_a_snapshot_that_does_not_fit_into_memory_is_ignored(
     writer: LedgerWriter, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write_days_of_changes(writer, seed=3)
@@ -278,7 +278,7 @@ async def test_a_snapshot_that_does_not_fit_into_memory_is_left(
     await keep_state(database, writer, lease)
     monkeypatch.setattr(snapshots, "memory_limit", lambda: 1)
     with capture_logs() as logs:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
     assert [each["error"] for each in logs if each["event"].startswith("a snapshot could not be used")] == [
         "ValueError('the snapshot does not fit into the memory of this process')"
     ]
@@ -291,7 +291,7 @@ def _lines_of(state: bytes) -> Any:
         return state
 
 
-async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
+async def test_due_timers_take_several_batches_and_an_auditor_agrees(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vouchers expire at the same moment, one in each batch. Commands are refused and accepted right behind them.
@@ -320,7 +320,7 @@ async def test_what_is_due_takes_several_batches_and_an_auditor_follows(
     assert [row[0] for row in sizes][1:3] == [[1, 1, 1, 1], [1, 1, 1]]
     assert await audited(database_url) == PASSED
     for lease in writer.leases:
-        await is_loaded_as_written(database, writer, lease)
+        await assert_loaded_as_written(database, writer, lease)
 
 
 class Watched(Redecider):
@@ -338,7 +338,7 @@ class Watched(Redecider):
             await asyncio.sleep(0)
 
 
-async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, database: asyncpg.Connection) -> None:
+async def test_loading_a_shard_does_not_block_other_tasks(writer: LedgerWriter, database: asyncpg.Connection) -> None:
     """Shards are loaded while others are written and heartbeats are sent. A large batch must not delay these."""
     await writer.write(bulk_ledger_works(accounts=2))
     tell = Told("bulk", 1)
@@ -353,7 +353,7 @@ async def test_deciding_again_lets_others_have_their_turn(writer: LedgerWriter, 
     assert watched.longest <= SLICE + 1
 
 
-async def test_newer_rules_are_refused_in_a_sentence(
+async def test_newer_rules_are_refused_with_an_explanation(
     writer: LedgerWriter, database: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workload = Workload(1, centers=1)
@@ -372,7 +372,7 @@ async def test_newer_rules_are_refused_in_a_sentence(
 # ---- Recorded time zones ------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_all(
+async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_records_all_used_ones(
     writer: LedgerWriter, database: asyncpg.Connection
 ) -> None:
     async def held() -> set[tuple[str, str]]:
@@ -390,7 +390,7 @@ async def test_a_batch_records_the_zones_that_it_uses_first_and_a_new_release_al
     assert await held() == {(name, zone) for name in ("2030a", "2030b") for zone in used}
 
 
-async def test_what_was_recorded_of_a_release_wins_and_that_is_said(
+async def test_the_recorded_content_of_a_release_wins_and_a_difference_is_logged(
     database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = INSTALLED.table["Asia/Tokyo"]
@@ -412,7 +412,7 @@ async def test_two_processes_never_record_different_bytes_for_one_zone(database:
     assert await database.fetchval("SELECT command_offset FROM ledger.shards WHERE shard = $1", lease.shard) == 2
 
 
-async def test_a_writer_that_starts_again_opens_accounts_in_any_zone(settings: Settings) -> None:
+async def test_a_restarted_writer_opens_accounts_in_any_zone(settings: Settings) -> None:
     async with writing(settings) as worker:
         center = await worker.opened()
         for zone in ("Asia/Kathmandu", "Europe/Kiev"):

@@ -59,7 +59,7 @@ async def late_follower(writer: Writing) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-async def test_the_record_that_fails_is_quarantined_and_all_others_are_charged_in_order(
+async def test_a_record_that_fails_is_quarantined_and_all_others_are_charged_in_order(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
@@ -108,7 +108,7 @@ async def test_a_command_that_fails_is_quarantined_and_gets_no_outcome(
     assert [row["topic"] for row in await writer.quarantined()] == ["finance.commands"]
 
 
-async def test_after_the_fix_a_replay_charges_it_also_where_it_was_forwarded(
+async def test_a_replay_after_the_fix_charges_failed_records_and_also_forwarded_ones(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened(2)
@@ -133,7 +133,7 @@ async def test_after_the_fix_a_replay_charges_it_also_where_it_was_forwarded(
 
 
 @pytest.mark.parametrize("one_at_a_time", [False, True])
-async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_again(
+async def test_five_failures_in_a_row_stop_only_their_shard_until_the_process_restarts(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, one_at_a_time: bool
 ) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
@@ -164,7 +164,7 @@ async def test_five_in_a_row_stop_their_shard_alone_until_the_process_starts_aga
     assert figure("drawdown_shard_stopped", shard=0) == 0
 
 
-async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_other(
+async def test_a_shard_that_cannot_be_loaded_is_retried_and_delays_no_other(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
@@ -197,7 +197,7 @@ async def test_a_shard_that_cannot_be_loaded_is_tried_again_and_holds_up_no_othe
     await writer.standing(0, "writing")
 
 
-async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_tried(writer: Writing) -> None:
+async def test_retries_keep_the_reported_start_of_a_failure_and_the_waiting_records(writer: Writing) -> None:
     """Its records are fetched and decided again and again, and cannot be written."""
     center = await writer.opened(0)
     await writer.database.execute("REVOKE INSERT ON ledger.entries_0 FROM drawdown_allocation")
@@ -208,7 +208,7 @@ async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_t
     for tries in (3, 5):
 
         async def tried(tries: int = tries) -> bool | None:
-            assert await said_to_wait(writer, 0, 7) is not None, "also while it is tried"
+            assert await reported_wait(writer, 0, 7) is not None, "also while it is tried"
             return True if len(writer.told("the shard cannot be written")) >= tries else None
 
         await until(f"it was tried {tries} times", tried)
@@ -223,7 +223,7 @@ async def test_since_when_a_shard_fails_and_what_waits_for_it_stay_whatever_is_t
     assert await counted(writer, 0, 0) is None
 
 
-async def said_to_wait(writer: Writing, shard: int, records: int) -> asyncpg.Record | None:
+async def reported_wait(writer: Writing, shard: int, records: int) -> asyncpg.Record | None:
     """Return what is said of a shard for which this many records wait; None if another number is said."""
     return await writer.database.fetchrow(
         "SELECT waiting_since FROM ledger.shard_states WHERE shard = $1 AND waiting_records = $2", shard, records
@@ -232,11 +232,11 @@ async def said_to_wait(writer: Writing, shard: int, records: int) -> asyncpg.Rec
 
 async def counted(writer: Writing, shard: int, records: int) -> Any:
     """Wait until this many records are said to wait for a shard; return since when the first has."""
-    row = await until(f"{records} records wait for shard {shard}", partial(said_to_wait, writer, shard, records))
+    row = await until(f"{records} records wait for shard {shard}", partial(reported_wait, writer, shard, records))
     return row["waiting_since"]
 
 
-async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Writing) -> None:
+async def test_a_worker_that_loses_its_connection_restarts_without_the_others(writer: Writing) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
     epochs = await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1")
     for _ in range(3):
@@ -250,7 +250,7 @@ async def test_a_worker_that_loses_its_connection_begins_again_alone(writer: Wri
     assert await writer.database.fetch("SELECT shard, epoch FROM ledger.shards ORDER BY 1") == epochs
 
 
-async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_go_on(
+async def test_a_shard_whose_offsets_kafka_lacks_reports_it_and_the_others_continue(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center, neighbour = await writer.opened(0), await writer.opened(1)
@@ -271,7 +271,7 @@ async def test_a_shard_whose_offsets_kafka_does_not_have_says_so_and_the_others_
     assert await writer.charged(center) == ids(events[:1])
 
 
-async def test_a_state_that_was_dropped_leaves_nothing_behind(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dropped_state_leaves_no_objects_in_memory(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
     """This includes objects that the garbage collector ignores, because a load set them apart."""
     center = await writer.opened()
     poisoned(monkeypatch)
@@ -292,7 +292,7 @@ async def test_a_state_that_was_dropped_leaves_nothing_behind(writer: Writing, m
     assert after == before
 
 
-async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> None:
+async def test_the_checkpoint_of_outcomes_never_moves_backwards(writer: Writing) -> None:
     """The shard's previous owner may still be publishing outcomes that were published long ago."""
     center = await writer.opened()
 
@@ -331,7 +331,7 @@ async def test_the_checkpoint_of_outcomes_never_goes_back(writer: Writing) -> No
         assert await writer.database.fetchval("SELECT position FROM ledger.checkpoints WHERE shard = 0") == 4
 
 
-async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
+async def test_outcomes_that_cannot_be_published_delay_no_shard(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -355,7 +355,7 @@ async def test_outcomes_that_cannot_be_published_hold_up_no_shard(
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["fails", "hangs"])
-async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
+async def test_unpublishable_outcomes_of_one_shard_do_not_delay_other_outcomes(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     publish = outcome_publishing._publish_some
@@ -389,7 +389,7 @@ async def test_outcomes_of_one_shard_that_cannot_be_published_hold_up_no_others(
     await until("those of shard 0 are published", partial(published, 0))
 
 
-async def test_a_checkpoint_of_outcomes_that_is_locked_holds_up_no_other_shard(writer: Writing) -> None:
+async def test_a_locked_checkpoint_of_outcomes_delays_no_other_shard(writer: Writing) -> None:
     centers = [await writer.opened(shard) for shard in range(4)]
 
     async def published(shard: int, position: int) -> bool:
@@ -410,7 +410,7 @@ async def test_a_checkpoint_of_outcomes_that_is_locked_holds_up_no_other_shard(w
         await until("they are published", partial(published, shard, 4))
 
 
-async def test_a_shard_that_fails_as_the_process_ends_is_given_up_like_the_others(
+async def test_a_shard_that_fails_during_shutdown_is_released_like_the_others(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened()
@@ -445,7 +445,7 @@ async def cut_off(writer: Writing, instead: type[Exception]) -> None:
     writer.allocation = None
 
 
-async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
+async def test_the_result_of_a_commit_in_progress_at_shutdown_is_reported(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened()
@@ -463,7 +463,7 @@ async def test_what_a_commit_under_way_at_the_end_came_to_is_told(
     assert line["error"] == "DiskFullError: no space left"
 
 
-async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
+async def test_a_commit_whose_connection_was_lost_is_not_reported_as_undone(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection may have been lost before or after the database received the commit."""
@@ -482,7 +482,7 @@ async def test_of_a_commit_whose_connection_went_nobody_says_that_it_is_undone(
     assert not writer.told("the batch that was being committed is undone")
 
 
-async def test_a_commit_that_was_waited_for_at_the_end_is_told(
+async def test_a_commit_that_completes_during_shutdown_is_reported(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened()
@@ -510,7 +510,9 @@ async def test_a_commit_that_was_waited_for_at_the_end_is_told(
     assert writer.told("the batch that was being committed is in the ledger")
 
 
-async def test_what_fails_as_it_is_written_is_found_by_halves(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_that_cannot_be_written_is_found_by_bisection(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PostgreSQL refuses one of many records. Only writing them one by one shows which."""
     center = await writer.opened()
     await writer.database.execute(
@@ -552,7 +554,7 @@ STRAYS = {
 
 
 @pytest.mark.parametrize("table", STRAYS)
-async def test_a_row_in_the_place_of_the_next_one_is_no_fault_of_any_record(writer: Writing, table: str) -> None:
+async def test_a_foreign_row_in_the_next_place_is_not_blamed_on_any_record(writer: Writing, table: str) -> None:
     """Another session wrote it. The shard reports it, waits, and continues when the row is gone."""
     center = await writer.opened()
     insert, beyond = STRAYS[table]

@@ -66,7 +66,7 @@ async def held(admin: AIOKafkaAdminClient, users: set[str], rights: set[Any], li
     await until(f"users {users}, rights {rights}, quotas {limits}", ask)
 
 
-async def test_the_cluster_has_what_the_table_says_and_of_ours_nothing_else(
+async def test_the_cluster_has_exactly_the_rights_of_the_table_for_our_users(
     settings: Settings, admin: AIOKafkaAdminClient, passwords: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = (set(PRINCIPALS), set(_rights()), quotas(settings))
@@ -91,7 +91,7 @@ async def test_the_cluster_has_what_the_table_says_and_of_ours_nothing_else(
     assert capsys.readouterr().out.splitlines()[-1] == "other users, left alone: analysts"
 
 
-async def test_a_user_may_send_as_much_as_the_settings_say(
+async def test_a_user_may_send_as_many_bytes_as_the_settings_say(
     settings: Settings, admin: AIOKafkaAdminClient, passwords: Path
 ) -> None:
     less = settings.model_copy(update={"kafka_ad_delivery_bytes_per_second": 7})

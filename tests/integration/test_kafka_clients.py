@@ -67,7 +67,7 @@ async def test_a_start_that_is_cancelled_leaves_no_connection_open(
     assert answers > 2
 
 
-async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) -> None:
+async def test_a_consumer_that_is_stopped_at_once_ends_cleanly(settings: Settings) -> None:
     await ensure_topics(settings)
     consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
     consumer.assign([TopicPartition(SPEND_EVENTS, 0)])
@@ -75,7 +75,7 @@ async def test_a_consumer_that_is_stopped_at_once_ends_well(settings: Settings) 
     assert not left_open()
 
 
-async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
+async def test_a_producer_whose_broker_does_not_answer_is_disconnected(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it would send its remaining records over a new connection as soon as the broker answers."""
@@ -97,7 +97,7 @@ async def test_a_producer_whose_broker_does_not_answer_is_cut_off(
     assert not pending.done() or pending.exception() is not None
 
 
-async def test_who_asks_over_a_consumer_that_was_stopped_leaves_no_connection_open(settings: Settings) -> None:
+async def test_a_request_through_a_stopped_consumer_leaves_no_connection_open(settings: Settings) -> None:
     await ensure_topics(settings)
     consumer = await start_client(settings, AIOKafkaConsumer, enable_auto_commit=False)
     await stop_client(consumer)
@@ -106,7 +106,7 @@ async def test_who_asks_over_a_consumer_that_was_stopped_leaves_no_connection_op
     assert not left_open()
 
 
-async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) -> None:
+async def test_a_subscriber_skips_unreadable_records(settings: Settings) -> None:
     """aiokafka refuses a header whose name is not UTF-8, and would never continue."""
     await ensure_topics(settings)
     producer = await start_client(settings, AIOKafkaProducer)
@@ -130,7 +130,7 @@ async def test_a_subscriber_passes_over_what_cannot_be_read(settings: Settings) 
         await stop_client(producer)
 
 
-async def test_nobody_asks_over_a_consumer_that_is_being_stopped(
+async def test_no_client_sends_requests_through_a_consumer_that_is_being_stopped(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that sends another request connects again, and nothing would close that connection."""

@@ -179,12 +179,12 @@ async def test_a_system_charges_spend_over_tls_with_a_password(security: dict[st
         await until("the signal of the pause", is_told)
 
 
-async def test_who_has_the_password_gets_in(security: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_client_with_the_password_gets_in(security: dict[str, Any], tmp_path: Path) -> None:
     await ask(tmp_path, security)
     await ask(tmp_path, security, kafka_password_file=None, kafka_password=PASSWORD)
 
 
-async def test_who_has_not_is_told_so_at_once(security: dict[str, Any], tmp_path: Path) -> None:
+async def test_a_client_with_wrong_credentials_is_refused_at_once(security: dict[str, Any], tmp_path: Path) -> None:
     for wrong in ({"kafka_password_file": None, "kafka_password": "battery staple"}, {"kafka_username": "somebody"}):
         with pytest.raises(
             BadSettingError, match=r"^DRAWDOWN_KAFKA_USERNAME: Kafka at .* rejects the user .* or the password$"
@@ -194,7 +194,7 @@ async def test_who_has_not_is_told_so_at_once(security: dict[str, Any], tmp_path
         await ask(tmp_path, security, kafka_sasl_mechanism="SCRAM-SHA-256")
 
 
-async def test_a_server_with_another_authoritys_certificate_gets_no_password(
+async def test_a_server_with_a_certificate_of_another_authority_gets_no_password(
     security: dict[str, Any], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.pem"
@@ -212,7 +212,7 @@ async def test_a_server_under_another_name_gets_no_password(security: dict[str, 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kafka_security", ["plaintext", "sasl_plaintext", "ssl"])
-async def test_who_speaks_otherwise_is_told_after_a_while(
+async def test_a_client_with_another_protocol_gets_an_error_after_a_while(
     security: dict[str, Any], tmp_path: Path, kafka_security: str
 ) -> None:
     with pytest.raises(CannotGoOnError, match=f"expect DRAWDOWN_KAFKA_SECURITY={kafka_security}\\?"):
@@ -227,7 +227,7 @@ async def test_a_server_without_tls_gets_no_password(
         await ask(tmp_path, security, kafka_bootstrap_servers=kafka.url)
 
 
-async def test_a_service_that_is_not_let_in_ends_with_one_line(
+async def test_a_service_without_access_ends_with_one_line(
     security: dict[str, Any], tmp_path: Path, database_url: str
 ) -> None:
     wrong = {"kafka_username": "somebody", "api_authentication": "off", "database_url": database_url}

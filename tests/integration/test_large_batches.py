@@ -52,7 +52,7 @@ async def kill(writer: Writing) -> None:
 
 @pytest.mark.embedded  # Apache Kafka inspects such batches and refuses them. `tests.security` sends real ones.
 @pytest.mark.parametrize("topic", TOPICS)
-async def test_batches_beyond_the_bound_are_a_row_each_and_what_is_around_them_is_decided(
+async def test_batches_beyond_the_bound_become_a_row_each_and_records_around_them_are_decided(
     settings: Settings, topic: str
 ) -> None:
     made = {name: batch(held, 7, codec=codec) for name, (codec, held) in bombs(17).items()}
@@ -87,7 +87,7 @@ async def test_batches_beyond_the_bound_are_a_row_each_and_what_is_around_them_i
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_decided(
+async def test_a_batch_of_too_many_records_becomes_a_row_and_records_after_it_are_decided(
     settings: Settings, topic: str
 ) -> None:
     many = batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1
@@ -105,7 +105,9 @@ async def test_a_batch_of_too_many_records_is_a_row_and_what_is_behind_it_is_dec
         assert (await offsets(writer))[topic] == first + many + 1
 
 
-async def test_many_large_records_are_many_transactions(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_large_records_are_split_into_many_transactions(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Records within the bounds are kept whole: eight megabytes in a transaction, and in this test one."""
     few = batch_bounds.Bounds(records=5_000, bytes=batch_bounds.MIB, entries=20_000, seconds=60.0)
     monkeypatch.setattr(batch_bounds, "BOUNDS", few)
@@ -126,7 +128,7 @@ async def test_many_large_records_are_many_transactions(settings: Settings, monk
         assert await writer.charged(elsewhere) == [event["event_id"] for event in good]
 
 
-async def test_of_large_records_the_beginning_is_kept_with_the_business_center(settings: Settings) -> None:
+async def test_the_beginning_and_business_center_of_large_records_are_kept(settings: Settings) -> None:
     async with writing(settings) as writer:
         center = await writer.opened()
         large = dumps([spend(center, note="x" * 70 * KIB), {"note": "x" * 70 * KIB, **spend(center)}])
@@ -161,7 +163,7 @@ def _kept(row: Any) -> int:
     return len(row["raw"] or b"") + len(row["key"] or b"") + len(row["headers"] or "")
 
 
-async def test_a_forwarded_record_of_which_nobody_tells_is_decided_all_the_same(settings: Settings) -> None:
+async def test_a_forwarded_record_without_a_notification_is_decided(settings: Settings) -> None:
     """A notification is lost together with the connection that listens."""
     async with writing(settings) as writer:
         center = await writer.opened()
@@ -176,7 +178,7 @@ async def test_a_forwarded_record_of_which_nobody_tells_is_decided_all_the_same(
         assert await writer.charged(center) == [event["event_id"] for event in events]
 
 
-async def test_forwarded_records_are_read_by_all_their_bytes(
+async def test_reads_of_forwarded_records_are_bounded_by_all_their_bytes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows from before the bound: they have no value, and a key or headers of any size, above the bound or below it."""

@@ -27,7 +27,7 @@ async def takes(database: asyncpg.Connection, table: asyncpg.Record, column: str
 
 
 @pytest.mark.parametrize("amount", UNLAWFUL)
-async def test_no_role_can_write_an_amount_that_no_answer_can_show(database_url: str, amount: str) -> None:
+async def test_no_role_can_write_an_amount_that_answers_cannot_show(database_url: str, amount: str) -> None:
     database = await asyncpg.connect(database_url)
     try:
         tables = await database.fetch(WRITABLE, list(SERVICE_ROLES))

@@ -41,7 +41,7 @@ async def takes(database: asyncpg.Connection, table: asyncpg.Record, column: str
     return await lawful.takes(database, table["oid"], "times", row)
 
 
-async def test_no_role_can_write_a_time_that_python_has_not(database: asyncpg.Connection) -> None:
+async def test_no_role_can_write_a_time_that_python_cannot_represent(database: asyncpg.Connection) -> None:
     tables = await database.fetch(WRITABLE, list(SERVICE_ROLES))
     assert {"ledger.entries", "ledger.checkpoints_balance", "incentives.deals"} < {table["name"] for table in tables}
     for table in tables:
@@ -51,7 +51,7 @@ async def test_no_role_can_write_a_time_that_python_has_not(database: asyncpg.Co
             assert taken == [], (table["name"], column)
 
 
-async def test_what_functions_write_for_a_role_is_bounded_too(database: asyncpg.Connection) -> None:
+async def test_times_that_functions_write_for_a_role_are_bounded_too(database: asyncpg.Connection) -> None:
     superuser = await database.fetchval("SELECT current_user::text")
     tables = {table["name"]: table for table in await database.fetch(WRITABLE, [superuser])}
     for name in OF_FUNCTIONS:

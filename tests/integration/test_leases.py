@@ -24,7 +24,7 @@ STALLED_BEATS = round(2.5 * LEASE_SECONDS / 0.25)
 
 
 @asynccontextmanager
-async def commits_standing_still(database: asyncpg.Connection) -> AsyncIterator[None]:
+async def blocked_commits(database: asyncpg.Connection) -> AsyncIterator[None]:
     """Make every durable commit wait with its locks while the block runs, for a standby that never comes."""
     await database.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await database.execute("SELECT pg_reload_conf()")
@@ -49,13 +49,13 @@ async def epochs(database: asyncpg.Connection) -> dict[int, tuple[str, int]]:
     return {row["shard"]: (row["owner"], row["epoch"]) for row in rows}
 
 
-async def shared_out_to_two(database: asyncpg.Connection) -> bool | None:
+async def shared_by_two_processes(database: asyncpg.Connection) -> bool | None:
     owners = [owner for owner, _ in (await epochs(database)).values()]
     shares = Counter(owners)
     return True if None not in shares and list(shares.values()) == [SHARDS // 2, SHARDS // 2] else None
 
 
-async def beats(database: asyncpg.Connection) -> dict[str, int]:
+async def heartbeats(database: asyncpg.Connection) -> dict[str, int]:
     return dict(await database.fetch("SELECT owner, beat FROM ledger.allocators"))
 
 
@@ -72,7 +72,7 @@ def spend(center: str) -> Record:
     }
 
 
-async def test_a_stalled_disk_lets_nobody_be_overtaken_and_nothing_be_decided_twice() -> None:
+async def test_a_stalled_disk_causes_no_takeover_and_no_double_decision() -> None:
     async with (
         running_system(shards=SHARDS, services=("allocation", "balance", "api")) as system,
         FrontDoor(system) as door,
@@ -87,17 +87,17 @@ async def test_a_stalled_disk_lets_nobody_be_overtaken_and_nothing_be_decided_tw
             await door.accepted(center, "open_ad_account", ad_account_id=center, **account)
             await door.accepted(center, "deposit_cash", ad_account_id=center, amount="100")
         add_allocation(system)
-        await until("two processes own the shards", lambda: shared_out_to_two(database))
+        await until("two processes own the shards", lambda: shared_by_two_processes(database))
         before = await epochs(database)
         sent: list[Record] = []
-        async with commits_standing_still(database):
-            began = await beats(database)
+        async with blocked_commits(database):
+            began = await heartbeats(database)
 
             async def both_beat_on() -> bool | None:
                 event = spend(centers[len(sent) % SHARDS])
                 sent.append(event)
                 await door.publish(event)
-                now = await beats(database)
+                now = await heartbeats(database)
                 return True if all(now[owner] - beat >= STALLED_BEATS for owner, beat in began.items()) else None
 
             await until("both processes beat on, for longer than a lease", both_beat_on)

@@ -67,7 +67,7 @@ async def longest_ms(api: Api, path: str) -> float:
     return min(tries)
 
 
-async def test_a_business_center_that_leaves_out_many_accounts_is_answered_in_pieces(api: Api) -> None:
+async def test_a_business_center_with_many_excluded_accounts_is_answered_in_pieces(api: Api) -> None:
     center = "a-business-center-with-a-long-name"
     await write_center(api, center, 2)
     await leave_out(api, center, LEFT_OUT)

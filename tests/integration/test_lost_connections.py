@@ -37,19 +37,21 @@ async def raised_by(action: Callable[[], Awaitable[Any]]) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
-async def test_a_value_that_fits_no_column_is_no_lost_database(connection: asyncpg.Connection) -> None:
+async def test_a_value_that_fits_no_column_does_not_count_as_a_lost_database(connection: asyncpg.Connection) -> None:
     error = await raised_by(lambda: connection.execute("SELECT $1::smallint", 10**9))
     assert isinstance(error, asyncpg.DataError | asyncpg.InterfaceError)
     assert not is_lost(error)
 
 
-async def test_a_statement_that_is_wrong_is_no_lost_database(connection: asyncpg.Connection) -> None:
+async def test_a_wrong_statement_does_not_count_as_a_lost_database(connection: asyncpg.Connection) -> None:
     for statement in ("SELEKT", "SELECT 1/0", "SELECT * FROM nowhere"):
         error = await raised_by(lambda statement=statement: connection.execute(statement))  # type: ignore[misc]
         assert not is_lost(error), statement
 
 
-async def test_a_connection_used_twice_at_once_is_no_lost_database(connection: asyncpg.Connection) -> None:
+async def test_a_connection_used_twice_at_once_does_not_count_as_a_lost_database(
+    connection: asyncpg.Connection
+) -> None:
     first = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)"))
     await asyncio.sleep(0)
     error = await raised_by(lambda: connection.execute("SELECT 1"))
@@ -58,7 +60,7 @@ async def test_a_connection_used_twice_at_once_is_no_lost_database(connection: a
     assert not is_lost(error)
 
 
-async def test_a_session_that_the_server_ended_is_lost(settings: Settings, connection: asyncpg.Connection) -> None:
+async def test_a_session_ended_by_the_server_counts_as_lost(settings: Settings, connection: asyncpg.Connection) -> None:
     admin = await asyncpg.connect(settings.database_url)
     waiting = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
     while not await admin.fetchval("SELECT pg_terminate_backend($1)", connection.get_server_pid()):
@@ -68,31 +70,31 @@ async def test_a_session_that_the_server_ended_is_lost(settings: Settings, conne
     await admin.close()
 
 
-async def test_a_connection_that_was_closed_here_is_lost(connection: asyncpg.Connection) -> None:
+async def test_a_connection_closed_by_the_client_counts_as_lost(connection: asyncpg.Connection) -> None:
     connection.terminate()
     assert is_lost(await raised_by(lambda: connection.execute("SELECT 1")))
 
 
-async def test_a_pool_that_was_closed_is_lost(settings: Settings) -> None:
+async def test_a_closed_pool_counts_as_lost(settings: Settings) -> None:
     pool = await asyncpg.create_pool(settings.database_url, min_size=1, max_size=1)
     await pool.close()
     assert is_lost(await raised_by(lambda: pool.fetch("SELECT 1")))
 
 
-async def test_nobody_at_the_port_is_lost(settings: Settings) -> None:
+async def test_an_unused_port_counts_as_lost(settings: Settings) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"postgresql://postgres@localhost:{unused.getsockname()[1]}/postgres"
         assert is_lost(await raised_by(lambda: asyncpg.connect(url)))
 
 
-async def test_a_setting_that_no_connection_can_have_is_a_bad_setting_at_once(settings: Settings) -> None:
+async def test_an_invalid_connection_setting_is_a_bad_setting_at_once(settings: Settings) -> None:
     url = f"{settings.database_url}?target_session_attrs=perhaps"
     with pytest.raises(BadSettingError, match="DRAWDOWN_DATABASE_URL"):
         await connect(settings.model_copy(update={"database_url": url}), "drawdown_api", "test")
 
 
-def test_a_password_file_that_is_gone_is_a_bad_setting(tmp_path: Path) -> None:
+def test_a_missing_password_file_is_a_bad_setting(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.touch()
     settings = Settings(database_url="postgresql://someone@127.0.0.1:1/drawdown", database_password_file=file)
@@ -119,7 +121,7 @@ def test_a_password_file_that_is_gone_is_a_bad_setting(tmp_path: Path) -> None:
         (KeyError("a typing mistake"), False),
     ],
 )
-def test_other_errors(error: BaseException, lost: bool) -> None:
+def test_each_other_error_is_classified(error: BaseException, lost: bool) -> None:
     assert is_lost(error) == lost
 
 
@@ -134,5 +136,5 @@ def test_other_errors(error: BaseException, lost: bool) -> None:
         (ValueError(), False),
     ],
 )
-def test_the_broker_is_away_or_we_asked_wrongly(error: BaseException, away: bool) -> None:
+def test_an_unavailable_broker_is_distinguished_from_a_wrong_request(error: BaseException, away: bool) -> None:
     assert is_broker_unavailable(error) == away

@@ -61,16 +61,16 @@ async def applied(admin: asyncpg.Connection) -> list[str]:
     return [row[0] for row in await admin.fetch("SELECT name FROM public.migrations ORDER BY name")]
 
 
-async def test_an_empty_database_gets_them_all_in_their_order_and_only_once(empty: Settings) -> None:
+async def test_an_empty_database_gets_all_migrations_in_order_and_only_once(empty: Settings) -> None:
     assert await migrate(empty) == NAMES
     assert await migrate(empty) == []
 
 
-async def test_of_two_processes_one_migrates_and_the_other_waits(empty: Settings) -> None:
+async def test_one_of_two_processes_migrates_and_the_other_waits(empty: Settings) -> None:
     assert sorted(await asyncio.gather(migrate(empty), migrate(empty))) == [[], NAMES]
 
 
-async def test_a_migration_that_fails_leaves_nothing_of_any(
+async def test_a_failed_migration_undoes_all_migrations(
     empty: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Migration("9999_failing.sql", "CREATE TABLE ledger.half_done (); SELECT 1 / 0;")
@@ -84,7 +84,7 @@ async def test_a_migration_that_fails_leaves_nothing_of_any(
     assert await admin.fetchval("SELECT to_regclass('ledger.half_done')") is None
 
 
-async def test_a_migration_behind_a_long_transaction_says_so_gives_up_and_changes_nothing(
+async def test_a_migration_behind_a_long_transaction_reports_it_and_gives_up_without_changes(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(migrating, "LOCK_TIMEOUT_SECONDS", 2)
@@ -118,12 +118,12 @@ async def test_an_applied_migration_that_was_edited_is_refused(
         await connect(migrated, "drawdown_api", "a test")
 
 
-async def test_another_number_of_shards_is_refused(migrated: Settings) -> None:
+async def test_a_wrong_number_of_shards_is_refused(migrated: Settings) -> None:
     with pytest.raises(CannotGoOnError, match="this ledger has 4 shards, DRAWDOWN_SHARDS says 5"):
         await migrate(migrated.model_copy(update={"shards": 5}))
 
 
-async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
+async def test_rows_in_tables_that_must_be_empty_stop_the_migration_until_they_are_removed(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As docs/runbook.md says: the superuser looks at the rows and removes them."""
@@ -145,7 +145,7 @@ async def test_rows_where_none_may_stand_stop_the_migration_until_they_are_gone(
     assert await migrate(migrated) == ["9999_bounds.sql"]
 
 
-async def test_times_that_nobody_can_read_stop_the_migration_until_they_are_gone(
+async def test_unreadable_times_stop_the_migration_until_they_are_corrected(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As docs/runbook.md says: the constraint's table shows them. They are written again, or set to what the entries
@@ -164,7 +164,7 @@ async def test_times_that_nobody_can_read_stop_the_migration_until_they_are_gone
     assert await migrate(migrated) == ["9999_times.sql"]
 
 
-async def test_a_ledger_gets_a_later_migration_with_its_data_and_goes_on(
+async def test_a_ledger_with_data_gets_a_later_migration_and_continues(
     migrated: Settings, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write_random_ledger(migrated.database_url, seed=7, steps=100)
@@ -178,7 +178,7 @@ async def test_a_ledger_gets_a_later_migration_with_its_data_and_goes_on(
     await (await connect(migrated, "drawdown_api", "a test")).close()
 
 
-def test_migrations_are_numbered_in_one_row_wherever_they_lie() -> None:
+def test_migrations_of_all_folders_share_one_sequence_of_numbers() -> None:
     assert [int(name[:4]) for name in NAMES] == [*range(1, len(NAMES) + 1)]
     assert NAMES[0] == "0001_guards.sql"
 
@@ -192,7 +192,7 @@ async def made_before_the_first_release(admin: asyncpg.Connection, columns: str 
 
 
 @pytest.mark.parametrize("columns", ["", ", sha256 text"])
-async def test_a_database_from_before_the_first_release_is_refused_with_what_to_do(
+async def test_a_database_from_before_the_first_release_is_refused_with_instructions(
     columns: str, empty: Settings, admin: asyncpg.Connection
 ) -> None:
     await made_before_the_first_release(admin, columns)
@@ -257,7 +257,7 @@ async def test_a_newer_database_is_refused_by_every_service(
     assert await admin.fetchval("SELECT count(*) FROM ledger.policies") == 0
 
 
-async def test_a_connection_that_is_made_again_looks_again(migrated: Settings, admin: asyncpg.Connection) -> None:
+async def test_a_new_connection_checks_the_schema_again(migrated: Settings, admin: asyncpg.Connection) -> None:
     connection = await connect(migrated, "drawdown_balance", "a test")
     await connection.close()
     await admin.execute("INSERT INTO public.migrations (name, sha256) VALUES ('9999_of_tomorrow.sql', 'any')")

@@ -25,7 +25,7 @@ BECAUSE = "it makes the decoder fail; ticket 4711"
 
 
 @pytest.fixture
-def stumbling(monkeypatch: pytest.MonkeyPatch) -> None:
+def failing_at_poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the writer fail at records that contain "poison", for an unexpected reason."""
 
     def stumbles(decode: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,9 +48,9 @@ def poisoned(topic: str, center: str) -> Message:
     return spend(center, **fields) if topic == SPEND_EVENTS else command(center, "deposit_cash", amount="1", **fields)
 
 
-@pytest.mark.usefixtures("stumbling")
+@pytest.mark.usefixtures("failing_at_poison")
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
-async def test_a_shard_that_stands_at_a_record_is_led_past_it(settings: Settings, topic: str) -> None:
+async def test_a_shard_that_is_stopped_by_a_record_is_moved_past_it(settings: Settings, topic: str) -> None:
     """The procedure of the runbook, while the writer runs and fails again and again."""
     async with writing(settings) as writer:
         center, elsewhere = await writer.opened(), await writer.opened(1)
@@ -80,9 +80,9 @@ async def test_a_shard_that_stands_at_a_record_is_led_past_it(settings: Settings
         assert await replay(settings) == 0
 
 
-@pytest.mark.usefixtures("stumbling")
+@pytest.mark.usefixtures("failing_at_poison")
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
-async def test_so_is_one_with_headers_which_are_kept(settings: Settings, topic: str) -> None:
+async def test_a_skipped_record_keeps_its_headers(settings: Settings, topic: str) -> None:
     headers = [("trace-id", b"1"), ("nothing", None), ("ce_time", b"\xff")]
     async with writing(settings) as writer:
         center = await writer.opened()
@@ -97,7 +97,7 @@ async def test_so_is_one_with_headers_which_are_kept(settings: Settings, topic: 
 
 
 @pytest.mark.parametrize("topic", [SPEND_EVENTS, FINANCE_COMMANDS])
-async def test_what_is_still_to_come_is_not_passed_over(settings: Settings, topic: str) -> None:
+async def test_a_future_record_cannot_be_skipped(settings: Settings, topic: str) -> None:
     """The shard has recovered meanwhile. Whatever comes next is valid, and nobody would notice its loss."""
     async with writing(settings) as writer:
         center = await writer.opened()
@@ -114,8 +114,8 @@ async def test_what_is_still_to_come_is_not_passed_over(settings: Settings, topi
         assert await operators_log(writer) == []
 
 
-@pytest.mark.usefixtures("stumbling")
-async def test_nothing_but_the_next_record_is_passed_over(settings: Settings) -> None:
+@pytest.mark.usefixtures("failing_at_poison")
+async def test_only_the_next_record_can_be_skipped(settings: Settings) -> None:
     async with writing(settings) as writer:
         center = await writer.opened()
         (offset,) = await writer.send(poisoned(SPEND_EVENTS, center))
@@ -137,7 +137,7 @@ async def test_nothing_but_the_next_record_is_passed_over(settings: Settings) ->
         assert (await writer.quarantined(), await operators_log(writer)) == ([], [])
 
 
-async def test_it_works_while_nobody_writes_and_where_the_record_cannot_be_read(
+async def test_an_unreadable_record_is_skipped_while_no_process_writes(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolated_reading, "READ_SECONDS", 0.0)
@@ -158,7 +158,7 @@ async def test_it_works_while_nobody_writes_and_where_the_record_cannot_be_read(
 
 
 @pytest.mark.embedded  # Apache Kafka inspects such a batch and refuses it.
-async def test_of_a_batch_that_cannot_be_read_one_offset_is_passed_over(settings: Settings) -> None:
+async def test_one_offset_of_an_unreadable_batch_is_skipped(settings: Settings) -> None:
     codec, packed = bombs(17)["zstd"]
     async with writing(settings) as writer:
         center = await writer.opened()
@@ -175,7 +175,7 @@ async def test_of_a_batch_that_cannot_be_read_one_offset_is_passed_over(settings
         assert found == [("skipped", offset, size), ("too_large", offset + 1, size)]
 
 
-async def test_an_audit_finds_a_skipped_record_that_no_operator_owns_up_to(settings: Settings) -> None:
+async def test_an_audit_finds_a_skipped_record_without_an_entry_in_the_log_of_operators(settings: Settings) -> None:
     async with writing(settings) as writer:
         await writer.opened()
         await writer.stop()
@@ -191,7 +191,7 @@ async def test_an_audit_finds_a_skipped_record_that_no_operator_owns_up_to(setti
         assert await verify(settings) == 1
 
 
-async def test_the_command_line_says_what_it_did_and_the_log_keeps_it(settings: Settings) -> None:
+async def test_the_command_line_reports_the_skip_and_the_log_keeps_it(settings: Settings) -> None:
     async with writing(settings) as writer:
         center = await writer.opened()
         await writer.stop()

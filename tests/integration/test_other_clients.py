@@ -86,7 +86,7 @@ async def test_spends_of_every_codec_are_charged(door: FrontDoor, codec: str) ->
     assert await charged(door, events) == len(events)
 
 
-async def test_spends_that_the_topic_compresses_itself_are_charged(door: FrontDoor) -> None:
+async def test_spends_that_the_topic_compresses_are_charged(door: FrontDoor) -> None:
     settings = door.system.settings
     await compress_in_the_topic(settings, SPEND_EVENTS, "zstd")
     try:
@@ -129,7 +129,7 @@ async def no_skip(door: FrontDoor, shard: int) -> str:
         await database.close()
 
 
-async def test_what_is_committed_is_charged_and_what_is_aborted_never_is(door: FrontDoor) -> None:
+async def test_committed_spends_are_charged_and_aborted_ones_never(door: FrontDoor) -> None:
     kept, dropped = spends(COMMITTED), spends(ABORTED)
 
     def work() -> None:
@@ -149,7 +149,7 @@ async def test_what_is_committed_is_charged_and_what_is_aborted_never_is(door: F
     assert await charged(door, dropped) == 0
 
 
-async def test_the_end_of_a_transaction_is_no_record_that_waits(door: FrontDoor) -> None:
+async def test_the_end_of_a_transaction_does_not_count_as_a_waiting_record(door: FrontDoor) -> None:
     """It takes an offset of the topic, but no consumer ever gets it."""
 
     def work() -> None:
@@ -169,9 +169,7 @@ async def test_the_end_of_a_transaction_is_no_record_that_waits(door: FrontDoor)
         await until("nothing waits", nothing_waits)
 
 
-async def test_a_transaction_that_stays_open_holds_up_what_is_behind_it_until_the_broker_aborts_it(
-    door: FrontDoor,
-) -> None:
+async def test_an_open_transaction_delays_later_records_until_the_broker_aborts_it(door: FrontDoor) -> None:
     behind, dropped = spends(1), spends(3)
     producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-2", transaction_timeout_ms=2_000)
     await asyncio.to_thread(send, producer, dropped)
@@ -182,7 +180,7 @@ async def test_a_transaction_that_stays_open_holds_up_what_is_behind_it_until_th
         await asyncio.to_thread(producer.abort_transaction, _SECONDS)
 
 
-async def test_nothing_is_passed_over_by_hand_behind_a_transaction_that_is_open(door: FrontDoor) -> None:
+async def test_no_record_behind_an_open_transaction_can_be_skipped_by_hand(door: FrontDoor) -> None:
     """The records behind it can be read once it has ended. Skipping would lose them."""
     open_for = 600_000  # The broker does not end it before we do, however slow the machine is.
     producer = await asyncio.to_thread(begin, door.system.settings, "ad-delivery-4", transaction_timeout_ms=open_for)

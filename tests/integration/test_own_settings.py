@@ -93,7 +93,7 @@ async def spoilt() -> AsyncIterator[Spoilt]:
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-async def test_whatever_a_login_sets_for_itself_its_service_starts_and_works(number: int, spoilt: Spoilt) -> None:
+async def test_a_service_starts_and_works_under_any_settings_of_its_login(number: int, spoilt: Spoilt) -> None:
     system = spoilt.system
     await spoilt.set_all(number)
     await spoilt.restart()
@@ -106,7 +106,9 @@ async def test_whatever_a_login_sets_for_itself_its_service_starts_and_works(num
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-async def test_whatever_the_writer_sets_for_itself_it_begins_a_month_of_quarantine(number: int, spoilt: Spoilt) -> None:
+async def test_the_writer_creates_a_month_of_quarantine_under_any_settings_of_its_login(
+    number: int, spoilt: Spoilt
+) -> None:
     await spoilt.set_all(number)
     month = datetime.now(UTC) + timedelta(days=31 * (number + 1))
     writer = await connect(spoilt.system.settings, WRITER, "a test")
@@ -118,7 +120,7 @@ async def test_whatever_the_writer_sets_for_itself_it_begins_a_month_of_quaranti
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-async def test_whatever_a_login_sets_for_itself_a_refused_statement_does_not_end_its_session(
+async def test_a_refused_statement_does_not_end_the_session_under_any_settings_of_its_login(
     number: int, spoilt: Spoilt
 ) -> None:
     await spoilt.set_all(number)
@@ -132,7 +134,9 @@ async def test_whatever_a_login_sets_for_itself_a_refused_statement_does_not_end
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-async def test_whatever_a_login_sets_for_itself_a_reader_that_rests_is_not_cut_off(number: int, spoilt: Spoilt) -> None:
+async def test_a_resting_reader_is_not_disconnected_under_any_settings_of_its_login(
+    number: int, spoilt: Spoilt
+) -> None:
     await spoilt.set_all(number)
     reader, read = await connect(spoilt.system.settings, WRITER, "a test"), 0
 
@@ -150,7 +154,7 @@ async def test_whatever_a_login_sets_for_itself_a_reader_that_rests_is_not_cut_o
 
 
 @pytest.mark.parametrize("unknown", [set(), {"transaction_timeout"}, set(connections._UNKNOWN_TO_OLDER_SERVERS)])
-async def test_a_server_is_not_asked_for_settings_that_it_does_not_know(unknown: set[str]) -> None:
+async def test_settings_that_a_server_does_not_know_are_not_set(unknown: set[str]) -> None:
     async def opening(relied_on: dict[str, str]) -> dict[str, str]:
         for name in sorted(unknown & relied_on.keys()):
             raise asyncpg.UndefinedObjectError(f'unrecognized configuration parameter "{name}"')

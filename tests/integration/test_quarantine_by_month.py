@@ -107,14 +107,14 @@ SPREAD = ((0, "2026-06-30T23:59:59", 3), (1, "2026-07-01T00:00:00", 2), (0, "202
           (0, "2026-08-01T00:00:00", 1), (1, "2026-08-15T12:00:00", 1), (0, "2027-01-01T00:00:00", 2))  # fmt: skip
 
 
-async def test_the_writer_makes_the_part_of_a_month_when_it_writes_into_it(
+async def test_the_writer_creates_the_partition_of_a_month_at_its_first_record(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     await write(ledger, *SPREAD)
     assert await months(database) == {"2026_06": 3, "2026_07": 6, "2026_08": 2, "2027_01": 2}
 
 
-async def test_a_new_month_begins_beside_readers_writers_and_a_backup(
+async def test_a_new_month_begins_next_to_readers_writers_and_a_backup(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     """pg_dump holds a read lock for hours; the batch of another shard holds a write lock."""
@@ -133,7 +133,7 @@ async def test_two_shards_begin_a_month_at_once(ledger: Settings, database: asyn
     assert await months(database) == {"2026_09": 20, "2026_10": 20}
 
 
-async def test_a_month_that_seems_to_be_there_waits_for_who_makes_it(
+async def test_a_visible_month_waits_for_the_session_that_creates_it(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     """A partition is visible a moment before all sessions are notified of it. Its creator holds the lock until they
@@ -153,7 +153,7 @@ async def _waits_for_quarantine(database: asyncpg.Connection) -> bool:
     return bool(await database.fetchval(waiting))
 
 
-async def test_every_part_refuses_changes_and_is_closed_to_services(
+async def test_every_partition_refuses_changes_and_is_closed_to_services(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     await write(ledger, (0, "2026-06-01", 1))
@@ -176,7 +176,7 @@ async def test_every_part_refuses_changes_and_is_closed_to_services(
     await service.close()
 
 
-async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
+async def test_a_dropped_month_is_in_the_log_and_the_audits_still_pass(
     ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await write(ledger, *SPREAD)
@@ -214,7 +214,9 @@ async def test_a_dropped_month_is_in_the_log_and_the_audits_go_on(
     assert [await verify(ledger), await replay(ledger)] == [PASSED, PASSED]
 
 
-async def test_what_refers_to_a_dropped_record_is_no_difference(ledger: Settings, database: asyncpg.Connection) -> None:
+async def test_a_reference_to_a_dropped_record_is_not_a_difference(
+    ledger: Settings, database: asyncpg.Connection
+) -> None:
     await write(ledger, (0, "2026-06-01", 1), (1, "2026-06-01", 1))
     await write(ledger, (0, "2026-07-01", 1), of=(1, 1))
     for month in ("2026-06-01Z", "2026-07-01Z"):
@@ -265,7 +267,7 @@ async def notes(database: asyncpg.Connection) -> dict[str, list[tuple[int, int]]
     return found
 
 
-async def test_with_a_month_go_the_notes_of_which_of_its_records_were_sent_back(
+async def test_dropping_a_month_also_drops_the_notes_of_its_replays(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     await write(ledger, *SPREAD)
@@ -297,7 +299,7 @@ async def test_with_a_month_go_the_notes_of_which_of_its_records_were_sent_back(
     await api.close()
 
 
-async def test_a_month_is_not_dropped_while_its_records_are_being_sent_back(
+async def test_a_month_cannot_be_dropped_while_its_records_are_being_replayed(
     ledger: Settings, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another replay is done between the summary and the locks that keep further ones out."""
@@ -319,7 +321,7 @@ async def test_a_month_is_not_dropped_while_its_records_are_being_sent_back(
     await api.close()
 
 
-async def test_a_replay_holds_up_neither_the_writer_nor_the_readers_of_a_new_month(
+async def test_a_replay_delays_neither_the_writer_nor_the_readers_of_a_new_month(
     ledger: Settings, database: asyncpg.Connection
 ) -> None:
     """The API's login may hold its transaction open for as long as it likes."""
@@ -333,7 +335,7 @@ async def test_a_replay_holds_up_neither_the_writer_nor_the_readers_of_a_new_mon
     await api.close()
 
 
-async def test_the_notes_of_every_month_refuse_changes_and_the_audit_looks(
+async def test_the_notes_of_every_month_refuse_changes_and_are_audited(
     ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await write(ledger, (0, "2026-06-01", 2))
@@ -369,7 +371,7 @@ UNTOLD = {
 
 
 @pytest.mark.parametrize("statement", UNTOLD)
-async def test_a_gap_that_the_log_does_not_tell_of_is_found(
+async def test_a_gap_that_the_log_does_not_explain_is_found(
     ledger: Settings, database: asyncpg.Connection, capsys: pytest.CaptureFixture[str], statement: str
 ) -> None:
     await write(ledger, *SPREAD)
@@ -382,7 +384,7 @@ async def test_a_gap_that_the_log_does_not_tell_of_is_found(
     assert await found_by_both(ledger, capsys) == [UNTOLD[statement]] * 2
 
 
-async def test_what_is_not_to_be_dropped_is_not(ledger: Settings, database: asyncpg.Connection) -> None:
+async def test_months_that_must_stay_cannot_be_dropped(ledger: Settings, database: asyncpg.Connection) -> None:
     await write(ledger, *SPREAD)
     with pytest.raises(BadSettingError, match="is not over"):
         await drop(ledger, f"{datetime.now(UTC):%Y-%m}")
@@ -413,7 +415,7 @@ async def test_what_is_not_to_be_dropped_is_not(ledger: Settings, database: asyn
     assert await database.fetchval("SELECT count(*) FROM ledger.operators_log") == 0
 
 
-async def test_there_is_an_end_to_months(ledger: Settings, database: asyncpg.Connection) -> None:
+async def test_the_number_of_months_is_bounded(ledger: Settings, database: asyncpg.Connection) -> None:
     begin = (
         "SELECT ledger.make_quarantine_part(timestamptz '1990-01-01Z' + n * interval '1 month')"
         " FROM generate_series(1, $1) AS n"
@@ -438,7 +440,7 @@ async def test_there_is_an_end_to_months(ledger: Settings, database: asyncpg.Con
     await service.close()
 
 
-async def test_the_month_that_a_shard_is_in_is_never_refused(ledger: Settings, database: asyncpg.Connection) -> None:
+async def test_the_current_month_of_a_shard_is_never_refused(ledger: Settings, database: asyncpg.Connection) -> None:
     """Neither other months that were created before, nor a clock that is years ahead, prevent it."""
     await database.execute(
         "UPDATE pg_proc SET prosrc = replace(prosrc, '>= 600', '>= 1')"
@@ -465,7 +467,7 @@ async def test_the_command_drops_a_month(ledger: Settings, database: asyncpg.Con
     assert "Traceback" not in refused.stderr
 
 
-async def test_no_service_drops_a_month(ledger: Settings, database: asyncpg.Connection) -> None:
+async def test_no_service_can_drop_a_month(ledger: Settings, database: asyncpg.Connection) -> None:
     await write(ledger, *SPREAD)
     await database.execute("CREATE ROLE dropping LOGIN PASSWORD 'x' IN ROLE drawdown_allocation")
     try:

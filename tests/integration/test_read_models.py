@@ -18,7 +18,7 @@ _WRITTEN = """
 
 
 @pytest.mark.parametrize("model", READ_MODELS, ids=lambda model: model.name)
-async def test_a_follower_writes_the_tables_that_it_declares_and_no_others(model: ReadModel, database_url: str) -> None:
+async def test_a_follower_writes_only_the_tables_that_it_declares(model: ReadModel, database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     written = {row[0] for row in await connection.fetch(_WRITTEN, model.name, model.role)}
     await connection.close()
@@ -26,9 +26,7 @@ async def test_a_follower_writes_the_tables_that_it_declares_and_no_others(model
 
 
 @pytest.mark.parametrize("follower", [BALANCE, INCENTIVES], ids=lambda follower: follower.name)
-async def test_a_read_model_that_was_forgotten_is_made_again_from_the_ledger(
-    follower: Follower, database_url: str
-) -> None:
+async def test_a_deleted_read_model_is_rebuilt_from_the_ledger(follower: Follower, database_url: str) -> None:
     (model,) = [model for model in READ_MODELS if model.name == follower.name]
     await write_random_ledger(database_url, seed=12, steps=200)
     await fold(database_url, follower)

@@ -57,7 +57,7 @@ async def until_all(
 
 
 @pytest.mark.embedded
-async def test_a_server_that_stands_still_or_is_gone_is_named_until_it_is_back(client: httpx.AsyncClient) -> None:
+async def test_a_server_that_hangs_or_is_unavailable_is_named_until_it_returns(client: httpx.AsyncClient) -> None:
     async with running_system() as system:
         assert system.postgres is not None
         assert system.postgres.child is not None
@@ -82,7 +82,7 @@ async def test_a_server_that_stands_still_or_is_gone_is_named_until_it_is_back(c
         await until_all(system, client, SERVICES, True, "", 60)
 
 
-async def test_a_service_says_what_it_waits_for_before_it_has_begun(client: httpx.AsyncClient) -> None:
+async def test_a_service_says_what_it_waits_for_during_its_start(client: httpx.AsyncClient) -> None:
     async with running_system() as system:
         nowhere = system.settings.model_copy(
             update={"http_port": free_ports(len(SERVICES)), "database_url": f"postgresql://127.0.0.1:{free_ports(1)}/x"}
@@ -100,7 +100,7 @@ async def test_a_service_says_what_it_waits_for_before_it_has_begun(client: http
         assert await until("it answers", answers) == (False, "the database has not answered yet")
 
 
-async def test_a_second_allocation_is_ready_when_it_has_its_shards_or_none_are_due(client: httpx.AsyncClient) -> None:
+async def test_a_second_allocation_is_ready_when_it_has_its_shards_or_is_due_none(client: httpx.AsyncClient) -> None:
     async with running_system(shards=2) as system:
         for number in (2, 3):
             elsewhere = system.settings.model_copy(update={"http_port": free_ports(len(SERVICES))})
@@ -117,7 +117,9 @@ async def test_a_second_allocation_is_ready_when_it_has_its_shards_or_none_are_d
         await until("one stands by, two write", is_shared_out)
 
 
-async def test_an_allocation_that_cannot_write_says_so_although_both_servers_answer(client: httpx.AsyncClient) -> None:
+async def test_an_allocation_that_cannot_write_is_not_ready_although_both_servers_answer(
+    client: httpx.AsyncClient
+) -> None:
     async with running_system(shards=1) as system:
         blocker = await asyncpg.connect(system.database_url)
         try:
@@ -132,7 +134,7 @@ async def test_an_allocation_that_cannot_write_says_so_although_both_servers_ans
             await blocker.close()
 
 
-async def test_the_api_says_which_shards_nobody_writes_and_since_when(client: httpx.AsyncClient) -> None:
+async def test_the_api_names_the_shards_without_a_writer_and_since_when(client: httpx.AsyncClient) -> None:
     async with running_system(shards=2) as system:
         api = ("api",)
         await until_all(system, client, api, True, "every shard is written", 30)
@@ -148,7 +150,9 @@ async def test_the_api_says_which_shards_nobody_writes_and_since_when(client: ht
         assert "drawdown_shards_unwritten 0.0" in (await client.get(f"{system.url}/metrics")).text
 
 
-async def test_whoever_waits_for_a_lock_says_so_although_the_database_answers(client: httpx.AsyncClient) -> None:
+async def test_a_service_that_waits_for_a_lock_is_not_ready_although_the_database_answers(
+    client: httpx.AsyncClient
+) -> None:
     async with running_system(shards=1) as system:
         blocker = await asyncpg.connect(system.database_url)
         try:

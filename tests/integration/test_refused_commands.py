@@ -106,7 +106,7 @@ def commands() -> list[dict[str, Any]]:
     ]
 
 
-async def by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
+async def outcomes_by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the outcomes that the ledger gives to these commands under other ids."""
     ids = [str(uuid4()) for _ in sent]
     for command_id, content in zip(ids, sent, strict=True):
@@ -124,14 +124,14 @@ async def by_the_topic(door: FrontDoor, sent: list[dict[str, Any]]) -> list[dict
     return [found[command_id] for command_id in ids]
 
 
-async def test_what_a_role_alone_refuses_is_answered_as_the_ledger_would_and_never_published(
+async def test_a_command_refused_only_for_its_role_gets_the_answer_of_the_ledger_and_is_never_published(
     system: RunningSystem,
 ) -> None:
     assert sorted(FIELDS) == sorted(COMMAND_TYPES)
     async with FrontDoor(system) as door, system.client() as client:
         await opened(door)
         sent = commands()
-        expected = await by_the_topic(door, sent)
+        expected = await outcomes_by_the_topic(door, sent)
         database = await asyncpg.connect(system.database_url)
         written = "SELECT sum(outcome_sequence), sum(command_offset) FROM ledger.shards"
         before = await database.fetchrow(written)
@@ -161,7 +161,7 @@ def counted(**labels: str) -> float:
     return REGISTRY.get_sample_value("drawdown_http_commands_refused_total", labels) or 0.0
 
 
-async def test_a_command_id_that_was_decided_before_keeps_its_first_outcome(api: Api) -> None:
+async def test_a_command_id_decided_before_keeps_its_first_outcome(api: Api) -> None:
     sent = command("deposit_cash", "bc-7", amount="1")
     refused = {**sent, "actor": {"id": "eve", "role": "standard"}}
     before = counted(role="standard", type="deposit_cash")
@@ -191,7 +191,7 @@ async def writer(settings: Settings) -> AsyncIterator[Writing]:
         yield writer
 
 
-async def test_of_a_long_refused_command_a_hash_is_kept_and_it_is_known_again(
+async def test_a_long_refused_command_is_kept_as_a_hash_and_recognised_again(
     writer: Writing, capsys: pytest.CaptureFixture[str]
 ) -> None:
     center = await writer.opened()
@@ -228,9 +228,7 @@ async def test_of_a_long_refused_command_a_hash_is_kept_and_it_is_known_again(
 
 
 @pytest.mark.parametrize("content", ["{}", "[" * 4_000 + "]" * 4_000, '{"command_id": "zz"}'])
-async def test_a_command_whose_id_stands_beside_what_nobody_can_read_is_a_conflict(
-    writer: Writing, content: str
-) -> None:
+async def test_a_command_whose_id_has_an_unreadable_outcome_is_a_conflict(writer: Writing, content: str) -> None:
     center = await writer.opened()
     deposits = [given_command(center, "deposit_cash", amount="1") for _ in range(2)]
     await writer.database.execute(

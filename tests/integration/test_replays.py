@@ -38,7 +38,7 @@ def names(rows: list[asyncpg.Record]) -> list[tuple[int, int] | None]:
     return [None if row["replay_shard"] is None else (row["replay_shard"], row["replay_sequence"]) for row in rows]
 
 
-async def test_a_replay_that_fails_names_the_first_record_and_has_no_bytes_however_often(writer: Writing) -> None:
+async def test_every_failed_replay_names_the_first_record_and_has_no_bytes(writer: Writing) -> None:
     center = await writer.opened(1)
     await writer.send(spend(center, ad_account_id="nobody", note="x" * 40_000))
     await writer.decided()
@@ -62,7 +62,7 @@ async def test_a_replay_that_fails_names_the_first_record_and_has_no_bytes_howev
     assert len(await writer.quarantined()) == 5
 
 
-async def test_a_record_that_only_fails_is_sent_back_ten_times(writer: Writing) -> None:
+async def test_a_record_that_always_fails_is_replayed_ten_times(writer: Writing) -> None:
     center = await writer.opened(1)
     await writer.send(spend(center, ad_account_id="nobody"))
     await writer.decided()
@@ -73,7 +73,7 @@ async def test_a_record_that_only_fails_is_sent_back_ten_times(writer: Writing) 
     assert names(failed) == [(first["shard"], first["sequence"])] * 10
 
 
-async def test_a_replay_is_charged_once_in_another_shard_than_the_one_it_was_sent_to(writer: Writing) -> None:
+async def test_a_replay_sent_to_the_wrong_shard_is_charged_once_in_its_own(writer: Writing) -> None:
     center = writer.center(2)
     event = spend(center)
     await writer.send(event)
@@ -97,7 +97,7 @@ async def test_a_replay_is_charged_once_in_another_shard_than_the_one_it_was_sen
     assert await replay(writer.settings) == PASSED
 
 
-async def test_the_beginning_of_a_record_is_no_record_whoever_sends_it_back(writer: Writing) -> None:
+async def test_the_beginning_of_a_record_can_never_be_replayed(writer: Writing) -> None:
     """The database ensures this: the beginning of a long record may be a complete spend, followed by spaces."""
     center = await writer.opened(0)
     await writer.database.execute(
@@ -113,7 +113,9 @@ async def test_the_beginning_of_a_record_is_no_record_whoever_sends_it_back(writ
     assert await writer.charged(center) == []
 
 
-async def test_a_replay_whose_batch_is_undone_is_decided_once(writer: Writing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replay_whose_batch_was_undone_is_decided_once(
+    writer: Writing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     center = await writer.opened(0)
     events = [spend(center, currency="EUR"), spend(center, ad_account_id="later")]
     await writer.send(*events)

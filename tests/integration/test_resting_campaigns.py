@@ -47,7 +47,7 @@ async def written(connection: asyncpg.Connection, seed: int) -> tuple[BusyWriter
 
 
 @pytest.mark.parametrize(("seed", "heirs_most"), [(1, MOST), (2, MOST), (1, MOST // 2), (2, MOST + 2)])
-async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
+async def test_the_ledger_equals_that_of_rules_whose_campaigns_stay_in_memory(
     seed: int, heirs_most: int, connection: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer, lease, expected = await written(connection, seed)
@@ -76,7 +76,7 @@ async def test_the_ledger_is_what_rules_decide_whose_campaigns_stay(
         ("campaign_id = 'nobody'", "is not in memory according to the entries"),
     ],
 )
-async def test_a_forged_one_is_found(
+async def test_a_forged_resting_campaign_is_found(
     forged: str, told: str, connection: asyncpg.Connection, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await written(connection, 1)

@@ -109,7 +109,7 @@ def run() -> Iterator[Run]:
                 process.wait()
 
 
-def test_a_pause_is_soon_seen_and_ctrl_c_ends_everything_in_order(run: Run) -> None:
+def test_a_pause_appears_soon_and_ctrl_c_ends_everything_in_order(run: Run) -> None:
     process = run.start()
     run.wait_for(r"the first pause, \d+ s after the start: .* paused, \w+")
     family = run.family()
@@ -121,7 +121,7 @@ def test_a_pause_is_soon_seen_and_ctrl_c_ends_everything_in_order(run: Run) -> N
     wait_until_gone(family, seconds=1)
 
 
-def test_the_subscriber_of_the_readme_hears_of_pauses(run: Run, tmp_path: Path) -> None:
+def test_the_subscriber_in_the_readme_receives_pauses(run: Run, tmp_path: Path) -> None:
     run.start()
     run.wait_for("the first pause")
     section = (ROOT / "README.md").read_text("utf-8").partition("## A subscriber")[2]
@@ -140,7 +140,7 @@ def gross_spend(run: Run) -> float:
         return float(client.get("/v1/business-centers/outback-gear").json()["spend"]["gross"])
 
 
-def test_a_second_run_goes_on_from_the_same_ledger(run: Run) -> None:
+def test_a_second_run_continues_the_same_ledger(run: Run) -> None:
     process = run.start()
     run.wait_for("the first pause")
     seen = gross_spend(run)
@@ -170,7 +170,7 @@ def interrupt_twice(process: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.parametrize(("end", "codes"), [(kill, {-9}), (hang_up, {0}), (interrupt_twice, {0, 130})])
-def test_however_it_ends_nothing_stays_behind_and_the_next_run_starts(
+def test_a_run_leaves_no_process_behind_however_it_ends_and_the_next_run_starts(
     end: Callable[["subprocess.Popen[bytes]"], None], codes: set[int], run: Run
 ) -> None:
     process = run.start()
@@ -185,7 +185,7 @@ def test_however_it_ends_nothing_stays_behind_and_the_next_run_starts(
     assert again.wait(END_SECONDS) == 0
 
 
-def test_the_end_of_the_terminal_ends_it_even_without_a_signal(run: Run) -> None:
+def test_closing_the_terminal_ends_the_run_even_without_a_signal(run: Run) -> None:
     main_end, terminal = pty.openpty()
     with os.fdopen(main_end, "rb", buffering=0) as screen:
         places = {f"DRAWDOWN_{name.upper()}": str(getattr(run.settings, name)) for name in
@@ -208,7 +208,7 @@ def test_the_end_of_the_terminal_ends_it_even_without_a_signal(run: Run) -> None
     wait_until_gone(family, seconds=1)
 
 
-def test_two_runs_do_not_share_a_data_directory(run: Run) -> None:
+def test_two_runs_cannot_share_a_data_directory(run: Run) -> None:
     process = run.start("--traffic", "off")
     run.wait_for("no traffic, as asked")
     first = run.output
@@ -222,7 +222,7 @@ def test_two_runs_do_not_share_a_data_directory(run: Run) -> None:
     assert process.wait(END_SECONDS) == 0
 
 
-async def test_a_taken_port_ends_the_start_with_the_setting_to_change(run: Run) -> None:
+async def test_a_port_in_use_ends_the_start_with_the_setting_to_change(run: Run) -> None:
     async with await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", run.settings.postgres_port):
         process = run.start()
         assert await asyncio.to_thread(process.wait, END_SECONDS) == 1
@@ -236,7 +236,7 @@ def test_a_bad_setting_ends_the_start_with_one_line(run: Run) -> None:
     assert run.said().count("\n") == 1
 
 
-def test_a_service_that_is_killed_is_started_again(run: Run) -> None:
+def test_a_killed_service_is_restarted(run: Run) -> None:
     run.start("--traffic", "off")
     run.wait_for("no traffic, as asked")
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], check=True, capture_output=True, text=True).stdout
@@ -258,7 +258,7 @@ def test_a_service_that_is_killed_is_started_again(run: Run) -> None:
             time.sleep(0.1)
 
 
-def test_a_file_of_spend_is_sent_and_reported(run: Run, tmp_path: Path) -> None:
+def test_a_file_of_spend_is_sent_and_its_outcome_reported(run: Run, tmp_path: Path) -> None:
     def event(number: int, **changes: str) -> dict[str, str]:
         return {
             "type": "spend",

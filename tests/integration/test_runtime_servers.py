@@ -19,7 +19,7 @@ from shared.runtime.topics import TopicsDoNotFitError, ensure_topics
 from tests.servers import Postgres, free_ports
 
 
-async def test_topics_are_made_with_a_partition_for_each_shard_and_only_once(settings: Settings) -> None:
+async def test_topics_are_created_with_a_partition_for_each_shard_and_only_once(settings: Settings) -> None:
     await ensure_topics(settings)
     await ensure_topics(settings)
     consumer = AIOKafkaConsumer(*TOPICS, bootstrap_servers=settings.kafka_bootstrap_servers)
@@ -30,14 +30,14 @@ async def test_topics_are_made_with_a_partition_for_each_shard_and_only_once(set
         await consumer.stop()
 
 
-async def test_topics_with_another_number_of_partitions_are_refused(settings: Settings) -> None:
+async def test_topics_with_a_wrong_number_of_partitions_are_refused(settings: Settings) -> None:
     await ensure_topics(settings)
     with pytest.raises(TopicsDoNotFitError, match="has 4 partitions, but DRAWDOWN_SHARDS is 5"):
         await ensure_topics(settings.model_copy(update={"shards": 5}))
 
 
 @pytest.mark.embedded
-async def test_a_new_broker_is_another_cluster(settings: Settings, tmp_path: Path, kafka: EmbeddedKafka) -> None:
+async def test_a_new_broker_has_another_cluster_id(settings: Settings, tmp_path: Path, kafka: EmbeddedKafka) -> None:
     first = await incarnation(settings)
     await kafka.stop()
     again = EmbeddedKafka(tmp_path, kafka.port)
@@ -48,7 +48,7 @@ async def test_a_new_broker_is_another_cluster(settings: Settings, tmp_path: Pat
         await again.stop()
 
 
-async def test_a_producer_puts_a_key_where_the_java_client_would(settings: Settings) -> None:
+async def test_a_producer_puts_a_key_into_the_partition_of_the_java_client(settings: Settings) -> None:
     await ensure_topics(settings)
     producer = await create_producer(settings)
     try:
@@ -60,7 +60,9 @@ async def test_a_producer_puts_a_key_where_the_java_client_would(settings: Setti
 
 
 @pytest.mark.embedded
-async def test_a_broker_that_comes_late_is_waited_for(settings: Settings, tmp_path: Path, kafka: EmbeddedKafka) -> None:
+async def test_a_broker_that_starts_late_is_waited_for(
+    settings: Settings, tmp_path: Path, kafka: EmbeddedKafka
+) -> None:
     await kafka.stop()
     late = EmbeddedKafka(tmp_path, kafka.port)
     waiting = asyncio.create_task(incarnation(settings))
@@ -130,7 +132,7 @@ async def test_postgresql_recovers_from_a_crash(reachable_path: Path) -> None:
 
 
 @pytest.mark.embedded
-async def test_a_server_that_a_dead_supervisor_left_is_ended_first(reachable_path: Path) -> None:
+async def test_a_server_left_by_a_dead_supervisor_is_ended_first(reachable_path: Path) -> None:
     left = EmbeddedPostgres(reachable_path, free_ports(1))
     await left.start()
     again = EmbeddedPostgres(reachable_path, left.port)
@@ -145,6 +147,6 @@ async def test_a_server_that_a_dead_supervisor_left_is_ended_first(reachable_pat
 
 
 @pytest.mark.embedded
-async def test_a_taken_port_is_named_with_its_setting(kafka: EmbeddedKafka, tmp_path: Path) -> None:
+async def test_a_port_in_use_is_named_with_its_setting(kafka: EmbeddedKafka, tmp_path: Path) -> None:
     with pytest.raises(EmbeddedServerError, match=f"port {kafka.port} is taken: set DRAWDOWN_KAFKA_PORT to a free one"):
         await EmbeddedKafka(tmp_path, kafka.port).start()

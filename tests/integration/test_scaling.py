@@ -170,7 +170,7 @@ async def scaling() -> AsyncIterator[Scaling]:
         await database.close()
 
 
-async def test_from_one_process_to_three_and_back(scaling: Scaling) -> None:
+async def test_scaling_from_one_process_to_three_and_back_loses_and_delays_nothing(scaling: Scaling) -> None:
     await scaling.open()
     pauses: dict[str, float] = {}
 

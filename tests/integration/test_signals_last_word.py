@@ -104,13 +104,13 @@ async def pause(admin: asyncpg.Connection, position: int, account: str, causes: 
     await ledger.write(admin)
 
 
-async def say_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
+async def publish_again(producer: AIOKafkaProducer, topic: Topic, position: int) -> None:
     """Publish a signal again, as a producer, a socket or a proxy does that has held it back until now."""
     late = next(record for record in topic.records if f'"position":{position},'.encode() in (record.value or b""))
     await producer.send_and_wait(DELIVERY_SIGNALS, late.value, key=late.key)
 
 
-async def test_an_old_signal_that_arrives_late_is_followed_by_the_newest_and_nothing_else_is_said_again(
+async def test_a_late_old_signal_is_followed_by_the_newest_and_nothing_else_is_repeated(
     settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -120,15 +120,15 @@ async def test_an_old_signal_that_arrives_late_is_followed_by_the_newest_and_not
         await topic.until(lambda: (topic.positions("acct-1"), topic.positions("acct-2")) == ([1, 2], [3]))
         # As when a range that was not acknowledged is published again: at once, or after the service has corrected the
         # first.
-        await asyncio.gather(*(say_again(producer, topic, position) for position in (1, 2, 3)))
-        await say_again(producer, topic, 1)
+        await asyncio.gather(*(publish_again(producer, topic, position) for position in (1, 2, 3)))
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2])
-        await say_again(producer, topic, 1)
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2, 1, 2, 1, 2])
         await topic.until(lambda: topic.positions("acct-2") == [3, 3])
 
 
-async def test_what_arrives_while_nobody_lives_is_seen_at_the_next_start(
+async def test_a_late_signal_that_arrives_while_no_process_runs_is_seen_at_the_next_start(
     settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -136,13 +136,13 @@ async def test_what_arrives_while_nobody_lives_is_seen_at_the_next_start(
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2])
         await until_checked(admin, 2)
-    await say_again(producer, topic, 1)
+    await publish_again(producer, topic, 1)
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
         await until_checked(admin, 4)
 
 
-async def test_an_offset_that_the_topic_does_not_have_hides_nothing(
+async def test_a_stored_offset_beyond_the_topic_hides_no_signal(
     settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -150,13 +150,13 @@ async def test_an_offset_that_the_topic_does_not_have_hides_nothing(
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2])
         await until_checked(admin, 2)
-    await say_again(producer, topic, 1)
+    await publish_again(producer, topic, 1)
     await admin.execute("UPDATE signals.incarnations SET checked_offset = 1000")
     async with publishing(settings):
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
 
 
-async def test_without_its_notes_of_the_broker_the_service_tells_the_state_again(
+async def test_the_service_publishes_the_state_again_without_its_notes_of_the_broker(
     settings: Settings, admin: asyncpg.Connection, topic: Topic
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -176,7 +176,7 @@ async def until_checked(admin: asyncpg.Connection, records: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_no_record_of_a_stranger_ends_the_reading(
+async def test_no_foreign_record_ends_the_reading(
     settings: Settings, admin: asyncpg.Connection, topic: Topic, producer: AIOKafkaProducer
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -197,11 +197,11 @@ async def test_no_record_of_a_stranger_ends_the_reading(
         )
         for value in strangers:
             await producer.send_and_wait(DELIVERY_SIGNALS, value, key=b"ad_account/acct-1")
-        await say_again(producer, topic, 1)
+        await publish_again(producer, topic, 1)
         await topic.until(lambda: topic.positions("acct-1") == [1, 2, 1, 2])
 
 
-async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behind_it(
+async def test_an_unreadable_batch_at_the_end_of_the_topic_is_read_only_once(
     settings: Settings, admin: asyncpg.Connection, topic: Topic
 ) -> None:
     await pause(admin, 1, "acct-1", 1)
@@ -218,7 +218,7 @@ async def test_a_batch_that_nobody_can_read_is_read_once_though_nothing_is_behin
         await until_checked(admin, 2)
 
 
-def test_a_newest_signal_is_awaited_until_it_has_come_or_cannot_come_any_more() -> None:
+def test_a_newest_signal_is_awaited_until_it_arrives_or_can_no_longer_arrive() -> None:
     partition, entity = Partition(0), Signalled(0, "acct-1", "")
     assert partition.see({entity: 2}, {entity: 2}) == []
     assert partition.see({entity: 3}, {}) == []  # published, and its range was undone
@@ -271,7 +271,7 @@ async def until_followed(admin: asyncpg.Connection, position: int) -> None:
 
 @pytest.mark.containers
 @pytest.mark.parametrize("end", [None, signal.SIGKILL, signal.SIGSTOP], ids=["lives on", "is killed", "is stopped"])
-async def test_what_a_process_sent_whose_session_died_never_has_the_last_word(
+async def test_a_signal_of_a_process_that_lost_its_session_is_never_the_last_one(
     end: signal.Signals | None, admin: asyncpg.Connection, database_url: str, proxied: tuple[Proxy, str], tmp_path: Path
 ) -> None:
     proxy, direct_address = proxied

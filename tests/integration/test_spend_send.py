@@ -53,7 +53,7 @@ async def opened(system: RunningSystem) -> str:
     return center
 
 
-async def test_every_row_is_told_by_what_became_of_it(system: RunningSystem, tmp_path: Path) -> None:
+async def test_every_row_is_reported_by_its_outcome(system: RunningSystem, tmp_path: Path) -> None:
     center = await opened(system)
     first = spend(center)
     rows: list[dict[str, Any] | str] = [
@@ -81,7 +81,7 @@ async def test_every_row_is_told_by_what_became_of_it(system: RunningSystem, tmp
     assert "spend.jsonl: 10 sent, 0 charged, 3 duplicate, 7 quarantined\n" in again.stdout, again
 
 
-async def test_a_window_of_a_large_file_knows_what_those_before_it_sent(
+async def test_a_window_of_a_large_file_knows_the_events_of_earlier_windows(
     system: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spend_sending, "_WINDOW_ROWS", 700)
@@ -105,7 +105,7 @@ async def sent(system: RunningSystem, path: Path) -> tuple[Tally, list[tuple[int
     return tally, progress
 
 
-async def test_without_the_api_all_is_sent_and_told_to_be_undecided(
+async def test_everything_is_sent_and_reported_as_undecided_without_the_api(
     system: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("drawdown.api_client._ATTEMPTS", 1)
@@ -120,7 +120,7 @@ async def test_without_the_api_all_is_sent_and_told_to_be_undecided(
     assert code == 1
 
 
-async def test_a_row_that_the_broker_does_not_take_is_told_and_the_rest_goes_on(
+async def test_a_row_that_the_broker_refuses_is_reported_and_the_rest_is_sent(
     system: RunningSystem, tmp_path: Path
 ) -> None:
     center = await opened(system)
@@ -130,7 +130,7 @@ async def test_a_row_that_the_broker_does_not_take_is_told_and_the_rest_goes_on(
 
 
 @pytest.mark.embedded
-async def test_a_broker_without_idempotent_producers_is_told_of_at_once_and_written_to(
+async def test_a_broker_without_idempotent_producers_is_reported_at_once_and_used(
     system: RunningSystem, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = Settings(kafka_bootstrap_servers=system.bootstrap_servers, kafka_idempotence=True)

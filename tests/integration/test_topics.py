@@ -56,7 +56,7 @@ async def make(
     assert [code for _, code, *_ in response.topic_errors] == [0]
 
 
-async def test_topics_are_made_for_production(settings: Settings, admin: AIOKafkaAdminClient) -> None:
+async def test_topics_are_created_for_production(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await ensure_topics(settings.model_copy(update={"deduplication_days": 30}))
     (response,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic) for topic in TOPICS])
     made = {name: {entry[0]: entry[1] for entry in entries} for _, _, _, name, entries in response.resources}
@@ -94,25 +94,25 @@ async def test_a_topic_that_loses_records_is_refused(
     assert "\n" not in str(raised.value)
 
 
-async def test_topics_that_keep_more_than_is_needed_are_fine(settings: Settings, admin: AIOKafkaAdminClient) -> None:
+async def test_topics_that_keep_more_than_needed_are_accepted(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await make(admin, SPEND_EVENTS, {"retention.ms": "-1"})
     await make(admin, FINANCE_COMMANDS, {"retention.ms": "999999999999"})
     await ensure_topics(settings)
 
 
-async def test_another_number_of_partitions_is_refused(settings: Settings, admin: AIOKafkaAdminClient) -> None:
+async def test_a_wrong_number_of_partitions_is_refused(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await make(admin, SPEND_EVENTS, partitions=3)
     with pytest.raises(TopicsDoNotFitError, match=r"topic spend\.events: has 3 partitions, but DRAWDOWN_SHARDS is 4"):
         await prepare(settings)
 
 
-async def test_a_topic_made_anew_is_another_incarnation(settings: Settings, admin: AIOKafkaAdminClient) -> None:
+async def test_a_recreated_topic_is_another_incarnation(settings: Settings, admin: AIOKafkaAdminClient) -> None:
     await ensure_topics(settings)
     cluster = (await admin.describe_cluster())["cluster_id"]
     before = await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS)
     assert re.fullmatch(rf"{cluster} spend\.events=[\w-]{{22}} finance\.commands=[\w-]{{22}}", before)
     assert await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS) == before
-    await make_anew(settings, admin)
+    await recreate_topic(settings, admin)
     after = await incarnation(settings, SPEND_EVENTS, FINANCE_COMMANDS)
     assert after.split()[::2] == before.split()[::2]
     assert after.split()[1] != before.split()[1]
@@ -120,7 +120,7 @@ async def test_a_topic_made_anew_is_another_incarnation(settings: Settings, admi
     assert is_same_incarnation(cluster, after)  # as the previous version kept it
 
 
-async def make_anew(settings: Settings, admin: AIOKafkaAdminClient, topic: str = SPEND_EVENTS) -> None:
+async def recreate_topic(settings: Settings, admin: AIOKafkaAdminClient, topic: str = SPEND_EVENTS) -> None:
     """Delete and recreate a topic; return when it is empty."""
     await admin.delete_topics([topic])
 
@@ -222,11 +222,11 @@ async def shop() -> AsyncIterator[Shop]:
         await database.close()
 
 
-async def test_a_topic_made_anew_while_allocation_is_down_is_refused_and_adopted(shop: Shop) -> None:
+async def test_a_topic_recreated_while_allocation_is_down_is_refused_and_can_be_adopted(shop: Shop) -> None:
     await shop.publish(20)
     await shop.every_spend_is_charged_once()
     await shop.system.kill_service("allocation")
-    await make_anew(shop.system.settings, shop.admin)
+    await recreate_topic(shop.system.settings, shop.admin)
     await shop.publish(30)  # More than before, so that the old offset lies within the new topic.
     shop.system.services["allocation"].start()
     assert "'drawdown offsets adopt'" in await shop.is_refused()
@@ -235,10 +235,12 @@ async def test_a_topic_made_anew_while_allocation_is_down_is_refused_and_adopted
 
 
 @pytest.mark.parametrize("refill", [0, 200])
-async def test_a_topic_made_anew_under_a_running_allocation_is_refused_and_adopted(shop: Shop, refill: int) -> None:
+async def test_a_topic_recreated_under_a_running_allocation_is_refused_and_can_be_adopted(
+    shop: Shop, refill: int
+) -> None:
     await shop.publish(50)
     await shop.every_spend_is_charged_once()
-    await make_anew(shop.system.settings, shop.admin)
+    await recreate_topic(shop.system.settings, shop.admin)
     await shop.publish(refill)
     assert "'drawdown offsets adopt'" in await shop.is_refused()
     await shop.publish(10)
@@ -246,7 +248,7 @@ async def test_a_topic_made_anew_under_a_running_allocation_is_refused_and_adopt
     await shop.every_spend_is_charged_once()
 
 
-async def test_a_ledger_that_knows_only_the_cluster_goes_on_and_learns_the_topics(shop: Shop) -> None:
+async def test_a_ledger_that_knows_only_the_cluster_continues_and_records_the_topics(shop: Shop) -> None:
     await shop.system.kill_service("allocation")
     cluster = (await shop.admin.describe_cluster())["cluster_id"]
     await shop.database.execute("UPDATE ledger.shards SET incarnation = $1", cluster)
@@ -259,12 +261,12 @@ async def test_a_ledger_that_knows_only_the_cluster_goes_on_and_learns_the_topic
     assert known == await incarnation(shop.system.settings, SPEND_EVENTS, FINANCE_COMMANDS)
 
 
-async def test_signals_made_anew_are_told_the_present_state(shop: Shop) -> None:
+async def test_a_recreated_topic_of_signals_gets_the_present_state(shop: Shop) -> None:
     await shop.door.accepted(CENTER, "set_budget", ad_account_id=CENTER, mode="daily", amount="0.01")
     await shop.publish(2)
     key = f"ad_account/{CENTER}"
     await until("a pause", lambda: first_signal(shop.system.settings, key))
-    await make_anew(shop.system.settings, shop.admin, DELIVERY_SIGNALS)
+    await recreate_topic(shop.system.settings, shop.admin, DELIVERY_SIGNALS)
     signals = shop.system.services["signals"].child
     assert signals is not None
     assert await signals.wait(30)

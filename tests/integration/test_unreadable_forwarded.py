@@ -48,7 +48,7 @@ async def put(writer: Writing, headers: str | None, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("topic", ["spend.events", "finance.commands"])
-async def test_headers_that_are_none_stop_nothing(writer: Writing, topic: str) -> None:
+async def test_invalid_headers_do_not_stop_the_shard(writer: Writing, topic: str) -> None:
     center = await writer.opened()
     for headers in NO_HEADERS:
         await put(writer, headers, topic=topic)
@@ -66,7 +66,7 @@ async def test_headers_that_are_none_stop_nothing(writer: Writing, topic: str) -
     assert await replay(writer.settings) == 0
 
 
-async def test_half_a_name_of_a_replay_stops_nothing(writer: Writing) -> None:
+async def test_an_incomplete_replay_id_does_not_stop_the_shard(writer: Writing) -> None:
     """Rows from before the constraint."""
     center = await writer.opened()
     await writer.database.execute("ALTER TABLE ledger.forwarded DROP CONSTRAINT forwarded_records")
@@ -80,7 +80,7 @@ async def test_half_a_name_of_a_replay_stops_nothing(writer: Writing) -> None:
     assert "it names only half of the record that it replays" in row["detail"]
 
 
-async def test_a_shard_whose_epoch_was_moved_by_another_hand_is_taken_again(writer: Writing) -> None:
+async def test_a_shard_whose_epoch_was_changed_from_outside_is_claimed_again(writer: Writing) -> None:
     center = await writer.opened()
     (epoch,) = await writer.database.fetchrow(
         "UPDATE ledger.shards SET epoch = epoch + 1 WHERE shard = 0 RETURNING epoch"

@@ -59,7 +59,7 @@ async def found(door: FrontDoor, topic: str, command_id: str, *partitions: int) 
         await consumer.stop()
 
 
-async def told_by_the_topic(door: FrontDoor, command_id: str) -> Record:
+async def outcome_in_the_topic(door: FrontDoor, command_id: str) -> Record:
     """Return the outcome of a command, as it is published."""
 
     async def ask() -> Record | None:
@@ -73,18 +73,16 @@ async def publish(door: FrontDoor, value: bytes, headers: list[tuple[str, bytes]
     await door.publish_raw(value, None, partition, headers, FINANCE_COMMANDS)
 
 
-async def test_what_came_by_the_api_says_so_in_its_answer_its_entry_and_its_published_outcome(
+async def test_a_command_by_the_api_names_its_way_in_the_answer_the_entry_and_the_outcome(
     door: FrontDoor, center: str
 ) -> None:
     answer = await door.accepted(center, "deposit_cash", amount="1")
     (entry,) = await door.entries(answer["command_id"])
-    published = await told_by_the_topic(door, answer["command_id"])
+    published = await outcome_in_the_topic(door, answer["command_id"])
     assert answer["via"] == entry["details"]["via"] == published["via"] == "api"
 
 
-async def test_what_came_by_the_topic_says_so_whoever_it_names_and_whoever_asks_again(
-    door: FrontDoor, center: str
-) -> None:
+async def test_a_command_by_the_topic_names_its_way_whatever_actor_or_repetition(door: FrontDoor, center: str) -> None:
     command = door.admin_command(center, "deposit_cash", amount="999999999")
     value, shard = json.dumps(command).encode(), shard_of(center, door.shards)
     await publish(door, value, [], shard)
@@ -116,7 +114,7 @@ async def entries(door: FrontDoor, source: str) -> list[Record] | None:
     return await door.entries(source) or None
 
 
-async def test_a_copy_of_a_signed_record_does_nothing_in_its_shard_or_in_another(door: FrontDoor, center: str) -> None:
+async def test_a_copy_of_a_signed_record_has_no_effect_in_any_shard(door: FrontDoor, center: str) -> None:
     answer = await door.accepted(center, "deposit_cash", amount="1")
     shard = shard_of(center, door.shards)
     (record,) = await found(door, FINANCE_COMMANDS, answer["command_id"], shard)
@@ -131,7 +129,9 @@ async def test_a_copy_of_a_signed_record_does_nothing_in_its_shard_or_in_another
 
 
 @pytest.mark.parametrize("change", ["signature", "value"])
-async def test_who_claims_to_be_the_api_is_quarantined(door: FrontDoor, center: str, change: str) -> None:
+async def test_a_record_with_a_false_signature_of_the_api_is_quarantined(
+    door: FrontDoor, center: str, change: str
+) -> None:
     answer = await door.accepted(center, "deposit_cash", amount="1")
     shard = shard_of(center, door.shards)
     (record,) = await found(door, FINANCE_COMMANDS, answer["command_id"], shard)
@@ -150,7 +150,7 @@ async def test_who_claims_to_be_the_api_is_quarantined(door: FrontDoor, center: 
     assert not await door.entries(forged["command_id"])
 
 
-async def test_an_unusual_spend_waits_until_the_bound_is_raised_and_it_is_sent_back(
+async def test_an_unusual_spend_stays_in_quarantine_until_the_bound_is_raised_and_it_is_replayed(
     door: FrontDoor, center: str
 ) -> None:
     await door.accepted(center, "set_largest_spend", amount="5")

@@ -143,7 +143,7 @@ async def cash_paid(writer: Writing, events: list[Message]) -> list[int]:
     return [-row["amount"] for row in rows]
 
 
-async def test_the_next_batch_is_decided_while_a_commit_is_slow_and_no_batch_is_two_ahead(
+async def test_one_batch_but_not_two_is_decided_ahead_of_a_slow_commit(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened(SHARD, cash="1.5")
@@ -176,7 +176,7 @@ async def test_the_next_batch_is_decided_while_a_commit_is_slow_and_no_batch_is_
         pytest.param(LOOK_UP, id="it reads after the commit"),
     ],
 )
-async def test_a_look_up_that_overlaps_the_commit_of_what_it_looks_for_finds_it(
+async def test_a_lookup_finds_a_spend_whose_commit_overlaps_it(
     writer: Writing, monkeypatch: pytest.MonkeyPatch, kept_at: str | None
 ) -> None:
     center = await writer.opened(SHARD, cash="100")
@@ -209,7 +209,7 @@ async def test_a_look_up_that_overlaps_the_commit_of_what_it_looks_for_finds_it(
     assert await writer.quarantined() == []
 
 
-async def test_a_look_up_that_fails_is_made_again_and_no_record_is_lost_or_counts_twice(
+async def test_a_failed_lookup_is_repeated_and_no_record_is_lost_or_counts_twice(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened(SHARD, cash="100")
@@ -243,7 +243,7 @@ async def test_a_look_up_that_fails_is_made_again_and_no_record_is_lost_or_count
     assert await writer.quarantined() == []
 
 
-async def test_a_commit_that_fails_takes_what_was_decided_on_top_of_it_out_of_memory(
+async def test_a_failed_commit_also_discards_the_batch_decided_on_top_of_it(
     writer: Writing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     center = await writer.opened(SHARD, cash="10")
@@ -265,7 +265,7 @@ async def test_a_commit_that_fails_takes_what_was_decided_on_top_of_it_out_of_me
     assert await writer.quarantined() == []
 
 
-async def test_a_shard_whose_commit_is_slow_holds_up_no_other(writer: Writing) -> None:
+async def test_a_shard_with_a_slow_commit_delays_no_other(writer: Writing) -> None:
     center, neighbour = await writer.opened(SHARD), await writer.opened(OTHER_SHARD)
     events = [spend(each) for each in (center, neighbour) for _ in range(3)]
     async with slow_commit(writer) as commit:

@@ -19,7 +19,7 @@ DAYS = 3
 @pytest.mark.parametrize(
     "seed", [pytest.param(4, marks=pytest.mark.embedded), pytest.param(6, marks=pytest.mark.containers)]
 )
-async def test_the_system_does_what_the_model_says(seed: int) -> None:
+async def test_the_system_agrees_with_the_model(seed: int) -> None:
     async with running_system(clock_offset_seconds=offset_to(START_US)) as system, FrontDoor(system) as door:
         workload, driver = Workload(seed, prefix=f"m{seed}-"), Driver(door)
         for work in workload.opening(door.now_us()):

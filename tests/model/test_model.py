@@ -45,7 +45,7 @@ def test_no_pocket_goes_below_zero(played: list[tuple[Model, list[str]]]) -> Non
         assert all(min(account.cash, account.credit) >= 0 for account in center.accounts.values())
 
 
-def test_money_of_spends_adds_up(played: list[tuple[Model, list[str]]]) -> None:
+def test_the_parts_of_every_spend_add_up(played: list[tuple[Model, list[str]]]) -> None:
     for model, _ in played:
         for spends in model._spends.values():
             for spend in spends.values():
@@ -53,7 +53,7 @@ def test_money_of_spends_adds_up(played: list[tuple[Model, list[str]]]) -> None:
                 assert sum(part.left for part in spend.parts) == spend.amount - spend.reversed
 
 
-def test_gross_is_billed_and_overdelivered(played: list[tuple[Model, list[str]]]) -> None:
+def test_gross_spend_equals_billed_plus_overdelivered(played: list[tuple[Model, list[str]]]) -> None:
     for model, _ in played:
         left = sum(spend.amount - spend.reversed for spends in model._spends.values() for spend in spends.values())
         shown = [model.business_center(name)["spend"] for name in model.centers]
@@ -61,7 +61,7 @@ def test_gross_is_billed_and_overdelivered(played: list[tuple[Model, list[str]]]
         assert all(micros(each["gross"]) == micros(each["billed"]) + micros(each["overdelivered"]) for each in shown)
 
 
-def test_causes_are_what_balances_and_budgets_say(played: list[tuple[Model, list[str]]]) -> None:
+def test_causes_follow_from_balances_and_budgets(played: list[tuple[Model, list[str]]]) -> None:
     for model, _ in played:
         for center in model.centers.values():
             for account in center.accounts.values():
@@ -70,7 +70,7 @@ def test_causes_are_what_balances_and_budgets_say(played: list[tuple[Model, list
                     assert campaign.causes == campaign_causes(center, account, campaign, model.now)
 
 
-def test_signals_tell_one_story_per_entity(played: list[tuple[Model, list[str]]]) -> None:
+def test_consecutive_signals_of_an_entity_differ_by_one_cause(played: list[tuple[Model, list[str]]]) -> None:
     for model, _ in played:
         stories: dict[tuple[str, str | None], list[set[str]]] = {}
         for signal in model.signals:
@@ -81,7 +81,7 @@ def test_signals_tell_one_story_per_entity(played: list[tuple[Model, list[str]]]
             assert all(len(before ^ after) == 1 for before, after in pairwise(story))
 
 
-def test_the_workload_meets_every_answer(played: list[tuple[Model, list[str]]]) -> None:
+def test_the_workload_produces_every_answer(played: list[tuple[Model, list[str]]]) -> None:
     reasons = (
         "invalid unknown_business_center unknown_ad_account currency_mismatch too_old too_far_ahead "
         "content_conflict unknown_reversal reversal_mismatch reversal_exceeds_spend"
@@ -94,7 +94,7 @@ def test_the_workload_meets_every_answer(played: list[tuple[Model, list[str]]]) 
     assert wanted <= {answer for _, answers in played for answer in answers}
 
 
-def test_the_workload_meets_every_kind_of_entry(played: list[tuple[Model, list[str]]]) -> None:
+def test_the_workload_produces_every_kind_of_entry(played: list[tuple[Model, list[str]]]) -> None:
     kinds = (
         "voucher_debit ad_credit_debit cash_debit credit_debit business_center_draw overdelivery pause resume "
         "reversal forfeit expiry"
@@ -103,7 +103,7 @@ def test_the_workload_meets_every_kind_of_entry(played: list[tuple[Model, list[s
     assert {kind: met.count(kind) > 3 for kind in kinds.split()} == dict.fromkeys(kinds.split(), True)
 
 
-def test_the_same_seed_is_the_same_work() -> None:
+def test_the_same_seed_gives_the_same_work() -> None:
     assert play(3, 100)[1] == play(3, 100)[1]
 
 
@@ -124,7 +124,7 @@ def centers(played: list[tuple[Model, list[str]]]) -> list[BusinessCenter]:
         ("America/St_Johns", "2010-11-07", "2010-11-07T02:30:00Z"),  # clocks go back into yesterday
     ],
 )
-def test_a_day_begins_at_the_first_instant_that_carries_its_date(zone: str, day: str, first_instant: str) -> None:
+def test_a_day_begins_at_the_first_instant_with_its_date(zone: str, day: str, first_instant: str) -> None:
     start = instant(first_instant)
     assert start_of_day(date.fromisoformat(day), zone) == start
     assert day_of(start, zone).isoformat() == day
@@ -133,5 +133,5 @@ def test_a_day_begins_at_the_first_instant_that_carries_its_date(zone: str, day:
 
 
 @pytest.mark.parametrize("key", ["", "a", "bc-1", "21", "foobar", "a-little-bit-long-string", "Ωmega"])
-def test_shards_are_those_of_the_kafka_client(key: str) -> None:
+def test_shards_agree_with_the_kafka_client(key: str) -> None:
     assert murmur2(key.encode()) == murmur2_of_the_kafka_client(key.encode()) & 0xFFFFFFFF

@@ -31,7 +31,7 @@ from tests.security.tenants import (
     Tenant,
     Watched,
     a_command,
-    comes,
+    becomes_true,
     give,
     is_charged,
     open_tenant,
@@ -99,7 +99,7 @@ def _thrown_at_signals(codec: str) -> Check:
                 code, _ = await kafka.send(DELIVERY_SIGNALS, partition, written)
                 require(code == 0, f"Kafka refuses it: {code}")
                 _, behind = await kafka.send(DELIVERY_SIGNALS, partition, batch([(b"nobody", b"{}", ())]))
-            is_read = await comes(lambda: _is_read_back(target, partition, behind), GIVEN_UP_SECONDS)
+            is_read = await becomes_true(lambda: _is_read_back(target, partition, behind), GIVEN_UP_SECONDS)
             require(is_read, f"signals has not read offset {behind} of partition {partition} back")
         now, most = await target.memory_mib("signals")
         return f"{len(written):,} bytes: signals goes on; {now:.0f} MiB, at most {most:.0f}"
@@ -188,14 +188,14 @@ async def odd_frames(target: Target) -> str:
             spend = tenant.spend()
             written[what] = _framed(record(0, tenant.key, json.dumps(spend).encode()))[what], spend
         for what, (each, spend) in written.items():
-            came[what] = await _became_of(target, tenant, each, spend["event_id"])
+            came[what] = await _outcome_of(target, tenant, each, spend["event_id"])
         charged = await still_charges(target, tenant)
     lost = [what for what, became in came.items() if became == "lost"]
     require(not lost, f"neither charged nor in quarantine: {lost}")
     return f"{', '.join(f'{what}: {became}' for what, became in came.items())}; {charged}"
 
 
-async def _became_of(target: Target, tenant: Tenant, written: bytes, event_id: str) -> str:
+async def _outcome_of(target: Target, tenant: Tenant, written: bytes, event_id: str) -> str:
     async with wire(target, "ad-delivery") as kafka:
         code, offset = await kafka.send(SPEND_EVENTS, tenant.shard, written)
     if code:

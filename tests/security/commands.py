@@ -21,7 +21,7 @@ from tests.security.tenants import (
     Watched,
     a_command,
     an_account,
-    comes,
+    becomes_true,
     give,
     open_tenant,
     publish,
@@ -53,7 +53,7 @@ async def _decided(target: Target, command: Fields) -> list[Any]:
     async def is_there() -> bool:
         return bool(await _outcome(target, command))
 
-    require(await comes(is_there), "it is not decided")
+    require(await becomes_true(is_there), "it is not decided")
     return await _outcome(target, command)
 
 
@@ -105,7 +105,7 @@ async def forged_signatures(target: Target) -> str:
             aside = await quarantined(target, FINANCE_COMMANDS, tenant.shard, offset)
             return bool(aside or await _outcome(target, command))
 
-        require(await comes(is_dealt_with), f"{what}: neither decided nor in quarantine")
+        require(await becomes_true(is_dealt_with), f"{what}: neither decided nor in quarantine")
         came = await _outcome(target, command)
         let_in += [f"{what}: {came}"] if came[1:] == ["api"] else []
     require(not let_in, let_in)
@@ -122,7 +122,7 @@ async def unusual_amounts(target: Target) -> str:
     async def is_aside() -> bool:
         return bool(await quarantined(target, SPEND_EVENTS, tenant.shard, offset))
 
-    require(await comes(is_aside), "10¹² − 10⁻⁶ were charged")
+    require(await becomes_true(is_aside), "10¹² − 10⁻⁶ were charged")
     (aside,) = await quarantined(target, SPEND_EVENTS, tenant.shard, offset)
     require(aside["reason"] == "amount_unusual", aside)
     return "amount_unusual, and not charged"

@@ -40,7 +40,7 @@ async def as_the_kernel_sees_it(target: Target) -> str:
     return "no capability, no new privilege, and nothing written in any of them"
 
 
-async def no_secrets_in_sight(target: Target) -> str:
+async def no_visible_secrets(target: Target) -> str:
     """Look for the bytes of each secret in the descriptions of every container and its image."""
     secrets = {
         str(path.relative_to(target.secrets)): path.read_text().strip()
@@ -55,7 +55,7 @@ async def no_secrets_in_sight(target: Target) -> str:
     return f"none of {len(secrets)} secrets is in an environment, a command or a label"
 
 
-async def nothing_to_climb_with(target: Target) -> str:
+async def no_tools_to_gain_rights(target: Target) -> str:
     """Look for programs that run as another user, or install packages."""
     found = await target.compose("exec", "--no-TTY", "api", "sh", "-c", _FIND)
     require(not found.strip(), f"the image has {found.split()}")
@@ -77,7 +77,7 @@ async def published(target: Target) -> str:
 CHECKS = (
     Check("containers", "confined", "root, capabilities, writing, unbounded memory", confined),
     Check("containers", "kernel", "the same, asked of the kernel from within", as_the_kernel_sees_it),
-    Check("containers", "secrets", "reading secrets where containers are described", no_secrets_in_sight),
-    Check("containers", "programs", "set-uid programs and package managers in the image", nothing_to_climb_with),
+    Check("containers", "secrets", "reading secrets where containers are described", no_visible_secrets),
+    Check("containers", "programs", "set-uid programs and package managers in the image", no_tools_to_gain_rights),
     Check("containers", "published", "ports of anything but the API and Kafka", published),
 )

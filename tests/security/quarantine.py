@@ -13,7 +13,7 @@ from shared.runtime.kafka import SPEND_EVENTS
 from tests.security.check import Check, require
 from tests.security.records import Record, batch
 from tests.security.target import Target
-from tests.security.tenants import Tenant, Watched, comes, open_tenant, quarantined, still_charges
+from tests.security.tenants import Tenant, Watched, becomes_true, open_tenant, quarantined, still_charges
 from tests.security.wire import wire
 
 _RECORDS = 20
@@ -45,7 +45,7 @@ async def _aside(target: Target, tenant: Tenant, records: Sequence[Record], each
         found = await quarantined(target, SPEND_EVENTS, tenant.shard, offsets[0], offsets[-1] + each)
         return sent <= {row["offset"] for row in found}
 
-    require(await comes(are_there, 30), "they do not come into quarantine")
+    require(await becomes_true(are_there, 30), "they do not come into quarantine")
     return [f"{tenant.shard}-{sequence}" for (sequence,) in await target.rows(_sequences(tenant, sent))]
 
 
@@ -103,7 +103,7 @@ async def _until_none_waits(target: Target) -> None:
         (row,) = await target.rows("SELECT coalesce(sum(records), 0) FROM ledger.forwarded_waiting")
         return int(row[0]) == 0
 
-    require(await comes(none_waits, 30), "what was sent back still waits after 30 s")
+    require(await becomes_true(none_waits, 30), "what was sent back still waits after 30 s")
 
 
 async def twice(target: Target) -> str:

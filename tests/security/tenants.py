@@ -133,7 +133,7 @@ async def still_charges(target: Target, tenant: Tenant) -> str:
 async def is_charged(target: Target, event_id: str, seconds: float = CHARGED_SECONDS) -> bool:
     """Return whether a spend's entries are in the ledger within that time."""
     token = target.token()
-    return await comes(lambda: _has_entries(target, token, event_id), seconds)
+    return await becomes_true(lambda: _has_entries(target, token, event_id), seconds)
 
 
 async def _has_entries(target: Target, token: str, event_id: str) -> bool:
@@ -144,7 +144,7 @@ async def _has_entries(target: Target, token: str, event_id: str) -> bool:
     return answer.status_code == httpx.codes.OK and bool(answer.json()["entries"])
 
 
-async def comes(condition: Any, seconds: float = CHARGED_SECONDS) -> bool:
+async def becomes_true(condition: Any, seconds: float = CHARGED_SECONDS) -> bool:
     """Return whether a condition becomes true within that time."""
     give_up_at = time.monotonic() + seconds
     while not await condition():

@@ -228,7 +228,7 @@ _WRITES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-async def others_ids(target: Target) -> str:
+async def ids_of_other_tenants(target: Target) -> str:
     """As one tenant, read another tenant's ids, and ids that do not exist."""
     mine, other = await open_tenant(target), await open_tenant(target)
     spend = other.spend("1")
@@ -318,7 +318,7 @@ CHECKS = (
     Check("tokens", "forged", "algorithms, keys, heads, claims and shapes that prove nothing", forged),
     Check("tokens", "huge", "a token of 70 KB, and none", huge),
     Check("tokens", "traffic", "what the token of the traffic generator is good for", traffic_token),
-    Check("tokens", "others", "another tenant's ids against ids that nobody has", others_ids),
+    Check("tokens", "others", "another tenant's ids against ids that nobody has", ids_of_other_tenants),
     Check("tokens", "roles", "commands that an analyst and a standard user may not give", roles),
     Check("tokens", "refusals", "long commands that are refused", long_refusals),
 )

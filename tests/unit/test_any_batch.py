@@ -60,7 +60,7 @@ class Assignment:
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MemoryRecords", "PartitionRecords", "FetchResult"):
-        monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
+        monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone after the test
     monkeypatch.setattr(kafka_batches, "_bad_crcs", {})
     consuming.install()
 
@@ -114,7 +114,7 @@ def check_batch_is_set_aside(data: bytes, first: int, last: int, reason: str) ->
 
 
 @pytest.mark.parametrize("name", bombs(17))
-def test_a_batch_that_unpacks_beyond_the_bound_is_one_record_in_quarantine(name: str) -> None:
+def test_a_batch_that_unpacks_beyond_the_bound_becomes_one_record_in_quarantine(name: str) -> None:
     codec, packed = bombs(17)[name]
     began = time.monotonic()
     check_batch_is_set_aside(batch(packed, 900, codec=codec, offset=70), 70, 969, "too_large")
@@ -122,7 +122,7 @@ def test_a_batch_that_unpacks_beyond_the_bound_is_one_record_in_quarantine(name:
 
 
 @pytest.mark.parametrize("name", mines())
-def test_packed_pieces_by_the_hundred_thousand_take_a_bounded_time(name: str) -> None:
+def test_hundreds_of_thousands_of_compressed_pieces_take_a_bounded_time(name: str) -> None:
     codec, packed = mines()[name]
     began = time.monotonic()
     check_batch_is_set_aside(batch(packed, 3, codec=codec), 0, 2, "malformed")
@@ -152,7 +152,7 @@ def empty_records(count: int) -> bytes:
     return bytes(PACK["zstd"][1](packed_records([b""] * count)))
 
 
-def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quarantine() -> None:
+def test_a_batch_with_more_records_than_any_valid_batch_becomes_one_record_in_quarantine() -> None:
     most = batch_bounds.RECORDS_OF_A_KAFKA_BATCH
     found, position = takes(batch(empty_records(most), most, codec=ZSTD))
     assert (sum(map(len, found)), position) == (most, most)
@@ -164,12 +164,12 @@ def test_a_batch_of_more_records_than_any_valid_one_holds_is_one_record_in_quara
 
 
 @pytest.mark.parametrize("says", [0, 1, -5, batch_bounds.RECORDS_OF_A_KAFKA_BATCH, 2**31 - 1])
-def test_a_head_that_lies_about_the_many_records_of_its_batch_is_not_believed(says: int) -> None:
+def test_a_batch_header_with_a_wrong_count_of_its_many_records_is_not_believed(says: int) -> None:
     many = batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1
     check_batch_is_set_aside(batch(empty_records(many), says, codec=ZSTD, last=many - 1), 0, many - 1, "malformed")
 
 
-def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None:
+def test_a_batch_of_only_valid_records_never_exceeds_the_bound_of_records() -> None:
     """The shortest valid spend and command are repeated until they fill what a batch may unpack to."""
     actor = {"id": "a", "role": "admin"}
     shortest = {
@@ -193,7 +193,7 @@ def test_no_batch_of_valid_records_alone_is_above_the_bound_of_records() -> None
 
 
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)
-def test_a_batch_of_exactly_the_bound_is_read_and_one_byte_more_is_not(
+def test_a_batch_of_exactly_the_bound_is_read_and_one_byte_more_is_refused(
     pack: tuple[int, Callable[[bytes], bytes]],
 ) -> None:
     codec, packed = pack
@@ -212,7 +212,7 @@ def test_a_batch_of_exactly_the_bound_is_read_and_one_byte_more_is_not(
 
 
 @pytest.mark.parametrize("pack", PACK.values(), ids=PACK)
-def test_what_is_packed_is_read_as_if_it_were_not(pack: tuple[int, Callable[[bytes], bytes]]) -> None:
+def test_a_compressed_batch_is_read_like_an_uncompressed_one(pack: tuple[int, Callable[[bytes], bytes]]) -> None:
     codec, packed = pack
     values = [f"value {number}".encode() * (number % 50) for number in range(1_100)]
     data = batch(packed(packed_records(values, key=b"key")), len(values), codec=codec, offset=50)
@@ -231,15 +231,15 @@ GARBAGE = {
     "broken gzip": PACK["gzip"][1](b"x" * 10_000)[:-9],
     "broken zstd": PACK["zstd"][1](bytes(range(256)) * 40)[:-3],
     "broken lz4": PACK["lz4"][1](bytes(range(256)) * 40)[:-9],
-    "a snappy block that ends behind the batch": PACK["snappy in blocks"][1](b"x" * 10_000)[:-1],
+    "a snappy block that exceeds the batch": PACK["snappy in blocks"][1](b"x" * 10_000)[:-1],
     "a snappy block of a negative length": b"\x82SNAPPY\x00" + bytes(8) + b"\xff\xff\xff\xfc" * 9,
-    "a head of snappy alone": b"\x82SNAPPY\x00" + bytes(8),
+    "only the header of snappy": b"\x82SNAPPY\x00" + bytes(8),
 }
 
 
 @pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD, 5, 7])
 @pytest.mark.parametrize("held", GARBAGE.values(), ids=GARBAGE)
-def test_what_does_not_unpack_is_one_record_in_quarantine(held: bytes, codec: int) -> None:
+def test_a_batch_that_does_not_unpack_becomes_one_record_in_quarantine(held: bytes, codec: int) -> None:
     check_batch_is_set_aside(batch(held, 5, codec=codec, offset=7), 7, 11, "malformed")
 
 
@@ -258,7 +258,7 @@ LIES = {
     "a length without an end": (batch(b"\xff" * 100, 2), 1),
     "a key longer than the record": (batch(field(b"\0\0\0" + varint(99) + b"k" + b"\0\0"), 1), 0),
     "a key longer than memory": (batch(field(b"\0\0\0" + varint(2**62) + b"k" + b"\0\0"), 1), 0),
-    "a key as long as a number can say": (batch(field(b"\0\0\0" + varint(2**63 - 1) + b"k" + b"\0\0"), 1), 0),
+    "a key of the largest length": (batch(field(b"\0\0\0" + varint(2**63 - 1) + b"k" + b"\0\0"), 1), 0),
     "a value longer than the record": (batch(field(b"\0\0\0\0" + varint(2**31) + b"v\0"), 1), 0),
     "2^31 headers": (batch(field(b"\0\0\0\x01\x01" + varint(2**31) + b"\x02a\x01"), 1), 0),
     "a negative number of headers": (batch(field(b"\0\0\0\x01\x01" + varint(-1) + b"\0"), 1), 0),
@@ -266,23 +266,23 @@ LIES = {
     "fields that do not fill the record": (batch(field(b"\0\0\0\x01\x01\0" + b"left over"), 1), 0),
     "numbers without an end": (batch(field(b"\0" + LONG * 3), 1), 0),
     "a record that ends within a number": (batch(field(b"\0\0\xff\xff\xff\xff\xff\xff"), 1), 0),
-    "bytes behind the records": (batch(GOOD + b"\0\0\0", 2), 1),
-    "a record behind the last": (batch(GOOD + record(b"three", offset=2), 2), 1),
-    "offsets that go back": (batch(record(b"one", offset=1) + record(b"two", offset=0), 2), 1),
-    "an offset twice": (batch(record(b"one") + record(b"two"), 2), 1),
-    "an offset behind the batch": (batch(record(b"one", offset=9), 1), 0),
+    "bytes after the records": (batch(GOOD + b"\0\0\0", 2), 1),
+    "a record after the last": (batch(GOOD + record(b"three", offset=2), 2), 1),
+    "decreasing offsets": (batch(record(b"one", offset=1) + record(b"two", offset=0), 2), 1),
+    "a repeated offset": (batch(record(b"one") + record(b"two"), 2), 1),
+    "an offset after the batch": (batch(record(b"one", offset=9), 1), 0),
     "an offset before the batch": (batch(record(b"one", offset=-9), 1), 0),
 }
 
 
 @pytest.mark.parametrize(("data", "last"), LIES.values(), ids=LIES)
-def test_a_batch_that_lies_is_one_record_in_quarantine(data: bytes, last: int) -> None:
+def test_a_batch_with_false_claims_becomes_one_record_in_quarantine(data: bytes, last: int) -> None:
     began = time.monotonic()
     check_batch_is_set_aside(data, 0, last, "malformed")
     assert time.monotonic() - began < SECONDS
 
 
-def test_what_stands_behind_the_last_record_has_no_offset_to_be_set_aside_with() -> None:
+def test_bytes_after_the_last_record_cannot_be_set_aside_because_they_have_no_offset() -> None:
     """Records are read in portions. If a portion ends with the last record, nothing is left to set aside."""
     ends = set()
     for count in range(1, 600):
@@ -293,14 +293,14 @@ def test_what_stands_behind_the_last_record_has_no_offset_to_be_set_aside_with()
     assert ends == {True, False}
 
 
-def test_a_key_of_the_length_minus_two_is_none_as_it_is_to_kafka() -> None:
+def test_a_key_with_the_length_minus_two_is_read_as_null_as_in_kafka() -> None:
     """The broker takes any negative length for null, and stores it. aiokafka's parser fails with a SystemError."""
     odd = field(b"\0\0\0" + varint(-2) + field(b"value") + varint(0))
     found, _ = read(batch(odd, 1))
     assert [(each.key, each.value, each.headers) for each in found] == [(None, b"value", [])]
 
 
-def test_what_stands_before_a_broken_record_is_decided_and_the_rest_is_set_aside() -> None:
+def test_records_before_a_broken_one_are_decided_and_the_rest_is_set_aside() -> None:
     good = packed_records([b"x"] * 600)
     data = batch(good + field(b"\0\0" + varint(600) + varint(2**40)) + record(b"lost", offset=601), 602, offset=100)
     found, position = read(data, 100)
@@ -309,13 +309,13 @@ def test_what_stands_before_a_broken_record_is_decided_and_the_rest_is_set_aside
     assert position == 702
 
 
-def test_a_batch_whose_first_records_are_decided_already_is_set_aside_from_there() -> None:
+def test_a_batch_whose_first_records_are_already_decided_is_set_aside_from_the_next_one() -> None:
     found, position = cut(batch(b"junk", 10, codec=GZIP, offset=100), offset=105)
     assert found.cut is not None
     assert (found.cut.first_offset, found.offset, position) == (105, 109, 110)
 
 
-def test_a_wrong_crc_is_an_error_the_first_time_and_set_aside_when_it_comes_again() -> None:
+def test_a_batch_with_a_wrong_crc_is_an_error_at_first_and_set_aside_when_fetched_again() -> None:
     data = bytearray(batch(GOOD, 2))
     data[-1] ^= 1
     for other in (bytes(data), bytes(data[:-2]) + b"\xff\xff"):
@@ -328,7 +328,7 @@ TRANSACTIONAL, CONTROL = 0x10, 0x20
 
 
 @pytest.mark.parametrize("held", [bombs(17)["gzip"], (GZIP, b"junk"), (ZSTD, bombs(17)["zstd"][1])])
-def test_an_aborted_batch_is_passed_over_whatever_it_holds(held: tuple[int, bytes]) -> None:
+def test_an_aborted_batch_is_skipped_whatever_its_content(held: tuple[int, bytes]) -> None:
     codec, packed = held
     aborted = batch(packed, 9, codec=codec, attributes=TRANSACTIONAL, producer=7)
     key = b"\0\0\0\0"  # of the marker that ends it
@@ -341,7 +341,7 @@ def test_an_aborted_batch_is_passed_over_whatever_it_holds(held: tuple[int, byte
 
 @pytest.mark.parametrize("inside", [b"", b"junk", record(b"x"), record(b"x", key=b"\0")])
 @pytest.mark.parametrize("codec", [0, GZIP, SNAPPY])
-def test_a_control_batch_that_says_nothing_is_passed_over(inside: bytes, codec: int) -> None:
+def test_a_control_batch_without_content_is_skipped(inside: bytes, codec: int) -> None:
     data = batch(inside, 1, codec=codec, attributes=TRANSACTIONAL | CONTROL, producer=7)
     found, position = read(data + batch(record(b"behind"), 1, offset=1))
     assert [each.value for each in found] == [b"behind"]
@@ -355,7 +355,7 @@ def short(found: Any) -> tuple[str, int, int, int]:
     return held.fault.reason, len(held.kept or b""), len(found.key or b""), headers
 
 
-def test_a_record_is_too_large_by_its_value_its_key_or_its_headers() -> None:
+def test_a_record_is_too_large_if_its_value_key_or_headers_are() -> None:
     inside = [
         record(b"v" * 64 * KIB, key=b"k" * 15 * KIB),
         record(b"v" * (64 * KIB + 1), offset=1),
@@ -386,7 +386,7 @@ def test_a_record_is_too_large_by_its_value_its_key_or_its_headers() -> None:
     assert sha256(b"v" * (64 * KIB + 1)).hexdigest() in found[1].cut.fault.detail
 
 
-def test_headers_by_the_million_take_no_more_memory_than_a_few_records() -> None:
+def test_millions_of_headers_take_no_more_memory_than_a_few_records() -> None:
     before, after = memory_of(
         """
         from tests.raw_batches import PACK, batch, record_of_many_headers
@@ -407,7 +407,7 @@ def test_headers_by_the_million_take_no_more_memory_than_a_few_records() -> None
     assert after - before < 100 * MIB
 
 
-def test_records_are_taken_by_number_and_by_bytes() -> None:
+def test_a_read_is_bounded_by_the_number_of_records_and_by_bytes() -> None:
     few = batch(packed_records([b"x" * 60 * KIB] * 200), 200)
     many = batch(packed_records([b"x"] * 12_000), 12_000, offset=200)
     found, position = takes(few + many)
@@ -424,7 +424,7 @@ def test_records_are_taken_by_number_and_by_bytes() -> None:
     [(record(b"x" * 15 * MIB), 1), (record_of_many_headers(2_500_000), 1), (b"\0" * 15 * MIB, 1)],
     ids=["a large value", "many headers", "nothing"],
 )
-def test_batches_that_unpack_to_much_and_give_little_are_taken_one_at_a_time(inside: bytes, count: int) -> None:
+def test_batches_that_unpack_to_many_bytes_but_few_records_are_taken_one_at_a_time(inside: bytes, count: int) -> None:
     """Hundreds of them fit into one fetch. Other shards and the lease get their turn between two of them."""
     codec, pack = PACK["zstd"]
     held = pack(inside)
@@ -473,7 +473,7 @@ def test_messages_of_the_old_formats_are_read(magic: int) -> None:
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "snappy in blocks", "lz4"])
 @pytest.mark.parametrize("magic", [0, 1])
-def test_packed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> None:
+def test_compressed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> None:
     number, pack = PACK[codec]
     first = 0 if magic else 40
     inside = b"".join(message(b"v%d" % n, magic=magic, offset=first + n) for n in range(3))
@@ -502,7 +502,7 @@ def test_packed_messages_of_the_old_formats_are_read(codec: str, magic: int) -> 
         (PACK["zstd"][1](message(b"") * (batch_bounds.RECORDS_OF_A_KAFKA_BATCH + 1)), ZSTD, "too_large"),
     ],
 )
-def test_messages_of_the_old_formats_that_cannot_be_read_are_one_record_in_quarantine(
+def test_unreadable_messages_of_the_old_formats_become_one_record_in_quarantine(
     magic: int, held: bytes | None, codec: int, reason: str
 ) -> None:
     found, position = cut(message(held, magic=magic, codec=codec, offset=42), offset=40)
@@ -537,12 +537,12 @@ def test_any_change_to_a_batch_loses_no_offset(
 
 @given(st.binary(max_size=300), st.integers(0, 7), st.integers(-3, 40))
 @settings(max_examples=300)
-def test_any_bytes_in_a_batch_are_read_to_their_end(held: bytes, codec: int, count: int) -> None:
+def test_reading_a_batch_of_any_bytes_reaches_its_end(held: bytes, codec: int, count: int) -> None:
     data = batch(held, count, codec=codec, last=max(count - 1, 0))
     assert read(data)[1] == max(count, 1)
 
 
-def test_the_head_of_a_batch_may_be_anything() -> None:
+def test_any_change_to_a_batch_header_still_moves_the_position_forward() -> None:
     good = bytearray(batch(GOOD, 2))
     for place in range(23, 61):
         for value in (0, 1, 0x7F, 0x80, 0xFF):
@@ -553,7 +553,7 @@ def test_the_head_of_a_batch_may_be_anything() -> None:
             assert position > 0
 
 
-def test_other_consumers_read_as_before() -> None:
+def test_other_consumers_get_the_same_records_as_before() -> None:
     found = FetchedRecords(batch(GOOD, 2))
     parsed = fetcher.PartitionRecords(PLACE, found, None, 0, None, None, True, fetcher.READ_COMMITTED)
     taken = fetcher.FetchResult(PLACE, partition_records=parsed, assignment=Assignment(0), backoff=0).getall(10)

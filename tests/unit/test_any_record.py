@@ -152,13 +152,13 @@ def check_event_record(value: bytes | None, headers: list[tuple[str, bytes | Non
 
 @given(events(), HEADERS | st.just([]))
 @many
-def test_any_event_is_an_event_or_a_fault(value: bytes, headers: list[tuple[str, bytes | None]]) -> None:
+def test_any_event_decodes_to_an_event_or_a_fault(value: bytes, headers: list[tuple[str, bytes | None]]) -> None:
     check_event_record(value, headers)
 
 
 @given(st.none() | st.binary(max_size=200), HEADERS)
 @many
-def test_any_bytes_are_an_event_or_a_fault(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
+def test_any_bytes_decode_to_an_event_or_a_fault(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
     check_event_record(value, headers)
     check_command_record(value)
 
@@ -195,7 +195,7 @@ OTHER_COMMANDS: list[dict[str, Any]] = [
 
 @given(messages(COMMAND, *OTHER_COMMANDS).map(dumps), SPLICES)
 @many
-def test_any_command_is_a_command_or_a_fault(value: bytes, splices: list[tuple[int, int, bytes]]) -> None:
+def test_any_command_decodes_to_a_command_or_a_fault(value: bytes, splices: list[tuple[int, int, bytes]]) -> None:
     check_command_record(spliced(value, splices))
 
 
@@ -308,7 +308,7 @@ HEADER_BYTES = [
 ]
 
 
-def test_thousands_of_records_are_each_an_event_a_command_or_a_fault() -> None:
+def test_each_of_thousands_of_records_decodes_to_an_event_a_command_or_a_fault() -> None:
     generator = Generator(RECORDS)
     kinds = {"event": 0, "fault": 0, "command": 0, "no command": 0}
     for _ in range(RECORDS // 2):

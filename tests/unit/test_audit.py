@@ -62,7 +62,7 @@ def test_a_pocket_drawn_below_zero_is_a_difference() -> None:
         folded((line("deposit", "cash"), 4), (line("cash_debit", "cash"), -5))
 
 
-def test_a_grant_drawn_below_zero_is_a_difference_though_its_pocket_is_not() -> None:
+def test_a_grant_drawn_below_zero_is_a_difference_even_if_its_pocket_is_not() -> None:
     with pytest.raises(DifferenceError, match="below zero"):
         folded(
             (line("grant", "voucher", grant_id="v1"), 10),
@@ -71,7 +71,7 @@ def test_a_grant_drawn_below_zero_is_a_difference_though_its_pocket_is_not() -> 
         )
 
 
-def test_a_credit_line_may_be_cut_below_zero_but_not_drawn_there() -> None:
+def test_a_credit_line_may_be_cut_below_zero_but_not_drawn_below_zero() -> None:
     limit, draw = line("credit_limit_change", "credit_line", None), line("transfer_out", "credit_line", None)
     fold = folded((limit, 100), (draw, -80), (limit, -50))
     assert fold.pockets["bc", "", "credit_line"] == [-30]
@@ -99,7 +99,7 @@ def opened() -> Shard:
     return rules
 
 
-def test_money_in_is_held_billed_and_forfeited() -> None:
+def test_money_in_equals_money_held_plus_billed_plus_forfeited() -> None:
     draw = Line("business_center_draw", "bc", "a", "c", holder="business_center", pocket="cash")
     grant = line("grant", "voucher", None, grant_id="v")
     fold = folded(
@@ -112,18 +112,18 @@ def test_money_in_is_held_billed_and_forfeited() -> None:
     assert sums.check_identity(opened(), fold) == {"in": 108, "held": 70, "billed": 30, "forfeited": 8}
 
 
-def test_what_moves_between_pockets_must_add_up_to_zero() -> None:
+def test_movements_between_pockets_must_add_up_to_zero() -> None:
     fold = folded((line("deposit", "cash", None), 50), (line("transfer_in", "cash", None), 20))
     with pytest.raises(DifferenceError, match=r"the money of bc does not add up: in 0\.000050, held 0\.000070"):
         sums.check_identity(opened(), fold)
 
 
-def test_a_pocket_that_the_rules_hold_otherwise_is_a_difference() -> None:
+def test_a_pocket_that_differs_from_the_rules_is_a_difference() -> None:
     with pytest.raises(DifferenceError, match=r"pocket cash of bc add up to 0\.000069, but the rules hold 0\.000070"):
         sums.check_pockets(opened(), folded((line("deposit", "cash", None), 69)))
 
 
-def test_a_reversal_of_a_spend_that_is_not_there_is_a_difference() -> None:
+def test_a_reversal_of_a_missing_spend_is_a_difference() -> None:
     class Nothing:
         async def fetch(self, *_: object) -> list[Any]:
             return []
@@ -190,7 +190,7 @@ def test_an_entry_that_cannot_be_exported_is_a_difference(details: str) -> None:
 # ---- The past ---------------------------------------------------------------------------------------------------
 
 
-def test_refusals_name_campaigns_that_have_to_be_at_hand_and_a_hash_or_a_forgery_names_none() -> None:
+def test_a_refusal_names_the_campaigns_to_load_and_a_hash_or_a_forgery_names_none() -> None:
     def refused(type_: str = "set_campaign_budget", code: str = "limit_reached", **content: Any) -> RecordedOutcome:
         return replace(outcome(1, 1), type=type_, content=content, answer=Answer("rejected", code, "", None, 1, 1))
 
@@ -200,7 +200,7 @@ def test_refusals_name_campaigns_that_have_to_be_at_hand_and_a_hash_or_a_forgery
     assert campaigns_of([*others, *none, refused(**named)]) == {("a", "c")}
 
 
-def test_the_books_are_closed_often_enough_and_never_ahead() -> None:
+def test_the_books_are_closed_often_enough_and_never_ahead_of_the_position() -> None:
     held: Rows = {(0, 500_000): (), (0, 900_000): (), (1, 7): ()}
     assert closings_of(0, held, 1_200_000) == [500_000, 900_000]
     assert closings_of(1, held, 7) == [7]
@@ -216,7 +216,7 @@ def test_the_books_are_closed_often_enough_and_never_ahead() -> None:
 # ---- Rows -------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_compared_both_ways() -> None:
+def test_rows_are_compared_in_both_directions() -> None:
     table = TABLE["balance.pockets"]
     held: dict[str, Rows] = {name: {} for name in TABLE}
     held[table.name] = {("bc", "", "cash"): (5,), ("bc", "", "voucher"): (1,)}
@@ -227,7 +227,7 @@ def test_rows_are_compared_both_ways() -> None:
         compare(table, {("bc", "", "voucher"): (2,)}, held[table.name], "now")
 
 
-def test_entries_of_every_shape_are_split_and_read_as_they_were_written() -> None:
+def test_entries_of_every_shape_are_split_and_read_back_unchanged() -> None:
     spend = line("cash_debit", "cash")
     fact = Line("pause", "bc", "a", cause="ad_account_budget", details='{"causes":[]}')
     entries: list[Entry] = [
@@ -247,7 +247,7 @@ def test_entries_of_every_shape_are_split_and_read_as_they_were_written() -> Non
     assert encode_entries([each.entry for each in read], 3, 41, 99) == rows
 
 
-def test_the_position_stands_where_the_documentation_s_program_looks_for_it() -> None:
+def test_the_position_is_where_the_program_in_the_documentation_looks_for_it() -> None:
     (row,) = encode_entries([(line("deposit", "cash"), 1, 0, None, 0, None, None)], 3, 4711, 0)
     assert struct.unpack(">q", row[12:20]) == (4711,)
 
@@ -255,7 +255,7 @@ def test_the_position_stands_where_the_documentation_s_program_looks_for_it() ->
 # ---- Roots noted earlier ----------------------------------------------------------------------------------------
 
 
-def test_a_noted_root_must_be_met(tmp_path: Path) -> None:
+def test_a_replay_must_reach_the_noted_root(tmp_path: Path) -> None:
     tree = CompactRange()
     tree.append(leaf_hashes([b"one"]))
     noted = tmp_path / "noted.json"
@@ -279,17 +279,17 @@ def test_a_noted_root_must_be_met(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"roots": [{}]}', '{"roots": 1}'])
-def test_a_file_without_roots_is_no_note(tmp_path: Path, text: str) -> None:
+def test_a_file_without_roots_is_refused_as_a_note(tmp_path: Path, text: str) -> None:
     (tmp_path / "noted.json").write_text(text)
     with pytest.raises(ValueError, match='holds no "roots"'):
         read_anchors(tmp_path / "noted.json")
 
 
-# ---- What is said -----------------------------------------------------------------------------------------------
+# ---- Progress and report ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_progress_is_one_living_line_on_a_terminal_and_lines_elsewhere(
+def test_progress_rewrites_one_line_on_a_terminal_and_adds_lines_elsewhere(
     live: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: live)
@@ -306,7 +306,7 @@ def test_progress_is_one_living_line_on_a_terminal_and_lines_elsewhere(
     assert (said.count("\n"), said.endswith("\r\033[K")) == ((0, True) if live else (2, False))
 
 
-def test_a_report_with_a_difference_says_it_last_and_claims_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_with_a_difference_ends_with_it_and_claims_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     told = report.Report("replay", difference="shard 0, position 5: the entry is missing")
     told.count("entries", 4, "entries decided again")
     told.show(as_json=False)

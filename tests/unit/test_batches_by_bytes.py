@@ -32,7 +32,7 @@ def raw(topic: str, offset: int, message: Any) -> Raw:
 
 LARGE = {
     "broken spends": (SPEND_EVENTS, b"{" * 50 * KIB),
-    "spends of nobody's account": (SPEND_EVENTS, spend(HERE, note="x" * 50 * KIB)),
+    "spends of an unknown account": (SPEND_EVENTS, spend(HERE, note="x" * 50 * KIB)),
     "spends of another shard": (SPEND_EVENTS, spend(ELSEWHERE, note="x" * 50 * KIB)),
     "broken commands": (FINANCE_COMMANDS, b"{" * 50 * KIB),
     "refused commands": (FINANCE_COMMANDS, command(HERE, "deposit_cash", amount="1", note="x" * 50 * KIB)),
@@ -44,7 +44,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize(("topic", "message"), LARGE.values(), ids=LARGE)
-async def test_hundreds_of_large_records_are_several_batches(topic: str, message: Any) -> None:
+async def test_hundreds_of_large_records_are_split_into_several_batches(topic: str, message: Any) -> None:
     decider = Decider(
         0, SHARDS, Shard(STANDARD, zones=INSTALLED), STANDARD, INSTALLED, Bounds(5_000, BYTES, 20_000, 60.0)
     )

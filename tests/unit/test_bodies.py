@@ -43,18 +43,18 @@ def refusal(text: str) -> str:
         *(("9007199254740991.0", 2**53 - 1), ("9007199254740993", 2**53 + 1), (str(MOST), MOST)),
     ],
 )
-def test_a_number_without_a_fraction_is_an_integer(text: str, number: int) -> None:
+def test_a_number_without_a_fraction_is_read_as_an_integer(text: str, number: int) -> None:
     value = read(text)
     assert (value, type(value)) == (number, int)
 
 
 @pytest.mark.parametrize("text", ["1.5", "1e-1", "true", "false", '"1"', '"1.0"', "[1]", "{}", "1e999"])
-def test_anything_else_is_none(text: str) -> None:
+def test_anything_else_is_not_read_as_an_integer(text: str) -> None:
     assert refusal(text) == "offset should be a valid integer"
 
 
 @pytest.mark.parametrize("text", ["9007199254740992.0", "9007199254740993.0", "1e16", "-1e16", f"{MOST}.0", "1e300"])
-def test_a_number_that_may_not_be_exact_is_refused_with_a_sentence(text: str) -> None:
+def test_a_number_that_may_be_inexact_is_refused_with_an_explanation(text: str) -> None:
     assert refusal(text) == (
         "offset should have neither a fraction nor an exponent: from 2^53 on such a number is not exact"
     )
@@ -66,11 +66,11 @@ def test_an_integer_keeps_its_bounds(text: str) -> None:
 
 
 @given(st.integers(0, 2**53 - 1))
-def test_both_spellings_are_one_number(number: int) -> None:
+def test_both_spellings_are_the_same_number(number: int) -> None:
     assert read(str(number)) == read(f"{number}.0") == number
 
 
-def test_the_schema_is_that_of_any_integer() -> None:
+def test_the_schema_is_that_of_a_plain_integer() -> None:
     plain: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, le=MOST)])
     assert NUMBER.json_schema() == plain.json_schema() == {"type": "integer", "minimum": 0, "maximum": MOST}
 
@@ -95,7 +95,7 @@ def integers(part: Any, name: str = "") -> list[str]:
     return here + below + [found for key, each in part.get("properties", {}).items() for found in integers(each, key)]
 
 
-def test_no_integer_of_a_body_is_left_out_here() -> None:
+def test_every_integer_of_a_body_is_tested_here() -> None:
     adapters: list[TypeAdapter[Any]] = [EVENTS_LOOKUP, REPLAY_REQUEST, DEAL_TERMS, FINANCE_COMMAND]
     found = [name for adapter in adapters for name in integers(adapter.json_schema())]
     assert sorted(found) == sorted(name for _, _, name in INTEGERS)

@@ -6,6 +6,6 @@ from tests.chaos.steps import STEPS, Step, find
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: f"{step.service} {step.name}")
-def test_every_step_is_in_the_code(step: Step) -> None:
+def test_every_step_exists_in_the_code(step: Step) -> None:
     holder, name = find(step.target)
     assert callable(getattr(holder, name))

@@ -81,7 +81,7 @@ def test_every_module_that_a_page_names_by_its_last_name_exists(page: Path) -> N
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+def test_every_link_of_a_page_has_a_target(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text("utf-8"))):
         if re.match("https?:", link):
             continue
@@ -91,7 +91,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_a_wrong_path_would_be_found() -> None:
+def test_a_wrong_path_is_found() -> None:
     assert list(named_in("in `services/nowhere.py`, `deploy/secrets/x` and `make up`")) == ["services/nowhere.py"]
     assert files("services/nowhere.py") == []
 
@@ -209,14 +209,14 @@ def test_every_item_of_a_checklist_names_files(heading: str) -> None:
 
 
 @pytest.mark.parametrize(("heading", "words"), ALWAYS.items(), ids=str)
-def test_what_is_always_touched_holds_every_word_of_today(heading: str, words: tuple[str, ...]) -> None:
+def test_every_file_marked_always_contains_every_current_word(heading: str, words: tuple[str, ...]) -> None:
     for pattern in always(heading):
         text = text_of(pattern)
         assert [word for word in words if not re.search(rf"\b({word}|{_type_of(word)})\b", text)] == [], pattern
 
 
 @pytest.mark.parametrize(("heading", "words"), WORDS.items(), ids=str)
-def test_what_holds_such_a_word_is_in_the_checklist(heading: str, words: tuple[str, ...]) -> None:
+def test_every_file_that_contains_such_a_word_is_in_the_checklist(heading: str, words: tuple[str, ...]) -> None:
     holding = {path for path, text in product() if quoted_in(text, words)}
     assert len(holding) > 5
     assert sorted(page_id(path) for path in holding - listed(heading)) == []
@@ -242,13 +242,13 @@ def test_a_read_model_is_named_wherever_the_checklist_says() -> None:
         assert [name for name in names if not re.search(rf"(?<![a-z]){name}(?![a-z])", text)] == [], pattern
 
 
-def test_what_lists_all_read_models_is_in_the_checklist() -> None:
+def test_every_file_that_lists_all_read_models_is_in_the_checklist() -> None:
     names = followers()
     listing = {path for path, text in product() if quoted_in(text, names) == names}
     assert sorted(page_id(path) for path in listing - listed("Add a read model")) == []
 
 
-def test_every_module_with_routes_is_where_the_checklist_says_and_in_the_application() -> None:
+def test_every_module_with_routes_is_in_the_application_and_where_the_checklist_says() -> None:
     modules = {
         path for path in files("services/api/**/*.py") if re.search(r"^router = ", path.read_text(), re.MULTILINE)
     }
@@ -256,7 +256,7 @@ def test_every_module_with_routes_is_where_the_checklist_says_and_in_the_applica
     assert {Path(str(module.__file__)) for module in (*PROTECTED, *OPEN)} == modules
 
 
-def test_the_ten_rules_are_ten() -> None:
+def test_there_are_ten_rules() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     rules = text.partition("## Ten rules of English")[2].partition("\n## ")[0]
     assert re.findall(r"^(\d+)\. ", rules, re.MULTILINE) == [str(number) for number in range(1, 11)]

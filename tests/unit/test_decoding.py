@@ -50,7 +50,7 @@ def encoded(**changes: Any) -> bytes:
         {"unknown": {"field": [1, None]}},
     ],
 )
-def test_the_same_meaning_however_it_is_written(changes: dict[str, Any]) -> None:
+def test_different_spellings_decode_to_the_same_event(changes: dict[str, Any]) -> None:
     assert decode_event(encoded(**changes), ()) == (*EVENT, None, None)
 
 
@@ -142,13 +142,13 @@ def test_a_failed_check_is_invalid(value: bytes) -> None:
         b"[" * 100_00,
     ],
 )
-def test_bad_json_is_malformed(value: bytes | None) -> None:
+def test_a_record_of_broken_json_is_malformed(value: bytes | None) -> None:
     found = decode_event(value, ())
     assert isinstance(found, Fault)
     assert found.reason == "malformed"
 
 
-def test_above_64_kib_is_too_large() -> None:
+def test_a_record_above_64_kib_is_too_large() -> None:
     at_most = encoded(padding="")
     at_most = encoded(padding="x" * (65536 - len(at_most)))
     assert isinstance(decode_event(at_most, ()), tuple)
@@ -189,7 +189,7 @@ def without(*names: str) -> dict[str, Any]:
         cloud(data={**SPEND, "event_id": None, "occurred_at": None}, time=SPEND["occurred_at"]),
     ],
 )
-def test_cloud_events_carry_the_same(event: dict[str, Any]) -> None:
+def test_cloud_events_carry_the_same_event(event: dict[str, Any]) -> None:
     assert decode_event(json.dumps(event).encode(), ()) == (*EVENT, None, None)
     data = json.dumps(event.pop("data")).encode()
     in_base64 = {**event, "data_base64": b64encode(data).decode()}
@@ -238,7 +238,7 @@ def test_a_cloud_event_that_contradicts_itself_is_invalid(event: dict[str, Any])
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\xff", b"{", b"\x89PNG", b"NaN", b'{"a": NaN}'])
-def test_data_that_is_no_json_is_malformed_in_every_mode(data: bytes) -> None:
+def test_data_that_is_not_json_is_malformed_in_every_mode(data: bytes) -> None:
     faults = [decode_event(data, binary()), decode_event(structured(data)[1], ())]
     assert [fault.reason for fault in faults if isinstance(fault, Fault)] == ["malformed"] * 2
 
@@ -254,7 +254,7 @@ CONTENT_TYPES = [
 
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 @pytest.mark.parametrize("name", ["content-type", "Content-Type"])
-def test_the_content_type_says_structured_mode(name: str, content_type: bytes) -> None:
+def test_the_content_type_selects_structured_mode(name: str, content_type: bytes) -> None:
     for value in structured():
         assert decode_event(value, [(name, content_type)]) == (*EVENT, None, None)
         assert decode_event(value, [*binary(id=b"other"), (name, content_type)]) == (*EVENT, None, None)
@@ -267,7 +267,7 @@ def test_the_content_type_says_structured_mode(name: str, content_type: bytes) -
 @pytest.mark.parametrize(
     "content_type", [b"application/json", b"application/json; charset=utf-8", b"text/plain", b"\xff", b"", None]
 )
-def test_any_other_content_type_is_that_of_the_data(content_type: bytes | None) -> None:
+def test_any_other_content_type_describes_the_data(content_type: bytes | None) -> None:
     headers = [("content-type", content_type)]
     assert decode_event(encoded(), headers) == (*EVENT, None, None)
     assert decode_event(encoded(), [*binary(), *headers]) == (*EVENT, None, None)
@@ -275,7 +275,7 @@ def test_any_other_content_type_is_that_of_the_data(content_type: bytes | None) 
 
 
 @pytest.mark.parametrize("content_type", [b"application/cloudevents-batch+json", b"application/cloudevents+avro"])
-def test_another_format_of_cloud_events_is_invalid_and_says_what_to_send(content_type: bytes) -> None:
+def test_another_format_of_cloud_events_is_invalid_and_the_answer_says_what_to_send(content_type: bytes) -> None:
     for value in (encoded(), b"[" + structured()[0] + b"]", b"\x00"):
         found = decode_event(value, [("content-type", content_type)])
         assert isinstance(found, Fault)
@@ -283,31 +283,31 @@ def test_another_format_of_cloud_events_is_invalid_and_says_what_to_send(content
 
 
 @pytest.mark.parametrize("held", [1, None, "NaN \\u0000", {"deep": [[]]}, "\ud83d\ude00", [], True])
-def test_an_attribute_that_nobody_reads_stops_nothing(held: Any) -> None:
+def test_an_unread_attribute_is_ignored(held: Any) -> None:
     for name in ("subject", "datacontenttype", "dataschema", "source", "type", "traceparent", "gr\xfcn", ""):
         assert decode_event(json.dumps(cloud(**{name: held})).encode(), ()) == (*EVENT, None, None)
 
 
 @pytest.mark.parametrize("held", [None, b"", b"\xff\xfe", b"\x00"])
-def test_a_header_that_nobody_reads_stops_nothing(held: bytes | None) -> None:
+def test_an_unread_header_is_ignored(held: bytes | None) -> None:
     for name in ("ce_subject", "ce_\\xff", "ce_", "", "trace", "ce_ti\u0307me", "\x00"):
         assert decode_event(encoded(), [*binary(), (name, held)]) == (*EVENT, None, None)
         assert decode_event(encoded(), [(name, held)]) == (*EVENT, None, None)
 
 
-def test_an_attribute_without_a_value_is_not_there() -> None:
+def test_an_attribute_without_a_value_counts_as_absent() -> None:
     assert decode_event(encoded(), binary(id=None, time=None)) == (*EVENT, None, None)
     assert decode_event(json.dumps(cloud(id=None, time=None)).encode(), ()) == (*EVENT, None, None)
 
 
 @pytest.mark.parametrize("headers", [[("ce_specversion", None)], binary(time=b""), binary(id=b""), binary(id=b"\xff")])
-def test_a_header_that_is_read_and_says_nothing_is_invalid(headers: list[tuple[str, bytes | None]]) -> None:
+def test_a_used_header_without_a_usable_value_is_invalid(headers: list[tuple[str, bytes | None]]) -> None:
     found = decode_event(encoded(), headers)
     assert isinstance(found, Fault)
     assert found.reason == "invalid"
 
 
-def test_the_bound_is_for_the_record_as_it_came() -> None:
+def test_the_bound_applies_to_the_record_as_received() -> None:
     padding = "\u00fc" * 15_000
     event = json.dumps(cloud(data={**SPEND, "note": padding}), ensure_ascii=False).encode()
     assert decode_event(event, ()) == (*EVENT, None, None)
@@ -320,7 +320,7 @@ def test_the_bound_is_for_the_record_as_it_came() -> None:
     assert found.reason == "too_large"
 
 
-def test_of_two_fields_of_one_name_the_last_counts() -> None:
+def test_the_last_of_two_fields_with_the_same_name_counts() -> None:
     assert decode_event(b'{"amount": "7", ' + encoded()[1:], ()) == (*EVENT, None, None)
     assert decode_event(b'{"specversion": "0.3", ' + structured()[0][1:], ()) == (*EVENT, None, None)
 
@@ -352,7 +352,7 @@ COMMAND: dict[str, Any] = {
         {"preview": None},
     ],
 )
-def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> None:
+def test_commands_with_the_same_meaning_are_the_same_command(changes: dict[str, Any]) -> None:
     first, second = (
         decode_command(json.dumps(COMMAND).encode()),
         decode_command(json.dumps({**COMMAND, **changes}).encode()),
@@ -364,7 +364,7 @@ def test_a_command_is_the_same_if_it_means_the_same(changes: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("preview", [True, "true", 1, 0, "", [], {}])
-def test_a_command_that_asks_for_a_preview_is_no_command(preview: Any) -> None:
+def test_a_command_that_asks_for_a_preview_is_not_carried_out(preview: Any) -> None:
     """Otherwise the preview would be carried out."""
     found = decode_command(json.dumps({**COMMAND, "preview": preview}).encode())
     assert isinstance(found, Fault)
@@ -375,7 +375,7 @@ def test_a_command_that_asks_for_a_preview_is_no_command(preview: Any) -> None:
 @pytest.mark.parametrize(
     "changes", [{"amount": "5.6"}, {"actor": {"id": "bob", "role": "admin"}}, {"voucher_id": "v-2"}]
 )
-def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
+def test_different_content_makes_a_different_command(changes: dict[str, Any]) -> None:
     first, second = (
         decode_command(json.dumps(COMMAND).encode()),
         decode_command(json.dumps({**COMMAND, **changes}).encode()),
@@ -389,7 +389,7 @@ def test_another_content_is_another_command(changes: dict[str, Any]) -> None:
 @example([1], [1, 1])
 @example([1] * 300, [1])  # One is kept whole and the other is not, but they mean the same.
 @example(list(range(200)), list(range(199, -1, -1)))
-def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one: list[int], two: list[int]) -> None:
+def test_the_kept_content_of_a_refused_command_is_short_and_unique(one: list[int], two: list[int]) -> None:
     contents = []
     for numbers in (one, two):
         command = decode_command(json.dumps({**COMMAND, "campaign_ids": [f"c-{n}" for n in numbers]}).encode())
@@ -408,13 +408,13 @@ def test_what_is_kept_of_a_refused_command_is_short_and_tells_it_from_others(one
 @pytest.mark.parametrize(
     "changes", [{"issued_at": "2026-13-01T00:00:00Z"}, {"amount": 5}, {"type": "x"}, {"actor": None}]
 )
-def test_a_broken_command_is_a_fault(changes: dict[str, Any]) -> None:
+def test_a_broken_command_decodes_to_a_fault(changes: dict[str, Any]) -> None:
     found = decode_command(json.dumps({**COMMAND, **changes}).encode())
     assert isinstance(found, Fault)
     assert found.reason == "invalid"
 
 
-def test_the_center_of_a_broken_record_is_told_where_it_can_be_read() -> None:
+def test_the_business_center_of_a_broken_record_is_named_where_it_can_be_read() -> None:
     assert business_center_of(encoded(amount="x"), ()) == "bc-1"
     assert business_center_of(encoded(amount="x"), [("trace", None)]) == "bc-1"
     assert business_center_of(b"{", ()) is None
@@ -424,24 +424,24 @@ def test_the_center_of_a_broken_record_is_told_where_it_can_be_read() -> None:
 
 @pytest.mark.parametrize("value", structured(encoded(amount="x")))
 @pytest.mark.parametrize("headers", [(), *[[("content-type", each)] for each in CONTENT_TYPES]])
-def test_the_center_of_a_broken_cloud_event_is_that_of_its_data(value: bytes, headers: Any) -> None:
+def test_the_business_center_of_a_broken_cloud_event_comes_from_its_data(value: bytes, headers: Any) -> None:
     assert business_center_of(value, headers) == "bc-1"
     outside = b'{"business_center_id": "another", ' + value[1:]
     assert business_center_of(outside, headers) == "bc-1"
     assert business_center_of(outside.replace(b'"data', b'"nothing'), headers) is None
 
 
-def test_the_center_of_binary_mode_is_that_of_the_value() -> None:
+def test_the_business_center_of_binary_mode_comes_from_the_value() -> None:
     assert business_center_of(encoded(amount="x", specversion="1.0", data={}), binary()) == "bc-1"
 
 
-def test_the_center_of_a_command_is_its_own() -> None:
+def test_the_business_center_of_a_command_comes_from_the_command() -> None:
     assert business_center_of_command(json.dumps({**COMMAND, "amount": 5, "specversion": "1.0"}).encode()) == "bc-1"
     assert business_center_of_command(b"[]") is None
     assert business_center_of_command(None) is None
 
 
-def test_headers_are_kept_as_they_came() -> None:
+def test_headers_are_kept_as_received() -> None:
     raw = Raw("spend.events", 0, 0, None, b"", [("a\0\udc80", None), ("b", b""), ("c", b"\xff")])
     assert raw.headers_json() == [["a\\x00\\udc80", None], ["b", ""], ["c", "/w=="]]
 
@@ -449,7 +449,7 @@ def test_headers_are_kept_as_they_came() -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("a"), KeyError("b\0"), RecursionError(), UnicodeEncodeError("u", "a", 0, 1, "c")]
 )
-def test_what_nobody_foresaw_is_an_internal_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_exception_is_an_internal_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise error
 

@@ -34,7 +34,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_every_role_and_user_has_a_password_of_its_own(directory: Path) -> None:
+def test_every_role_and_user_has_its_own_password(directory: Path) -> None:
     passwords = [text for name, text in contents(directory).items() if name.startswith(("database/", "kafka/"))]
     assert len(set(passwords)) == len(passwords)
     assert min(map(len, passwords)) >= 32
@@ -52,11 +52,11 @@ def test_a_second_run_changes_nothing_and_replaces_only_what_was_deleted(directo
     assert {name for name in after if after[name] != before[name]} == {"kafka/ad-delivery"}
 
 
-def test_the_key_that_signs_tokens_is_for_its_owner_alone(directory: Path) -> None:
+def test_only_its_owner_can_read_the_key_that_signs_tokens(directory: Path) -> None:
     assert stat.S_IMODE((directory / "api" / "signing-key.pem").stat().st_mode) == 0o600
 
 
-def test_the_api_signs_with_a_key_that_allocation_knows_and_knows_on_when_it_is_replaced(tmp_path: Path) -> None:
+def test_allocation_knows_the_key_that_the_api_signs_with_even_after_it_is_replaced(tmp_path: Path) -> None:
     def make() -> tuple[tuple[str, bytes], CommandKeys]:
         make_credentials(Settings(), tmp_path, centers_of_traffic=[])
         commands = tmp_path / "commands"
@@ -73,9 +73,7 @@ def test_the_api_signs_with_a_key_that_allocation_knows_and_knows_on_when_it_is_
     assert keys.have_signed(b"command", [first, second])
 
 
-def test_the_traffic_has_a_token_of_a_day_for_its_own_business_centers_and_only_where_it_is_wanted(
-    tmp_path: Path,
-) -> None:
+def test_the_traffic_gets_a_token_of_one_day_for_its_own_business_centers_and_only_if_wanted(tmp_path: Path) -> None:
     file = tmp_path / "api" / "traffic-token"
     make_credentials(Settings(), tmp_path, centers_of_traffic=[])
     assert not file.exists()
@@ -93,14 +91,14 @@ def test_the_traffic_has_a_token_of_a_day_for_its_own_business_centers_and_only_
     assert Withdrawn(tmp_path / "withdrawn" / "tokens").has(last)
 
 
-def test_the_role_of_the_traffic_suffices_for_all_that_it_asks_for() -> None:
+def test_the_role_of_the_traffic_allows_all_that_it_asks_for() -> None:
     asked = {command["type"] for command in set_up_commands(CAST, "2026-11-22T12:00:00Z")}
     assert len(asked) > 5
     assert all(may("finance_manager", type_, finance_roles=True) for type_ in (*asked, "reset_budget"))
 
 
 @pytest.mark.parametrize(("server", "other"), [("kafka", "postgres"), ("postgres", "kafka")])
-def test_a_server_is_trusted_under_its_names_and_no_other(directory: Path, server: str, other: str) -> None:
+def test_a_server_is_trusted_under_its_own_names_only(directory: Path, server: str, other: str) -> None:
     for name in (server, "localhost", "127.0.0.1"):
         shake_hands(directory, server, name)
     with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
@@ -152,7 +150,7 @@ def test_a_container_is_healthy_when_its_service_is_ready(
     assert capsys.readouterr().out == "so it is\n"
 
 
-def test_a_container_where_nothing_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_in_which_nothing_answers_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setitem(os.environ, "DRAWDOWN_HEALTH_PORT", str(taken.getsockname()[1]))

@@ -63,12 +63,12 @@ class Parts(HTMLParser):
         self.inline += [data] if self._in_script else []
 
 
-async def test_the_root_leads_to_the_page(client: httpx.AsyncClient) -> None:
+async def test_the_root_redirects_to_the_documentation_page(client: httpx.AsyncClient) -> None:
     answer = await client.get("/")
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
-async def test_the_page_is_made_of_files_that_are_served_beside_it(client: httpx.AsyncClient) -> None:
+async def test_the_page_uses_only_files_that_are_served_next_to_it(client: httpx.AsyncClient) -> None:
     page = (await client.get("/docs")).text
     parts = Parts(page)
     assert parts.inline == []
@@ -79,9 +79,7 @@ async def test_the_page_is_made_of_files_that_are_served_beside_it(client: httpx
     assert not re.search(r"@import|url\((?![\"']?data:)", (await client.get("/docs/swagger-ui.css")).text)
 
 
-async def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_that_is_written_in_the_page(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_the_browser_may_not_load_foreign_files_or_run_inline_scripts(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/docs")).headers["content-security-policy"]
     directives = {name: sources for name, *sources in map(str.split, policy.split(";"))}
     ours = {name for name, sources in directives.items() if "'self'" in sources}
@@ -93,7 +91,7 @@ async def test_the_browser_may_load_nothing_from_elsewhere_and_run_nothing_that_
 
 
 @pytest.mark.parametrize(("path", "content_type"), PAGES.items())
-async def test_each_file_says_what_it_is_and_is_the_same_again(
+async def test_each_file_has_its_content_type_and_is_the_same_when_loaded_again(
     client: httpx.AsyncClient, path: str, content_type: str
 ) -> None:
     first, again = await client.get(path), await client.get(path)
@@ -105,7 +103,7 @@ async def test_each_file_says_what_it_is_and_is_the_same_again(
         assert first.headers["content-security-policy"] == SAFE_HEADERS["Content-Security-Policy"]
 
 
-def test_an_address_may_load_the_page_again_and_again() -> None:
+def test_one_address_may_load_the_page_many_times() -> None:
     assert 5 * len(PAGES) <= BURST_SECONDS * OPEN_A_SECOND
 
 
@@ -124,7 +122,7 @@ def test_each_call_is_described_with_its_errors(app: Any) -> None:
         assert all(answer["description"] for answer in operation["responses"].values()), call
 
 
-def test_each_body_and_each_day_and_time_has_an_example(app: Any) -> None:
+def test_each_body_day_and_time_has_an_example(app: Any) -> None:
     for call, operation in _operations(app).items():
         if "requestBody" in operation:
             assert operation["requestBody"]["content"]["application/json"]["examples"], call
@@ -133,7 +131,7 @@ def test_each_body_and_each_day_and_time_has_an_example(app: Any) -> None:
                 assert parameter["schema"]["examples"], (call, parameter["name"])
 
 
-def test_what_needs_a_token_says_so_and_the_topics_are_named(app: Any) -> None:
+def test_calls_that_need_a_token_say_so_and_the_topics_are_named(app: Any) -> None:
     for call, operation in _operations(app).items():
         assert ("security" in operation) == (" /v1/" in call), call
     assert "(/asyncapi.json)" in app.openapi()["info"]["description"]

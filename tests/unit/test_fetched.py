@@ -63,13 +63,13 @@ def around(hostile: bytes, offsets: int) -> bytes:
 
 
 @pytest.mark.parametrize("codec", ["none", *PACK])
-def test_what_our_producers_write_is_read_with_every_codec(codec: str) -> None:
+def test_batches_of_our_producers_are_read_with_every_codec(codec: str) -> None:
     number, pack = PACK.get(codec, (0, bytes))
     assert read(batch(pack(records(OURS)), 3, codec=number, offset=7), 7) == (OURS, 10)
 
 
 @pytest.mark.parametrize("name", [*bombs(2), *mines()])
-def test_a_batch_that_unpacks_to_too_much_or_to_nothing_is_skipped(name: str) -> None:
+def test_a_batch_that_unpacks_beyond_the_bound_or_to_nothing_is_skipped(name: str) -> None:
     codec, packed = {**bombs(2), **mines()}[name]
     assert read(around(batch(packed, 900, codec=codec, offset=3), 900)) == (OURS * 2, 906)
 
@@ -77,16 +77,16 @@ def test_a_batch_that_unpacks_to_too_much_or_to_nothing_is_skipped(name: str) ->
 ODD_NAME = record(b"odd", headers=[(b"n\xffme", b"x")])
 UNREADABLE = {
     "a name that is not UTF-8": (batch(ODD_NAME, 1, offset=3), 1),
-    "not the codec it says": (batch(b"\xff" * 90, 4, codec=GZIP, offset=3), 4),
+    "another codec than declared": (batch(b"\xff" * 90, 4, codec=GZIP, offset=3), 4),
     "an unknown codec": (batch(b"x", 1, codec=6, offset=3), 1),
-    "fewer records than it says": (batch(b"", 2, offset=3), 2),
+    "fewer records than declared": (batch(b"", 2, offset=3), 2),
     "a record longer than the batch": (batch(b"\xfe\xff\xff\xff\x0f", 1, offset=3), 1),
     "a message of an old format": (message(b"old", offset=3), 1),
 }
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-def test_what_cannot_be_read_is_skipped_and_no_record_of_ours_with_it(what: str) -> None:
+def test_an_unreadable_batch_is_skipped_without_losing_a_record_of_ours(what: str) -> None:
     hostile, offsets = UNREADABLE[what]
     for most in (1, 2, 100):
         assert read(around(hostile, offsets), most=most) == (OURS * 2, 6 + offsets)
@@ -99,7 +99,7 @@ def test_the_records_before_an_unreadable_one_of_the_same_batch_are_taken() -> N
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 7), st.integers(0, 2**31 - 1))
-def test_whatever_a_batch_holds_reading_goes_on_behind_it(inside: bytes, codec: int, count: int) -> None:
+def test_reading_continues_after_a_batch_of_any_content(inside: bytes, codec: int, count: int) -> None:
     hostile = batch(inside, count, codec=codec, offset=3, last=5)
     values, position = read(around(hostile, 6))
     assert (values[:3], values[-3:], position) == (OURS, OURS, 12)
@@ -107,7 +107,7 @@ def test_whatever_a_batch_holds_reading_goes_on_behind_it(inside: bytes, codec: 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=120))
-def test_any_bytes_are_read_or_are_a_corrupt_batch(data: bytes) -> None:
+def test_any_bytes_are_either_read_or_a_corrupt_batch(data: bytes) -> None:
     with contextlib.suppress(CorruptRecordException):
         read(data)
 

@@ -69,7 +69,7 @@ async def test_every_answer_has_the_headers_once(
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/metrics", "/docs/initializer.js", "/v1/deals", "/v1/business-centers/a"]
 )
-async def test_no_letter_of_a_path_may_be_encoded(client: httpx.AsyncClient, path: str) -> None:
+async def test_a_path_with_an_encoded_letter_is_not_found(client: httpx.AsyncClient, path: str) -> None:
     for place, letter in enumerate(path[1:], 1):
         encoded = f"{path[:place]}%{ord(letter):02x}{path[place + 1 :]}"
         assert (await client.get(encoded)).status_code == 404, encoded
@@ -90,7 +90,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(("path", "let_in"), [("/nothing", 2), ("/docs", 2), ("/%64ocs", 2), ("/v1/nothing", 10)])
-async def test_whatever_is_asked_is_counted_and_who_asks_too_often_waits(
+async def test_every_request_counts_and_a_client_that_asks_too_often_waits(
     path: str, let_in: int, held: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.door.access.OPEN_A_SECOND_WITHOUT_TOKENS", 1)
@@ -117,7 +117,7 @@ async def test_a_long_body_counts_as_many_requests(held: list[float], monkeypatc
     assert held[2] >= limits.HOLD_SECONDS
 
 
-async def test_a_body_that_is_refused_counts_as_the_longest(held: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_body_counts_as_the_longest(held: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))
     async with _client(http_rate=40) as client:
         too_long = b" " * (BODY_LIMIT_BYTES + 1)
@@ -139,7 +139,7 @@ async def test_a_body_that_is_refused_counts_as_the_longest(held: list[float], m
         ("GET", "/nothing", 404),
     ],
 )
-async def test_of_what_is_answered_at_once_one_request_begins_in_a_pass_of_the_loop(
+async def test_only_one_request_that_is_answered_at_once_begins_in_each_pass_of_the_loop(
     client: httpx.AsyncClient, method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other tasks get their turn in between: they wait for one request, not for all that one client sends at once."""
@@ -159,7 +159,7 @@ async def test_of_what_is_answered_at_once_one_request_begins_in_a_pass_of_the_l
         ("GET", "/healthz", 200),
     ],
 )
-async def test_who_asks_in_vain_too_often_is_answered_late(
+async def test_a_client_with_too_many_failed_requests_is_answered_late(
     method: str, path: str, status: int, held: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.api.door.access.RateLimit", partial(RateLimit, now_ns=lambda: 0))

@@ -29,7 +29,7 @@ def test_every_batch_is_decided_again_to_the_same_bytes_and_roots() -> None:
     decide(GOLDEN)
 
 
-def test_it_holds_every_kind_of_entry_that_the_page_names() -> None:
+def test_the_golden_ledger_holds_every_kind_of_entry_that_the_page_names() -> None:
     page = (ROOT / "docs/ledger.md").read_text()
     kinds = page[page.index("## Kinds") : page.index("## Batches")]
     named = {kind for row in re.findall(r"^\| (.*?) \|", kinds, re.MULTILINE) for kind in re.findall(r"`(\w+)`", row)}
@@ -38,7 +38,7 @@ def test_it_holds_every_kind_of_entry_that_the_page_names() -> None:
     assert held == (named | set(moves)) - {"kind"}
 
 
-def test_it_holds_every_version_of_the_rules_several_releases_and_policies() -> None:
+def test_the_golden_ledger_holds_every_version_of_the_rules_and_several_releases_and_policies() -> None:
     with_entries = [batch for batch in GOLDEN.batches if batch.rows]
     assert {batch.rules for batch in with_entries} == set(versions.CHANGES)
     assert len({batch.zones for batch in with_entries}) >= 2
@@ -46,10 +46,10 @@ def test_it_holds_every_version_of_the_rules_several_releases_and_policies() -> 
     assert any(batch.refusals and not batch.rows for batch in GOLDEN.batches)
 
 
-def test_it_holds_the_standard_policy_as_it_is_now() -> None:
+def test_the_golden_ledger_holds_the_current_standard_policy() -> None:
     """Batches name a policy, and the file holds its content: another order needs another name, and a chapter."""
     assert GOLDEN.policies.get(STANDARD.version) == STANDARD
 
 
-def test_it_is_small_enough_to_be_in_the_repository() -> None:
+def test_the_golden_ledger_is_small_enough_for_the_repository() -> None:
     assert recorded.FILE.stat().st_size < 150_000

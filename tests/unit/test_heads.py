@@ -21,7 +21,7 @@ GOOD = b"POST /v1/commands HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\
         b"GET / HTTP/1.1\r\nX-Content-Length: 1\r\nContent-Length: 0\r\nNote: content-length: 3\r\n\r\n",
     ],
 )
-def test_a_plain_head_is_none_of_our_business(head: bytes) -> None:
+def test_a_plain_request_head_has_no_fault(head: bytes) -> None:
     assert fault_of(head) is None
 
 
@@ -61,7 +61,7 @@ def test_a_head_that_can_be_read_in_two_ways_has_a_fault(changed: bytes, to: byt
 
 
 @given(st.integers(0, len(GOOD)), st.binary(max_size=8))
-def test_it_reads_whatever_comes_and_a_head_that_is_not_whole_yet_has_no_fault(length: int, rest: bytes) -> None:
+def test_any_bytes_can_be_checked_and_an_incomplete_head_has_no_fault(length: int, rest: bytes) -> None:
     fault_of(GOOD[:length] + rest)
     assert fault_of(GOOD[:length]) is None
 
@@ -73,7 +73,7 @@ LINES = st.tuples(
 
 
 @given(st.lists(LINES, max_size=3).map(b"".join))
-def test_a_head_that_comes_in_two_pieces_is_read_as_one_that_comes_at_once(lines: bytes) -> None:
+def test_a_head_in_two_pieces_is_read_like_one_in_one_piece(lines: bytes) -> None:
     head = b"GET / HTTP/1.1\r\n" + lines + b"\r\n"
     is_good = fault_of(head) is None
     for cut in range(len(head)):
@@ -83,11 +83,11 @@ def test_a_head_that_comes_in_two_pieces_is_read_as_one_that_comes_at_once(lines
 
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("excess_bytes", "longer"), [(-1, False), (0, False), (1, True), (3, True)])
-def test_a_head_is_too_long_whether_it_is_whole_or_not(excess_bytes: int, longer: bool, whole: bool) -> None:
+def test_a_head_is_too_long_whether_complete_or_not(excess_bytes: int, longer: bool, whole: bool) -> None:
     head = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
     head += b"x" * (1_000 + excess_bytes - len(head) - len(b"\r\n\r\n"))
     assert is_longer(head + b"\r\n\r\n" if whole else head + b"xxxx", 1_000) is longer
 
 
-def test_what_follows_a_head_does_not_lengthen_it() -> None:
+def test_bytes_after_a_head_do_not_count_as_part_of_it() -> None:
     assert not is_longer(GOOD + b"x" * 2_000, len(GOOD))

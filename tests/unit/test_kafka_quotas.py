@@ -14,7 +14,7 @@ def text(value: str) -> bytes:
     return bytes([len(value) + 1]) + value.encode()
 
 
-def test_a_change_is_sent_as_the_protocol_has_it() -> None:
+def test_a_change_is_sent_as_the_protocol_defines_it() -> None:
     changes = {"ad-delivery": {"producer_byte_rate": 5e7, "consumer_byte_rate": None}}
     request = _AlterClientQuotasRequest(changes).prepare({49: (0, 1)})
     entity = b"\x02" + text("user") + text("ad-delivery") + b"\x00"
@@ -23,7 +23,7 @@ def test_a_change_is_sent_as_the_protocol_has_it() -> None:
     assert request.encode() == b"\x02" + entity + b"\x03" + kept + removed + b"\x00" + b"\x00\x00"
 
 
-def test_users_of_any_name_are_asked_for() -> None:
+def test_the_quotas_of_users_of_any_name_are_asked_for() -> None:
     request = _DescribeClientQuotasRequest().prepare({48: (0, 1)})
     assert request.encode() == b"\x02" + text("user") + b"\x02\x00\x00" + b"\x01\x00"
 
@@ -37,13 +37,13 @@ def test_users_of_any_name_are_asked_for() -> None:
         ({"b": 2.0}, {}, {"b": None}),
     ],
 )
-def test_only_what_differs_is_changed(
+def test_only_quotas_that_differ_are_changed(
     held: dict[str, float], wanted: dict[str, float], change: dict[str, float | None]
 ) -> None:
     assert _change(held, wanted) == change
 
 
-def test_every_user_has_a_rate_and_those_outside_the_settings() -> None:
+def test_every_user_has_a_rate_including_those_outside_the_settings() -> None:
     found = quotas(Settings(kafka_ad_delivery_bytes_per_second=7, kafka_back_office_bytes_per_second=8))
     assert set(found) == set(PRINCIPALS)
     assert all(each["producer_byte_rate"] > 0 for each in found.values())

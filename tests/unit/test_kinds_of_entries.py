@@ -57,14 +57,14 @@ def test_every_kind_is_written_as_the_vocabulary_says(entries: list[Entry]) -> N
         assert line.holder is not None or not kind.holders or kind.group == "reversal", line.kind
 
 
-def test_a_holder_has_only_pockets_of_its_own(entries: list[Entry]) -> None:
+def test_a_holder_has_only_its_own_pockets(entries: list[Entry]) -> None:
     pockets = {"ad_account": AD_ACCOUNT_POCKETS, "business_center": (*BUSINESS_CENTER_WATERFALL, "ad_credit")}
     assert {(line.holder, line.pocket) for line, *_ in entries if line.holder} == {
         (holder, pocket) for holder, its in pockets.items() for pocket in its
     }
 
 
-def test_what_an_ad_account_pays_has_a_kind_for_each_pocket() -> None:
+def test_the_payments_of_an_ad_account_have_a_kind_for_each_pocket() -> None:
     assert set(DEBITS.values()) == {
         kind.name for kind in KINDS if kind.group == "spend" and kind.holders == ("ad_account",)
     }
@@ -80,19 +80,19 @@ def test_an_audit_folds_every_fact() -> None:
     assert Fold(0)._handlers.keys() == FACT_KINDS
 
 
-def test_an_audit_knows_what_nobody_is_billed_for(entries: list[Entry]) -> None:
+def test_an_audit_knows_which_entries_are_not_billed(entries: list[Entry]) -> None:
     for line, amount, *_ in entries:
         unbilled = KIND[line.kind].counts_as is None or (line.kind == "reversal" and line.pocket is None)
         assert amount is None or fold.is_overdelivery(line) == unbilled
 
 
-def test_groups_of_kinds_and_modes_are_whole() -> None:
+def test_groups_of_kinds_and_modes_are_complete() -> None:
     assert {*BUDGET_KINDS, *DELIVERY_KINDS} < FACT_KINDS
     modes = (budgets.DAILY, budgets.MONTHLY, budgets.CUSTOM, budgets.LIFETIME, budgets.UNLIMITED)
     assert modes == BUDGET_MODES
 
 
-def test_what_is_said_again_is_the_same() -> None:
+def test_constants_in_several_places_are_the_same() -> None:
     blocks = {int(number) for number in re.findall(r"position / (\d+)", text_of("balance"))}
     assert blocks == {moments.BLOCK_POSITIONS} == {fold.BLOCK_POSITIONS}
     assert closings.MOST_BETWEEN == CLOSING_POSITIONS

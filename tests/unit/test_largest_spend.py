@@ -27,7 +27,7 @@ def set_bound(book: Book, amount: int | None, role: str = "admin") -> str | None
 
 
 @given(bounds=st.lists(st.none() | st.integers(1, 20), max_size=6), amount=st.integers(1, 25))
-def test_the_last_bound_holds_and_none_lets_everything_through(bounds: list[int | None], amount: int) -> None:
+def test_the_last_bound_holds_and_removing_it_accepts_every_spend(bounds: list[int | None], amount: int) -> None:
     book = Book()
     for bound in bounds:
         assert set_bound(book, bound) is None
@@ -46,7 +46,7 @@ def test_an_unusual_spend_writes_nothing_and_claims_no_id() -> None:
     assert book.rules.event(book.event(6, id=1))[0] == "content_conflict"
 
 
-def test_what_waits_is_charged_once_the_bound_is_raised() -> None:
+def test_a_quarantined_spend_is_charged_by_a_replay_after_the_bound_is_raised() -> None:
     book, waiting = bounded(), UUID(int=7)
     event = book.event(6, id=waiting.int)
     assert book.rules.event(event) == ("amount_unusual", "the Business Center's largest spend is 0.000005")
@@ -55,7 +55,7 @@ def test_what_waits_is_charged_once_the_bound_is_raised() -> None:
     assert book.rules.event(event)[0] == "duplicate"
 
 
-def test_it_is_asked_last_and_of_spends_alone() -> None:
+def test_the_bound_is_checked_last_and_only_for_spends() -> None:
     book = bounded(None)
     assert book.rules.event(book.event(9, id=1))[0] == "charged"
     assert set_bound(book, 5) is None
@@ -75,7 +75,7 @@ def test_it_is_asked_last_and_of_spends_alone() -> None:
     assert [book.rules.event(event)[0] for event, _ in cases] == [expected for _, expected in cases]
 
 
-def test_it_holds_for_its_own_business_center_alone() -> None:
+def test_the_bound_holds_only_for_its_own_business_center() -> None:
     book = bounded()
     opening: dict[str, Any] = {"currency": "USD", "time_zone": "UTC", "finance_roles": True}
     assert book.do("open_business_center", business_center_id="other", **opening) is None
@@ -84,7 +84,7 @@ def test_it_holds_for_its_own_business_center_alone() -> None:
     assert book.rules.event(book.event(9, center="other", account="o"))[0] == "charged"
 
 
-def test_who_may_set_it() -> None:
+def test_only_some_roles_may_set_the_bound() -> None:
     ways = {role: set_bound(Book(), 5, role) for role in vocabulary.ROLES}
     assert {role for role, code in ways.items() if code is None} == {"admin", "finance_manager", "system"}
     assert not may("finance_manager", "set_largest_spend", finance_roles=False)
@@ -92,7 +92,7 @@ def test_who_may_set_it() -> None:
 
 
 @pytest.mark.parametrize("rules", [1, 2])
-def test_earlier_rules_know_no_bound(rules: int) -> None:
+def test_earlier_rules_have_no_bound(rules: int) -> None:
     book = Book(replace(STANDARD, rules=rules))
     assert set_bound(book, 5) == "invalid"
     assert book.rules.event(book.event(10**12 * ONE - 1))[0] == "charged"

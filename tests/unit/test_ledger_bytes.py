@@ -42,7 +42,7 @@ ENTRIES = st.tuples(
 
 
 @given(st.lists(ENTRIES, max_size=5), st.integers(0, 1023), st.integers(1, 2**62), TIMES)
-def test_what_is_encoded_is_read_back(entries: list[Entry], shard: int, first: int, recorded_at: int) -> None:
+def test_encoded_entries_are_decoded_unchanged(entries: list[Entry], shard: int, first: int, recorded_at: int) -> None:
     rows = encode_entries(entries, shard, first, recorded_at)
     stored = EntryReader().decode(COPY_HEADER + b"".join(rows) + COPY_TRAILER)
     assert [item.encoded for item in stored] == rows
@@ -58,7 +58,7 @@ def fields_of(line: Line) -> list[object]:
     return [getattr(line, name) for name in Line.__slots__ if name != "encoded"]
 
 
-def test_the_bytes_are_those_that_the_documentation_promises() -> None:
+def test_the_bytes_are_those_that_the_documentation_describes() -> None:
     line = Line("cash_debit", "bc-1", "a-1", "c-1", holder="ad_account", pocket="cash")
     [row] = encode_entries([(line, -5, 946_684_800_000_001, bytes(16), 0, 730_121, 730_120)], 3, 7, 946_684_800_000_002)
     text = [b"cash_debit", b"ad_account", b"cash", None, b"bc-1", b"a-1", b"c-1", None, None, None]
@@ -70,7 +70,7 @@ def test_the_bytes_are_those_that_the_documentation_promises() -> None:
     assert len(FIELDS) == 19
 
 
-def test_no_two_entries_share_their_bytes_by_moving_a_boundary() -> None:
+def test_moving_a_boundary_between_fields_changes_the_bytes() -> None:
     first, second = Line("deposit", "bc-1", "ab", "c"), Line("deposit", "bc-1", "a", "bc")
     rows = encode_entries([(line, 1, 0, None, 0, None, None) for line in (first, second)], 0, 1, 0)
     assert rows[0][-30:] != rows[1][-30:]
@@ -89,7 +89,7 @@ def rfc_6962_root(leaves: list[bytes]) -> bytes:
 
 
 @given(st.lists(st.integers(0, 40), max_size=8))
-def test_the_root_is_that_of_rfc_6962_however_the_leaves_came(sizes: list[int]) -> None:
+def test_the_root_is_that_of_rfc_6962_however_the_leaves_are_added(sizes: list[int]) -> None:
     leaves = leaf_hashes(number.to_bytes(4, "big") for number in range(sum(sizes)))
     tree, done = CompactRange(), 0
     for size in sizes:
@@ -99,7 +99,7 @@ def test_the_root_is_that_of_rfc_6962_however_the_leaves_came(sizes: list[int]) 
         assert tree.root() == rfc_6962_root(leaves[:done])
 
 
-def test_a_known_root() -> None:
+def test_the_root_of_known_leaves_is_the_published_one() -> None:
     """The leaves "", 0x00, 0x10 are test vectors of Certificate Transparency."""
     tree = CompactRange()
     assert tree.root() == EMPTY_ROOT
@@ -107,10 +107,10 @@ def test_a_known_root() -> None:
     assert tree.root().hex() == "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77"
 
 
-def test_a_frontier_of_another_size_is_refused() -> None:
+def test_a_frontier_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match="not the frontier"):
         CompactRange(3, bytes(32))
 
 
-def test_json_has_one_form() -> None:
+def test_canonical_json_has_one_form() -> None:
     assert canonical_json({"b": [1, 2], "a": "é"}) == '{"a":"\\u00e9","b":[1,2]}'

@@ -37,11 +37,11 @@ def figures(lag: dict[str, int], stopped: tuple[str, ...] = ()) -> Figures:
     ],
     ids=["nothing", "one shard", "two shards", "a stopped shard", "a stopped shard that seemed idle", "no answer"],
 )
-def test_records_that_nobody_has_decided_are_counted_by_shard(seen: Figures | None, said: str | None) -> None:
+def test_undecided_records_are_counted_by_shard(seen: Figures | None, said: str | None) -> None:
     assert left_behind(seen, broker_keeps=False) == said
 
 
-def test_a_broker_that_keeps_them_has_them_for_the_next_run() -> None:
+def test_a_broker_that_keeps_undecided_records_has_them_for_the_next_run() -> None:
     assert left_behind(figures({"0": 1}), broker_keeps=True) == (
         "not decided: 2 records of shard 0; the broker keeps them for the next run"
     )

@@ -22,7 +22,7 @@ def holding(count: int) -> CampaignsInMemory:
     return campaigns
 
 
-def test_a_shard_may_have_what_the_others_leave() -> None:
+def test_a_shard_may_use_the_memory_that_the_others_leave() -> None:
     shared, busy, idle = CampaignMemory(1_000), holding(300), holding(50)
     shared.hold(0, busy)
     let_go = shared.hold(1, idle)
@@ -37,7 +37,7 @@ def test_a_shard_may_have_what_the_others_leave() -> None:
     assert busy.most == 1_000
 
 
-def test_a_shard_that_was_loaded_again_is_not_let_go_by_its_first_loading() -> None:
+def test_releasing_the_first_load_of_a_shard_does_not_release_its_second() -> None:
     shared, first, second = CampaignMemory(1_000), holding(1), holding(2)
     let_go = shared.hold(0, first)
     shared.hold(0, second)
@@ -47,7 +47,7 @@ def test_a_shard_that_was_loaded_again_is_not_let_go_by_its_first_loading() -> N
 
 
 @pytest.mark.parametrize(("text", "limit"), [("max", None), ("1073741824", 2**30), (str(2**63 - 4096), None)])
-def test_the_limit_is_the_control_groups(
+def test_the_limit_is_that_of_the_control_group(
     text: str, limit: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "limit").write_text(f"{text}\n")
@@ -55,7 +55,7 @@ def test_the_limit_is_the_control_groups(
     assert memory_limit() == limit
 
 
-def test_memory_that_is_short_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memory_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "memory_limit", lambda: 100 * 2**20)
     watch = MemoryWatch()
     monkeypatch.setattr(limits, "resident_bytes", lambda: 80 * 2**20)
@@ -66,11 +66,11 @@ def test_memory_that_is_short_is_said_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(logs) == 1
 
 
-def test_what_is_resident_is_known() -> None:
+def test_the_resident_memory_is_known() -> None:
     assert resident_bytes() > 10 * 2**20
 
 
-def test_a_refused_command_is_gone_once_it_is_decided() -> None:
+def test_a_refused_command_leaves_memory_once_it_is_decided() -> None:
     """It leaves no reference cycle, which would keep its content until the garbage collector runs."""
 
     nothing = DepositCash(business_center_id="b", role="admin", amount=0)

@@ -19,7 +19,7 @@ def status(method: str = "POST", *, is_local: bool = True, **headers: str) -> in
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:8080", "[::1]:8080", "[::1]", "127.0.0.1"])
-def test_this_machine_is_asked_by_its_own_names(host: str) -> None:
+def test_requests_under_the_names_of_this_machine_are_accepted(host: str) -> None:
     assert status(host=host) == 200
 
 
@@ -47,18 +47,18 @@ def test_this_machine_is_asked_by_its_own_names(host: str) -> None:
         ),
     ],
 )
-def test_another_host_is_misdirected(host: str) -> None:
+def test_a_request_for_another_host_is_misdirected(host: str) -> None:
     assert status("GET", host=host) == 421
 
 
 @pytest.mark.parametrize(("host", "expected"), [("api:8080", 200), ("10.0.0.7", 200), ("[fd00::1]:80", 200)])
-def test_beyond_this_machine_addresses_and_names_without_a_dot_lead_here_too(host: str, expected: int) -> None:
+def test_an_api_that_others_can_reach_also_accepts_addresses_and_names_without_a_dot(host: str, expected: int) -> None:
     assert status(host=host, is_local=False) == expected
     assert status(host=host, is_local=True) == 421
 
 
 @pytest.mark.parametrize("host", ["evil.example", "api.evil.example:8080", "evil.example.", "a.1x", ""])
-def test_beyond_this_machine_a_name_that_somebody_may_own_is_misdirected(host: str) -> None:
+def test_an_api_that_others_can_reach_refuses_a_name_that_somebody_may_own(host: str) -> None:
     assert status(host=host, is_local=False) == 421
 
 
@@ -79,14 +79,14 @@ def test_beyond_this_machine_a_name_that_somebody_may_own_is_misdirected(host: s
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_page_is_let_in_only_from_this_very_api(host: str, origin: str, expected: int, method: str) -> None:
+def test_a_page_may_only_call_the_api_that_served_it(host: str, origin: str, expected: int, method: str) -> None:
     assert status(method, host=host, origin=origin, content_type="application/json") == expected
 
 
 @pytest.mark.parametrize(
     ("site", "expected"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)]
 )
-def test_a_browser_says_from_where_a_page_asks(site: str, expected: int) -> None:
+def test_the_sec_fetch_site_header_of_a_browser_is_checked(site: str, expected: int) -> None:
     assert status("GET", sec_fetch_site=site) == expected
 
 
@@ -98,7 +98,7 @@ def test_a_write_that_needs_no_preflight_is_refused(kind: str) -> None:
     assert status("GET", content_type=kind) == 200
 
 
-def test_a_program_may_leave_the_type_out_and_a_page_may_not() -> None:
+def test_a_program_may_omit_the_content_type_and_a_page_may_not() -> None:
     assert status("POST") == 200
     assert status("POST", origin="http://localhost:8080") == 415
     assert status("POST", origin="http://localhost:8080", content_type="application/json; charset=utf-8") == 200

@@ -30,14 +30,14 @@ def matches(pattern: str, text: str) -> bool:
 YEARS = (*range(1966, 2012), *range(2096, 2104), *range(2396, 2404), *range(2796, 2804), *range(2896, 2904), 2999, 3000)
 
 
-def test_every_day_of_many_years_matches_and_nothing_else_does() -> None:
+def test_every_day_of_many_years_matches_and_nothing_else_matches() -> None:
     possible = [f"{year}-{month:02}-{day:02}" for year in YEARS for month in range(14) for day in range(33)]
     days = [text for text in possible if is_taken(date.fromisoformat, text) and "1970" <= text < "3000"]
     assert [text for text in possible if matches(patterns.DAY, text)] == days
 
 
 @given(st.dates(), st.integers(0, 14), st.integers(0, 33))
-def test_a_times_date_is_of_the_calendar(day: date, month: int, number: int) -> None:
+def test_the_pattern_takes_only_dates_of_the_calendar(day: date, month: int, number: int) -> None:
     for text in (day.isoformat(), f"{day.year:04}-{month:02}-{number:02}"):
         assert matches(patterns.TIME, f"{text}T00:00:00Z") == is_taken(date.fromisoformat, text)
 
@@ -47,7 +47,7 @@ def is_taken_time(text: str) -> bool:
 
 
 @given(st.from_regex(patterns.TIME.strip("^$"), fullmatch=True))
-def test_what_is_shown_as_a_time_is_taken(text: str) -> None:
+def test_text_that_the_api_shows_as_a_time_is_accepted(text: str) -> None:
     assert is_taken_time(text), text
 
 
@@ -69,7 +69,7 @@ def test_what_is_shown_as_a_time_is_taken(text: str) -> None:
         "9999-12-31T00:00:00+23:59",
     ],
 )
-def test_a_time_of_the_contract_is_shown_as_one(text: str) -> None:
+def test_the_pattern_matches_a_time_of_the_contract(text: str) -> None:
     assert is_taken_time(text)
     assert matches(patterns.TIME, text)
 
@@ -91,7 +91,7 @@ def test_a_time_of_the_contract_is_shown_as_one(text: str) -> None:
         "9999-12-31T12:00:00-12:00",
     ],
 )
-def test_what_is_no_time_of_the_contract_is_not_shown_as_one(text: str) -> None:
+def test_the_pattern_does_not_match_text_that_is_not_a_time_of_the_contract(text: str) -> None:
     assert not is_taken_time(text)
     assert not matches(patterns.TIME, text)
 
@@ -108,7 +108,7 @@ _ZONES = st.sampled_from(["Z", "z", "+00:00", "-00:00"]) | st.from_regex("[+-][0
     _ZONES,
 )
 @settings(max_examples=1_000)
-def test_a_time_matches_where_it_is_one(day: str, clock: str, fraction: str, zone: str) -> None:
+def test_the_time_pattern_matches_exactly_the_times(day: str, clock: str, fraction: str, zone: str) -> None:
     """On the first and the last possible day the pattern lacks some valid offsets, and the last leap second."""
     text = day + clock + fraction + zone
     if matches(patterns.TIME, text):
@@ -118,10 +118,10 @@ def test_a_time_matches_where_it_is_one(day: str, clock: str, fraction: str, zon
 
 
 @given(st.from_regex(r"[01]\.[0-9]{0,7}|[0-9]{0,2}|0\.0{0,6}[0-9]?", fullmatch=True))
-def test_a_rate_matches_where_it_is_one(text: str) -> None:
+def test_the_rate_pattern_matches_exactly_the_rates(text: str) -> None:
     assert matches(patterns.RATE, text) == (is_taken(parse_rate, text) and text.isascii())
 
 
 @given(st.integers(0, 99_999), st.integers(0, 10**18 - 1))
-def test_a_records_id_fits_the_database(shard: int, sequence: int) -> None:
+def test_the_id_of_a_record_fits_the_database(shard: int, sequence: int) -> None:
     assert matches(RECORD_ID, f"{shard}-{sequence}") == (shard < 2**15)

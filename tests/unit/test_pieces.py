@@ -18,11 +18,11 @@ VALUES: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("value", VALUES)
-async def test_a_document_is_the_same_json(value: dict[str, Any]) -> None:
+async def test_a_document_in_pieces_is_the_same_json(value: dict[str, Any]) -> None:
     assert json.loads(bytes((await document(value)).body)) == value
 
 
-async def test_a_page_is_the_same_json() -> None:
+async def test_a_page_in_pieces_is_the_same_json() -> None:
     async def entries() -> AsyncIterator[dict[str, Any]]:
         for value in VALUES:
             yield value

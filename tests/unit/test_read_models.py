@@ -28,13 +28,13 @@ def service_of_compose(name: str) -> str:
     return found[1]
 
 
-def test_they_are_found_by_their_declarations() -> None:
+def test_read_models_are_found_by_their_declarations() -> None:
     declared = {path.parent.name for path in ROOT.glob("services/*/read_model.toml")}
     assert {model.name for model in READ_MODELS} == declared >= {"balance", "incentives", "signals"}
 
 
 @of_each
-def test_each_has_a_service_a_command_and_a_role(model: ReadModel) -> None:
+def test_each_read_model_has_a_service_a_command_and_a_role(model: ReadModel) -> None:
     assert model.name in SERVICES
     assert import_module(f"services.{model.name}.service").run
     assert COMMANDS.commands[model.name].help == model.summary  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ def test_each_has_a_service_a_command_and_a_role(model: ReadModel) -> None:
 
 
 @of_each
-def test_each_brings_its_own_schema(model: ReadModel) -> None:
+def test_each_read_model_brings_its_own_schema(model: ReadModel) -> None:
     statements = "".join(path.read_text() for path in sorted((ROOT / "services" / model.name / "schema").iterdir()))
     assert f"CREATE SCHEMA {model.name};" in statements
     assert f"CREATE TABLE ledger.checkpoints_{model.name} PARTITION OF ledger.checkpoints" in statements
@@ -51,13 +51,13 @@ def test_each_brings_its_own_schema(model: ReadModel) -> None:
 
 
 @of_each
-def test_the_audit_folds_and_compares_every_table_of_each(model: ReadModel) -> None:
+def test_the_audit_folds_and_compares_every_table_of_each_read_model(model: ReadModel) -> None:
     assert set(model.qualified_tables) == {table.name for table in TABLES if table.name.startswith(f"{model.name}.")}
     assert set(Fold(0).rows(model.name)) <= set(model.qualified_tables)
 
 
 @of_each
-def test_compose_runs_each_under_its_own_login(model: ReadModel) -> None:
+def test_compose_runs_each_read_model_under_its_own_login(model: ReadModel) -> None:
     service = service_of_compose(model.name)
     assert f"command: [{model.name}]\n" in service
     assert f"DRAWDOWN_DATABASE_URL: postgresql://{model.role}@postgres/drawdown\n" in service
@@ -74,7 +74,7 @@ def test_compose_runs_every_service_and_gives_no_login_to_another() -> None:
 
 
 @of_each
-def test_a_page_of_operators_names_each(model: ReadModel) -> None:
+def test_a_page_for_operators_names_each_read_model(model: ReadModel) -> None:
     page = (ROOT / "docs" / "database.md").read_text()
     assert all(f"`{table}`" in page for table in (*model.qualified_tables, f"ledger.checkpoints_{model.name}"))
     assert f"`{model.role}` {model.connections}" in page

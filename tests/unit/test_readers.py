@@ -60,7 +60,7 @@ async def test_a_client_that_reads_much_rests_most_of_the_time() -> None:
     assert perf_counter() - began >= 7 * READ_SECONDS * (1 + protocol.RESTS)
 
 
-async def test_who_comes_while_another_rests_reads_at_once() -> None:
+async def test_a_client_that_arrives_while_another_rests_reads_at_once() -> None:
     readers = Readers()
     read = Read(readers)
     read.wait("a", times=3)
@@ -70,7 +70,7 @@ async def test_who_comes_while_another_rests_reads_at_once() -> None:
     assert read.order == ["a", "b", "a", "a"]
 
 
-async def test_nobody_is_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_client_is_remembered_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "RESTS", 0)
     readers = Readers()
     read = Read(readers)

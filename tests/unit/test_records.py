@@ -43,7 +43,7 @@ def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kafka_batches, "DefaultRecordBatch", request.param)
 
 
-def test_the_compiled_parser_is_there_and_takes_utf_8_alone() -> None:
+def test_the_compiled_parser_is_installed_and_takes_only_utf_8() -> None:
     assert DefaultRecordBatch is not _DefaultRecordBatchPy
     batch = MemoryRecords(batch_of([[(LATIN, b"1")]])).next_batch()
     with pytest.raises((UnicodeDecodeError, CorruptRecordException)):
@@ -53,7 +53,7 @@ def test_the_compiled_parser_is_there_and_takes_utf_8_alone() -> None:
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("codec", [NONE, GZIP, SNAPPY, LZ4, ZSTD])
 @pytest.mark.parametrize("is_transactional", [0, 1])
-def test_a_name_that_is_not_utf_8_is_shown_and_stops_nothing(codec: int, is_transactional: int) -> None:
+def test_a_header_name_that_is_not_utf_8_is_escaped_and_no_record_is_lost(codec: int, is_transactional: int) -> None:
     plain: Headers = [(b"trace", b"1")]
     batches = [plain] * 20 + [[(LATIN, None), (b"\xff\xfe", b""), (b"ce_id", b"\xff")]] + [[]] + [plain] * 20
     data = batch_of(batches, codec, is_transactional=is_transactional) + batch_of([plain], codec, offset=42)
@@ -67,12 +67,12 @@ def test_a_name_that_is_not_utf_8_is_shown_and_stops_nothing(codec: int, is_tran
 
 
 @pytest.mark.parametrize("bad", [0, 499, 500, 501, 1100])
-def test_every_record_is_read_once_wherever_the_name_stands(bad: int) -> None:
+def test_every_record_is_read_once_whichever_record_has_the_foreign_name(bad: int) -> None:
     data = batch_of([[(LATIN, b"1")] if number == bad else [] for number in range(1101)])
     assert [record.offset for record in read(data)] == list(range(1101))
 
 
-def test_a_control_batch_tells_what_it_is() -> None:
+def test_a_control_batch_is_recognised() -> None:
     batch = FetchedRecords(batch_of([[]], is_transactional=1, is_control=True)).batches(PLACE).next_batch()
     assert batch.is_control_batch
     assert batch.is_transactional
@@ -91,7 +91,7 @@ def test_any_headers_are_read(headers: list[Headers]) -> None:
     assert headers_of(batch_of(headers or [[]])) == (expected or [[]])
 
 
-def test_headers_of_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
+def test_headers_with_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
     took = {}
     for name in (b"h", b"\xfc"):
         data = batch_of([[(name, b"")] * 900] * 100)
@@ -100,7 +100,7 @@ def test_headers_of_foreign_bytes_are_read_nearly_as_fast_as_others() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
-def test_a_record_whose_last_header_ends_behind_it_is_not_read(cut: int) -> None:
+def test_a_record_whose_last_header_exceeds_it_is_set_aside(cut: int) -> None:
     held = [record(b"v", headers=[(LATIN, b"1234567")], offset=number) for number in range(2)]
     short = held[1][:-cut]
     data = batch(held[0] + bytes([short[0] - 2 * cut]) + short[1:], 2)
@@ -108,7 +108,7 @@ def test_a_record_whose_last_header_ends_behind_it_is_not_read(cut: int) -> None
     assert read(data)[1].cut.fault.reason == "malformed"
 
 
-def test_the_time_is_the_brokers_where_it_says_so() -> None:
+def test_the_time_is_that_of_the_broker_if_the_batch_says_so() -> None:
     data = bytearray(batch_of([[(LATIN, b"1")]]))
     data[22] |= 0x08  # the attribute of LogAppendTime
     data[35:43] = (1_800_000_000_000).to_bytes(8, "big")  # the largest timestamp
@@ -123,11 +123,11 @@ def test_a_record_without_foreign_bytes_comes_from_the_compiled_parser() -> None
     assert type(record).__module__.endswith("_crecords.default_records")
 
 
-def test_it_is_installed_where_aiokafka_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parser_is_installed_where_aiokafka_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"MemoryRecords", "PartitionRecords", "FetchResult"}
     for name in names:
         assert isinstance(getattr(fetcher, name), type)
-        monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone behind us
+        monkeypatch.setattr(fetcher, name, getattr(fetcher, name))  # undone after the test
     consuming.install()
     assert fetcher.MemoryRecords is FetchedRecords
     assert fetcher.PartitionRecords is consuming._ParsedRecords

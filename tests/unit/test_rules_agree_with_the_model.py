@@ -90,7 +90,7 @@ def of_model(model: Model) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_decision_and_every_entry_is_the_same(seed: int) -> None:
+def test_the_rules_and_the_model_make_the_same_decisions_and_entries(seed: int) -> None:
     model, ledger = Model(START_US, shards=1), PureLedger()
     for now, work in work_of_days(seed, 500):
         expected: Any
@@ -124,7 +124,7 @@ def assert_same_state(model: Model, ledger: PureLedger) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), cut=st.randoms(use_true_random=False))
-def test_any_split_into_batches_and_any_crash_gives_the_same_bytes(seed: int, cut: random.Random) -> None:
+def test_any_split_into_batches_and_any_crash_give_the_same_bytes(seed: int, cut: random.Random) -> None:
     work = work_of_days(seed, 120)
     whole, split = PureLedger(), PureLedger()
     for now, together in by_time(work):
@@ -149,7 +149,7 @@ def by_time(work: Timed) -> list[tuple[int, list[tuple[str, bytes]]]]:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_the_books_of_an_auditor(seed: int) -> None:
+def test_the_books_balance(seed: int) -> None:
     ledger = PureLedger()
     for now, each in work_of_days(seed, 250):
         ledger.batch([message(each)], now)

@@ -2,10 +2,10 @@
 
 from shared.rules.money import LARGEST_BALANCE
 from tests.unit.test_rules_tables import LARGEST_AMOUNT, NOON, Book
-from tests.unit.what_is_written import credit, details, give_pockets_of_their_own, movement, written
+from tests.unit.what_is_written import credit, details, give_own_pockets, movement, written
 
 
-def test_enabling_moves_cash_credit_and_untied_vouchers_and_says_who_is_left_out() -> None:
+def test_enabling_moves_cash_credit_and_untied_vouchers_and_names_the_accounts_left_out() -> None:
     book = Book()
     book.open("p", billing="prepay")
     book.do("set_credit_line", limit=40)
@@ -61,27 +61,27 @@ def test_a_synced_budget_may_be_more_than_any_one_balance() -> None:
     assert account.budget.amount == 2 * LARGEST_BALANCE
 
 
-def test_what_an_account_brings_keeps_it_delivering() -> None:
+def test_the_money_that_an_account_brings_keeps_it_delivering() -> None:
     book = Book()
     book.do("deposit_cash", amount=5, ad_account_id="a")
     book.do("enable_automatic_allocation")
     assert book.causes == []
 
 
-def test_enabling_is_refused_where_the_balances_do_not_fit_together() -> None:
+def test_enabling_is_refused_if_the_sum_of_the_balances_is_too_large() -> None:
     for name in ("cash", "voucher"):
         book = Book()
         center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
         if name == "cash":
             center.cash, account.cash = LARGEST_BALANCE, 1
         else:
-            give_pockets_of_their_own(center, account)
+            give_own_pockets(center, account)
             center.vouchers.total, account.vouchers.total = LARGEST_BALANCE, 1
         assert book.do("enable_automatic_allocation") == "invalid"
         assert not account.participates
 
 
-def test_enabling_is_refused_where_the_credit_of_the_accounts_does_not_fit_in_the_line() -> None:
+def test_enabling_is_refused_if_the_credit_of_the_accounts_exceeds_the_credit_line() -> None:
     book = Book()
     book.do("set_credit_line", limit=LARGEST_AMOUNT)
     for number in range(10):

@@ -30,7 +30,7 @@ def test_the_rules_take_every_field_of_the_message_that_may_decide_something(typ
     assert {name for name, needed in taken.items() if not needed} == nullable - NOT_IN_THE_RULES
 
 
-def test_every_amount_and_time_of_a_message_is_known_as_one() -> None:
+def test_every_amount_and_time_of_a_message_is_declared_as_such() -> None:
     """One that is not would reach the rules as text, and the policy's `largest_amount` would not bound it."""
     fields = [each for message in MESSAGES.values() for each in message.model_json_schema()["properties"].items()]
     assert {name for name, field in fields if AMOUNT_PATTERN in patterns_of(field)} == set(AMOUNTS)
@@ -41,11 +41,11 @@ def patterns_of(field: dict[str, Any]) -> list[str | None]:
     return [each.get("pattern") for each in (field, *field.get("anyOf", ()))]
 
 
-def test_every_command_is_a_type_of_the_rules() -> None:
+def test_every_command_has_a_type_in_the_rules() -> None:
     assert tuple(COMMANDS) == tuple(MESSAGES) == vocabulary.COMMAND_TYPES
 
 
-def test_the_money_commands_write_who_holds_what_where() -> None:
+def test_money_commands_write_the_amount_holder_and_pocket() -> None:
     book = Book()
     bc, own = "business_center", "ad_account"
     assert moved(book, "deposit_cash", amount=50) == [("deposit", None, bc, "cash", None, 50)]
@@ -65,7 +65,7 @@ def test_the_money_commands_write_who_holds_what_where() -> None:
     assert (center.cash, center.credit_limit, center.credit_used, book.rules.accounts["a"].credit) == (50, 30, 0, 7)
 
 
-def test_the_grant_commands_write_who_holds_what_where() -> None:
+def test_grant_commands_write_the_amount_holder_and_pocket() -> None:
     book = Book()
     bc, own = "business_center", "ad_account"
     assert moved(book, "grant_voucher", voucher_id="v", amount=3) == [("grant", None, bc, "voucher", "v", 3)]
@@ -83,7 +83,7 @@ def test_the_grant_commands_write_who_holds_what_where() -> None:
     assert len(book.rules.business_centers["b"].grants["ad_credit", "x"].holdings) == 2
 
 
-def test_the_first_entry_of_a_command_carries_it_and_the_rest_are_counted() -> None:
+def test_the_first_entry_of_a_command_contains_it_and_the_rest_are_numbered() -> None:
     book = Book()
     book.do("grant_ad_credit", ad_credit_id="x", amount=6)
     entries = written(book, "allocate_ad_credit", ad_credit_id="x", ad_account_id="a", amount=4)
@@ -97,7 +97,7 @@ def test_the_first_entry_of_a_command_carries_it_and_the_rest_are_counted() -> N
     assert all(entry[2] == NOON for entry in entries)
 
 
-def test_opening_a_business_center_says_its_currency_zone_and_roles() -> None:
+def test_opening_a_business_center_writes_its_currency_zone_and_roles() -> None:
     rules = Book()
     fields: dict[str, Any] = {"currency": "EUR", "time_zone": "Asia/Tokyo", "finance_roles": False}
     [entry] = written(rules, "open_business_center", business_center_id="n", **fields)
@@ -115,7 +115,7 @@ def test_opening_a_business_center_says_its_currency_zone_and_roles() -> None:
     ],
 )
 @pytest.mark.parametrize("enabled", [True, False])
-def test_opening_an_account_says_whether_it_takes_part(
+def test_opening_an_account_writes_whether_it_participates(
     fields: dict[str, Any], left_out: str | None, enabled: bool
 ) -> None:
     book = Book()
@@ -142,7 +142,7 @@ def test_opening_an_account_says_whether_it_takes_part(
     assert (pause[0].kind, pause[0].cause, details(pause)) == ("pause", cause, {"causes": [cause]})
 
 
-def test_setting_and_resetting_budgets_write_the_budget_as_it_now_is() -> None:
+def test_setting_and_resetting_a_budget_write_its_new_state() -> None:
     book = Book()
     book.do("deposit_cash", amount=100, ad_account_id="a")
     [first] = written(book, "set_budget", ad_account_id="a", mode="custom", amount=30)
@@ -163,7 +163,7 @@ def test_setting_and_resetting_budgets_write_the_budget_as_it_now_is() -> None:
     ]
 
 
-def test_setting_a_campaigns_budget_writes_the_campaign_its_mode_and_amount() -> None:
+def test_setting_a_campaign_budget_writes_the_campaign_mode_and_amount() -> None:
     book = Book()
     [entry] = written(book, "set_campaign_budget", ad_account_id="a", campaign_id="c", mode="lifetime", amount=9)
     assert (entry[0].kind, entry[0].ad_account_id, entry[0].campaign_id) == ("campaign_budget_set", "a", "c")

@@ -25,19 +25,19 @@ def file_of(module: str) -> Path:
     return ROOT / ELSEWHERE.get(module, "shared/rules") / f"{module}.py"
 
 
-def test_every_room_exists() -> None:
+def test_every_module_and_function_that_the_page_names_exists() -> None:
     for _, rooms, _ in ROWS:
         for module, *path in [room.split(".") for room in re.findall(r"`([^`]+)`", rooms)]:
             assert set(path) <= defined_in(file_of(module)), (module, path)
 
 
-def test_every_test_exists() -> None:
+def test_every_test_that_the_page_names_exists() -> None:
     for path, _, name in [named.partition("::") for named in re.findall(r"`(tests/[^`]+)`", TEXT)]:
         assert (ROOT / path).exists(), path
         assert not name or name in defined_in(ROOT / path), (path, name)
 
 
-def test_every_module_of_the_rules_is_a_room() -> None:
+def test_the_page_names_every_module_of_the_rules() -> None:
     named = {room.split(".")[0] for _, rooms, _ in ROWS for room in re.findall(r"`([^`]+)`", rooms)}
     modules = {path.stem for path in (ROOT / "shared/rules").glob("*.py")} - {"__init__", "entries"}
     assert modules | set(ELSEWHERE) == named

@@ -4,7 +4,7 @@ from tests.unit.test_rules_tables import HOUR, NOON, Book
 from tests.unit.what_is_written import charge, movement, reverse
 
 
-def test_the_part_of_an_expired_grant_is_forfeited() -> None:
+def test_the_remaining_part_of_an_expired_grant_is_forfeited() -> None:
     book = Book()
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", expires_at=NOON + 1)
     charge(book, 1, 4)
@@ -19,7 +19,7 @@ def test_the_part_of_an_expired_grant_is_forfeited() -> None:
     assert book.rules.accounts["a"].vouchers.total == 0
 
 
-def test_an_ad_credit_expires_in_the_pool_and_in_every_account_even_where_the_pool_has_nothing_left() -> None:
+def test_an_ad_credit_expires_in_the_pool_and_every_account_even_if_the_pool_is_empty() -> None:
     for allocated in (10, 7):
         book = Book()
         book.open("second")

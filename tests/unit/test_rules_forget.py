@@ -41,7 +41,7 @@ def grants_in_memory(ledger: PureLedger) -> int:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 100_000))
-def test_what_leaves_memory_decides_as_if_it_had_stayed(seed: int) -> None:
+def test_grants_that_left_memory_decide_as_if_they_had_stayed(seed: int) -> None:
     forgetting_one, remembering, crash = PureLedger(), Remembering(), random.Random(seed)
     for policy, now, messages in TiedWork(seed).history(100):
         forgetting_one.policy = remembering.policy = policy
@@ -119,7 +119,7 @@ def used_up(account: str | None = "a", **fields: Any) -> tuple[Told, str]:
     return told, spend
 
 
-def test_a_grant_stays_for_the_batch_after_the_one_that_ended_it() -> None:
+def test_a_grant_stays_in_memory_for_one_batch_after_it_ended() -> None:
     told = Told()
     told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a")
     told.event("5")
@@ -129,7 +129,7 @@ def test_a_grant_stays_for_the_batch_after_the_one_that_ended_it() -> None:
     assert not told.grants
 
 
-def test_batches_of_timers_alone_let_nothing_go() -> None:
+def test_batches_with_only_timers_release_no_grant_from_memory() -> None:
     """The inputs after such batches use what was looked up before them."""
     told = Told()
     told.do("grant_voucher", voucher_id="v", amount="5", ad_account_id="a", expires_at="2027-03-10T13:00:00Z")
@@ -143,13 +143,13 @@ def test_batches_of_timers_alone_let_nothing_go() -> None:
     assert not told.grants
 
 
-def test_an_id_is_taken_for_ever() -> None:
+def test_an_id_stays_taken_forever() -> None:
     told, _ = used_up()
     assert told.do("grant_voucher", voucher_id="v", amount="1") == "already_exists"
     assert told.do("grant_ad_credit", ad_credit_id="v", amount="1") == "accepted", "another kind, another id"
 
 
-def test_of_a_used_up_ad_credit_nothing_can_be_allocated_and_of_none_neither() -> None:
+def test_neither_a_used_up_nor_an_unknown_ad_credit_can_be_allocated() -> None:
     told = Told()
     told.do("grant_ad_credit", ad_credit_id="x", amount="5")
     told.do("allocate_ad_credit", ad_credit_id="x", ad_account_id="a", amount="5")
@@ -161,7 +161,7 @@ def test_of_a_used_up_ad_credit_nothing_can_be_allocated_and_of_none_neither() -
 
 
 @pytest.mark.parametrize(("account", "holder"), [("a", "ad_account"), (None, "business_center")])
-def test_a_reversed_part_returns_to_where_the_grant_is_held(account: str | None, holder: str) -> None:
+def test_a_reversed_part_returns_to_the_holder_of_the_grant(account: str | None, holder: str) -> None:
     told, spend = used_up(account)
     told.event("2", reverses=spend)
     assert told.last_movement() == ("reversal", holder, 2_000_000)
@@ -223,10 +223,10 @@ def test_an_ad_credit_expires_in_all_accounts_in_the_order_in_which_they_got_som
     assert [line.ad_account_id for line, *_ in told.entries if line.kind == "expiry"] == ["z", "a"]
 
 
-# ---- How much stays -------------------------------------------------------------------------------------------------
+# ---- Bounded memory -------------------------------------------------------------------------------------------------
 
 
-def test_memory_and_snapshot_stay_flat_over_vouchers_that_come_pay_and_go() -> None:
+def test_memory_and_snapshots_do_not_grow_with_used_up_vouchers() -> None:
     book = Book()
     book.do("deposit_cash", amount=10**12, ad_account_id="a")
     sizes, dumped = [], []
@@ -254,7 +254,7 @@ def test_memory_and_snapshot_stay_flat_over_vouchers_that_come_pay_and_go() -> N
     assert len(book.rules.timers) < 2 * timers.FEWEST_IDLE
 
 
-def test_lines_of_quiet_campaigns_go_and_those_of_busy_ones_stay() -> None:
+def test_lines_of_quiet_campaigns_are_forgotten_and_those_of_busy_ones_stay() -> None:
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")
     book.do("grant_voucher", voucher_id="v", amount=1_000, ad_account_id="a")
@@ -275,8 +275,8 @@ def test_lines_of_quiet_campaigns_go_and_those_of_busy_ones_stay() -> None:
 
 
 @pytest.mark.parametrize("days_between_batches", [0, 1])
-def test_lines_go_in_bounded_portions(days_between_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if a day has fewer batches than a round needs."""
+def test_lines_are_forgotten_in_bounded_portions(days_between_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds even if a day has fewer batches than a round needs."""
     monkeypatch.setattr(shard, "FORGOTTEN_AT_ONCE", 10)
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")

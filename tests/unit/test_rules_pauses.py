@@ -90,7 +90,7 @@ def assert_written_in_order(ledger: PureLedger, first: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 100_000), campaigns=st.integers(3, 9))
-def test_causes_are_after_every_input_what_they_are_when_all_is_looked_at_anew(seed: int, campaigns: int) -> None:
+def test_causes_after_every_input_are_the_same_as_computed_from_scratch(seed: int, campaigns: int) -> None:
     ledger, first = PureLedger(), 0
     for policy, now, messages in TiedWork(seed, campaigns).history(80):
         ledger.policy = policy
@@ -102,7 +102,7 @@ def test_causes_are_after_every_input_what_they_are_when_all_is_looked_at_anew(s
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_so_they_are_after_a_reload_too(seed: int) -> None:
+def test_causes_after_every_reload_are_the_same_as_computed_from_scratch(seed: int) -> None:
     ledger = PureLedger()
     for number, (policy, now, messages) in enumerate(TiedWork(seed).history(150)):
         ledger.policy = policy
@@ -112,7 +112,7 @@ def test_so_they_are_after_a_reload_too(seed: int) -> None:
         assert_causes_are_what_balances_and_budgets_say(ledger)
 
 
-# ---- Who comes when -------------------------------------------------------------------------------------------------
+# ---- Order of pauses and resumes ------------------------------------------------------------------------------------
 
 
 def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, int]]:
@@ -124,7 +124,7 @@ def changes(book: Book, first: int) -> list[tuple[str, str | None, str | None, i
     ]
 
 
-def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
+def with_only_tied_money(*tied: str, expires_at: int | None = None) -> Book:
     """Return a book of c1, c2, c3 without cash. Each voucher is tied to some of them, and the last may expire."""
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
@@ -136,8 +136,8 @@ def only_tied_is_left(*tied: str, expires_at: int | None = None) -> Book:
     return book
 
 
-def test_the_campaign_of_a_reversal_has_its_turn_among_those_that_its_money_resumes() -> None:
-    book = only_tied_is_left("c2")
+def test_a_reversal_resumes_its_own_campaign_in_order_with_the_others() -> None:
+    book = with_only_tied_money("c2")
     book.do("set_campaign_budget", ad_account_id="a", campaign_id="c2", mode="lifetime", amount=10)
     first = len(book.rules.entries)
     book.rules.event(book.event(1, "c2", reverses=UUID(int=2).bytes))
@@ -148,15 +148,15 @@ def test_the_campaign_of_a_reversal_has_its_turn_among_those_that_its_money_resu
     ]
 
 
-def test_at_midnight_an_expiry_that_stops_a_campaign_finds_the_new_day() -> None:
-    book = only_tied_is_left("c1", "c2", expires_at=NOON + 12 * HOUR)
+def test_an_expiry_at_midnight_sees_the_daily_budgets_of_the_new_day() -> None:
+    book = with_only_tied_money("c1", "c2", expires_at=NOON + 12 * HOUR)
     book.do("set_campaign_budget", ad_account_id="a", campaign_id="c1", mode="daily", amount=10)
     book.later(NOON + 12 * HOUR)
     assert changes(book, 0) == [("resume", "c1", "campaign_budget", 1), ("pause", "c2", "ad_account_balance", 2)]
 
 
 @pytest.mark.parametrize("ahead", [13 * HOUR, DAY_US])
-def test_a_day_that_was_spent_ahead_of_its_time_begins_with_a_pause(ahead: int) -> None:
+def test_a_day_whose_budget_was_spent_in_advance_begins_with_a_pause(ahead: int) -> None:
     book = Book()
     book.do("deposit_cash", amount=100, ad_account_id="a")
     book.spend(10, "c", NOON + ahead)
@@ -167,7 +167,7 @@ def test_a_day_that_was_spent_ahead_of_its_time_begins_with_a_pause(ahead: int) 
     assert changes(book, 0) == [("resume", "c", "campaign_budget", 0)]
 
 
-def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
+def test_a_day_spent_in_advance_across_a_short_day_begins_with_a_pause() -> None:
     """On 28 March 2027 the day has 23 hours in Berlin: 24 hours after 23:59 of the 27th it is the 29th."""
     book = Book()
     book.open("b", zone="Europe/Berlin")
@@ -190,9 +190,7 @@ def test_so_does_one_two_dates_ahead_where_the_next_day_is_short() -> None:
         ("grant_voucher", {"voucher_id": "v", "amount": 1}),
     ],
 )
-def test_anything_for_the_business_center_resumes_its_participants_and_nobody_else(
-    command: tuple[str, dict[str, Any]],
-) -> None:
+def test_money_for_the_business_center_resumes_only_its_participants(command: tuple[str, dict[str, Any]]) -> None:
     book = Book()
     book.open("p", billing="prepay")
     book.open("second")
@@ -235,7 +233,7 @@ def test_an_overpaid_line_can_be_drawn_above_its_limit() -> None:
     assert book.spend(25) == [("credit_line", -20), ("business_center_balance", 5)]
 
 
-def test_only_the_last_pocket_of_the_business_center_pauses_and_each_pause_says_all_causes() -> None:
+def test_only_the_last_empty_pocket_of_the_business_center_pauses_and_each_pause_names_all_causes() -> None:
     book = Book()
     book.do("set_budget", ad_account_id="a", mode="custom", amount=8)
     book.do("enable_automatic_allocation")
@@ -253,7 +251,7 @@ def test_only_the_last_pocket_of_the_business_center_pauses_and_each_pause_says_
     assert [entry[4] for entry in pauses] == [1, 2]
 
 
-def test_a_campaign_that_only_others_vouchers_could_pay_for_stops_alone_until_money_comes() -> None:
+def test_only_a_campaign_without_a_usable_voucher_is_paused_until_money_comes() -> None:
     book = Book()
     book.do("deposit_cash", amount=1, ad_account_id="a")
     book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
@@ -281,7 +279,7 @@ def test_a_campaign_pauses_at_its_own_budget_and_its_account_does_not() -> None:
     assert campaign.causes == 0
 
 
-def test_a_campaign_with_a_voucher_of_its_own_delivers_though_another_is_tied_to_others() -> None:
+def test_a_campaign_with_its_own_voucher_delivers_although_another_is_tied_elsewhere() -> None:
     book = Book()
     for name, campaign in (("v", "c"), ("w", "other")):
         book.do("grant_voucher", voucher_id=name, amount=5, ad_account_id="a", campaign_ids=[campaign])

@@ -16,7 +16,7 @@ def test_the_pockets_and_their_order_are_those_of_the_domain_page() -> None:
     assert policy_of({"version": "2", "ad_account": ["cash"], "business_center": []}) == Policy("2", ("cash",), ())
 
 
-def test_a_new_policy_holds_for_accounts_and_for_the_spends_after_it() -> None:
+def test_a_new_policy_applies_to_accounts_and_to_later_spends() -> None:
     book = Book()
     book.do("deposit_cash", amount=5, ad_account_id="a")
     book.rules.begin(NOON, Policy("no-cash", ad_account=("voucher",)))
@@ -26,7 +26,7 @@ def test_a_new_policy_holds_for_accounts_and_for_the_spends_after_it() -> None:
     assert book.spend(2) == [("cash", -2)]
 
 
-def test_a_batch_that_names_no_policy_keeps_the_one_before() -> None:
+def test_a_batch_without_a_policy_keeps_the_previous_one() -> None:
     book = Book()
     book.rules.begin(NOON)
     assert (book.rules.policy, book.rules.entries) == (STANDARD, [])

@@ -8,15 +8,15 @@ from shared.rules.money import LARGEST_BALANCE
 from shared.rules.refusal import Refused, require_room
 from shared.rules.reversals import overflows
 from tests.unit.test_rules_tables import NOON, Book
-from tests.unit.what_is_written import credit, give_pockets_of_their_own
+from tests.unit.what_is_written import credit, give_own_pockets
 
 
-def test_a_refusal_has_a_code_and_a_sentence() -> None:
+def test_a_refusal_has_a_code_and_a_message() -> None:
     refused = Refused("invalid", "no")
     assert (refused.code, refused.message, str(refused)) == ("invalid", "no", "no")
 
 
-def test_a_balance_may_reach_the_last_of_64_bits() -> None:
+def test_a_balance_may_reach_the_largest_64_bit_number() -> None:
     assert LARGEST_BALANCE == 9_223_372_036_854_775_807
     require_room(LARGEST_BALANCE - 1, 1)
     with pytest.raises(Refused):
@@ -27,7 +27,7 @@ def test_each_balance_is_kept_within_64_bits() -> None:
     book = Book()
     center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
     book.do("grant_ad_credit", ad_credit_id="x", amount=5)
-    give_pockets_of_their_own(center, account)
+    give_own_pockets(center, account)
     commands: list[tuple[Any, str, str, dict[str, Any]]] = [
         (center, "cash", "deposit_cash", {}),
         (account, "cash", "deposit_cash", {"ad_account_id": "a"}),
@@ -53,7 +53,7 @@ def test_each_balance_is_kept_within_64_bits() -> None:
     assert book.do("set_credit_line", limit=0) is None
 
 
-def test_what_is_open_already_is_not_opened_again_wherever_it_is() -> None:
+def test_an_account_or_business_center_that_exists_anywhere_cannot_be_opened_again() -> None:
     book = Book()
     assert book.do("open_business_center", currency="USD", time_zone="UTC", finance_roles=True) == "already_exists"
     assert book.open("a") == "already_exists"
@@ -131,7 +131,7 @@ def test_every_command_needs_a_role_and_its_business_center() -> None:
     assert len(book.rules.entries) == before
 
 
-def test_all_that_is_held_can_be_transferred_and_repaid_but_not_one_more() -> None:
+def test_the_whole_balance_can_be_transferred_and_repaid_but_no_more() -> None:
     book = Book()
     book.do("deposit_cash", amount=10)
     book.do("set_credit_line", limit=6)

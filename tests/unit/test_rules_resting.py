@@ -35,10 +35,10 @@ def in_memory(ledger: PureLedger) -> int:
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 100_000), most=st.sampled_from([4, 12, 24]))
 def test_campaigns_at_rest_decide_as_if_they_had_stayed(seed: int, most: int) -> None:
-    decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.05)
+    assert_same_decisions(PureLedger(most_campaigns=most), seed, reloads=0.05)
 
 
-def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
+def assert_same_decisions(resting: PureLedger, seed: int, reloads: float) -> None:
     """Assert that this ledger and one that keeps all campaigns in memory decide the same."""
     staying, crash = PureLedger(), random.Random(seed)
     for policy, now, messages in TiedWork(seed, campaigns=20).history(120):
@@ -53,15 +53,15 @@ def decide_alike(resting: PureLedger, seed: int, reloads: float) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 100_000), most=st.sampled_from([None, 4, 12]))
-def test_so_do_those_of_large_accounts(seed: int, most: int | None) -> None:
+def test_campaigns_at_rest_in_large_accounts_decide_as_if_they_had_stayed(seed: int, most: int | None) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pauses, "LARGE_ACCOUNT", 5)
         patched.setattr(memory_bounds, "MOST_STOPPED", 2)
         patched.setattr(shard, "MOST_TIMER_ENTRIES", 3)
-        decide_alike(PureLedger(most_campaigns=most), seed, reloads=0.2)
+        assert_same_decisions(PureLedger(most_campaigns=most), seed, reloads=0.2)
 
 
-def test_in_those_histories_many_rest_and_come_back() -> None:
+def test_many_campaigns_rest_and_return_in_the_tested_histories() -> None:
     rested, woken = 0, 0
     for seed in range(5):
         ledger = PureLedger(most_campaigns=4)
@@ -76,7 +76,7 @@ def test_in_those_histories_many_rest_and_come_back() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), most=st.sampled_from([4, 8]))
-def test_so_do_those_of_many_days_and_accounts(seed: int, most: int) -> None:
+def test_campaigns_at_rest_over_many_days_and_accounts_decide_as_if_they_had_stayed(seed: int, most: int) -> None:
     resting, staying, crash = PureLedger(most_campaigns=most), PureLedger(), random.Random(seed)
     for now, messages in by_time(work_of_days(seed, 200)):
         assert resting.batch(messages, now) == staying.batch(messages, now)
@@ -87,7 +87,7 @@ def test_so_do_those_of_many_days_and_accounts(seed: int, most: int) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32))
-def test_a_campaign_comes_back_as_it_was(seed: int) -> None:
+def test_a_campaign_returns_from_rest_unchanged(seed: int) -> None:
     for account in States(seed).shard().accounts.values():
         for campaign in account.campaigns.values():
             kept = json.loads(json.dumps(dump_campaign(campaign)))
@@ -104,7 +104,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield value, key
 
 
-def test_a_campaign_of_which_anything_has_another_type_cannot_be_read() -> None:
+def test_a_resting_campaign_with_a_value_of_the_wrong_type_cannot_be_read() -> None:
     tried = set()
     for seed in range(40):
         for account in States(seed).shard().accounts.values():
@@ -153,7 +153,7 @@ def test_invented_campaigns_do_not_fill_memory() -> None:
     assert told.rules.accounts["a"].campaigns_ever == 12_000
 
 
-def test_what_is_used_stays_while_others_come_and_go() -> None:
+def test_campaigns_in_use_stay_while_others_come_and_go() -> None:
     told = Told()
     told.most_campaigns = 1_000
     told.do("deposit_cash", amount="1000", ad_account_id="a")
@@ -163,7 +163,7 @@ def test_what_is_used_stays_while_others_come_and_go() -> None:
     assert "c" not in {campaign for _, campaign, _, _ in told.resting}
 
 
-def test_a_campaign_that_nobody_looked_up_is_not_taken_for_a_new_one() -> None:
+def test_a_campaign_that_was_not_looked_up_is_not_treated_as_new() -> None:
     told = Told()
     told.most_campaigns = 10
     for start in range(0, 100, 5):
@@ -188,7 +188,7 @@ def test_a_tied_voucher_brings_all_campaigns_of_its_account_back() -> None:
     assert len(stopped) == 99
 
 
-def test_in_a_large_account_they_stop_when_they_spend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_campaigns_of_a_large_account_pause_when_they_spend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses, "LARGE_ACCOUNT", 50)
     told, staying = Told(), Told()
     told.most_campaigns = 10
@@ -208,9 +208,7 @@ def test_in_a_large_account_they_stop_when_they_spend(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("reload", [False, True])
-def test_in_a_large_account_midnight_stops_no_campaign_that_does_not_spend(
-    reload: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_midnight_pauses_no_idle_campaign_of_a_large_account(reload: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses, "LARGE_ACCOUNT", 50)
     told = Told()
     told.do("deposit_cash", amount="0.000060", ad_account_id="a")
@@ -223,7 +221,7 @@ def test_in_a_large_account_midnight_stops_no_campaign_that_does_not_spend(
     assert [line.campaign_id for line, *_ in told.entries if line.kind == "pause" and line.campaign_id] == []
 
 
-def test_time_or_money_may_change_these_so_they_stay() -> None:
+def test_campaigns_that_time_or_money_may_change_stay_in_memory() -> None:
     book = Book()
     book.do("deposit_cash", amount=1_000, ad_account_id="a")
     account = book.rules.accounts["a"]
@@ -239,7 +237,7 @@ def test_time_or_money_may_change_these_so_they_stay() -> None:
     assert not any(may_rest(campaign, STANDARD) for campaign in account.campaigns.values())
 
 
-# ---- What a Business Center may have --------------------------------------------------------------------------------
+# ---- Bounds of a Business Center ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -275,13 +273,13 @@ def test_ad_accounts_grants_and_daily_budgets_of_a_business_center_are_bounded()
 
 
 @pytest.mark.usefixtures("small")
-def test_before_version_3_nothing_was_bounded() -> None:
+def test_versions_before_3_have_no_bounds() -> None:
     book = Book(replace(STANDARD, rules=BATCHES_BOUNDED))
     assert [book.open(id) for id in ("x", "y", "z")] == [None, None, None]
 
 
 @pytest.mark.usefixtures("small")
-def test_campaigns_that_nothing_pays_for_are_not_invented_without_end() -> None:
+def test_the_number_of_unpaid_campaigns_is_bounded() -> None:
     book = Book()
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", campaign_ids=["c"])
     fates = [book.rules.event(book.event(1, campaign))[0] for campaign in ("x", "y", "z", "x", "c")]
@@ -291,7 +289,7 @@ def test_campaigns_that_nothing_pays_for_are_not_invented_without_end() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_bounds_count_the_same_after_a_reload(seed: int) -> None:
+def test_bounds_stay_the_same_after_a_reload(seed: int) -> None:
     ledger = PureLedger()
     for policy, now, messages in TiedWork(seed).history(150):
         ledger.policy = policy

@@ -9,7 +9,7 @@ from tests.unit.test_rules_tables import NOON, TODAY, Book
 from tests.unit.what_is_written import charge, credit, details, movement, reverse
 
 
-def test_a_reversal_writes_what_it_reverses_and_why() -> None:
+def test_a_reversal_writes_its_spend_and_its_reason() -> None:
     book = Book()
     book.do("deposit_cash", amount=3, ad_account_id="a")
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a")
@@ -44,7 +44,7 @@ def test_a_reversal_writes_what_it_reverses_and_why() -> None:
     )
 
 
-def test_a_spend_of_the_batch_before_is_reversed_at_its_own_position() -> None:
+def test_a_spend_of_the_previous_batch_is_reversed_at_its_own_position() -> None:
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     charge(book, 1, 4)
@@ -61,7 +61,7 @@ def test_a_spend_of_the_batch_before_is_reversed_at_its_own_position() -> None:
     assert reverse(book, 2, 1) == "reversal_exceeds_spend"
 
 
-def test_a_reversal_that_no_balance_could_hold_is_invalid() -> None:
+def test_a_reversal_too_large_for_any_balance_is_invalid() -> None:
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     charge(book, 1, 4)
@@ -70,7 +70,7 @@ def test_a_reversal_that_no_balance_could_hold_is_invalid() -> None:
     assert reverse(book, 1, 3) == "charged"
 
 
-def test_a_reversal_can_not_be_reversed() -> None:
+def test_a_reversal_cannot_be_reversed() -> None:
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     charge(book, 1, 4)
@@ -78,7 +78,7 @@ def test_a_reversal_can_not_be_reversed() -> None:
     assert reverse(book, 2, 1) == "unknown_reversal"
 
 
-def test_a_reversal_that_comes_twice_is_a_duplicate() -> None:
+def test_a_repeated_reversal_is_a_duplicate() -> None:
     book = Book()
     book.do("deposit_cash", amount=9, ad_account_id="a")
     charge(book, 1, 8)
@@ -86,7 +86,7 @@ def test_a_reversal_that_comes_twice_is_a_duplicate() -> None:
     assert [book.rules.event(event)[0] for _ in range(2)] == ["charged", "duplicate"]
 
 
-def test_account_credit_of_a_participant_returns_to_the_credit_line_and_that_of_others_to_them() -> None:
+def test_account_credit_returns_to_the_credit_line_only_for_participants() -> None:
     for enabled in (False, True):
         book = Book()
         book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
@@ -103,7 +103,7 @@ def test_account_credit_of_a_participant_returns_to_the_credit_line_and_that_of_
         assert (center.credit_used, account.credit) == ((1, 0) if enabled else (6, 5))
 
 
-def test_what_the_business_center_paid_returns_to_it() -> None:
+def test_money_that_the_business_center_paid_returns_to_it() -> None:
     book = Book()
     book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
     book.do("enable_automatic_allocation")
@@ -122,7 +122,7 @@ def test_what_the_business_center_paid_returns_to_it() -> None:
     ]
 
 
-def test_a_part_taken_back_before_is_the_overdelivered_one_then_the_last_drawn() -> None:
+def test_earlier_reversals_took_the_overdelivered_part_first_and_then_the_last_draws() -> None:
     parts = [
         Part("ad_account", "voucher", "v", None, 5),
         Part("ad_account", "cash", None, None, 3),

@@ -81,7 +81,7 @@ class Book:
     ("text", "micros"),
     [("0", 0), ("1", ONE), ("0.000001", 1), ("12.34", 12_340_000), ("999999999999.999999", LARGEST_AMOUNT - 1)],
 )
-def test_amounts(text: str, micros: int) -> None:
+def test_amounts_are_parsed_and_shown_with_six_places(text: str, micros: int) -> None:
     assert parse_amount(text) == micros
     assert parse_amount(format_micros(micros)) == micros
 
@@ -102,7 +102,7 @@ def test_a_negative_amount_shows_its_minus_and_six_places() -> None:
         (101, [("v", -10), ("x", -20), ("cash", -30), ("credit", -40), ("ad_account_balance", 1)]),
     ],
 )
-def test_waterfall(amount: int, paid: list[tuple[str, int]]) -> None:
+def test_a_spend_draws_on_the_pockets_in_waterfall_order(amount: int, paid: list[tuple[str, int]]) -> None:
     book = Book()
     book.do("deposit_cash", amount=30, ad_account_id="a")
     book.do("grant_voucher", voucher_id="v", amount=10, ad_account_id="a")
@@ -122,7 +122,7 @@ def test_waterfall(amount: int, paid: list[tuple[str, int]]) -> None:
         (70, [("own", -5), ("shared", -10), ("cash", -20), ("credit_line", -30), ("business_center_balance", 5)]),
     ],
 )
-def test_waterfall_with_automatic_allocation(amount: int, paid: list[tuple[str, int]]) -> None:
+def test_a_participants_spend_draws_on_the_pockets_in_waterfall_order(amount: int, paid: list[tuple[str, int]]) -> None:
     book = Book()
     book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
     book.do("enable_automatic_allocation")
@@ -133,14 +133,14 @@ def test_waterfall_with_automatic_allocation(amount: int, paid: list[tuple[str, 
     assert book.spend(amount) == paid
 
 
-def test_grants_pay_by_expiry_then_age() -> None:
+def test_grants_pay_in_order_of_expiry_then_age() -> None:
     book = Book()
     for name, expires_at in (("never", None), ("late", NOON + 9 * DAY_US), ("soon", NOON + DAY_US), ("young", None)):
         book.do("grant_voucher", voucher_id=name, amount=1, ad_account_id="a", expires_at=expires_at)
     assert [name for name, _ in book.spend(4)] == ["soon", "late", "never", "young"]
 
 
-def test_a_policy_without_a_pocket() -> None:
+def test_a_pocket_outside_the_policy_does_not_pay() -> None:
     policy = Policy("no-shared-vouchers", business_center=("cash", "credit_line"))
     book = Book(policy)
     book.do("set_budget", ad_account_id="a", mode="custom", amount=1000)
@@ -176,16 +176,16 @@ def test_a_new_policy_pauses_and_resumes_at_once() -> None:
         *({**STANDARD.content(), name: {"roles": []}} for name in ("topics", "Topic", "topic ", "rules")),
     ],
 )
-def test_what_is_no_policy(content: Any) -> None:
+def test_content_that_is_not_a_policy_is_refused(content: Any) -> None:
     with pytest.raises(ValueError, match=r"version|pocket|list"):
         policy_of(content)
 
 
-def test_a_policy_is_read_as_it_was_written() -> None:
+def test_a_written_policy_is_read_back_unchanged() -> None:
     assert policy_of(STANDARD.content()) == STANDARD
 
 
-def test_what_was_due_happens_first() -> None:
+def test_due_timers_fire_before_a_later_input() -> None:
     book = Book()
     book.do("set_budget", ad_account_id="a", mode="daily", amount=5)
     book.do("grant_voucher", voucher_id="v", amount=5, ad_account_id="a", expires_at=NOON + HOUR)
@@ -208,7 +208,7 @@ def test_what_was_due_happens_first() -> None:
         ("to_business_center", "credit", "insufficient_funds"),
     ],
 )
-def test_transfers_of_a_participating_account(direction: str, pocket: str, code: str | None) -> None:
+def test_a_participating_account_transfers_only_what_it_may(direction: str, pocket: str, code: str | None) -> None:
     book = Book()
     book.do("enable_automatic_allocation")
     book.do("deposit_cash", amount=10)
@@ -217,7 +217,7 @@ def test_transfers_of_a_participating_account(direction: str, pocket: str, code:
     assert found == code
 
 
-def test_a_prepay_account_holds_no_credit() -> None:
+def test_a_prepay_account_cannot_hold_credit() -> None:
     book = Book(billing="prepay")
     book.do("set_credit_line", limit=10)
     for direction in ("to_ad_account", "to_business_center"):
@@ -259,7 +259,7 @@ def budget_of(*settings: tuple[int, str, int | None], spent: dict[int, int] | No
         ([(TODAY - 1, "daily", 5), (TODAY - 1, "daily", 8)], {}, TODAY - 1, 8),
     ],
 )
-def test_which_setting_holds_a_spend(
+def test_each_day_is_bounded_by_the_setting_in_force(
     settings: list[tuple[int, str, int | None]], spent: dict[int, int], day: int, room: int | None
 ) -> None:
     assert budget_of(*settings, spent=spent).room(day, TODAY) == room
@@ -288,12 +288,12 @@ def test_days_begin_at_their_first_instant(zone: str, day: date, begins: str) ->
 
 
 @pytest.mark.parametrize(("day", "hours"), [(date(2027, 3, 14), 23), (date(2027, 11, 7), 25), (date(2027, 3, 10), 24)])
-def test_days_of_23_and_25_hours(day: date, hours: int) -> None:
+def test_days_may_have_23_and_25_hours(day: date, hours: int) -> None:
     zone = zone_of("America/New_York")
     assert zone.start(day.toordinal() + 1) - zone.start(day.toordinal()) == hours * HOUR
 
 
-def test_today_moves_with_time() -> None:
+def test_the_current_day_follows_ledger_time() -> None:
     zone = zone_of("Asia/Tokyo")
     zone.advance(NOON)
     assert date_text(zone.today) == "2027-03-10"
@@ -304,7 +304,7 @@ def test_today_moves_with_time() -> None:
 
 
 @pytest.mark.parametrize("name", ["Mars/Olympus", "", "../etc/passwd", "UTC\0", "Europe"])
-def test_what_is_no_time_zone(name: str) -> None:
+def test_names_that_are_not_time_zones_are_refused(name: str) -> None:
     assert not is_zone(name)
 
 
@@ -319,16 +319,16 @@ def test_what_is_no_time_zone(name: str) -> None:
         ("enable_automatic_allocation", {"admin", "finance_manager", "system"}, {"admin", "system"}),
     ],
 )
-def test_roles(command: str, with_roles: set[str], without_roles: set[str]) -> None:
+def test_each_role_may_give_only_its_commands(command: str, with_roles: set[str], without_roles: set[str]) -> None:
     assert {role for role in ROLES if may(role, command, finance_roles=True)} == with_roles
     assert {role for role in ROLES if may(role, command, finance_roles=False)} == without_roles
 
 
-def test_a_role_of_a_newer_version_may_give_no_command() -> None:
+def test_an_unknown_role_may_give_no_command() -> None:
     assert not may("treasurer", "deposit_cash", finance_roles=True)
 
 
-def test_the_first_fault_decides() -> None:
+def test_the_first_failed_check_decides() -> None:
     book = Book()
     book.do("deposit_cash", amount=100, ad_account_id="a")
     assert book.rules.event(book.event(5, id=1))[0] == "charged"
@@ -353,7 +353,7 @@ def test_the_first_fault_decides() -> None:
     assert [book.rules.event(event)[0] for event, _ in cases] == [expected for _, expected in cases]
 
 
-def test_a_balance_never_goes_beyond_64_bits() -> None:
+def test_a_balance_never_exceeds_64_bits() -> None:
     book = Book()
     while (code := book.do("deposit_cash", amount=LARGEST_AMOUNT)) is None:
         assert book.rules.business_centers["b"].cash < 2**63

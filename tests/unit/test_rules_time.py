@@ -23,14 +23,14 @@ def test_the_next_timer_is_the_earliest_expiry_or_turn_over() -> None:
     assert book.rules.next_due() == NOON + 36 * HOUR
 
 
-def test_time_never_goes_back() -> None:
+def test_time_never_goes_backwards() -> None:
     book = Book()
     book.later(NOON + HOUR)
     book.later(NOON)
     assert book.rules.now == NOON + HOUR
 
 
-def test_a_replay_knows_no_window() -> None:
+def test_a_replay_has_no_deduplication_window() -> None:
     rules = Shard(STANDARD, None)
     book = Book()
     book.rules.set_window(None)
@@ -48,9 +48,9 @@ def test_a_replay_knows_no_window() -> None:
         ("America/St_Johns", date(2010, 11, 7), "2010-11-07T02:30:00+00:00"),
     ],
 )
-def test_days_of_clocks_that_jump_around_midnight(zone: str, day: date, begins: str) -> None:
+def test_days_begin_correctly_in_zones_whose_clocks_change_at_midnight(zone: str, day: date, begins: str) -> None:
     assert zone_of(zone).start(day.toordinal()) == int(datetime.fromisoformat(begins).timestamp()) * 1_000_000
 
 
-def test_a_day_has_24_hours() -> None:
+def test_the_constant_for_a_day_is_24_hours() -> None:
     assert DAY_US == 24 * HOUR

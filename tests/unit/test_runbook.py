@@ -41,7 +41,7 @@ def test_every_metric_exists() -> None:
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)]+)\)", RUNBOOK))))
-def test_every_link_leads_somewhere(link: str) -> None:
+def test_every_link_has_a_target(link: str) -> None:
     page, _, anchor = link.partition("#")
     text = (ROOT / "docs" / page).read_text() if page else RUNBOOK
     if anchor:

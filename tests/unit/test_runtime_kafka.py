@@ -23,7 +23,7 @@ from shared.runtime.settings import BadSettingError, Settings
     ],
 )
 @pytest.mark.parametrize("partitions", [1, 4, 7, 1024])
-def test_a_key_has_the_partition_of_the_java_client(key: bytes, murmur2: int, partitions: int) -> None:
+def test_a_key_goes_to_the_same_partition_as_in_the_java_client(key: bytes, murmur2: int, partitions: int) -> None:
     assert murmur2_partition(key, partitions) == (murmur2 & 0x7FFFFFFF) % partitions
 
 
@@ -35,7 +35,7 @@ def test_a_broker_of_this_machine_needs_no_security() -> None:
     assert connect() == {"bootstrap_servers": "127.0.0.1:9092", "security_protocol": "PLAINTEXT"}
 
 
-def test_any_other_broker_is_reached_by_tls_and_with_a_password() -> None:
+def test_any_other_broker_is_reached_over_tls_and_with_a_password() -> None:
     arguments = connect(kafka_bootstrap_servers="kafka:9092", kafka_username="ann", kafka_password="secret")
     context = arguments.pop("ssl_context")
     assert context.check_hostname
@@ -49,7 +49,7 @@ def test_any_other_broker_is_reached_by_tls_and_with_a_password() -> None:
     }
 
 
-def test_a_password_may_lie_in_a_file(tmp_path: Path) -> None:
+def test_a_password_may_be_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("secret\n")
     arguments = connect(kafka_security="sasl_ssl", kafka_username="ann", kafka_password_file=file)
@@ -65,7 +65,7 @@ def test_a_password_may_lie_in_a_file(tmp_path: Path) -> None:
         ({"kafka_ca_file": "empty"}, "DRAWDOWN_KAFKA_CA_FILE: .* holds no PEM certificates"),
     ],
 )
-def test_what_is_missing_is_named(fields: dict[str, str], sentence: str, tmp_path: Path) -> None:
+def test_a_missing_setting_is_named(fields: dict[str, str], sentence: str, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     files = {name: tmp_path / value for name, value in fields.items() if name.endswith("_file")}
     with pytest.raises(BadSettingError, match=sentence):

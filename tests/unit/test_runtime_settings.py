@@ -7,7 +7,7 @@ import pytest
 from shared.runtime.settings import POSTGRES_PASSWORD_FILE, Settings, load_settings
 
 
-def test_without_any_setting_the_embedded_servers_are_meant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_embedded_servers_are_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings()
     assert settings.kafka_is_embedded
@@ -36,7 +36,7 @@ def test_a_named_server_is_not_embedded(monkeypatch: pytest.MonkeyPatch) -> None
     assert not settings.database_is_embedded
 
 
-def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAWDOWN_DATABASE_URL", "")
     monkeypatch.setenv("DRAWDOWN_SHARDS", "")
     settings = load_settings()
@@ -95,7 +95,7 @@ def test_a_bad_database_url_is_not_shown(monkeypatch: pytest.MonkeyPatch, capsys
         ("postgresql://localhost/led%00ger", "should not contain NUL"),
     ],
 )
-def test_a_database_url_says_where_and_nothing_that_weakens_how(
+def test_a_database_url_that_weakens_the_connection_is_refused(
     url: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DRAWDOWN_DATABASE_URL", url)

@@ -24,7 +24,7 @@ from shared.runtime.settings import Settings
 from tests.servers import free_ports
 
 
-async def test_a_server_that_comes_back_is_waited_for() -> None:
+async def test_a_server_that_returns_is_waited_for() -> None:
     attempts = iter([1, 2, 3])
 
     async def ask() -> str:
@@ -38,7 +38,7 @@ async def test_a_server_that_comes_back_is_waited_for() -> None:
     assert all(entry["what"] == "the database" for entry in logs)
 
 
-async def test_patience_ends_with_the_last_error() -> None:
+async def test_the_last_error_is_raised_when_the_patience_ends() -> None:
     async def ask() -> None:
         raise ConnectionRefusedError("still away")
 
@@ -60,7 +60,7 @@ async def test_another_error_is_raised_at_once() -> None:
     assert asked == 1
 
 
-def test_the_clock_is_moved_by_its_offset_and_says_so_loudly() -> None:
+def test_the_clock_is_moved_by_its_offset_and_logs_a_warning() -> None:
     clock = Clock(Settings(clock_offset_seconds=-3600.5))
     expected = datetime.now(UTC) - timedelta(seconds=3600.5)
     assert abs(clock.now() - expected) < timedelta(seconds=1)
@@ -110,9 +110,7 @@ async def test_health_readiness_and_metrics_are_served(at_a_port: Settings) -> N
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/elsewhere"])
-async def test_what_is_said_on_this_machine_alone_is_said_to_no_page_of_another_name(
-    path: str, at_a_port: Settings
-) -> None:
+async def test_a_health_port_for_this_machine_only_answers_no_other_host_name(path: str, at_a_port: Settings) -> None:
     port, here = at_a_port.health_port, 404 if path == "/elsewhere" else 200
     async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
         for host, status in (
@@ -122,13 +120,13 @@ async def test_what_is_said_on_this_machine_alone_is_said_to_no_page_of_another_
             assert (await client.get(path, headers={"Host": host})).status_code == status, host
 
 
-async def test_health_that_is_said_beyond_this_machine_is_asked_by_any_name(at_a_port: Settings) -> None:
+async def test_a_health_port_for_other_machines_answers_to_any_host_name(at_a_port: Settings) -> None:
     everywhere = at_a_port.model_copy(update={"health_host": "0.0.0.0"})
     async with answering_health(everywhere, lambda: {"status": "ready"}), asking(at_a_port) as client:
         assert (await client.get("/readyz", headers={"Host": "allocation:8081"})).status_code == 200
 
 
-async def test_health_survives_a_client_that_speaks_no_http(at_a_port: Settings) -> None:
+async def test_the_health_port_survives_a_client_that_does_not_speak_http(at_a_port: Settings) -> None:
     async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
         for nonsense in (b"\r\n\r\n", b"x" * 20_000, b""):
             _, writer = await connected(at_a_port)
@@ -138,7 +136,7 @@ async def test_health_survives_a_client_that_speaks_no_http(at_a_port: Settings)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHo"])
-async def test_a_client_that_sends_no_whole_request_to_the_health_port_is_left(
+async def test_a_client_that_sends_no_complete_request_to_the_health_port_is_disconnected(
     sent: bytes, at_a_port: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "CONNECTION_SECONDS", 0.1)
@@ -169,7 +167,7 @@ async def is_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-async def test_strangers_that_hold_connections_do_not_keep_out_the_health_check(at_a_port: Settings) -> None:
+async def test_clients_that_hold_connections_do_not_block_the_health_check(at_a_port: Settings) -> None:
     async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(20):
         held = [await connected(at_a_port) for _ in range(4 * health.CONNECTIONS_AT_MOST)]
         for _ in range(3):
@@ -178,7 +176,7 @@ async def test_strangers_that_hold_connections_do_not_keep_out_the_health_check(
             writer.close()
 
 
-async def test_the_oldest_connection_gives_way_of_the_address_that_has_most(
+async def test_the_oldest_connection_of_the_address_with_the_most_connections_is_closed(
     at_a_port: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "CONNECTIONS_AT_MOST", 3)
@@ -204,7 +202,7 @@ async def test_the_oldest_connection_gives_way_of_the_address_that_has_most(
         (PROBE.replace(b"Host", b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\nHost"), b"not both"),
     ],
 )
-async def test_the_health_port_refuses_a_head_that_is_too_long_or_read_differently_elsewhere(
+async def test_the_health_port_refuses_a_head_that_is_too_long_or_ambiguous(
     sent: bytes, said: bytes, at_a_port: Settings
 ) -> None:
     async with answering_health(at_a_port, lambda: {"status": "ready"}), asyncio.timeout(10):
@@ -213,14 +211,14 @@ async def test_the_health_port_refuses_a_head_that_is_too_long_or_read_different
         assert said in answered
 
 
-async def test_a_path_with_another_slash_is_not_found_and_leads_to_no_other_host(at_a_port: Settings) -> None:
+async def test_a_path_with_an_extra_slash_is_not_found_and_redirects_to_no_other_host(at_a_port: Settings) -> None:
     everywhere = at_a_port.model_copy(update={"health_host": "0.0.0.0"})
     async with answering_health(everywhere, lambda: {"status": "ready"}), asking(at_a_port) as client:
         for path in ("/readyz/", "/metrics/", "/healthz/"):
             assert (await client.get(path, headers={"Host": "evil.example"})).status_code == 404
 
 
-async def test_health_ends_with_its_block_leaves_signals_alone_and_its_port_is_free_again(at_a_port: Settings) -> None:
+async def test_health_ends_with_its_block_and_frees_its_port_and_keeps_signal_handlers(at_a_port: Settings) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     for _ in range(2):
         async with answering_health(at_a_port, lambda: {"status": "ready"}), asking(at_a_port) as client:
@@ -235,7 +233,7 @@ async def test_health_ends_with_its_block_leaves_signals_alone_and_its_port_is_f
             await connected(at_a_port)
 
 
-async def test_a_health_port_that_is_taken_is_an_error(at_a_port: Settings) -> None:
+async def test_a_health_port_in_use_is_an_error(at_a_port: Settings) -> None:
     async with answering_health(at_a_port, dict):
         with pytest.raises(OSError, match="in use"):
             async with answering_health(at_a_port, dict):
@@ -291,7 +289,7 @@ def test_settings_do_not_show_the_databases_password() -> None:
     assert "secret" not in repr(Settings(database_url="postgresql://ledger:secret@db/ledger"))
 
 
-def test_what_a_library_says_over_and_over_is_logged_once_in_a_while(logged: io.StringIO) -> None:
+def test_repeated_messages_of_a_library_are_logged_only_occasionally(logged: io.StringIO) -> None:
     for number in range(100):
         logging.getLogger("aiokafka").error("no connection %d", number)
     assert len(logged.getvalue().splitlines()) == 1

@@ -22,7 +22,7 @@ def read(written: bytes) -> list[Record]:
 
 
 @given(_RECORDS, st.sampled_from(sorted(CODECS)))
-def test_a_batch_is_read_as_it_was_written(records: list[Record], codec: str) -> None:
+def test_a_written_batch_is_read_back_unchanged(records: list[Record], codec: str) -> None:
     assert read(batch(records, codec)) == records
 
 
@@ -33,14 +33,14 @@ def test_a_bomb_is_small_and_unpacks_to_all_its_records(codec: str) -> None:
     assert read(written) == [(b"key", bytes(2**20), [])] * 4
 
 
-def test_what_is_sealed_claims_what_it_was_told_to() -> None:
+def test_a_sealed_batch_has_the_claimed_length_and_a_valid_crc() -> None:
     assert DefaultRecordBatch(sealed(b"", 2**30, "gzip")).validate_crc()
 
 
 @pytest.mark.parametrize(
     ("value", "written"), [(0, b"\0"), (-1, b"\1"), (1, b"\2"), (-65, b"\x81\1"), (300, b"\xd8\4")]
 )
-def test_numbers_are_zigzag(value: int, written: bytes) -> None:
+def test_numbers_are_zigzag_encoded(value: int, written: bytes) -> None:
     assert varint(value) == written
 
 
@@ -48,7 +48,7 @@ def test_no_two_checks_have_the_same_name() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
-async def test_what_fails_is_said_and_what_leaves_the_system_unfit_is_the_last() -> None:
+async def test_a_failed_check_is_reported_and_an_unfit_system_ends_the_run() -> None:
     async def holds(_: Target) -> str:
         return "refused"
 
@@ -72,6 +72,6 @@ async def test_what_fails_is_said_and_what_leaves_the_system_unfit_is_the_last()
     assert "NOT TRIED: the last 1" in summary(results, len(checks))
 
 
-def test_a_breach_says_what_came() -> None:
+def test_a_breach_names_the_unexpected_result() -> None:
     with pytest.raises(BreachError, match="200"):
         require(held=False, came=200)

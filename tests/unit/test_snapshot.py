@@ -35,14 +35,14 @@ def loaded(shard: Shard) -> Shard:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32))
-def test_what_is_loaded_is_what_was_dumped(seed: int) -> None:
+def test_a_loaded_state_equals_the_dumped_one(seed: int) -> None:
     shard = States(seed).shard()
     assert structure(loaded(shard)) == structure(shard)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
-def test_what_is_loaded_decides_like_what_was_dumped(seed: int) -> None:
+def test_a_loaded_state_decides_like_the_dumped_one(seed: int) -> None:
     shard = States(seed).shard()
     again = loaded(shard)
     assert decided(again, seed) == decided(shard, seed)
@@ -73,7 +73,7 @@ def spend(chance: random.Random, center: BusinessCenter, account: AdAccount, now
 
 
 @pytest.mark.parametrize(("kind", "name"), KEPT, ids=[f"{kind.__name__}.{name}" for kind, name in KEPT])
-def test_no_field_could_be_forgotten_unseen(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_that_is_not_dumped_is_noticed(kind: type, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states above have another value in every field, so a field that is not dumped is noticed."""
     without = tuple(each for each in snapshot_pieces.fields_of(kind) if each != name)
     monkeypatch.setitem(snapshot_pieces.PLANS, kind, snapshot_pieces.plan_of(kind, without))
@@ -87,8 +87,8 @@ def is_missed(shard: Shard) -> bool:
         return True
 
 
-def test_the_fields_are_those_of_this_format() -> None:
-    """A change of the fields needs a new number, and the new fields here."""
+def test_the_fields_are_those_of_the_current_format() -> None:
+    """If the fields change, raise `FORMAT` and write the new fields here."""
     assert snapshot_pieces.FORMAT == 6
     assert {kind.__name__: " ".join(plan.names) for kind, plan in snapshot_pieces.PLANS.items()} == {
         "BusinessCenter": "automatic_position automatic_since cash credit_limit credit_used currency empty"
@@ -105,7 +105,7 @@ def test_the_fields_are_those_of_this_format() -> None:
     )
 
 
-def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> None:
+def test_the_first_piece_holds_the_state_of_the_shard_itself() -> None:
     first, _ = next(snapshot_pieces.dump(Shard()))
     elsewhere = {"business_centers", "accounts", "_zones", "timers"}
     # They name the policy and the zones in force.
@@ -118,7 +118,7 @@ def test_what_a_shard_remembers_beside_its_objects_is_in_the_first_piece() -> No
     )
 
 
-def test_pieces_are_small_and_share_nothing_with_the_state() -> None:
+def test_pieces_are_small_and_share_no_objects_with_the_state() -> None:
     shard = States(7).shard()
     dumped = list(snapshot_pieces.dump(shard))
     objects = list(shard.business_centers.values())
@@ -131,18 +131,18 @@ def test_pieces_are_small_and_share_nothing_with_the_state() -> None:
     assert json.dumps(dumped) == before
 
 
-def test_a_snapshot_of_other_fields_is_refused() -> None:
+def test_a_snapshot_with_other_fields_is_refused() -> None:
     first, *rest = snapshot_pieces.dump(States(1).shard())
     first[1]["Budget"].remove("months")
     with pytest.raises(ValueError, match="other rules"):
         snapshot_pieces.load(Shard(zones=INSTALLED), [first, *rest])
 
 
-def test_every_type_of_the_state_is_kept() -> None:
+def test_every_type_of_the_state_has_a_plan_in_the_snapshot() -> None:
     assert set(snapshot_pieces.PLANS) == {BusinessCenter, AdAccount, Campaign, Grant, Holding}
 
 
-def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
+def test_a_snapshot_keeps_everything_and_later_decisions_stay_the_same() -> None:
     book = Book()
     book.open("second", zone="Asia/Tokyo")
     book.do("open_ad_account", ad_account_id="p", billing="prepay", buying_type="auction", time_zone="UTC", owned=False)
@@ -172,7 +172,7 @@ def test_a_snapshot_keeps_everything_and_decides_on_as_before() -> None:
     assert found[0] == found[1]
 
 
-def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
+def test_a_snapshot_keeps_the_stopped_state_of_a_campaign() -> None:
     book = Book()
     book.do("grant_voucher", voucher_id="v", amount=20, ad_account_id="a", campaign_ids=["other"])
     book.spend(1, "c")
@@ -185,7 +185,7 @@ def test_a_snapshot_keeps_that_a_campaign_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("value", [b"{}", b"[]", b"0.5", b'""'])
-def test_a_forged_line_of_many_values_takes_no_more_memory_than_its_bytes(value: bytes) -> None:
+def test_a_forged_line_of_many_values_takes_memory_in_proportion_to_its_bytes(value: bytes) -> None:
     line = b"[" + b",".join([value] * 3_000_000) + b"]\n"
     state = zlib.compress(b'[{"position":0,"frontier":""}]\n' + line)
     tracemalloc.start()

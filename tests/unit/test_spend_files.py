@@ -51,7 +51,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("held", [b"[" * 100_000, b"9" * 5000, b'"\\ud800"', b"NaN", b'"\xff"'])
-def test_a_line_that_is_no_event_goes_out_as_it_stands(held: bytes, tmp_path: Path) -> None:
+def test_a_line_that_is_not_an_event_is_sent_unchanged(held: bytes, tmp_path: Path) -> None:
     line = json.dumps(SPEND).encode().replace(b'"bc-1"', held)
     rows = list(read(written(tmp_path / "spend", json_lines(SPEND) + line + b"\n" + json_lines(LATER))))
     assert [row.raw for row in rows] == [json.dumps(SPEND).encode(), line, json.dumps(LATER).encode()]
@@ -63,13 +63,13 @@ def test_a_line_that_is_no_event_goes_out_as_it_stands(held: bytes, tmp_path: Pa
     [bytes, gzip.compress, bz2.compress, lzma.compress, lambda content: bytes(cramjam.zstd.compress(content))],
     ids=["plain", "gz", "bz2", "xz", "zst"],
 )
-def test_json_lines_are_read_however_they_are_packed(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_json_lines_are_read_under_every_compression(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = written(tmp_path / "spend", pack(json_lines(SPEND, LATER)))
     assert events_of(path) == [SPEND, LATER]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_carries_the_contracts_field_names(delimiter: str, tmp_path: Path) -> None:
+def test_csv_has_the_field_names_of_the_contract(delimiter: str, tmp_path: Path) -> None:
     names = [name for name in SPEND if name != "type"]
     rows = [names, [SPEND[name] for name in names], [LATER[name] for name in names]]
     content = "\r\n".join(delimiter.join(row) for row in rows)
@@ -86,14 +86,14 @@ def test_a_quoted_cell_may_hold_the_delimiter_and_a_line_break(tmp_path: Path) -
     assert events_of(path)[0]["reason"] == "a, b\nc"
 
 
-def test_a_broken_line_goes_out_as_it_is_without_a_key(tmp_path: Path) -> None:
+def test_a_broken_line_is_sent_unchanged_without_a_key(tmp_path: Path) -> None:
     path = written(tmp_path / "spend", json_lines(SPEND) + b'{"type": "spe\xff\n[1]\n')
     rows = list(read(path))
     assert [row.raw for row in rows[1:]] == [b'{"type": "spe\xff', b"[1]"]
     assert [row.key for row in rows] == [b"bc-1", None, None]
 
 
-def test_an_impression_of_ipinyou_is_a_spend(tmp_path: Path) -> None:
+def test_an_ipinyou_impression_becomes_a_spend(tmp_path: Path) -> None:
     path = written(tmp_path / "imp.tsv", f"{IPINYOU_HEADER}\n{ipinyou_row()}\n".encode())
     (event,) = events_of(path)
     assert event["business_center_id"] == "ipinyou"
@@ -104,7 +104,7 @@ def test_an_impression_of_ipinyou_is_a_spend(tmp_path: Path) -> None:
     assert event["occurred_at"] == "2013-10-21T18:29:02.623+08:00"
 
 
-def test_the_log_as_published_has_no_header(tmp_path: Path) -> None:
+def test_the_published_log_without_a_header_is_read(tmp_path: Path) -> None:
     cells = ["b" * 32, "20131021182902623", "1", "user", "agent", "1.2.3.*", "80", "85", "1", "domain", "url", "null"]
     cells += ["slot", "300", "250", "1", "Na", "5", "10722", "277", "294", "null", "2821", "10006"]
     path = written(tmp_path / "imp.txt", ("\t".join(cells) + "\n").encode())
@@ -112,14 +112,14 @@ def test_the_log_as_published_has_no_header(tmp_path: Path) -> None:
     assert (event["campaign_id"], event["amount"]) == ("creative-10722", "0.00294")
 
 
-def test_a_bid_that_occurs_twice_is_the_same_event(tmp_path: Path) -> None:
+def test_a_repeated_bid_is_the_same_event(tmp_path: Path) -> None:
     rows = [ipinyou_row(), ipinyou_row(time="20131021182903000"), ipinyou_row(bid="c" * 32)]
     path = written(tmp_path / "imp.tsv", "\n".join([IPINYOU_HEADER, *rows]).encode())
     first, again, other = (event["event_id"] for event in events_of(path))
     assert first == again != other
 
 
-def test_a_broken_impression_is_sent_without_what_is_broken(tmp_path: Path) -> None:
+def test_a_broken_impression_is_sent_without_its_broken_fields(tmp_path: Path) -> None:
     rows = [ipinyou_row(price="-3"), ipinyou_row(time="yesterday")]
     path = written(tmp_path / "imp.tsv", "\n".join([IPINYOU_HEADER, *rows]).encode())
     without_amount, without_time = events_of(path)
@@ -128,13 +128,13 @@ def test_a_broken_impression_is_sent_without_what_is_broken(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"name,value\na,1\n", b"<html>", b"\x1f\x8b\x08broken"])
-def test_another_file_is_refused_with_its_name(content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     path = written(tmp_path / "other", content)
     with pytest.raises(UnreadableFileError, match="other"):
         list(read(path))
 
 
-def test_a_packed_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path) -> None:
     content = gzip.compress(json_lines(*[SPEND] * 100))
     with pytest.raises(UnreadableFileError):
         list(read(written(tmp_path / "cut.gz", content[:-10])))
@@ -157,12 +157,12 @@ def test_a_shift_moves_the_time_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("time", ["noon", "2026-11-21T12:00:00", None])
-def test_a_row_without_a_time_stays_as_it_is(time: str | None) -> None:
+def test_a_row_without_a_time_stays_unchanged(time: str | None) -> None:
     row = Row({**SPEND, "occurred_at": time}, b"as it came")
     assert shifted(row, timedelta(days=1)) == b"as it came"
 
 
-def test_without_a_shift_the_bytes_stay_as_they_are() -> None:
+def test_the_bytes_stay_unchanged_without_a_shift() -> None:
     assert shifted(Row(dict(SPEND), b"as it came"), timedelta()) == b"as it came"
 
 
@@ -175,7 +175,7 @@ def test_the_last_event_of_a_file_is_moved_to_now(tmp_path: Path) -> None:
     assert any("so that its last event is now" in line for line in said)
 
 
-def test_a_file_sent_again_is_moved_as_before_so_that_its_events_are_the_same(tmp_path: Path) -> None:
+def test_a_file_sent_again_is_shifted_by_the_same_time_so_its_events_are_the_same(tmp_path: Path) -> None:
     said: list[str] = []
     path = written(tmp_path / "spend", json_lines(SPEND, LATER))
     first, again = (prepare(Settings(data_dir=tmp_path), path, keep_times=False, say=said.append) for _ in range(2))
@@ -183,7 +183,7 @@ def test_a_file_sent_again_is_moved_as_before_so_that_its_events_are_the_same(tm
     assert "as when it was sent before" in said[-1]
 
 
-def test_kept_times_are_kept_and_what_is_too_old_is_foretold(tmp_path: Path) -> None:
+def test_original_times_are_kept_on_request_and_a_warning_names_those_that_are_too_old(tmp_path: Path) -> None:
     said: list[str] = []
     old = {**SPEND, "occurred_at": "2013-10-21T18:29:02Z"}
     path = written(tmp_path / "spend", json_lines(old))
@@ -195,7 +195,7 @@ def test_kept_times_are_kept_and_what_is_too_old_is_foretold(tmp_path: Path) -> 
 @pytest.mark.parametrize("keep_times", [True, False])
 @pytest.mark.parametrize("far", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z"])
 @pytest.mark.parametrize("times", ["before", "after"])
-def test_times_at_the_ends_of_the_calendar_are_sent_like_others(
+def test_times_at_the_ends_of_the_calendar_are_sent_like_other_times(
     far: str, times: str, keep_times: bool, tmp_path: Path
 ) -> None:
     events = [SPEND, {**SPEND, "occurred_at": far}]
@@ -209,7 +209,7 @@ def test_times_at_the_ends_of_the_calendar_are_sent_like_others(
 @pytest.mark.parametrize(
     "amount", ["1e999999999999999999", "1e-999999999999999999", "-9e999999999999999999", "9" * 19, "1e18", "NaN"]
 )
-def test_an_amount_that_no_spend_has_is_sent_and_needs_no_money(amount: str, tmp_path: Path) -> None:
+def test_an_invalid_amount_is_sent_and_not_counted_in_the_totals(amount: str, tmp_path: Path) -> None:
     path = written(tmp_path / "spend", json_lines(SPEND, {**SPEND, "amount": amount}, {**SPEND, "amount": amount}))
     summary = summarise(path)
     assert summary.rows == 3

@@ -38,11 +38,11 @@ def figures(tally: Tally) -> tuple[int, int, int, int]:
     ],
     ids=[
         "new",
-        "again",
-        "known before",
+        "repeated",
+        "already known",
         "conflict",
         "conflict first",
-        "conflict with one before",
+        "conflict with an earlier event",
         "no id",
         "undecided",
     ],
@@ -92,5 +92,5 @@ def test_the_report_gives_a_few_examples_and_the_command_that_shows_the_rest() -
         (None, None),
     ],
 )
-def test_an_event_is_known_by_its_id_as_a_value(event: dict[str, Any] | None, expected: str | None) -> None:
+def test_event_ids_are_compared_by_value(event: dict[str, Any] | None, expected: str | None) -> None:
     assert event_id_of(event) == expected

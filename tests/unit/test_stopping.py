@@ -11,7 +11,7 @@ from shared.runtime.stopping import in_background
 WRONG = BadSettingError("the database is another")
 
 
-async def test_the_work_has_ended_when_the_block_is_left() -> None:
+async def test_the_work_has_ended_when_the_block_ends() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:
@@ -26,7 +26,7 @@ async def test_the_work_has_ended_when_the_block_is_left() -> None:
     assert ended.is_set()
 
 
-async def test_what_the_work_raises_interrupts_the_block_and_is_raised_there() -> None:
+async def test_an_error_of_the_work_interrupts_the_block_and_is_raised_there() -> None:
     begun = asyncio.Event()
 
     async def work() -> NoReturn:
@@ -46,7 +46,7 @@ async def test_what_the_work_raises_interrupts_the_block_and_is_raised_there() -
     assert task.cancelling() == 0
 
 
-async def test_what_it_raises_as_it_is_ended_interrupts_nothing() -> None:
+async def test_an_error_of_work_that_is_being_stopped_interrupts_nothing() -> None:
     async def work() -> NoReturn:
         try:
             await asyncio.get_running_loop().create_future()

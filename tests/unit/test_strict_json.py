@@ -36,8 +36,8 @@ JSON: dict[str, bytes] = {
     "128 levels of objects": b'{"":' * (MOST_LEVELS - 1) + b"1" + b"}" * (MOST_LEVELS - 1),
     "many lists": b"[" + b"[]," * 10_000 + b"[]]",
     "brackets in texts": b'["' + b"[{" * 1000 + b'"]',
-    "as many digits": DIGITS,
-    "as many digits in all": b"-" + b"1" * 4000 + b"." + b"1" * 200 + b"e-" + b"1" * 100,
+    "the most digits": DIGITS,
+    "the most digits in total": b"-" + b"1" * 4000 + b"." + b"1" * 200 + b"e-" + b"1" * 100,
     "many numbers": b"[" + b"1.5," * 10_000 + b"1]",
     "digits in a text": b'"' + DIGITS * 2 + b'"',
 }
@@ -53,7 +53,7 @@ def with_field(message: dict[str, Any], held: bytes, *, first: bool = False) -> 
 
 @pytest.mark.parametrize("held", NO_JSON.values(), ids=NO_JSON.keys())
 @pytest.mark.parametrize("first", [False, True])
-def test_what_is_no_json_is_malformed_wherever_it_stands(held: bytes, first: bool) -> None:
+def test_a_value_that_is_not_json_is_malformed_in_any_field(held: bytes, first: bool) -> None:
     event, command = with_field(SPEND, held, first=first), with_field(COMMAND, held, first=first)
     reversal = with_field({**SPEND, "type": "reversal", "reverses": SPEND["event_id"]}, held, first=first)
     broken = with_field({**SPEND, "amount": "x"}, held, first=first)
@@ -67,7 +67,7 @@ def test_what_is_no_json_is_malformed_wherever_it_stands(held: bytes, first: boo
 
 
 @pytest.mark.parametrize("held", [rb'"\ud800"', rb'"\udc00"', rb'"\uD800\ud800"', rb'"\ud800\n"', rb'{"\ud83dx": 1}'])
-def test_a_lone_surrogate_is_malformed_and_named_as_what_it_is(held: bytes) -> None:
+def test_a_lone_surrogate_is_malformed_and_the_error_says_so(held: bytes) -> None:
     event, command = with_field(SPEND, held), with_field(COMMAND, held)
     found: list[Any] = [decode_event(event, ()), decode_event(event, binary()), decode_command(command)]
     for fault in found:
@@ -82,7 +82,7 @@ def test_a_pair_of_surrogates_is_one_character() -> None:
 
 
 @pytest.mark.parametrize("held", JSON.values(), ids=JSON.keys())
-def test_what_is_json_is_read_wherever_it_stands(held: bytes) -> None:
+def test_a_json_value_is_read_in_any_field(held: bytes) -> None:
     event = with_field(SPEND, held)
     assert decode_event(event, ()) == (*THE_EVENT, None, None)
     assert decode_event(event, binary()) == (*THE_EVENT, None, None)
@@ -90,7 +90,7 @@ def test_what_is_json_is_read_wherever_it_stands(held: bytes) -> None:
     assert read(held) == json.loads(held)
 
 
-def test_no_event_that_is_not_looked_at_has_room_for_nesting() -> None:
+def test_the_smallest_event_with_deep_nesting_is_still_checked() -> None:
     smallest = {**SPEND, **dict.fromkeys(("business_center_id", "ad_account_id", "campaign_id"), "a"), "amount": "1"}
     smallest["occurred_at"] = "2026-11-21T12:00:00Z"
     text = json.dumps(smallest, separators=(",", ":")).encode()
@@ -110,7 +110,7 @@ _VALUES = st.recursive(
 
 @given(_VALUES)
 @settings(max_examples=300)
-def test_only_numbers_that_are_none_are_refused(value: Any) -> None:
+def test_exactly_the_numbers_that_json_lacks_are_refused(value: Any) -> None:
     text = json.dumps(value).encode()
     try:
         json.dumps(value, allow_nan=False)

@@ -29,7 +29,7 @@ SIGNAL: dict[str, Any] = {
 }
 
 
-def test_a_signal_is_taken_with_causes_of_a_newer_version_too() -> None:
+def test_a_signal_with_causes_of_a_newer_version_is_accepted() -> None:
     newer = {**SIGNAL, "cause": "weather", "causes": ["weather"]}
     subscriber = Subscriber()
     for signal in (SIGNAL, {**newer, "position": 4712}):
@@ -53,7 +53,7 @@ def test_a_signal_is_taken_with_causes_of_a_newer_version_too() -> None:
         b"null",
     ],
 )
-def test_what_is_no_signal_is_none(value: bytes | None) -> None:
+def test_a_record_that_is_not_a_signal_is_not_decoded(value: bytes | None) -> None:
     assert signal_of(value) is None
 
 
@@ -68,7 +68,7 @@ class Record:
     offset: int = 0
 
 
-def test_what_is_no_signal_is_skipped_and_counted_and_fills_no_log() -> None:
+def test_a_record_that_is_not_a_signal_is_skipped_and_counted_and_rarely_logged() -> None:
     subscriber = Subscriber()
     with capture_logs() as logs:
         for _ in range(1000):
@@ -84,11 +84,11 @@ def test_what_is_no_signal_is_skipped_and_counted_and_fills_no_log() -> None:
 @example({**SIGNAL, "recorded_at": "soon"}, "")
 @example({**SIGNAL, "recorded_at": "2026-11-21T12:00:00"}, "")
 @example({**SIGNAL, "position": 10**40}, "")
-def test_whatever_a_signal_claims_it_ends_no_subscriber(signal: dict[str, Any], key: str) -> None:
+def test_no_content_of_a_signal_ends_the_subscriber(signal: dict[str, Any], key: str) -> None:
     subscriber = Subscriber(spending_since=datetime(2026, 1, 1, tzinfo=UTC))
     subscriber.look_at(Record(key.encode(errors="replace"), json.dumps(signal).encode()))
 
 
 @given(st.binary())
-def test_whatever_the_bytes_reading_them_ends_well(value: bytes) -> None:
+def test_any_bytes_can_be_read(value: bytes) -> None:
     signal_of(value)

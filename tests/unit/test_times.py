@@ -33,7 +33,7 @@ FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
         ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
     ],
 )
-def test_what_a_time_is(text: str, instant: str) -> None:
+def test_valid_times_are_accepted_and_others_are_refused(text: str, instant: str) -> None:
     assert is_time(text)
     assert format_time(parse_time(text)) == instant
 
@@ -59,7 +59,7 @@ def test_every_time_of_the_calendar_is_read(moment: datetime, offset: int, separ
 
 
 @given(st.from_regex(re.compile(TIME_PATTERN, re.ASCII), fullmatch=True).map(str.strip))
-def test_what_the_pattern_takes_is_an_instant_or_no_day_of_the_calendar(text: str) -> None:
+def test_text_that_matches_the_pattern_is_an_instant_or_not_a_calendar_day(text: str) -> None:
     try:
         assert FIRST <= to_datetime(parse_time(text)) <= LAST
     except ValueError:
@@ -74,5 +74,5 @@ def test_any_text_is_an_instant_or_a_value_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "z", "Z", [], {}, {"a": 1}, 0, None, True, b"2026-11-21T12:00:00Z"])
-def test_what_has_not_the_form_is_no_time(value: object) -> None:
+def test_text_without_the_form_of_a_time_is_refused(value: object) -> None:
     assert not is_time(value)

@@ -23,7 +23,7 @@ from shared.runtime.settings import BadSettingError, Settings
 @pytest.mark.parametrize(
     ("business_centers", "seen"), [(["acme", "b"], frozenset({"acme", "b"})), (["*"], None), (["acme", "*"], None)]
 )
-async def test_what_is_issued_is_what_the_api_sees(
+async def test_the_api_reads_an_issued_token_as_it_was_issued(
     tmp_path: Path, business_centers: list[str], seen: frozenset[str] | None
 ) -> None:
     new_key(tmp_path)
@@ -32,7 +32,7 @@ async def test_what_is_issued_is_what_the_api_sees(
     assert await Verifier(settings).caller(token) == Caller("ann", "finance_manager", seen)
 
 
-def test_the_signing_key_is_its_owners_and_in_no_other_file(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_signing_key_and_it_is_in_no_other_file(tmp_path: Path) -> None:
     new_key(tmp_path / "new" / "folder")
     key = tmp_path / "new" / "folder" / SIGNING_KEY_FILE
     assert key.stat().st_mode & 0o777 == 0o600
@@ -48,7 +48,7 @@ def test_a_signing_key_is_never_overwritten(tmp_path: Path) -> None:
     assert ((tmp_path / SIGNING_KEY_FILE).read_bytes(), (tmp_path / KEY_SET_FILE).read_bytes()) == before
 
 
-def test_what_the_api_would_refuse_is_not_issued(tmp_path: Path) -> None:
+def test_a_token_that_the_api_would_refuse_is_not_issued(tmp_path: Path) -> None:
     new_key(tmp_path)
     for subject, business_center in (("a b", "acme"), ("ann", "a/b"), ("", "acme")):
         with pytest.raises(BadSettingError, match="is not an id"):
@@ -57,7 +57,7 @@ def test_what_the_api_would_refuse_is_not_issued(tmp_path: Path) -> None:
         issue(Settings(), tmp_path / KEY_SET_FILE, "ann", "admin", ["*"], minutes=1)
 
 
-async def test_a_token_that_was_withdrawn_is_good_no_more_and_others_are(tmp_path: Path) -> None:
+async def test_a_withdrawn_token_is_no_longer_valid_and_others_still_are(tmp_path: Path) -> None:
     new_key(tmp_path)
     withdrawn = tmp_path / "withdrawn"
     withdrawn.write_text("# a note\n")
@@ -72,7 +72,7 @@ async def test_a_token_that_was_withdrawn_is_good_no_more_and_others_are(tmp_pat
     await verifier.caller(bob)
 
 
-def test_while_the_file_of_withdrawn_tokens_is_gone_they_stay_withdrawn(tmp_path: Path) -> None:
+def test_withdrawn_tokens_stay_withdrawn_while_their_file_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "withdrawn"
     file.write_text("one\r\n two # three\n\n# four\n")
     withdrawn = Withdrawn(file)
@@ -95,7 +95,7 @@ def _shown(auth: ApiToken) -> str | None:
     return shown
 
 
-def test_a_token_file_is_read_anew_for_each_request(tmp_path: Path) -> None:
+def test_a_token_file_is_read_again_for_each_request(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
     auth = ApiToken(Settings(api_token_file=file))
@@ -116,7 +116,7 @@ def _issued(tmp_path: Path) -> tuple[Verifier, str]:
 @pytest.mark.parametrize(
     ("part", "change"), [*itertools.product((0, 1, 2), ("=", "==", "=A", "\n", " ", "+")), (2, "last")]
 )
-async def test_a_token_is_one_text(tmp_path: Path, part: int, change: str) -> None:
+async def test_a_token_has_only_one_valid_spelling(tmp_path: Path, part: int, change: str) -> None:
     verifier, token = _issued(tmp_path)
     parts = token.split(".")
     parts[part] = _with_other_last_bits(parts[part]) if change == "last" else parts[part] + change
@@ -135,7 +135,7 @@ def _with_other_last_bits(signature: str) -> str:
 @pytest.mark.parametrize(
     ("name", "value"), [("exp", "9999999999"), ("exp", True), ("exp", [9999999999]), ("nbf", "1"), ("iat", "1")]
 )
-async def test_times_are_numbers(tmp_path: Path, name: str, value: Any) -> None:
+async def test_times_in_tokens_are_numbers(tmp_path: Path, name: str, value: Any) -> None:
     new_key(tmp_path)
     settings = Settings(api_keys_file=tmp_path / KEY_SET_FILE)
     key = (tmp_path / SIGNING_KEY_FILE).read_bytes()

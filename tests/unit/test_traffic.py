@@ -36,7 +36,7 @@ def readable(records: list[tuple[bytes, bytes, bool]]) -> Iterator[dict[str, str
         yield event
 
 
-def test_a_set_up_is_made_of_commands_and_is_the_same_each_time() -> None:
+def test_the_setup_consists_of_commands_and_is_always_the_same() -> None:
     first = list(set_up_commands(CAST, "2026-11-22T12:00:00Z"))
     again = list(set_up_commands(CAST, "2026-11-23T12:00:00Z"))
     for command in first:
@@ -46,7 +46,7 @@ def test_a_set_up_is_made_of_commands_and_is_the_same_each_time() -> None:
     assert without_time[0] == without_time[1]
 
 
-def test_nearly_all_records_are_events_and_a_few_are_not(records: list[tuple[bytes, bytes, bool]]) -> None:
+def test_nearly_all_records_are_valid_events(records: list[tuple[bytes, bytes, bool]]) -> None:
     bad = len(records) - len(list(readable(records)))
     assert len(records) == RECORDS
     assert 5 <= bad <= 100
@@ -104,7 +104,7 @@ def test_a_subscriber_keeps_the_state_and_drops_what_it_has_seen() -> None:
     assert (subscriber.pauses, subscriber.resumes, subscriber.paused) == (1, 1, 0)
 
 
-def test_only_a_pause_after_spending_began_is_the_first() -> None:
+def test_only_a_pause_after_spending_began_counts_as_the_first() -> None:
     subscriber = Subscriber()
     subscriber.take(KEY, signal(1, "paused", ["ad_account_balance"]))
     assert subscriber.first_pause is None
@@ -113,7 +113,7 @@ def test_only_a_pause_after_spending_began_is_the_first() -> None:
     assert subscriber.first_pause is not None
 
 
-def test_what_is_paused_gets_no_more_spend_once_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paused_account_gets_no_spend_once_nothing_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(10_000_000))
     monkeypatch.setattr("drawdown.local.traffic.time.monotonic", lambda: float(next(seconds)))
     subscriber = Subscriber()
@@ -137,7 +137,7 @@ class ClosedApi(ApiClient):
         return {"status": "rejected" if code else "accepted", "code": code, "message": f"it is {code}"}
 
 
-async def test_a_token_that_has_ended_is_said_once_until_there_is_another() -> None:
+async def test_an_expired_token_is_reported_once_until_it_is_replaced() -> None:
     codes = ("unauthenticated", "unauthenticated", None, "unauthenticated", "conflict", "insufficient_funds")
     said: list[str] = []
     client = ClosedApi(*codes)

@@ -67,7 +67,7 @@ async def test_clients_that_wait_are_served_in_turn() -> None:
     assert work.begun == ["a1", "a2", "b1", "c1", "a3", "b2"]
 
 
-async def test_who_asks_for_much_does_not_make_others_wait() -> None:
+async def test_a_client_with_many_requests_does_not_make_others_wait() -> None:
     work = _Work(Turns(4, 1, 2, 9))
     for number in range(10):
         await work.ask(f"a{number}")
@@ -76,7 +76,7 @@ async def test_who_asks_for_much_does_not_make_others_wait() -> None:
     await work.give_up_all()
 
 
-async def test_while_an_answer_is_taken_others_are_worked_on_but_not_without_end() -> None:
+async def test_other_requests_are_worked_on_while_an_answer_is_sent_but_only_up_to_a_bound() -> None:
     work = _Work(Turns(1, 1, 2, 9))
     for name in ("a1", "a2", "a3", "b1"):
         await work.ask(name)
@@ -89,7 +89,7 @@ async def test_while_an_answer_is_taken_others_are_worked_on_but_not_without_end
     assert work.begun == ["a1", "a2", "b1", "a3"]
 
 
-async def test_too_many_that_wait_and_too_long_a_wait_are_429(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_waiting_requests_and_too_long_a_wait_are_answered_429(monkeypatch: pytest.MonkeyPatch) -> None:
     work = _Work(Turns(1, 1, 1, 2))
     for name in ("a1", "a2", "a3", "b1"):
         await work.ask(name)
@@ -106,7 +106,7 @@ async def test_too_many_that_wait_and_too_long_a_wait_are_429(monkeypatch: pytes
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "end", "made", "give up"]), st.integers(0, 20)), max_size=60))
-def test_whatever_happens_bounds_hold_and_nothing_is_left_behind(steps: list[tuple[str, int]]) -> None:
+def test_bounds_hold_and_nothing_is_left_over_in_any_sequence(steps: list[tuple[str, int]]) -> None:
     asyncio.run(_bounds_hold(steps))
 
 

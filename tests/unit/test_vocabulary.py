@@ -67,22 +67,24 @@ def reasons_returned() -> set[str]:
     ],
     ids=["reasons", "codes", "kinds", "pockets", "holders", "causes"],
 )
-def test_what_the_code_writes_is_in_the_vocabulary(found: set[str], known: tuple[str, ...], one_of_them: str) -> None:
+def test_the_code_writes_only_words_of_the_vocabulary(
+    found: set[str], known: tuple[str, ...], one_of_them: str
+) -> None:
     assert one_of_them in found  # The search does find words.
     assert found - NOT_QUARANTINED <= set(known)
 
 
-def test_what_commands_may_name_is_in_the_vocabulary() -> None:
+def test_commands_may_name_only_words_of_the_vocabulary() -> None:
     modes = {mode for command in (SetBudget, SetCampaignBudget) for mode in get_args(command.__annotations__["mode"])}
     assert modes == set(vocabulary.BUDGET_MODES)
     assert set(get_args(TransferBalance.__annotations__["pocket"])) < set(vocabulary.AD_ACCOUNT_POCKETS)
 
 
-def test_every_cause_has_its_place_in_the_order_of_answers() -> None:
+def test_every_cause_has_a_place_in_the_order_of_answers() -> None:
     assert cause_names(15) == list(vocabulary.CAUSES) == sorted(vocabulary.CAUSES)
 
 
-def test_the_page_of_the_ledger_explains_every_kind_and_no_other() -> None:
+def test_the_page_of_the_ledger_explains_exactly_the_kinds_of_the_vocabulary() -> None:
     page = (ROOT / "docs" / "ledger.md").read_text()
     section = page.partition("\n## Kinds\n")[2].partition("\n## ")[0]
     # The first column of each table, and the paragraph about money that moves without a spend.
@@ -93,7 +95,7 @@ def test_the_page_of_the_ledger_explains_every_kind_and_no_other() -> None:
     assert tuple(dict.fromkeys(explained)) == vocabulary.ENTRY_KINDS
 
 
-def test_the_runbook_says_who_acts_on_every_reason() -> None:
+def test_the_runbook_names_the_person_who_acts_on_every_reason() -> None:
     page = (ROOT / "docs" / "runbook.md").read_text()
     table = page.partition("| reason | who acts |")[2].partition("\n\n")[0]
     explained = re.findall(r"`([a-z_]+)`", " ".join(row.split("|")[1] for row in table.splitlines() if "`" in row))

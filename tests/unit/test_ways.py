@@ -53,7 +53,7 @@ def via(value: bytes, *headers: tuple[str, bytes | None], keys: CommandKeys = KE
 # ---- Signatures -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_signed_came_by_the_api_and_what_is_not_by_the_topic() -> None:
+def test_a_signed_command_came_by_the_api_and_an_unsigned_one_by_the_topic() -> None:
     assert via(VALUE, SIGNED) == via(VALUE, ("traceparent", b"00-1"), SIGNED) == API
     assert via(VALUE) == via(VALUE, ("traceparent", b"00-1")) == TOPIC
 
@@ -83,52 +83,52 @@ def flipped(text: bytes, at: int, bit: int) -> bytes:
     ],
     ids=["another key", "another value", "no signature", "a longer one", "empty", "null"],
 )
-def test_who_claims_to_be_the_api_and_is_not_is_seen(claim: bytes | None, said: str) -> None:
+def test_a_sender_that_falsely_claims_to_be_the_api_is_detected(claim: bytes | None, said: str) -> None:
     for headers in [((SIGNATURE_HEADER, claim),), (SIGNED, (SIGNATURE_HEADER, claim))]:
         found = via(VALUE, *headers)
         assert found.startswith("invalid: the signature")
         assert said in found
 
 
-def test_a_record_that_is_no_command_is_refused_for_that_first() -> None:
+def test_a_record_that_is_not_a_command_is_refused_before_its_signature_is_checked() -> None:
     assert via(b"{", SIGNED).startswith("malformed: ")
     assert via(b"{}", SIGNED).startswith("invalid: Unable")
 
 
-def test_while_one_key_follows_another_both_are_known() -> None:
+def test_the_old_and_the_new_key_are_both_valid_during_a_change() -> None:
     secret, public = new_command_key()
     both = CommandKeys(PUBLIC + public)
     assert via(VALUE, SIGNED, keys=both) == via(VALUE, CommandSigner(secret).header(VALUE), keys=both) == API
 
 
-def test_a_signature_outlives_being_forwarded_and_quarantined() -> None:
+def test_a_signature_survives_forwarding_and_quarantine() -> None:
     """Both keep the headers of the record, which is decoded again from them."""
     raw = Raw("finance.commands", 0, 7, b"bc-1", VALUE, (SIGNED, ("other", None)))
     assert via(VALUE, *read_headers(json.dumps(raw.headers_json()))) == API
 
 
-def test_without_keys_nobody_can_tell() -> None:
+def test_every_command_counts_as_from_the_topic_without_keys() -> None:
     assert via(VALUE, SIGNED, keys=CommandKeys()) == TOPIC
 
 
 @pytest.mark.parametrize(
     "pem", [b"", b"nothing", SECRET, PUBLIC + SECRET, PUBLIC.replace(b"MCow", b"MCox"), PUBLIC + OTHER_KIND]
 )
-def test_what_holds_no_keys_is_said(pem: bytes) -> None:
+def test_a_file_without_keys_is_refused_with_a_reason(pem: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         CommandKeys(pem)
 
 
-def test_what_holds_no_signing_key_is_said() -> None:
+def test_a_file_without_a_signing_key_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match=r"."):
         CommandSigner(PUBLIC)
 
 
-# ---- What is kept ---------------------------------------------------------------------------------------------------
+# ---- The recorded way -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rules", "kept"), [(1, None), (2, None), (3, "api")])
-def test_the_first_entry_of_a_command_says_by_which_way_it_came_since_version_3(rules: int, kept: str | None) -> None:
+def test_the_first_entry_of_a_command_names_its_way_since_version_3(rules: int, kept: str | None) -> None:
     book = Book(replace(STANDARD, rules=rules))
     before = len(book.rules.entries)
     deposit = DepositCash(business_center_id="b", role="admin", amount=ONE)
@@ -137,7 +137,7 @@ def test_the_first_entry_of_a_command_says_by_which_way_it_came_since_version_3(
     assert first.get("via") == kept
 
 
-# ---- What the topic may name ----------------------------------------------------------------------------------------
+# ---- Bounds of the topic --------------------------------------------------------------------------------------------
 
 
 def told(
@@ -166,7 +166,7 @@ TERMS = TopicTerms(roles=("system",), types=("deposit_cash", "set_credit_line"),
         ({"type": "enable_automatic_allocation"}, "no command of the type enable_automatic_allocation"),
     ],
 )
-def test_what_the_policy_lets_come_by_the_topic(command: dict[str, Any], said: str | None) -> None:
+def test_the_policy_limits_what_may_come_by_the_topic(command: dict[str, Any], said: str | None) -> None:
     refused = told(TERMS, **command)
     if said is None:
         assert refused is None
@@ -177,11 +177,11 @@ def test_what_the_policy_lets_come_by_the_topic(command: dict[str, Any], said: s
 
 
 @pytest.mark.parametrize("rules", [1, 2])
-def test_earlier_rules_asked_nothing_of_the_topic(rules: int) -> None:
+def test_earlier_rules_do_not_limit_the_topic(rules: int) -> None:
     assert told(TERMS, rules=rules, role="admin") is None
 
 
-def test_what_the_topic_may_not_stands_in_the_order_of_codes_where_permission_does() -> None:
+def test_a_refusal_of_the_topic_has_the_place_of_permission_in_the_order_of_codes() -> None:
     none = TopicTerms(roles=())
     assert told(none, amount=0) == ("invalid", "the amount must be above zero")
     assert told(none, business_center_id="x") == ("not_found", "there is no Business Center x")
@@ -194,7 +194,7 @@ def test_what_the_topic_may_not_stands_in_the_order_of_codes_where_permission_do
     types=st.none() | st.lists(st.sampled_from(COMMAND_TYPES)),
     amount=st.none() | st.sampled_from(["0", "1.5", "999999999999.999999"]),
 )
-def test_a_policy_is_read_again_as_it_was_written(roles: Any, types: Any, amount: str | None) -> None:
+def test_a_written_policy_is_read_back_unchanged(roles: Any, types: Any, amount: str | None) -> None:
     named = {"roles": roles, "types": types, "largest_amount": amount}
     topic = {name: value for name, value in named.items() if value is not None}
     policy = policy_of({**STANDARD.content(), "topic": topic})
@@ -209,7 +209,7 @@ def test_a_policy_is_read_again_as_it_was_written(roles: Any, types: Any, amount
     + [{"largest_amount": amount} for amount in (5, "-1", "1e3", "", "1.0000001", "٣", "1\n", None)]
     + [{"roles": None}, {"types": None}],
 )
-def test_a_policy_that_names_what_there_is_not_lets_nothing_start(topic: Any) -> None:
+def test_a_policy_with_unknown_names_prevents_the_start(topic: Any) -> None:
     with pytest.raises(ValueError, match=r"must be"):
         policy_of({**STANDARD.content(), "topic": topic})
     with pytest.raises(ValueError, match=r"must be"):
@@ -232,22 +232,20 @@ STANDARD_BUT = '{"version": "v", "ad_account": [], "business_center": [], '
         ("", "holds no policy"),
     ],
 )
-def test_a_file_that_can_be_read_in_two_ways_or_names_no_version_is_no_policy(
-    text: str, said: str, tmp_path: Path
-) -> None:
+def test_an_ambiguous_file_or_one_without_a_version_is_not_a_policy(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "policy.json"
     file.write_text(text)
     with pytest.raises(BadSettingError, match=said):
         read_policy(file)
 
 
-def test_the_policy_of_the_page_is_one() -> None:
+def test_the_policy_in_the_documentation_is_valid() -> None:
     page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
     policy = policy_of(json.loads(page.partition("```json\n")[2].partition("```")[0]))
     assert policy.topic == TopicTerms(("system",), ("deposit_cash", "repay_credit"), 50_000 * ONE)
 
 
-def test_a_policy_without_terms_is_written_as_ever() -> None:
+def test_a_policy_without_terms_is_written_as_before() -> None:
     assert STANDARD.content().keys() == {"version", "ad_account", "business_center"}
 
 
@@ -260,7 +258,7 @@ def test_every_way_is_in_the_vocabulary() -> None:
 # ---- Files of keys --------------------------------------------------------------------------------------------------
 
 
-def test_a_system_of_ones_own_has_keys_of_its_own_and_keeps_them(tmp_path: Path) -> None:
+def test_a_local_system_makes_its_own_keys_and_keeps_them(tmp_path: Path) -> None:
     first = with_command_keys(Settings(data_dir=tmp_path / "data"))
     assert with_command_keys(Settings(data_dir=tmp_path / "data")) == first
     signer = configured_signer(first)
@@ -270,21 +268,21 @@ def test_a_system_of_ones_own_has_keys_of_its_own_and_keeps_them(tmp_path: Path)
     assert first.command_signing_key_file.stat().st_mode & 0o777 == 0o600
 
 
-def test_keys_that_were_named_are_used_as_they_are(tmp_path: Path) -> None:
+def test_configured_keys_are_used_unchanged(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(SECRET)
     named = Settings(data_dir=tmp_path / "data", command_signing_key_file=tmp_path / "key.pem")
     assert with_command_keys(named) == named
     assert not (tmp_path / "data").exists()
 
 
-def test_without_keys_both_services_say_so_at_their_start() -> None:
+def test_both_services_log_at_their_start_that_they_have_no_keys() -> None:
     with capture_logs() as logs:
         assert configured_signer(Settings()) is None
         assert via(VALUE, SIGNED, keys=read_command_keys(None)) == TOPIC
     assert ["DRAWDOWN_COMMAND_" in line["event"] for line in logs] == [True, True]
 
 
-def test_a_file_that_holds_something_else_ends_the_start(tmp_path: Path) -> None:
+def test_a_file_with_other_content_ends_the_start(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pem"
     for text in (b"", b"nothing", SECRET[:40]):
         wrong.write_bytes(text)

@@ -52,7 +52,7 @@ Batch = tuple[int, Terms, list[tuple[str, dict[str, Any]]]]
 
 
 @pytest.mark.parametrize("name", ["Europe/Kiev", "US/Eastern", "UTC", "Etc/GMT+5", "Asia/Tokyo", "GB", "EST5EDT"])
-def test_names_of_the_database_are_zones_links_included(name: str) -> None:
+def test_names_of_the_time_zone_database_are_zones_including_links(name: str) -> None:
     assert is_zone(name)
     assert Book().open("z", zone=name) is None
     assert DEAL_TERMS.validate_python({**DEAL, "time_zone": name}).time_zone == name
@@ -66,7 +66,7 @@ def test_names_of_the_database_are_zones_links_included(name: str) -> None:
         *("leapseconds", "__init__", "__init__.py", "Asia/__init__.py", "iso3166.tab", "Europe/Berlin "),
     ],
 )
-def test_names_that_mean_what_one_machine_has_are_none(name: str) -> None:
+def test_names_that_depend_on_the_machine_are_not_zones(name: str) -> None:
     assert not is_zone(name)
     assert Book().open("z", zone=name) == "invalid"
     with pytest.raises(ValidationError, match=r"time_zone"):
@@ -82,7 +82,7 @@ def test_every_zone_of_the_package_can_be_read_and_has_days() -> None:
     assert days <= {date(2027, 3, day).toordinal() for day in (9, 10, 11)}
 
 
-def test_a_machines_own_files_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_zone_files_of_the_machine_are_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The zone is made from the given bytes, even if the machine has a file of that name."""
     table = {"Africa/Cairo": installed_zones().table["Asia/Tokyo"]}
     rules = Shard(zones=Zones("here", table))
@@ -162,7 +162,7 @@ def kinds(ledger: PureLedger) -> list[tuple[str, str | None, int]]:
     ]
 
 
-def test_a_new_release_rules_from_the_first_batch_that_names_it() -> None:
+def test_a_new_release_applies_from_the_first_batch_that_names_it() -> None:
     """Under the first release Cairo's day ends at 22:00 UTC. Under the second it has begun at 15:00 already."""
     batches: list[Batch] = [
         (NOON, (STANDARD, BEFORE), opening()),
@@ -188,7 +188,7 @@ def test_a_new_release_rules_from_the_first_batch_that_names_it() -> None:
 
 
 @pytest.mark.parametrize("large_account", [0, pauses.LARGE_ACCOUNT])
-def test_a_campaigns_daily_budget_ends_with_the_new_releases_day_however_large_its_account(
+def test_a_daily_campaign_budget_follows_the_day_of_the_new_release_in_accounts_of_any_size(
     large_account: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pauses, "LARGE_ACCOUNT", large_account)
@@ -204,7 +204,7 @@ def test_a_campaigns_daily_budget_ends_with_the_new_releases_day_however_large_i
     assert written(batches, reload=lambda _: True).encoded() == ledger.encoded()
 
 
-def test_days_may_go_back_and_nothing_breaks() -> None:
+def test_the_day_may_move_back_without_harm() -> None:
     back: list[Batch] = [
         (NOON, (STANDARD, MOVED), opening()),
         (NOON + 4 * HOUR, (STANDARD, MOVED), [command("set_budget", ad_account_id="a", mode="daily", amount="5")]),
@@ -218,7 +218,7 @@ def test_days_may_go_back_and_nothing_breaks() -> None:
     assert [hour for kind, cause, hour in kinds(ledger) if cause == "ad_account_budget" and kind == "resume"] != []
 
 
-def test_a_zone_that_a_release_has_lost_stays_as_it_was() -> None:
+def test_a_zone_missing_from_a_release_stays_unchanged() -> None:
     table = {name: data for name, data in INSTALLED.table.items() if name != "Africa/Cairo"}
     lost = Zones("2030c", table)
     book = PureLedger(zones=BEFORE)
@@ -243,7 +243,7 @@ UNNAMED = [("2030a", 1, False), ("2030b", 1, False), ("2030a", 0, True), ("2030b
 @given(st.lists(st.tuples(st.sampled_from(sorted(RELEASES)), st.integers(0, 2), st.booleans()), max_size=12))
 @example([("2030a", 0, False), *UNNAMED])
 @example([("2030a", 0, False), *UNNAMED, ("2030b", 1, False)])
-def test_whatever_release_lacks_a_zone_the_ledger_alone_gives_the_same_bytes(
+def test_the_ledger_alone_gives_the_same_bytes_whichever_release_lacks_a_zone(
     steps: list[tuple[str, int, bool]],
 ) -> None:
     """Each step spends, opens another account in Cairo, or does nothing. Then the shard is loaded again, or not."""
@@ -259,7 +259,7 @@ def test_whatever_release_lacks_a_zone_the_ledger_alone_gives_the_same_bytes(
     assert written(batches, reload=lambda number: number > 0 and steps[number - 1][2]).encoded() == original
 
 
-def test_a_batch_says_which_zones_the_shard_has_a_use_for_the_first_time() -> None:
+def test_a_batch_names_the_zones_that_the_shard_uses_for_the_first_time() -> None:
     book = PureLedger(zones=BEFORE)
     book.batch(encoded(opening()), NOON)
     assert set(book.rules.batch.zones) == {"UTC", "Africa/Cairo"}
@@ -274,7 +274,7 @@ def test_a_batch_says_which_zones_the_shard_has_a_use_for_the_first_time() -> No
     assert set(book.rules.batch.zones) == {"UTC", "Africa/Cairo"}
 
 
-def test_after_a_load_all_zones_of_the_release_can_be_used_not_only_the_recorded_ones() -> None:
+def test_all_zones_of_the_release_can_be_used_after_a_load() -> None:
     book = PureLedger(zones=BEFORE)
     book.batch(encoded(opening()), NOON)
     recorded = Zones(BEFORE.release, {name: BEFORE.table[name] for name in book.rules.batch.zones})
@@ -294,7 +294,7 @@ ONLY_VOUCHERS = Policy("only-vouchers", ("voucher",), ("voucher",))
 NOTHING: list[tuple[str, dict[str, Any]]] = []
 
 
-def test_what_only_a_batch_without_entries_named_has_left_no_trace() -> None:
+def test_a_policy_named_only_by_a_batch_without_entries_has_no_effect() -> None:
     """The voucher expires under the policy that the ledger names, although a batch without entries named another."""
     voucher = {"voucher_id": "v", "amount": "5", "ad_account_id": "a"}
     kind = {"billing": "monthly_invoicing", "buying_type": "auction", "time_zone": "UTC"}
@@ -327,7 +327,7 @@ TERMS = ((STANDARD, BEFORE), (STANDARD, MOVED), (NO_VOUCHERS, BEFORE), (ONLY_VOU
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=25),
     st.sampled_from([1, pauses.LARGE_ACCOUNT]),
 )
-def test_whatever_the_batches_name_the_ledger_alone_gives_the_same_bytes(
+def test_the_ledger_alone_gives_the_same_bytes_whatever_the_batches_name(
     seed: int, steps: list[tuple[int, int, bool]], large_account: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
@@ -350,7 +350,7 @@ def _compare_what_batches_name(seed: int, steps: list[tuple[int, int, bool]]) ->
 # ---- The version of the rules -------------------------------------------------------------------------------------
 
 
-def test_each_version_says_what_it_changed() -> None:
+def test_each_version_describes_its_change() -> None:
     assert list(versions.CHANGES) == list(range(1, versions.CURRENT + 1))
     assert STANDARD.rules == versions.CURRENT
     assert "rules" not in STANDARD.content()
@@ -360,9 +360,7 @@ def test_each_version_says_what_it_changed() -> None:
     )
 
 
-def test_a_rule_that_really_changes_holds_from_the_first_batch_that_names_its_version(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_changed_rule_applies_from_the_first_batch_that_names_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the next version an account's credit pays before its cash. Earlier decisions stay as they are."""
     draw = waterfall._draw_own
 
@@ -388,7 +386,7 @@ def test_a_rule_that_really_changes_holds_from_the_first_batch_that_names_its_ve
     assert written(batches, reload=lambda _: True).encoded() == ledger.encoded()
 
 
-# ---- Version 2: what is due is bounded ----------------------------------------------------------------------------
+# ---- Version 2: due timers are bounded ----------------------------------------------------------------------------
 
 
 def due_all_at_once(ledger: PureLedger, accounts: int, rules: Policy) -> int:
@@ -402,14 +400,14 @@ def due_all_at_once(ledger: PureLedger, accounts: int, rules: Policy) -> int:
     return NOON + 12 * HOUR
 
 
-def test_the_bound_is_a_rule_that_never_changes_within_a_version() -> None:
+def test_the_bounds_never_change_within_a_version() -> None:
     assert shard.MOST_TIMER_ENTRIES == 10_000
     assert automatic_allocation.MOST_LISTED == 200
     assert MOST_CONTENT_BYTES == 40_960
 
 
 @pytest.mark.parametrize("reload", [False, True])
-def test_what_is_due_takes_as_many_batches_as_it_needs_before_the_records(
+def test_due_timers_take_as_many_batches_as_needed_before_the_records(
     monkeypatch: pytest.MonkeyPatch, reload: bool
 ) -> None:
     monkeypatch.setattr(shard, "MOST_TIMER_ENTRIES", 3)
@@ -436,7 +434,7 @@ def test_what_is_due_takes_as_many_batches_as_it_needs_before_the_records(
     assert rules.position + len(rules.entries) == done + 8
 
 
-def test_the_first_version_knows_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_version_has_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "MOST_TIMER_ENTRIES", 3)
     ledger = PureLedger()
     midnight = due_all_at_once(ledger, 8, FIRST_RULES)
@@ -444,7 +442,7 @@ def test_the_first_version_knows_no_bound(monkeypatch: pytest.MonkeyPatch) -> No
     assert (len(ledger.rules.entries), ledger.rules.has_due()) == (8, False)
 
 
-def test_another_policy_waits_until_all_that_was_due_has_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_policy_waits_until_all_due_timers_have_fired(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard, "MOST_TIMER_ENTRIES", 3)
     ledger = PureLedger()
     midnight = due_all_at_once(ledger, 4, STANDARD)
@@ -471,7 +469,7 @@ def enabled(accounts: int, rules: Policy, left_out: int = 0) -> list[dict[str, A
 
 
 @pytest.mark.parametrize(("accounts", "left_out", "entries"), [(1, 0, 1), (200, 0, 1), (150, 51, 2), (1, 400, 3)])
-def test_enabling_lists_its_accounts_in_as_many_entries_as_it_takes(accounts: int, left_out: int, entries: int) -> None:
+def test_enabling_lists_its_accounts_in_as_many_entries_as_needed(accounts: int, left_out: int, entries: int) -> None:
     parts = enabled(accounts, STANDARD, left_out)
     whole = enabled(accounts, FIRST_RULES, left_out)
     assert (len(parts), len(whole)) == (entries, 1)
@@ -600,7 +598,7 @@ def test_a_line_that_is_too_long_is_never_encoded() -> None:
             assert len(encode_entries([entry], SHARD, 1, NOON, 10**6)) == 1
 
 
-def test_the_first_version_takes_any_command() -> None:
+def test_the_first_version_accepts_commands_of_any_length() -> None:
     campaigns = [f"{number:a>64}" for number in range(900)]
     ledger = PureLedger(FIRST_RULES)
     long = command("grant_voucher", voucher_id="v", amount="1", ad_account_id="a", campaign_ids=campaigns)

@@ -95,7 +95,7 @@ both = pytest.mark.parametrize("reload", [False, True], ids=["never reloaded", "
 
 
 @both
-def test_a_month_is_remembered_when_its_days_are_not(reload: bool) -> None:
+def test_a_month_is_remembered_after_its_days_are_forgotten(reload: bool) -> None:
     account = Account(reload=reload)
     account.budget(1, "monthly", "100")
     for day in range(1, 19):
@@ -105,7 +105,7 @@ def test_a_month_is_remembered_when_its_days_are_not(reload: bool) -> None:
 
 
 @both
-def test_a_reversal_gives_room_to_the_month_of_its_spend(reload: bool) -> None:
+def test_a_reversal_frees_budget_in_the_month_of_its_spend(reload: bool) -> None:
     account = Account(reload=reload)
     account.budget(1, "monthly", "100")
     account.spend(1, "5")
@@ -120,7 +120,7 @@ def test_a_reversal_gives_room_to_the_month_of_its_spend(reload: bool) -> None:
 
 @both
 @pytest.mark.parametrize(("ago", "window"), [(20, 30), (300, 365), (364, 365)])
-def test_a_wider_window_finds_closed_days_as_they_were(reload: bool, ago: int, window: int) -> None:
+def test_a_wider_window_finds_closed_days_unchanged(reload: bool, ago: int, window: int) -> None:
     account = Account(reload=reload)
     account.budget(1, "daily", "100")
     for day in range(1, ago + 6):
@@ -130,7 +130,7 @@ def test_a_wider_window_finds_closed_days_as_they_were(reload: bool, ago: int, w
 
 
 @both
-def test_a_closed_day_has_the_budget_of_its_end_however_many_settings_came_since(reload: bool) -> None:
+def test_a_closed_day_keeps_its_last_budget_however_many_settings_follow(reload: bool) -> None:
     account = Account(reload=reload, window=365)
     for day in range(1, 301):
         account.budget(day, "daily", "9" if day == 5 else "40")
@@ -139,7 +139,7 @@ def test_a_closed_day_has_the_budget_of_its_end_however_many_settings_came_since
 
 
 @both
-def test_a_new_daily_budget_knows_what_its_day_has_spent_though_late_spends_came_since(reload: bool) -> None:
+def test_a_new_daily_budget_counts_the_spend_of_its_day_even_after_late_spends(reload: bool) -> None:
     account = Account(reload=reload)
     account.spend(10, "5")
     account.spend(10, "2", of=11)  # This spend is a day ahead.
@@ -154,7 +154,7 @@ def test_a_new_daily_budget_knows_what_its_day_has_spent_though_late_spends_came
 
 
 @both
-def test_a_new_monthly_budget_knows_what_its_month_has_spent_though_late_spends_came_since(reload: bool) -> None:
+def test_a_new_monthly_budget_counts_the_spend_of_its_month_even_after_late_spends(reload: bool) -> None:
     account = Account(reload=reload)
     for day in (32, 40, 50):
         account.spend(day, "5")
@@ -169,7 +169,7 @@ def test_a_new_monthly_budget_knows_what_its_month_has_spent_though_late_spends_
 
 
 @both
-def test_a_spend_that_is_forgotten_may_be_reversed_and_grants_room_to_nobody(reload: bool) -> None:
+def test_reversing_a_forgotten_spend_frees_no_budget(reload: bool) -> None:
     account = Account(reload=reload, window=365)
     account.budget(1, "daily", "10")
     account.spend(1, "10")
@@ -190,7 +190,7 @@ def test_a_spend_that_is_forgotten_may_be_reversed_and_grants_room_to_nobody(rel
 # No shrinking, because a smaller seed is not a simpler history.
 @settings(max_examples=12, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(seed=st.integers(0, 2**32), chance=st.randoms(use_true_random=False))
-def test_months_of_sparse_days_reloaded_at_any_moment_are_as_never_reloaded_and_as_the_model(
+def test_reloads_at_any_moment_change_nothing_in_months_of_sparse_days_and_agree_with_the_model(
     seed: int, chance: random.Random
 ) -> None:
     model, whole, reloaded = Model(TENTH_OF_JANUARY, shards=1), PureLedger(), PureLedger()
@@ -246,7 +246,7 @@ def test_days_are_remembered_to_the_micro_for_400_days(puts: list[tuple[int, int
     assert {day: amount for day, amount in found.items() if amount} == {d: a for d, a in kept.items() if a}
 
 
-def test_a_budget_that_counts_one_day_has_no_days_of_its_own() -> None:
+def test_a_budget_that_counts_a_single_day_keeps_no_table_of_days() -> None:
     budget = budget_of(spent={TODAY: 5})
     assert budget.days is NO_DAYS
     assert budget.months == {}
@@ -254,7 +254,7 @@ def test_a_budget_that_counts_one_day_has_no_days_of_its_own() -> None:
     assert budget.spent("daily", TODAY) == 7
 
 
-def test_days_that_no_daily_setting_held_are_forgotten_once_they_are_closed() -> None:
+def test_days_without_a_daily_setting_are_forgotten_once_they_are_closed() -> None:
     budget = budget_of((TODAY + 10, "daily", 9), (TODAY + 12, "monthly", 9))
     for day in range(TODAY, TODAY + 60):
         budget.count(day, 1)
@@ -282,13 +282,13 @@ def test_settings_are_remembered_for_400_days() -> None:
     assert budget.setting(TODAY + 999 - KEPT_DAYS, TODAY + 999) == ("daily", 999 - KEPT_DAYS)
 
 
-def test_a_setting_holds_from_its_day_on_though_another_table_of_zones_takes_the_day_back() -> None:
+def test_a_setting_holds_from_its_day_even_if_another_zone_release_moves_the_day_back() -> None:
     budget = budget_of((TODAY - 9, "daily", 1), (TODAY, "daily", 2), (TODAY - 1, "daily", 3))
     assert budget.history == [(TODAY - 9, "daily", 1), (TODAY - 1, "daily", 3)]
 
 
 @pytest.mark.parametrize("late", [1, 6])
-def test_late_and_present_spends_in_turn_make_nothing_anew(late: int) -> None:
+def test_alternating_late_and_present_spends_rebuild_nothing(late: int) -> None:
     budget = budget_of((TODAY - 300, "daily", 9))
     for day in range(TODAY - 300, TODAY + 1):
         budget.count(day, 1)

@@ -34,7 +34,7 @@ RECORDS: list[tuple[Any, Headers, str | None]] = [
 
 
 @pytest.mark.parametrize(("document", "headers", "whose"), RECORDS)
-def test_a_record_is_the_business_centers_that_its_data_names(
+def test_a_record_belongs_to_the_business_center_that_its_data_names(
     document: Any, headers: Headers, whose: str | None
 ) -> None:
     value = json.dumps(document).encode()

@@ -46,7 +46,7 @@ def credit(amount: int, direction: str = "to_ad_account") -> dict[str, Any]:
     return {"ad_account_id": "a", "direction": direction, "pocket": "credit", "amount": amount}
 
 
-def give_pockets_of_their_own(center: BusinessCenter, account: AdAccount) -> None:
+def give_own_pockets(center: BusinessCenter, account: AdAccount) -> None:
     """Give the holders pockets of their own, as the first grant does. A test may then set what they hold."""
     for holder in (center, account):
         for kind in ("vouchers", "ad_credits"):
