@@ -273,7 +273,7 @@ async def _answers_another(settings: Settings, issues: Issuer) -> bool:
 
 
 def test_a_client_that_opens_ever_more_connections_is_closed_late_and_takes_no_place(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_AT_MOST", 4)
     told: list[tuple[str, bool]] = []

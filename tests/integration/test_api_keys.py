@@ -293,7 +293,7 @@ async def test_a_withdrawn_key_is_forgotten_after_a_while(later: Callable[[float
 
 
 async def test_a_slow_or_unavailable_key_server_does_not_delay_tokens_with_a_known_key(
-    later: Callable[[float], None]
+    later: Callable[[float], None],
 ) -> None:
     async with key_server(public(RSA_KEY)) as (server, checks):
         assert await status(checks, signed(RSA_KEY, "RS256")) == 200

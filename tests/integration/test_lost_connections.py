@@ -50,7 +50,7 @@ async def test_a_wrong_statement_does_not_count_as_a_lost_database(connection: a
 
 
 async def test_a_connection_used_twice_at_once_does_not_count_as_a_lost_database(
-    connection: asyncpg.Connection
+    connection: asyncpg.Connection,
 ) -> None:
     first = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)"))
     await asyncio.sleep(0)

@@ -118,7 +118,7 @@ async def test_a_second_allocation_is_ready_when_it_has_its_shards_or_is_due_non
 
 
 async def test_an_allocation_that_cannot_write_is_not_ready_although_both_servers_answer(
-    client: httpx.AsyncClient
+    client: httpx.AsyncClient,
 ) -> None:
     async with running_system(shards=1) as system:
         blocker = await asyncpg.connect(system.database_url)
@@ -151,7 +151,7 @@ async def test_the_api_names_the_shards_without_a_writer_and_since_when(client: 
 
 
 async def test_a_service_that_waits_for_a_lock_is_not_ready_although_the_database_answers(
-    client: httpx.AsyncClient
+    client: httpx.AsyncClient,
 ) -> None:
     async with running_system(shards=1) as system:
         blocker = await asyncpg.connect(system.database_url)
