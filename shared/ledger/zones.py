@@ -66,7 +66,7 @@ async def recorded_zones(
     if size > MOST_BYTES:
         raise CannotGoOnError(
             f"shard {shard}: the recorded time zones that it needs take {size:,} bytes, more than {MOST_BYTES:,}:"
-            " no service writes so many; 'drawdown audit verify' names what was forged"
+            " no service writes this many; 'drawdown audit verify' names what was forged"
         )
     for release, name, data in await connection.fetch(_RECORDED, *wanted):
         tables[release][name] = data

@@ -1,4 +1,4 @@
-"""What a writer does with replays: it copies nothing, whatever fails again, wherever it goes, and whoever dies
+"""A writer decides replays without copying records, whatever fails again, wherever they go, and whichever process dies
 meanwhile.
 """
 

@@ -97,7 +97,7 @@ async def strangers(target: Target) -> str:
     with _quiet():
         came = {what: await _gets_in(target, **changes) for what, changes in attempts.items()}
         right = await _gets_in(target)
-    require(right is not None, "even who comes as one should is refused: the check proves nothing")
+    require(right is not None, "a correct login is refused as well, so the check proves nothing")
     let_in = {what: answer for what, answer in came.items() if answer is not None}
     require(not let_in, let_in)
     return f"{len(attempts)} ways lead nowhere"
