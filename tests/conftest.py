@@ -24,6 +24,7 @@ from tests.servers import (
 )
 
 UNIT_TESTS = Path(__file__).parent / "unit"
+QUICK_TESTS = (UNIT_TESTS, Path(__file__).parent / "acceptance")
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 
@@ -35,10 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="which servers the tests use; in containers only the tests that use any are run",
     )
     parser.addoption(
-        "--alone",
-        choices=("with", "without", "only"),
-        default="with",
-        help="whether to run the tests that judge times, which need the machine for themselves",
+        "--part",
+        choices=("all", "quick", "slow", "together", "alone"),
+        default="all",
+        help="quick: unit tests and scenarios; slow: all others, but not those that judge times; together: quick and"
+        " slow ones; alone: those that judge times, which need the machine for themselves",
     )
 
 
@@ -57,8 +59,8 @@ def pytest_unconfigure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that do not fit this run's servers, and count them."""
-    servers_kind, alone = config.getoption("servers"), config.getoption("alone")
-    reasons = [_why_not(item, servers_kind) or _why_not_now(item, alone) for item in items]
+    kind, part = config.getoption("servers"), config.getoption("part")
+    reasons = [_why_not(item, kind) or _why_not_now(item, part) for item in items]
     config.stash[LEFT_OUT] = {why: reasons.count(why) for why in dict.fromkeys(reasons) if why}
     config.hook.pytest_deselected(items=[item for item, why in zip(items, reasons, strict=True) if why])
     items[:] = [item for item, why in zip(items, reasons, strict=True) if not why]
@@ -74,10 +76,12 @@ def _why_not(item: pytest.Item, kind: str) -> str:
     return ""
 
 
-def _why_not_now(item: pytest.Item, alone: str) -> str:
+def _why_not_now(item: pytest.Item, part: str) -> str:
     if item.get_closest_marker("alone"):
-        return "run alone" if alone == "without" else ""
-    return "run together" if alone == "only" else ""
+        return "" if part in ("all", "alone") else "judge times"
+    is_quick = any(map(item.path.is_relative_to, QUICK_TESTS))
+    fitting = ("all", "together", "quick" if is_quick else "slow")
+    return "" if part in fitting else "are of another part"
 
 
 @pytest.hookimpl(trylast=True)
