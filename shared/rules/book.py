@@ -19,9 +19,10 @@ from shared.rules.timers import Timer, Timers
 class Book:
     """The memory of one shard.
 
-    `policy` and `zones` are in force. `tables` holds the releases of time zones that a snapshot may name. `now` is
-    ledger time in µs. All timers up to `reached` (µs) have fired; it lies before `now` while a batch has left timers to
-    the next one. `position` is that of the last entry before the present batch. `bounded` counts the Business Centers
+    `policy` and `zones` are in force. `tables` holds the releases of time zones that a snapshot may name, `kept_zones`
+    the TZif bytes, by name, of the zones in use that the release named by the ledger lacks. `now` is ledger time in µs.
+    All timers up to `reached` (µs) have fired; it lies before `now` while a batch has left timers to the next one.
+    `position` is that of the last entry before the present batch. `bounded` counts the Business Centers
     that bound their spends: if it is 0, a spend need not read its Business Center, which would be a cache miss.
     """
 
@@ -40,8 +41,7 @@ class Book:
         self.timers = Timers()
         self.batch = Batch(0)
         self._zones: dict[str, Zone] = {}
-        # The TZif bytes, by name, of the zones in use that the ledger's present release lacks.
-        self._kept_zones: Mapping[str, bytes] = {}
+        self.kept_zones: Mapping[str, bytes] = {}
         self._recorded: Mapping[GrantKey, RecordedGrant] = {}
         self._ended = EndedGrants()
 
@@ -127,7 +127,7 @@ class Book:
         """
         zone = self._zones.get(name)
         if zone is None:
-            data = self.zones.table.get(name, self._kept_zones.get(name))
+            data = self.zones.table.get(name, self.kept_zones.get(name))
             if data is None:
                 raise ValueError(f"the release {self.zones.release!r} of the time zones has no {name!r}")
             zone = self._zones[name] = Zone(name, data)
@@ -162,7 +162,7 @@ class Book:
         """
         self.zones = self.tables[zones.release] = zones
         for name, zone in self._zones.items():
-            zone.use(zones.table.get(name, self._kept_zones.get(name, zone.data)))
+            zone.use(zones.table.get(name, self.kept_zones.get(name, zone.data)))
             zone.advance(self.reached)
         self.batch.zones.update({name: zones.table[name] for name in (*self._zones, "UTC") if name in zones.table})
         for account in self.accounts.values():

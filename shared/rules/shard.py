@@ -139,17 +139,6 @@ class Shard(Book):
         """Return whether the batch has left timers that are due to the next one. Then it takes no inputs."""
         return self.timers.is_due(self.now)
 
-    def kept_zones(self) -> Mapping[str, bytes]:
-        """Return the TZif bytes, by name, of the zones in use that the release named by the ledger does not have.
-
-        Call it after `keep_to_the_ledger`.
-        """
-        return self._kept_zones
-
-    def keep_zones(self, kept: Mapping[str, bytes]) -> None:
-        """Take the zones that `kept_zones` returned, before anything that uses them is loaded."""
-        self._kept_zones = kept
-
     def keep_to_the_ledger(self) -> None:
         """Go back to the policy and time zones that the ledger names, if a batch without entries changed them.
 
@@ -161,7 +150,7 @@ class Shard(Book):
             self.named_by_ledger = self.policy, self.zones
         self.policy, zones = self.named_by_ledger
         if zones != before:
-            self._kept_zones = self._lacking(zones)
+            self.kept_zones = self._lacking(zones)
         if zones != self.zones:
             self._use_zones(zones)
 

@@ -109,7 +109,7 @@ def test_the_first_piece_holds_the_state_of_the_shard_itself() -> None:
     first, _ = next(snapshot_pieces.dump(Shard()))
     elsewhere = {"business_centers", "accounts", "_zones", "timers"}
     # They name the policy and the zones in force.
-    in_force = {"zones", "tables", "named_by_ledger", "_kept_zones"}
+    in_force = {"zones", "tables", "named_by_ledger", "kept_zones"}
     of_one_batch = {"batch", "_previous", "_known", "_spends", "_recorded", "accounts_elsewhere"}
     again = {"_routes", "campaigns", "memory", "bounded", "_window", "_ended", "_quiet_day", "_quiet"}
     assert (

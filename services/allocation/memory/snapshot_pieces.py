@@ -138,7 +138,7 @@ def dump(shard: Shard) -> Iterator[Any]:
             "policy": policy.content(),
             "rules": policy.rules,
             "zones_release": zones.release,
-            "kept_zones": {name: b64encode(data).decode() for name, data in shard.kept_zones().items()},
+            "kept_zones": {name: b64encode(data).decode() for name, data in shard.kept_zones.items()},
         },
         _all_fields(),
     ]
@@ -160,7 +160,7 @@ def load(shard: Shard, pieces: Iterable[Any]) -> None:
     shard.policy = replace(policy_of(of_shard["policy"]), rules=of_shard["rules"])
     shard.zones = shard.tables[of_shard["zones_release"]]
     shard.named_by_ledger = (shard.policy, shard.zones)
-    shard.keep_zones({name: b64decode(data) for name, data in of_shard["kept_zones"].items()})
+    shard.kept_zones = {name: b64decode(data) for name, data in of_shard["kept_zones"].items()}
     shard.now, shard.reached = of_shard["now"], of_shard["reached"]
     shard.position = of_shard["position"]
     shard.batch = Batch(shard.position)

@@ -1,14 +1,12 @@
 """Measures for Prometheus what other systems can make grow: quarantine, and records that wait between shards."""
 
-import asyncio
 from typing import Final
 
 import asyncpg
 import structlog
 from prometheus_client import Gauge
 
-from shared.runtime.postgres import connect, is_unavailable
-from shared.runtime.roles import API_ROLE
+from services.api.watching.looking import keep_looking
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS: Final = 15.0
@@ -22,23 +20,13 @@ FORWARDED_BYTES = Gauge("drawdown_forwarded_replay_bytes", "Bytes of the waiting
 
 async def watch_growth(settings: Settings) -> None:
     """Measure every 15 seconds until cancelled; while the database is unavailable, try again."""
-    while True:
-        try:
-            connection = await connect(settings, API_ROLE, "drawdown api growth")
-            try:
-                while True:
-                    async with asyncio.timeout(_ANSWER_SECONDS):
-                        await look(connection)
-                    await asyncio.sleep(LOOK_SECONDS)
-            finally:
-                connection.terminate()
-        except Exception as error:
-            if not is_unavailable(error):
-                raise
-            structlog.get_logger().warning(
-                "quarantine could not be measured: trying again", error=f"{type(error).__name__}: {error}"
-            )
-        await asyncio.sleep(LOOK_SECONDS)
+    await keep_looking(settings, "drawdown api growth", look, LOOK_SECONDS, _ANSWER_SECONDS, _tell)
+
+
+def _tell(error: Exception) -> None:
+    structlog.get_logger().warning(
+        "quarantine could not be measured: trying again", error=f"{type(error).__name__}: {error}"
+    )
 
 
 async def look(connection: asyncpg.Connection) -> None:

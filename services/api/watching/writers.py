@@ -4,7 +4,6 @@ The state is read about once a second, apart from requests; `/readyz` answers wi
 compared by the database's clock.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +15,9 @@ from prometheus_client import Gauge
 from pydantic import BaseModel, Field
 
 from services.api.answers.models import Instant, time
+from services.api.watching.looking import keep_looking
 from shared.contracts.known import known
 from shared.runtime.health import NOT_READY
-from shared.runtime.postgres import connect, is_unavailable
-from shared.runtime.roles import API_ROLE
 from shared.runtime.settings import Settings
 
 LOOK_SECONDS = 1.0
@@ -90,25 +88,8 @@ class Writers:
     _looked_at: float | None = None
 
     async def run(self) -> None:
-        """Look once a second until cancelled; while the database is unavailable, try again."""
-        while True:
-            try:
-                await self._look_until_lost()
-            except Exception as error:
-                if not is_unavailable(error):  # Health reports an unavailable database.
-                    raise
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _look_until_lost(self) -> None:
-        """Look over a connection of its own. It is dropped without a goodbye, because the database may not answer."""
-        connection = await connect(self.settings, API_ROLE, "drawdown api shards")
-        try:
-            while True:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await self.look(connection)
-                await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            connection.terminate()
+        """Look once a second until cancelled; while the database is unavailable, which health reports, try again."""
+        await keep_looking(self.settings, "drawdown api shards", self.look, LOOK_SECONDS, ANSWER_SECONDS)
 
     async def look(self, connection: asyncpg.Connection) -> None:
         """Look once."""

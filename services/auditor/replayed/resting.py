@@ -8,17 +8,10 @@ import asyncpg
 from services.auditor.baseline import Head
 from services.auditor.difference import expect
 from shared.contracts import strict_json
-from shared.ledger.lookup import RestingRow
+from shared.ledger.lookup import RestingRow, read_resting
 from shared.rules.resting import dump_campaign, is_as_dumped
 from shared.rules.shard import Shard
 
-_BEFORE = """
-    SELECT ad_account_id, campaign_id, state
-    FROM unnest($2::text[], $3::text[], $4::bigint[]) AS named (ad_account_id, campaign_id, position),
-        LATERAL (SELECT state FROM ledger.resting_campaigns r WHERE r.shard = $1 AND r.position < named.position
-            AND (r.ad_account_id, r.campaign_id) = (named.ad_account_id, named.campaign_id)
-            ORDER BY r.position DESC LIMIT 1) AS newest
-"""
 _READ_AT_ONCE = 200  # Rows of a mebibyte at most.
 _MOST_SHOWN = 200
 
@@ -89,24 +82,21 @@ class RestingRows:
             if campaign is None:
                 at_rest.append(row)
                 if len(at_rest) == _READ_AT_ONCE:
-                    await self._check_repeated(at_rest)
+                    await self._check_repeated(at_rest, position)
                     at_rest = []
                 continue
             own = json.loads(json.dumps(dump_campaign(campaign)))
             expect(own == state, f"{where} was kept as {state}, but the entries give {own}")
             if (account_id, campaign_id) not in self._kept:
                 rules.campaigns.take_out(campaign)
-        await self._check_repeated(at_rest)
+        await self._check_repeated(at_rest, position)
 
-    async def _check_repeated(self, rows: list[RestingRow]) -> None:
-        """Compare rows of campaigns that are at rest already with the newest row of each before it."""
-        if not rows:
-            return
-        accounts, campaigns, positions, _ = map(list, zip(*rows, strict=True))
-        found = await self._connection.fetch(_BEFORE, self._shard, accounts, campaigns, positions)
-        states = {(account, campaign): state for account, campaign, state in found}
+    async def _check_repeated(self, rows: list[RestingRow], position: int) -> None:
+        """Compare rows at this position, whose campaigns are at rest already, with the newest row of each before it."""
+        named = [(row.ad_account_id, row.campaign_id) for row in rows]
+        found = await read_resting(self._connection, self._shard, named, before=position)
         for row in rows:
-            before = states.get((row.ad_account_id, row.campaign_id))
+            before = found[row.ad_account_id][row.campaign_id]
             expect(before is not None, f"{self._where(row)} is not in memory according to the entries")
             told = f"{self._where(row)} was kept as {row.state}, but it has rested since as {before}"
             expect(row.state == before, told)
