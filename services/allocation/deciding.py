@@ -30,7 +30,7 @@ from services.allocation.records.record_decoding import Fault, Raw, center_of_co
 from services.allocation.writing.append import BatchWrite
 from shared.contracts.commands import SentCommand, meaning_hash, refused_content
 from shared.ledger.encoding import encode_entries
-from shared.ledger.lookup import resting_row
+from shared.ledger.lookup import resting_rows
 from shared.rules.calendar import Zones
 from shared.rules.events import BUSINESS_CENTER_ID, Event
 from shared.rules.instants import to_datetime
@@ -121,7 +121,7 @@ class Decider:
         write.zones = [(name, data) for name, data in rules.batch.zones.items() if name not in self._recorded]
         self._recorded.update(rules.batch.zones)
         last = rules.position + len(rules.entries)
-        write.resting = [resting_row(campaign, last) for campaign in rules.let_rest()]
+        write.resting = await resting_rows(rules.let_rest(), last)
         try:
             await self._encode(write)
         except Exception as error:

@@ -125,7 +125,7 @@ class Worker:
         # Counted from the snapshot. Otherwise a shard that is loaded again and again would have ever more to decide
         # again.
         self._kept_at = loaded.kept_at
-        self._next_snapshot = self._kept_at + snapshots.entries_between(snapshots.objects_in(self._rules))
+        self._kept_objects = snapshots.objects_in(self._rules)
 
     def wake(self) -> None:
         """Make the worker read the table of forwarded records now."""
@@ -283,8 +283,17 @@ class Worker:
         self._taking.update(write.taken)
         await self._committed()
         self._commit = asyncio.create_task(self._append(write, decided, decision, started))
-        if self.lease.position + len(write.rows) >= self._next_snapshot:
+        if self._is_snapshot_due(len(write.rows)):
             await self._keep_state()
+
+    def _is_snapshot_due(self, appended: int) -> bool:
+        """Return whether to keep a snapshot behind the batch under way, which appends this many entries."""
+        is_behind = any(
+            (self._consumer.highwater(partition) or 0) - following >= batch_bounds.BOUNDS.records
+            for partition, following in self._next.items()
+        )
+        entries = self.lease.position + appended - self._kept_at
+        return entries >= snapshots.entries_between(self._kept_objects, is_behind=is_behind)
 
     async def _time_of_batch(self) -> int | None:
         """Return the ledger time (µs) of a batch that begins now; None, after a pause, if the clocks disagree."""
@@ -364,10 +373,10 @@ class Worker:
         write = BatchWrite(
             self.lease.ledger_time, self._policy.version, self.lease.spend_offset, self.lease.command_offset
         )
-        objects = 0
+        self._kept_objects = 0
         try:
             kept = await snapshots.dump(self._rules, self.lease.tree)
-            write.snapshot, objects = (kept.position, kept.format, kept.state), kept.objects
+            write.snapshot, self._kept_objects = (kept.position, kept.format, kept.state), kept.objects
             await append(self._writing, self.lease, write)
         except Exception as error:
             if not is_of_the_records(error):
@@ -378,7 +387,6 @@ class Worker:
                 error=describe(error),
             )
         self._kept_at = self.lease.position
-        self._next_snapshot = self.lease.position + snapshots.entries_between(objects)
 
     async def _finish(self) -> None:
         under_way = self._commit if self._commit is not None and not self._commit.done() else None

@@ -12,7 +12,7 @@ from shared.rules.entries import Entry, Line
 
 ANY_SIZE: Final = 2**63
 # Yield to other tasks after decoding this many entries.
-_SLICE = 1_000
+_SLICE = 200
 _LENGTH = struct.Struct(">i")
 _LINE_FIELD = FIELDS.index("kind")
 _LINE_FIELDS = len(FIELDS) - _LINE_FIELD

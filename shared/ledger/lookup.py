@@ -3,6 +3,7 @@
 Connections that are given to these functions must have `plain_types`: UUIDs are 16 bytes.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from shared.rules.state import Campaign
 from shared.rules.ways import TOPIC
 
 _BLOCK = 64
+# Yield to other tasks after this many rows.
+_ROWS_AT_ONCE = 250
 # Ad account and campaign; None stands for all campaigns of the account.
 CampaignKey = tuple[str, str | None]
 
@@ -199,6 +202,15 @@ _ALL_RESTING = """
 def resting_row(campaign: Campaign, position: int) -> RestingRow:
     """Return the row to keep for a campaign that rests from this position on."""
     return RestingRow(campaign.account.id, campaign.id, position, dump_campaign(campaign))
+
+
+async def resting_rows(campaigns: Sequence[Campaign], position: int) -> list[RestingRow]:
+    """Return the rows to keep for campaigns that rest from this position on."""
+    rows: list[RestingRow] = []
+    for start in range(0, len(campaigns), _ROWS_AT_ONCE):
+        rows += [resting_row(campaign, position) for campaign in campaigns[start : start + _ROWS_AT_ONCE]]
+        await asyncio.sleep(0)
+    return rows
 
 
 def _recorded_grant(row: Any) -> RecordedGrant:

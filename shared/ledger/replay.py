@@ -37,10 +37,10 @@ from shared.rules.ways import TOPIC
 from shared.runtime.postgres import is_lost
 
 # Yield to other tasks after this many inputs or entries, because the process writes other shards while it loads one.
-SLICE = 500
+SLICE = 100
 
 # Batches are read together up to these bounds. Deciding again takes about five times the bytes of what was read.
-MOST_GROUP_ENTRIES = 20_000
+MOST_GROUP_ENTRIES = 5_000
 MOST_GROUP_BYTES = 16 * 2**20
 # About twice what the bounds of a batch (`services.allocation.records.batch_bounds`) let a writer write.
 MOST_BATCH_BYTES = 128 * 2**20
@@ -180,8 +180,11 @@ class Redecider:
         self._check_positions(batch, stored)
         self.before(batch)
         policy = self._policy_of(batch)
-        with self._guarded(batch):
-            inputs = inputs_of(stored)
+        inputs: list[Any] = []
+        for start in range(0, len(stored), SLICE):
+            with self._guarded(batch):
+                add_inputs(inputs, stored[start : start + SLICE])
+            await asyncio.sleep(0)
         events = (item for item in inputs if isinstance(item, tuple))
         reversed_ids = [reverses for event in events if (reverses := event[REVERSES]) is not None]
         commands = [item.command for item in inputs if isinstance(item, SentCommand)]
@@ -342,14 +345,13 @@ def describe(encoded: bytes) -> str:
     return f"{said}{'' if amount is None else f' {format_micros(amount)}'} ({encoded.hex()})"
 
 
-def inputs_of(stored: list[StoredEntry]) -> list[Any]:
-    """Return the inputs that wrote these entries, in order: spends and reversals as events, and commands.
+def add_inputs(inputs: list[Any], stored: list[StoredEntry]) -> None:
+    """Add the inputs that wrote these entries, in order: spends and reversals as events, and commands.
 
     The events have no currency, because entries do not hold it: it is that of the Business Center. Entries of the first
     two versions of the rules do not hold the way by which a command came: then it is the topic. Raise LookupError,
     TypeError, ValueError or AttributeError if an entry does not hold the command that it should.
     """
-    inputs: list[Any] = []
     for item in stored:
         line, amount, occurred_at, source, part, day, _ = item.entry
         if source is None or (amount is None and part):
@@ -376,7 +378,6 @@ def inputs_of(stored: list[StoredEntry]) -> list[Any]:
                 )
             event = inputs[-1]
             inputs[-1] = (*event[:AMOUNT], event[AMOUNT] + abs(amount or 0), *event[AMOUNT + 1 :])
-    return inputs
 
 
 async def read_in_groups(

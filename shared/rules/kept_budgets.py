@@ -76,25 +76,28 @@ FIELDS: Final[tuple[str, ...]] = Budget.__slots__
 _values = attrgetter(*FIELDS)
 
 
-def _dump_all(budget: Budget) -> dict[str, Any]:
-    dumped = dict(zip(FIELDS, _values(budget), strict=True))
-    for name, dump in _DUMP.items():
-        dumped[name] = dump(dumped[name])
-    return dumped
+_DUMP_AT: Final = [(FIELDS.index(name), dump) for name, dump in _DUMP.items()]
 
 
-_NEW: Final = _dump_all(Budget())
+def _row(budget: Budget) -> list[Any]:
+    row = list(_values(budget))
+    for index, dump in _DUMP_AT:
+        row[index] = dump(row[index])
+    return row
+
+
+_NEW: Final = _row(Budget())
 
 
 def dump_budget(budget: Budget) -> dict[str, Any]:
     """Return the fields that differ from a new budget, by name. Most budgets have few."""
-    return {name: value for name, value in _dump_all(budget).items() if value != _NEW[name]}
+    return {name: value for name, value, new in zip(FIELDS, _row(budget), _NEW, strict=True) if value != new}
 
 
 def budget_row(budget: Budget) -> list[Any] | None:
     """Return the values in the order of `FIELDS`, or None for a budget that is as new."""
-    dumped = _dump_all(budget)
-    return None if dumped == _NEW else list(dumped.values())
+    row = _row(budget)
+    return None if row == _NEW else row
 
 
 def budget_of(row: list[Any] | None) -> Budget:

@@ -35,6 +35,8 @@ _GONE = (
     asyncpg.TooManyConnectionsError,
     asyncpg.PostgresConnectionError,
 )
+# A statement waited too long, or `drawdown migrate` has changed a table since the session prepared the statement.
+_LATER = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.InvalidCachedStatementError)
 _NO_WAY = frozenset(
     {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ETIMEDOUT, errno.EPIPE}
 )
@@ -92,8 +94,8 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Return whether the connection is lost or a statement took too long. Callers treat both as unavailable."""
-    return is_lost(error) or isinstance(error, (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError))
+    """Return whether a later try may succeed: the connection is lost, a statement took too long or a table changed."""
+    return is_lost(error) or isinstance(error, _LATER)
 
 
 def _says_closed(error: asyncpg.InterfaceError) -> bool:

@@ -1,13 +1,14 @@
 """Deciding the golden ledger again from its file, without a database."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from shared.contracts.commands import SentCommand, sent_command
 from shared.ledger.decoding import EntryReader, StoredEntry
 from shared.ledger.encoding import COPY_HEADER, COPY_TRAILER, MOST_BYTES, UNBOUNDED_BYTES, encode_entries
 from shared.ledger.lookup import grants_of
 from shared.ledger.merkle import CompactRange, leaf_hashes
-from shared.ledger.replay import inputs_of
+from shared.ledger.replay import add_inputs
 from shared.rules.entries import Entry
 from shared.rules.events import REVERSES, with_currency
 from shared.rules.grants import GrantKey, RecordedGrant
@@ -33,7 +34,8 @@ class Again:
     def decide(self, batch: GoldenBatch) -> tuple[list[bytes], bytes]:
         """Return the canonical bytes that the rules write for the batch's inputs, and the root after them."""
         stored = self._reader.decode(COPY_HEADER + b"".join(batch.rows) + COPY_TRAILER)
-        inputs = inputs_of(stored)
+        inputs: list[Any] = []
+        add_inputs(inputs, stored)
         policy, zones = self._ledger.terms(batch)
         reversed_ids = [item[REVERSES] for item in inputs if isinstance(item, tuple) and item[REVERSES] in self.starts]
         spends = {id: self._spend(id) for id in reversed_ids}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.api.watching import writers
-from services.api.watching.read_probe import TableReader
+from services.api.watching.read_probe import TABLES, TableReader
 from tests.integration.api import Api, running_api
 from tests.integration.shard_writers import Writer, shard_writer
 from tests.servers import Postgres
@@ -60,6 +60,55 @@ async def test_the_metrics_show_used_up_transaction_ids(api: Api) -> None:
     await TableReader(api.context.pool)._read()
     assert before + 5000 <= await figure(api, "drawdown_oldest_transaction_age") < before + 10_000
     assert await figure(api, "drawdown_notification_queue_usage") < 0.1
+
+
+async def test_every_table_that_requests_may_read_is_tried(api: Api) -> None:
+    readable = await api.database.fetch(
+        "SELECT oid::regclass::text FROM pg_class WHERE relkind IN ('r', 'p')"
+        " AND relnamespace::regnamespace::text IN ('ledger', 'balance', 'incentives', 'signals')"
+        " AND (NOT relispartition OR relname LIKE 'checkpoints%')"
+        " AND has_table_privilege('drawdown_api', oid, 'SELECT')"
+    )
+    assert sorted(TABLES) == sorted(row[0] for row in readable)
+
+
+@pytest.mark.parametrize("table", ["balance.pockets", "incentives.deals", "ledger.quarantine"])
+@pytest.mark.parametrize(
+    ("change", "undo", "error"),
+    [
+        ("ALTER TABLE {} RENAME TO elsewhere", "ALTER TABLE {schema}.elsewhere RENAME TO {name}", "does not exist"),
+        ("REVOKE SELECT ON {} FROM drawdown_api", "GRANT SELECT ON {} TO drawdown_api", "permission denied"),
+    ],
+)
+async def test_a_table_that_requests_cannot_read_is_named_until_they_can(
+    api: Api, table: str, change: str, undo: str, error: str
+) -> None:
+    reader = TableReader(api.context.pool)
+    schema, name = table.split(".")
+    assert await reader._problem() is None
+    await api.database.execute(change.format(table))
+    problem = await reader._problem()
+    await api.database.execute(undo.format(table, schema=schema, name=name))
+    assert problem is not None
+    assert problem.startswith("requests cannot read")
+    assert error in problem
+    assert name in problem
+    assert await reader._problem() is None
+
+
+async def test_a_request_that_meets_a_change_of_its_table_may_be_tried_again(api: Api) -> None:
+    """`drawdown migrate` runs while the services of the release before answer."""
+    statuses = []
+    changes = ("ADD COLUMN later int", "DROP COLUMN later")
+    for change in ("ALTER COLUMN client SET STATISTICS 100", *changes):
+        await api.database.execute(f"ALTER TABLE incentives.deals {change}")
+        for _ in range(20):
+            answer = await api.client.get("/v1/deals/unknown")
+            statuses.append(answer.status_code)
+            if answer.status_code == 503:
+                assert answer.headers["retry-after"]
+    assert set(statuses) == {404, 503}
+    assert statuses.count(503) <= 2 * api.context.pool.get_size()
 
 
 async def test_the_api_is_ready_when_all_shards_have_a_writer(api: Api, writer: Writer) -> None:

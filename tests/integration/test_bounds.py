@@ -222,6 +222,48 @@ async def test_entries_that_a_load_decides_again_are_counted_from_the_last_snaps
         assert await kept() == 10, "a stop keeps what was decided again, although nothing was written"
 
 
+async def test_a_shard_that_keeps_up_writes_a_snapshot_after_as_many_entries_as_it_has_objects(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the next owner decides few of them again. A shard that is behind decides instead."""
+    monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 10)
+    kept_at: list[int] = []
+    dump = snapshots.dump
+
+    async def noted(rules: Shard, tree: CompactRange) -> snapshots.Snapshot:
+        if tree.size > began:
+            kept_at.append(tree.size - began)
+        return await dump(rules, tree)
+
+    async with bounded_writing(settings, monkeypatch, records=5) as writer:
+        center = await writer.opened()
+        await writer.send(*[spend(center, f"campaign-{number}") for number in range(40)])
+        await writer.decided(0)
+        await writer.stop()
+        began = await writer.database.fetchval("SELECT position FROM ledger.shards WHERE shard = 0")
+        monkeypatch.setattr(snapshots, "dump", noted)
+        writer.start()
+        await until("it has loaded every shard", writer.has_loaded)
+        for _ in range(1 + 40):
+            assert kept_at == []
+            await writer.send(spend(center, "campaign-0"))
+            await writer.decided(0)
+        await until("a snapshot is kept", lambda: _once(kept_at))
+        assert kept_at == [1 + 40]
+        await writer.stop()
+
+        for _ in range(100):
+            await writer.send(spend(center, "campaign-0"))
+        writer.start()
+        await writer.decided(0)
+        await writer.stop()
+        assert kept_at[1] > 1 + 40 + 100 - 5, "and while it was behind, a hundred entries were too few"
+
+
+async def _once(what: list[int]) -> bool | None:
+    return bool(what) or None
+
+
 async def test_a_batch_opens_no_more_accounts_than_there_are_locks(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

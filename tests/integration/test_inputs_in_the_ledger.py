@@ -1,7 +1,9 @@
 """Everything that decisions depend on is in the database, also while rules, policies and time zones are updated."""
 
 import asyncio
+import gc
 import json
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -351,6 +353,45 @@ async def test_loading_a_shard_does_not_block_other_tasks(writer: LedgerWriter, 
     ticking.cancel()
     assert watched.inputs > 2 * SLICE
     assert watched.longest <= SLICE + 1
+
+
+async def test_loading_a_shard_lets_other_tasks_run_every_few_milliseconds(
+    writer: LedgerWriter, database: asyncpg.Connection
+) -> None:
+    """A shard that is loaded beside a large one needs a few hundred turns of the loop, and waits for each."""
+    await writer.write(bulk_ledger_works(accounts=2))
+    tell = Told("bulk", 1)
+    spends = [tell.spend("", "0.01", writer.now).message for _ in range(15_000)]
+    await writer.write(
+        Work("event", {**spend, "ad_account_id": "acct-0", "campaign_id": f"c-{number}"})
+        for number, spend in enumerate(spends)
+    )
+    [lease] = [lease for lease in writer.leases if lease.position]
+    ratios = [await _longest_turn(database, lease) for _ in range(3)]  # Another process may disturb one of them.
+    assert min(ratios) < 1 / 40, f"of the work, one turn took {ratios}"
+
+
+async def _longest_turn(database: asyncpg.Connection, lease: Lease) -> float:
+    """Load a shard. Return how large a part of the work was done in one turn of the event loop."""
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0)
+            longest = max(longest, time.thread_time() - before)
+
+    gc.disable()  # The service collects far more rarely than a test.
+    try:
+        ticking = asyncio.create_task(tick())
+        before = time.thread_time()
+        await snapshots.load(database, lease, STANDARD, 7, most_campaigns=1_000)
+        seconds = time.thread_time() - before
+        ticking.cancel()
+    finally:
+        gc.enable()
+    return longest / seconds
 
 
 async def test_newer_rules_are_refused_with_an_explanation(

@@ -21,7 +21,7 @@ from services.allocation.lease import Lease
 from services.allocation.memory import snapshot_pieces
 from services.allocation.memory.limits import SHORT, memory_limit, resident_bytes
 from services.allocation.writing.append import keep_resting
-from shared.ledger.lookup import resting_row
+from shared.ledger.lookup import resting_rows
 from shared.ledger.merkle import CompactRange
 from shared.ledger.replay import Redecider, StoredBatch, newer_rules
 from shared.ledger.zones import UNRECORDED, record_zones, recorded_zones
@@ -34,9 +34,12 @@ from shared.runtime.postgres import is_unavailable
 log = structlog.get_logger()
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
-# The process that takes over a shard decides up to this many entries again, and the shard stands still meanwhile.
+# The process that takes over a shard decides the entries after the last snapshot again, and the shard stands still
+# meanwhile. An entry costs about eight times an object of a snapshot, in the writer and then again in its heir.
 FEWEST_ENTRIES_BETWEEN = 20_000
-ENTRIES_PER_OBJECT = 10
+ENTRIES_PER_OBJECT = 1
+# A shard that is behind writes fewer snapshots, because nothing is decided meanwhile.
+ENTRIES_PER_OBJECT_BEHIND = 4
 # A thread works this long, then sleeps this long, so that other threads get the interpreter at once.
 WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
@@ -73,9 +76,7 @@ class _Loading(Redecider):
     """Decides the entries after the snapshot again, within the memory that the process has for campaigns."""
 
     async def rest(self, batch: StoredBatch) -> None:
-        idle = self.rules.let_rest()
-        if idle:
-            await keep_resting(self.connection, self.shard, [resting_row(campaign, batch.last) for campaign in idle])
+        await keep_resting(self.connection, self.shard, await resting_rows(self.rules.let_rest(), batch.last))
 
 
 async def load(
@@ -165,9 +166,9 @@ async def dump(rules: Shard, tree: CompactRange) -> Snapshot:
     return await asyncio.to_thread(_dump, rules, tree)
 
 
-def entries_between(objects: int) -> int:
+def entries_between(objects: int, *, is_behind: bool) -> int:
     """Return after how many entries to write the next snapshot, so that snapshots cost little compared to entries."""
-    return max(FEWEST_ENTRIES_BETWEEN, ENTRIES_PER_OBJECT * objects)
+    return max(FEWEST_ENTRIES_BETWEEN, objects * (ENTRIES_PER_OBJECT_BEHIND if is_behind else ENTRIES_PER_OBJECT))
 
 
 def objects_in(rules: Shard) -> int:

@@ -53,6 +53,8 @@ QUARANTINE_COLUMNS = (
 )
 LEASE_LOST = "DD001"
 FORWARDED_COLUMNS = ("shard", *_RECORD_COLUMNS)
+# Rows become parameters this many at a time, because other shards wait meanwhile.
+_RESTING_AT_ONCE = 500
 # A campaign that was brought back and not changed has its row already.
 _INSERT_RESTING = (
     "INSERT INTO ledger.resting_campaigns SELECT $1, * FROM unnest($2::text[], $3::text[], $4::bigint[], $5::json[])"
@@ -248,7 +250,9 @@ async def _forward(connection: asyncpg.Connection, records: list[tuple[Any, ...]
 
 async def keep_resting(connection: asyncpg.Connection, shard: int, rows: Sequence[RestingRow]) -> None:
     """Keep the campaigns that leave memory. Their rows follow from the entries up to the position that they name."""
-    await connection.execute(_INSERT_RESTING, shard, *map(list, zip(*rows, strict=True)))
+    for start in range(0, len(rows), _RESTING_AT_ONCE):
+        some = rows[start : start + _RESTING_AT_ONCE]
+        await connection.execute(_INSERT_RESTING, shard, *map(list, zip(*some, strict=True)))
 
 
 def _month_of(write: BatchWrite) -> tuple[int, int]:
