@@ -197,6 +197,8 @@ class Worker:
             records, self._fetching = self._fetching.result(), None
             if not (records or forwarded or self._is_due()):
                 self._state.set("writing", self._ahead)
+                if self._has_entries_for_a_snapshot("idle"):
+                    await self._keep_state()
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -283,17 +285,18 @@ class Worker:
         self._taking.update(write.taken)
         await self._committed()
         self._commit = asyncio.create_task(self._append(write, decided, decision, started))
-        if self._is_snapshot_due(len(write.rows)):
+        if self._has_entries_for_a_snapshot(self._pace(), under_way=len(write.rows)):
             await self._keep_state()
 
-    def _is_snapshot_due(self, appended: int) -> bool:
-        """Return whether to keep a snapshot behind the batch under way, which appends this many entries."""
-        is_behind = any(
-            (self._consumer.highwater(partition) or 0) - following >= batch_bounds.BOUNDS.records
-            for partition, following in self._next.items()
-        )
-        entries = self.lease.position + appended - self._kept_at
-        return entries >= snapshots.entries_between(self._kept_objects, is_behind=is_behind)
+    def _pace(self) -> snapshots.Pace:
+        """Return whether more records wait than a batch holds, as the last answers of the broker say."""
+        waiting = ((self._consumer.highwater(partition) or 0) - offset for partition, offset in self._next.items())
+        return "behind" if max(waiting) >= batch_bounds.BOUNDS.records else "level"
+
+    def _has_entries_for_a_snapshot(self, pace: snapshots.Pace, under_way: int = 0) -> bool:
+        """Return whether there are enough entries since the last snapshot, with those that are being committed."""
+        entries = self.lease.position + under_way - self._kept_at
+        return entries >= snapshots.entries_between(self._kept_objects, pace)
 
     async def _time_of_batch(self) -> int | None:
         """Return the ledger time (µs) of a batch that begins now; None, after a pause, if the clocks disagree."""

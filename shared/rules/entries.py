@@ -9,6 +9,8 @@ from typing import Any
 
 from shared.rules.vocabulary import KIND
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
 # line, amount in micros, occurred_at in µs since the Unix epoch, source id, part, day, period (ordinals)
 Entry = tuple["Line", int | None, int, bytes | None, int, int | None, int | None]
 
@@ -62,7 +64,7 @@ class Line:
 
 def canonical_json(value: Any) -> str:
     """Return the canonical JSON of a value: sorted keys, no white space, ASCII only."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 class Step:

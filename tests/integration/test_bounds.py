@@ -222,46 +222,54 @@ async def test_entries_that_a_load_decides_again_are_counted_from_the_last_snaps
         assert await kept() == 10, "a stop keeps what was decided again, although nothing was written"
 
 
-async def test_a_shard_that_keeps_up_writes_a_snapshot_after_as_many_entries_as_it_has_objects(
+@pytest.mark.parametrize(
+    ("objects", "pace", "entries"),
+    [
+        (100, "behind", 20_000),
+        (100, "level", 20_000),
+        (100, "idle", 2_500),
+        (40_000, "behind", 160_000),
+        (40_000, "level", 40_000),
+        (40_000, "idle", 5_000),
+    ],
+)
+def test_the_next_snapshot_comes_after_as_many_entries_as_cost_more_than_it(
+    objects: int, pace: snapshots.Pace, entries: int
+) -> None:
+    assert snapshots.entries_between(objects, pace) == entries
+
+
+async def test_a_shard_that_is_behind_waits_with_a_snapshot_until_it_is_idle(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So the next owner decides few of them again. A shard that is behind decides instead."""
-    monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 10)
-    kept_at: list[int] = []
-    dump = snapshots.dump
+    paces: list[snapshots.Pace] = []
+    between = snapshots.entries_between
 
-    async def noted(rules: Shard, tree: CompactRange) -> snapshots.Snapshot:
-        if tree.size > began:
-            kept_at.append(tree.size - began)
-        return await dump(rules, tree)
+    def noted(objects: int, pace: snapshots.Pace) -> int:
+        paces.append(pace)
+        return between(objects, pace)
 
     async with bounded_writing(settings, monkeypatch, records=5) as writer:
+
+        async def is_kept() -> bool | None:
+            kept, written = await writer.database.fetchrow(
+                "SELECT p.position, s.position FROM ledger.shards s JOIN ledger.snapshots p USING (shard)"
+                " WHERE shard = 0"
+            )
+            return kept == written or None
+
         center = await writer.opened()
-        await writer.send(*[spend(center, f"campaign-{number}") for number in range(40)])
-        await writer.decided(0)
         await writer.stop()
-        began = await writer.database.fetchval("SELECT position FROM ledger.shards WHERE shard = 0")
-        monkeypatch.setattr(snapshots, "dump", noted)
-        writer.start()
-        await until("it has loaded every shard", writer.has_loaded)
-        for _ in range(1 + 40):
-            assert kept_at == []
-            await writer.send(spend(center, "campaign-0"))
-            await writer.decided(0)
-        await until("a snapshot is kept", lambda: _once(kept_at))
-        assert kept_at == [1 + 40]
-        await writer.stop()
-
         for _ in range(100):
-            await writer.send(spend(center, "campaign-0"))
+            await writer.send(spend(center))
+        monkeypatch.setattr(snapshots, "entries_between", noted)
+        monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 400)
         writer.start()
         await writer.decided(0)
-        await writer.stop()
-        assert kept_at[1] > 1 + 40 + 100 - 5, "and while it was behind, a hundred entries were too few"
-
-
-async def _once(what: list[int]) -> bool | None:
-    return bool(what) or None
+        await until("a snapshot is kept", is_kept)
+        of_shard = [pace for pace in paces if pace != "idle"]
+        assert of_shard[:10] == ["behind"] * 10
+        assert of_shard[-1] == "level"
 
 
 async def test_a_batch_opens_no_more_accounts_than_there_are_locks(

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 import structlog
@@ -34,12 +34,15 @@ from shared.runtime.postgres import is_unavailable
 log = structlog.get_logger()
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
+# What a shard has to do: records wait that one batch cannot hold; records come and are decided at once; nothing.
+Pace = Literal["behind", "level", "idle"]
 # The process that takes over a shard decides the entries after the last snapshot again, and the shard stands still
-# meanwhile. An entry costs about eight times an object of a snapshot, in the writer and then again in its heir.
+# meanwhile. To decide an entry costs about eight times as much as to keep an object. So an idle shard has few entries
+# to decide again, and a shard that is behind hardly stops for snapshots.
 FEWEST_ENTRIES_BETWEEN = 20_000
 ENTRIES_PER_OBJECT = 1
-# A shard that is behind writes fewer snapshots, because nothing is decided meanwhile.
-ENTRIES_PER_OBJECT_BEHIND = 4
+_TIMES_IF_BEHIND: Final = 4
+_PART_IF_IDLE: Final = 8
 # A thread works this long, then sleeps this long, so that other threads get the interpreter at once.
 WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
@@ -166,9 +169,11 @@ async def dump(rules: Shard, tree: CompactRange) -> Snapshot:
     return await asyncio.to_thread(_dump, rules, tree)
 
 
-def entries_between(objects: int, *, is_behind: bool) -> int:
+def entries_between(objects: int, pace: Pace) -> int:
     """Return after how many entries to write the next snapshot, so that snapshots cost little compared to entries."""
-    return max(FEWEST_ENTRIES_BETWEEN, objects * (ENTRIES_PER_OBJECT_BEHIND if is_behind else ENTRIES_PER_OBJECT))
+    each = ENTRIES_PER_OBJECT * (_TIMES_IF_BEHIND if pace == "behind" else 1)
+    entries = max(FEWEST_ENTRIES_BETWEEN, each * objects)
+    return entries // _PART_IF_IDLE if pace == "idle" else entries
 
 
 def objects_in(rules: Shard) -> int:
