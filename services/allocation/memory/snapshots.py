@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import asyncpg
 import structlog
+from pydantic_core import to_json
 
 from services.allocation.lease import Lease
 from services.allocation.memory import snapshot_pieces
@@ -32,7 +33,6 @@ from shared.runtime.errors import CannotGoOnError
 from shared.runtime.postgres import is_unavailable
 
 log = structlog.get_logger()
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 # What a shard has to do: records wait that one batch cannot hold; records come and are decided at once; nothing.
 Pace = Literal["behind", "level", "idle"]
@@ -204,7 +204,7 @@ def _dump(rules: Shard, tree: CompactRange) -> Snapshot:
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
     for line in _restful(_in_lines(chain([head], snapshot_pieces.dump(rules)))):
-        parts.append(compressor.compress(_encode(line).encode() + b"\n"))
+        parts.append(compressor.compress(to_json(line) + b"\n"))
         objects += len(line)
     return Snapshot(tree.size, snapshot_pieces.FORMAT, b"".join([*parts, compressor.flush()]), objects)
 
