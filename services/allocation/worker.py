@@ -5,7 +5,7 @@ of the ledger. After any failure `service` drops the memory and loads the ledger
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -119,6 +119,7 @@ class Worker:
         self._stopping = False
         self._ahead = ""
         self._fetching: asyncio.Task[Any] | None = None
+        self._has_fetched = False
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
         self._has_locks = False
@@ -198,7 +199,8 @@ class Worker:
             if not (records or forwarded or self._is_due()):
                 self._state.set("writing", self._ahead)
                 if self._has_entries_for_a_snapshot("idle"):
-                    await self._keep_state()
+                    self._fetching = asyncio.create_task(self._fetch())
+                    await self._keep_state(self._is_idle)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -211,7 +213,11 @@ class Worker:
                 f"shard {self.lease.shard}: Kafka does not have the offsets that come next ({error}): the topic was"
                 " created again; 'drawdown offsets adopt' starts from its beginning"
             ) from error
+        self._has_fetched = bool(records)
         return records
+
+    def _is_idle(self) -> bool:
+        return not (self._has_fetched or self._wake.is_set() or self._is_due() or self._stopping)
 
     def _patience(self) -> float:
         """Return for how many seconds to wait for records before a timer is due."""
@@ -367,18 +373,20 @@ class Worker:
 
     # ---- Keeping the state, and leaving -------------------------------------------------------------------------
 
-    async def _keep_state(self) -> None:
+    async def _keep_state(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Keep a snapshot of the state after the last batch, in a transaction of its own that the lease also guards.
 
-        A snapshot is only a cache. If it cannot be kept, the next load decides more of the ledger again.
+        A snapshot is only a cache. If it cannot be kept, the next load decides more of the ledger again. Nothing is
+        decided meanwhile, so it is given up as soon as `is_wanted` says so.
         """
         await self._committed()
         write = BatchWrite(
             self.lease.ledger_time, self._policy.version, self.lease.spend_offset, self.lease.command_offset
         )
-        self._kept_objects = 0
         try:
-            kept = await snapshots.dump(self._rules, self.lease.tree)
+            kept = await snapshots.dump(self._rules, self.lease.tree, is_wanted)
+            if kept is None:
+                return
             write.snapshot, self._kept_objects = (kept.position, kept.format, kept.state), kept.objects
             await append(self._writing, self.lease, write)
         except Exception as error:

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import cycle
 from typing import Any
 
 import pytest
 
-from services.allocation.memory import snapshots
+from services.allocation.memory import snapshot_pieces, snapshots
 from services.allocation.records import batch_bounds
 from services.allocation.records.batch_bounds import Bounds
 from services.allocation.writing import account_locks
@@ -155,6 +155,7 @@ async def test_a_large_state_is_dumped_and_loaded_without_blocking_the_loop() ->
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
     kept = await snapshots.dump(rules, CompactRange())
+    assert kept is not None
     restored = Shard(STANDARD, zones=INSTALLED)
     await asyncio.to_thread(snapshots._restore, restored, kept.state)
     await snapshots.forget(restored)
@@ -168,11 +169,12 @@ async def test_a_large_state_is_dumped_and_loaded_without_blocking_the_loop() ->
 def test_a_kept_state_is_unchanged() -> None:
     rules = large_state(30, 20)
     kept = snapshots._dump(rules, CompactRange())
+    assert kept is not None
     restored = Shard(STANDARD, zones=INSTALLED)
     tree = snapshots._restore(restored, kept.state)
     assert (tree.size, kept.position) == (0, 0)
     assert snapshots.objects_in(restored) == snapshots.objects_in(rules) == 30 + 600
-    assert snapshots._dump(restored, CompactRange()).state == kept.state
+    assert snapshots._dump(restored, CompactRange()) == kept
 
 
 async def test_a_forgotten_state_is_freed_without_the_garbage_collector() -> None:
@@ -270,6 +272,29 @@ async def test_a_shard_that_is_behind_waits_with_a_snapshot_until_it_is_idle(
         of_shard = [pace for pace in paces if pace != "idle"]
         assert of_shard[:10] == ["behind"] * 10
         assert of_shard[-1] == "level"
+
+
+async def test_a_snapshot_of_an_idle_shard_is_given_up_when_records_come(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = asyncio.Event()
+
+    def endless(rules: Shard) -> Iterator[Any]:
+        loop.call_soon_threadsafe(begun.set)
+        return cycle(list(pieces(rules)))
+
+    async with bounded_writing(settings, monkeypatch) as writer:
+        loop, pieces = asyncio.get_running_loop(), snapshot_pieces.dump
+        center = await writer.opened()
+        with monkeypatch.context() as patch:
+            patch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 8)
+            patch.setattr(snapshot_pieces, "dump", endless)
+            async with asyncio.timeout(60):
+                await begun.wait()
+            event = spend(center)
+            await writer.send(event)
+            await writer.decided(0)
+        assert await writer.charged(center) == [event["event_id"]]
 
 
 async def test_a_batch_opens_no_more_accounts_than_there_are_locks(

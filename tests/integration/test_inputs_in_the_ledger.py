@@ -118,6 +118,7 @@ def without_used_up_grants(pieces: list[Any]) -> list[Any]:
 
 async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
     kept = await snapshots.dump(writer.rules(lease.shard), lease.tree)
+    assert kept is not None
     await database.execute(
         "INSERT INTO ledger.snapshots VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (shard) DO UPDATE SET position = $2, format = $3, state = $4",

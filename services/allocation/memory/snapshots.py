@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Final, Literal, NamedTuple
@@ -164,9 +164,12 @@ async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> N
         log.info("time zones of the past recorded", zones=[name for name, _ in used])
 
 
-async def dump(rules: Shard, tree: CompactRange) -> Snapshot:
-    """Return a snapshot of the state after the batch that `tree` ends with. Decide nothing until this returns."""
-    return await asyncio.to_thread(_dump, rules, tree)
+async def dump(rules: Shard, tree: CompactRange, is_wanted: Callable[[], bool] = lambda: True) -> Snapshot | None:
+    """Return a snapshot of the state after the batch that `tree` ends with. Decide nothing until this returns.
+
+    `is_wanted` is asked in another thread, every few objects. Once it says no, this returns None at once.
+    """
+    return await asyncio.to_thread(_dump, rules, tree, is_wanted)
 
 
 def entries_between(objects: int, pace: Pace) -> int:
@@ -199,11 +202,13 @@ async def forget(rules: Shard) -> None:
         await asyncio.sleep(0)
 
 
-def _dump(rules: Shard, tree: CompactRange) -> Snapshot:
+def _dump(rules: Shard, tree: CompactRange, is_wanted: Callable[[], bool] = lambda: True) -> Snapshot | None:
     head = {"position": tree.size, "frontier": tree.frontier().hex()}
     compressor = zlib.compressobj(1)
     parts, objects = [], 0
     for line in _restful(_in_lines(chain([head], snapshot_pieces.dump(rules)))):
+        if not is_wanted():
+            return None
         parts.append(compressor.compress(to_json(line) + b"\n"))
         objects += len(line)
     return Snapshot(tree.size, snapshot_pieces.FORMAT, b"".join([*parts, compressor.flush()]), objects)
