@@ -119,9 +119,9 @@ def grants_of(commands: Iterable[Command], spends: Iterable[ChargedSpend]) -> li
 
 
 async def read_grants(
-    connection: asyncpg.Connection, shard: int, keys: Sequence[GrantKey]
+    connection: asyncpg.Connection, shard: int, keys: Sequence[GrantKey], before: int = 2**62
 ) -> dict[GrantKey, RecordedGrant]:
-    """Return the grants among these that the ledger holds.
+    """Return the grants among these that the ledger holds below the position `before`.
 
     Raise LookupError, TypeError, ValueError or AttributeError if an entry of a grant holds no command that makes one.
     """
@@ -131,9 +131,11 @@ async def read_grants(
     rows = await connection.fetch(
         "SELECT kind, business_center_id, pocket, grant_id, position, ad_account_id, details"
         f" FROM ledger.entries_{shard:d} WHERE kind IN ('grant', 'allocation_in')"
-        " AND (business_center_id, grant_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY position",
+        " AND (business_center_id, grant_id) IN (SELECT * FROM unnest($1::text[], $2::text[])) AND position < $3"
+        " ORDER BY position",
         [key[0] for key in keys],
         [key[2] for key in keys],
+        before,
     )
     for row in rows:
         key = (row["business_center_id"], row["pocket"], row["grant_id"])
@@ -243,7 +245,10 @@ async def _money_of(connection: asyncpg.Connection, shard: int, positions: Itera
     while pending:
         rows = await connection.fetch(
             f"""
-            SELECT first, e.* FROM unnest($1::bigint[], $2::bigint[]) AS s (first, start)
+            SELECT first, e.source_event_id, e.business_center_id, e.ad_account_id, e.campaign_id, e.holder, e.pocket,
+                e.grant_id, e.cause, e.amount, e.occurred_at, e.day, e.period, e.reverses,
+                CASE WHEN e.position = first THEN e.details END AS details -- The others have none, unless forged.
+            FROM unnest($1::bigint[], $2::bigint[]) AS s (first, start)
             JOIN ledger.entries_{shard:d} f ON f.position = first
             JOIN ledger.entries_{shard:d} e ON e.position >= start AND e.position < start + {_BLOCK}
                 AND e.source_event_id = f.source_event_id AND e.day IS NOT NULL

@@ -191,7 +191,7 @@ class Redecider:
         with self._guarded(batch):
             spends = await self._spends_before(batch, reversed_ids)
             named = self.rules.forgotten(grants_of(commands, spends.values()))
-            grants = ChainMap(await read_grants(self.connection, self.shard, named), self.grants)
+            grants = ChainMap(await read_grants(self.connection, self.shard, named, batch.first), self.grants)
             zones = self.zones_of(batch.zones_release)
             resting = await self.resting_before(batch, inputs)
             self.rules.begin(batch.recorded_at, policy, spends=spends, grants=grants, zones=zones, resting=resting)

@@ -5,21 +5,23 @@ Every right of a role to write into the ledger is tried with the worst use of it
 
 import json
 import re
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from drawdown.deployment.migrate import migrate
 from services.allocation.lease import claim
-from services.allocation.memory import snapshot_pieces, snapshots
+from services.allocation.memory import looking_up, snapshot_pieces, snapshots
 from services.auditor.checks.recorded_policies import MOST_NOTES
 from services.auditor.cli import replay, verify
 from shared.contracts.zones import installed_zones
-from shared.ledger.lookup import plain_types
+from shared.ledger.lookup import plain_types, read_grants
 from shared.ledger.replay import ReplayDiffersError, policies
 from shared.ledger.zones import recorded_zones
 from shared.rules.policy import STANDARD
@@ -908,6 +910,49 @@ async def test_a_policy_longer_than_any_valid_one_is_not_read(original: str, pos
         try:
             with pytest.raises(ReplayDiffersError, match="'next' is not valid: it is longer than any policy"):
                 await policies(connection, ["next", STANDARD.version])
+        finally:
+            await connection.close()
+
+
+async def test_what_is_decided_already_is_read_little_by_little(original: str, postgres: Postgres) -> None:
+    """A command may name any number of outcomes, and a forged one has a mebibyte."""
+    forged = (
+        "INSERT INTO ledger.outcomes (shard, sequence, command_id, first, business_center_id, type, content, status,"
+        " code, message, first_position, position, recorded_at, via, rules_version, zones_release, policy_version)"
+        " SELECT 0, outcome_sequence + n, uuid_of(n), true, 'bc', 'deposit_cash',"
+        " json_build_object('x', repeat('y', 1000000)), 'accepted', NULL, '', 1, 1, now(), 'api', 4, '', 'standard-1'"
+        " FROM ledger.shards, generate_series(1, 60) AS n WHERE shard = 0"
+    ).replace("uuid_of(n)", "('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid")
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (forged,)))
+        connection = await asyncpg.connect(url)
+        await plain_types(connection)
+        tracemalloc.start()
+        try:
+            ids = [UUID(int=int(str(number), 16)).bytes for number in range(1, 61)]
+            known = await looking_up._decided_commands(connection, 0, ids)
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
+            await connection.close()
+    assert {command.meaning for command in known.values()} == {None}
+    assert len(known) == 60
+
+
+async def test_forged_entries_behind_the_lease_make_no_grant(original: str, postgres: Postgres) -> None:
+    forged = (
+        "INSERT INTO ledger.entries (shard, position, amount, occurred_at, recorded_at, source_event_id, part, kind,"
+        " holder, pocket, grant_id, business_center_id, details) SELECT 0, 1000000000000 + n, 1, now(), now(),"
+        " gen_random_uuid(), 0, 'grant', 'business_center', 'voucher', 'v', 'bc', '[]' FROM generate_series(1, 9) AS n"
+    )
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (forged,)))
+        connection = await asyncpg.connect(url)
+        await plain_types(connection)
+        try:
+            with pytest.raises(TypeError):
+                await read_grants(connection, 0, [("bc", "voucher", "v")])
+            assert await read_grants(connection, 0, [("bc", "voucher", "v")], before=1_000_000) == {}
         finally:
             await connection.close()
 

@@ -25,6 +25,10 @@ from shared.rules.shard import Shard
 
 # Vouchers of one batch may bring back this many campaigns. A voucher tied to campaigns brings back all of its account.
 MOST_AWOKEN = 20_000
+# A command has 64 KiB, and six times as much where each of its characters is escaped. Longer content was forged, and
+# counts as unreadable.
+_LONGEST_CONTENT_BYTES = 512 * 1024
+_CONTENTS_AT_ONCE = 20
 
 
 class Outcome(NamedTuple):
@@ -107,7 +111,7 @@ async def look_up(connection: asyncpg.Connection, shard: int, rules: Shard, deco
             )
         }
     named = grants_of((each.command for each in commands), known.spends.values())
-    known.grants = await read_grants(connection, shard, rules.forgotten(named))
+    known.grants = await read_grants(connection, shard, rules.forgotten(named), rules.batch.last_position() + 1)
     campaigns = campaigns_named(rules, (each.command for each in commands), events)
     if campaigns:
         known.resting = await read_resting(connection, shard, campaigns)
@@ -118,9 +122,25 @@ async def _decided_commands(
     connection: asyncpg.Connection, shard: int, ids: list[bytes]
 ) -> dict[bytes, DecidedCommand]:
     rows = await connection.fetch(
-        "SELECT command_id, content::text, status, code, message, first_position, position, recorded_at, via"
+        "SELECT command_id, status, code, message, first_position, position, recorded_at, via"
         " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
         ids,
         shard,
     )
-    return {id: DecidedCommand(kept_meaning_hash(content), Outcome(*answer)) for id, content, *answer in rows}
+    meanings = await _meanings(connection, shard, [row["command_id"] for row in rows])
+    return {id: DecidedCommand(meanings[id], Outcome(*answer)) for id, *answer in rows}
+
+
+async def _meanings(connection: asyncpg.Connection, shard: int, ids: list[bytes]) -> dict[bytes, str | None]:
+    """Return the hash of each decided command's meaning. Few of their contents are in memory at once."""
+    found: dict[bytes, str | None] = {}
+    for start in range(0, len(ids), _CONTENTS_AT_ONCE):
+        rows = await connection.fetch(
+            "SELECT command_id, CASE WHEN octet_length(content::text) <= $3 THEN content::text ELSE '' END"
+            " FROM ledger.outcomes WHERE command_id = ANY($1::uuid[]) AND shard = $2 AND first",
+            ids[start : start + _CONTENTS_AT_ONCE],
+            shard,
+            _LONGEST_CONTENT_BYTES,
+        )
+        found |= {id: kept_meaning_hash(content) for id, content in rows}
+    return found

@@ -50,9 +50,9 @@ _READ_BYTES: Final = 64 * 1024
 _PIECES_OF_A_LINE: Final = 50
 # No line of a snapshot is longer: fifty grants that name a thousand campaigns each take three megabytes.
 _LONGEST_LINE_BYTES: Final = 16 * 1024 * 1024
-# Nor has one more values: fifty grants name four hundred thousand campaigns at most. A forged line of empty objects
-# would take thirty times its bytes.
-_MOST_COMMAS: Final = 500_000
+# Nor has one more values: fifty grants name four hundred thousand campaigns at most. A forged line of empty objects, or
+# of lists within lists, would take fifty times its bytes.
+_MOST_VALUES: Final = 500_000
 # The memory of the process is measured once in this many bytes, because measuring costs as much as fifty pieces.
 _LOOKED_AFTER_BYTES: Final = 1024 * 1024
 _FORGOTTEN_AT_ONCE: Final = 100
@@ -252,8 +252,8 @@ def _lines(state: bytes) -> Iterator[bytes]:
 
 
 def _bounded(line: bytes) -> bytes:
-    if line.count(b",") > _MOST_COMMAS:
-        raise ValueError(f"a line of the snapshot has more than {_MOST_COMMAS} values")
+    if sum(map(line.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+        raise ValueError(f"a line of the snapshot has more than {_MOST_VALUES} values")
     return line
 
 
