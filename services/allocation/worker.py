@@ -122,6 +122,7 @@ class Worker:
         self._has_fetched = False
         self._woken: asyncio.Task[Any] | None = None
         self._commit: asyncio.Task[None] | None = None
+        self._snapshot: asyncio.Task[snapshots.Snapshot] | None = None
         self._has_locks = False
         # Counted from the snapshot. Otherwise a shard that is loaded again and again would have ever more to decide
         # again.
@@ -183,11 +184,11 @@ class Worker:
         if perf_counter() - self._looked_at > FORWARDED_SECONDS:
             self._wake.set()
         waiting: set[asyncio.Task[Any]] = {self._fetching, self._woken}
-        if self._commit is not None:
-            waiting.add(self._commit)
+        waiting |= {task for task in (self._commit, self._snapshot) if task is not None}
         await asyncio.wait(waiting, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
         if self._commit is not None and self._commit.done():
             await self._committed()
+        await self._keep_snapshot_if_made()
         forwarded: list[Raw] = []
         if self._woken.done():
             self._woken = None
@@ -200,7 +201,7 @@ class Worker:
                 self._state.set("writing", self._ahead)
                 if self._has_entries_for_a_snapshot("idle"):
                     self._fetching = asyncio.create_task(self._fetch())
-                    await self._keep_state(self._is_idle)
+                    await self._begin_snapshot(self._is_idle)
         await self._decode(records, forwarded)
 
     async def _fetch(self) -> dict[TopicPartition, list[Any]]:
@@ -290,9 +291,10 @@ class Worker:
         write.taken = decided.forwarded()
         self._taking.update(write.taken)
         await self._committed()
+        await self._keep_snapshot_if_made()
         self._commit = asyncio.create_task(self._append(write, decided, decision, started))
         if self._has_entries_for_a_snapshot(self._pace(), under_way=len(write.rows)):
-            await self._keep_state()
+            await self._begin_snapshot()
 
     def _pace(self) -> snapshots.Pace:
         """Return whether more records wait than a batch holds, as the last answers of the broker say."""
@@ -373,50 +375,72 @@ class Worker:
 
     # ---- Keeping the state, and leaving -------------------------------------------------------------------------
 
-    async def _keep_state(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Keep a snapshot of the state after the last batch, in a transaction of its own that the lease also guards.
+    async def _begin_snapshot(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Collect the state after the last batch, or give up as soon as `is_wanted` says so.
 
-        A snapshot is only a cache. If it cannot be kept, the next load decides more of the ledger again. Nothing is
-        decided meanwhile, so it is given up as soon as `is_wanted` says so.
+        Nothing is decided meanwhile. The snapshot is made of it while the shard continues.
         """
+        if self._snapshot is not None:
+            return
+        await self._committed()
+        with self._without_snapshot():
+            self._snapshot = await snapshots.dump(self._rules, self.lease.tree, is_wanted)
+        if self._snapshot is not None:
+            self._kept_at = self.lease.position
+
+    async def _keep_snapshot_if_made(self) -> None:
+        if self._snapshot is not None and self._snapshot.done():
+            await self._keep_snapshot(self._snapshot)
+
+    async def _keep_snapshot(self, made: asyncio.Task[snapshots.Snapshot]) -> None:
+        """Keep a snapshot in a transaction of its own that the lease also guards. No batch may be under way."""
         await self._committed()
         write = BatchWrite(
             self.lease.ledger_time, self._policy.version, self.lease.spend_offset, self.lease.command_offset
         )
-        try:
-            kept = await snapshots.dump(self._rules, self.lease.tree, is_wanted)
-            if kept is None:
-                return
+        with self._without_snapshot():
+            kept = await made
             write.snapshot, self._kept_objects = (kept.position, kept.format, kept.state), kept.objects
             await append(self._writing, self.lease, write)
+        self._snapshot = None
+
+    @contextmanager
+    def _without_snapshot(self) -> Iterator[None]:
+        """Continue if a snapshot cannot be kept. It is only a cache: the next load decides more of the ledger again."""
+        try:
+            yield
         except Exception as error:
             if not is_of_the_records(error):
                 raise
+            self._kept_at = self.lease.position
             log.error(
                 "the snapshot was not kept: the next load of the shard takes longer",
                 shard=self.lease.shard,
                 error=describe(error),
             )
-        self._kept_at = self.lease.position
 
     async def _finish(self) -> None:
         under_way = self._commit if self._commit is not None and not self._commit.done() else None
         await self._committed()
         if under_way is not None:
             self._tell_of(under_way)
+        if self._snapshot is not None:
+            await self._keep_snapshot(self._snapshot)
         if self._kept_at < self.lease.position:
-            await self._keep_state()
+            await self._begin_snapshot()
+        if self._snapshot is not None:
+            await self._keep_snapshot(self._snapshot)
 
     async def _leave(self) -> None:
         """Cancel the tasks under way, and log how a commit among them has ended."""
-        tasks = [task for task in (self._fetching, self._woken, self._commit) if task is not None]
+        tasks = [task for task in (self._fetching, self._woken, self._commit, self._snapshot) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._commit is not None:
             self._tell_of(self._commit)
         # Their errors refer to this worker. Such a cycle would stay, because `gc.freeze` hides it at the next load.
-        self._fetching = self._woken = self._commit = None
+        self._fetching = self._woken = self._commit = self._snapshot = None
         self._backlog = DecodedRecords()
 
     def _tell_of(self, commit: asyncio.Task[None]) -> None:

@@ -20,7 +20,7 @@ from shared.rules.shard import Shard
 from shared.rules.state import AdAccount, BusinessCenter, Campaign
 from shared.runtime.settings import Settings
 from tests.acceptance.front_door import until
-from tests.integration.writing import Message, Writing, command, reversal, spend, writing
+from tests.integration.writing import Message, Writing, command, kept_state, reversal, spend, writing
 from tests.model.test_model import START_US
 from tests.zones import INSTALLED
 
@@ -154,8 +154,7 @@ async def test_a_large_state_is_dumped_and_loaded_without_blocking_the_loop() ->
 
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
-    kept = await snapshots.dump(rules, CompactRange())
-    assert kept is not None
+    kept = await kept_state(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
     await asyncio.to_thread(snapshots._restore, restored, kept.state)
     await snapshots.forget(restored)
@@ -166,15 +165,14 @@ async def test_a_large_state_is_dumped_and_loaded_without_blocking_the_loop() ->
     assert longest < max(0.1, seconds / 8)
 
 
-def test_a_kept_state_is_unchanged() -> None:
+async def test_a_kept_state_is_unchanged() -> None:
     rules = large_state(30, 20)
-    kept = snapshots._dump(rules, CompactRange())
-    assert kept is not None
+    kept = await kept_state(rules, CompactRange())
     restored = Shard(STANDARD, zones=INSTALLED)
     tree = snapshots._restore(restored, kept.state)
     assert (tree.size, kept.position) == (0, 0)
     assert snapshots.objects_in(restored) == snapshots.objects_in(rules) == 30 + 600
-    assert snapshots._dump(restored, CompactRange()) == kept
+    assert await kept_state(restored, CompactRange()) == kept
 
 
 async def test_a_forgotten_state_is_freed_without_the_garbage_collector() -> None:

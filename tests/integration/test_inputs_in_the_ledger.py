@@ -40,7 +40,7 @@ from tests.golden.chapters import Told
 from tests.golden.deciding import Again
 from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.integration.audit_ledger import SHARDS, LedgerWriter, bulk_ledger_works, fold, ledger_writer
-from tests.integration.writing import command, writing
+from tests.integration.writing import command, kept_state, writing
 from tests.model.forms import rfc3339
 from tests.model.shards import shard_of
 from tests.model.workload import Work, Workload
@@ -117,8 +117,7 @@ def without_used_up_grants(pieces: list[Any]) -> list[Any]:
 
 
 async def keep_state(database: asyncpg.Connection, writer: LedgerWriter, lease: Lease) -> None:
-    kept = await snapshots.dump(writer.rules(lease.shard), lease.tree)
-    assert kept is not None
+    kept = await kept_state(writer.rules(lease.shard), lease.tree)
     await database.execute(
         "INSERT INTO ledger.snapshots VALUES ($1, $2, $3, $4)"
         " ON CONFLICT (shard) DO UPDATE SET position = $2, format = $3, state = $4",

@@ -16,6 +16,9 @@ from aiokafka import AIOKafkaProducer
 from structlog.testing import capture_logs
 
 from services.allocation import service
+from services.allocation.memory import snapshots
+from shared.ledger.merkle import CompactRange
+from shared.rules.shard import Shard
 from shared.runtime.kafka import FINANCE_COMMANDS, SPEND_EVENTS, create_producer
 from shared.runtime.settings import Settings
 from shared.runtime.topics import ensure_topics
@@ -233,3 +236,10 @@ def breaks_later(
         return await function(*arguments, **options)
 
     return broken
+
+
+async def kept_state(rules: Shard, tree: CompactRange) -> snapshots.Snapshot:
+    """Return a snapshot of the state."""
+    made = await snapshots.dump(rules, tree)
+    assert made is not None
+    return await made

@@ -56,6 +56,7 @@ _MOST_VALUES: Final = 500_000
 # The memory of the process is measured once in this many bytes, because measuring costs as much as fifty pieces.
 _LOOKED_AFTER_BYTES: Final = 1024 * 1024
 _FORGOTTEN_AT_ONCE: Final = 100
+_COLLECTED_AT_ONCE: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +165,22 @@ async def _record_what_is_not(connection: asyncpg.Connection, rules: Shard) -> N
         log.info("time zones of the past recorded", zones=[name for name, _ in used])
 
 
-async def dump(rules: Shard, tree: CompactRange, is_wanted: Callable[[], bool] = lambda: True) -> Snapshot | None:
-    """Return a snapshot of the state after the batch that `tree` ends with. Decide nothing until this returns.
+async def dump(
+    rules: Shard, tree: CompactRange, is_wanted: Callable[[], bool] = lambda: True
+) -> asyncio.Task[Snapshot] | None:
+    """Collect the state after the batch that `tree` ends with, and return a task that makes a snapshot of it.
 
-    `is_wanted` is asked in another thread, every few objects. Once it says no, this returns None at once.
+    Decide nothing until this returns; the task shares nothing with the state. `is_wanted` is asked every few objects.
+    Once it says no, this returns None at once.
     """
-    return await asyncio.to_thread(_dump, rules, tree, is_wanted)
+    pieces: list[Any] = [{"position": tree.size, "frontier": tree.frontier().hex()}]
+    for piece in snapshot_pieces.dump(rules):
+        pieces.append(piece)
+        if len(pieces) % _COLLECTED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+            if not is_wanted():
+                return None
+    return asyncio.create_task(asyncio.to_thread(_encode, pieces, tree.size))
 
 
 def entries_between(objects: int, pace: Pace) -> int:
@@ -202,16 +213,10 @@ async def forget(rules: Shard) -> None:
         await asyncio.sleep(0)
 
 
-def _dump(rules: Shard, tree: CompactRange, is_wanted: Callable[[], bool] = lambda: True) -> Snapshot | None:
-    head = {"position": tree.size, "frontier": tree.frontier().hex()}
+def _encode(pieces: list[Any], position: int) -> Snapshot:
     compressor = zlib.compressobj(1)
-    parts, objects = [], 0
-    for line in _restful(_in_lines(chain([head], snapshot_pieces.dump(rules)))):
-        if not is_wanted():
-            return None
-        parts.append(compressor.compress(to_json(line) + b"\n"))
-        objects += len(line)
-    return Snapshot(tree.size, snapshot_pieces.FORMAT, b"".join([*parts, compressor.flush()]), objects)
+    parts = [compressor.compress(to_json(line) + b"\n") for line in _restful(_in_lines(iter(pieces)))]
+    return Snapshot(position, snapshot_pieces.FORMAT, b"".join([*parts, compressor.flush()]), len(pieces))
 
 
 def _restore(rules: Shard, state: bytes) -> CompactRange:
