@@ -199,7 +199,7 @@ class Worker:
             records, self._fetching = self._fetching.result(), None
             if not (records or forwarded or self._is_due()):
                 self._state.set("writing", self._ahead)
-                if self._has_entries_for_a_snapshot("idle"):
+                if self._is_snapshot_due(is_idle=True):
                     self._fetching = asyncio.create_task(self._fetch())
                     await self._begin_snapshot(self._is_idle)
         await self._decode(records, forwarded)
@@ -293,18 +293,13 @@ class Worker:
         await self._committed()
         await self._keep_snapshot_if_made()
         self._commit = asyncio.create_task(self._append(write, decided, decision, started))
-        if self._has_entries_for_a_snapshot(self._pace(), under_way=len(write.rows)):
+        if self._is_snapshot_due(under_way=len(write.rows)):
             await self._begin_snapshot()
 
-    def _pace(self) -> snapshots.Pace:
-        """Return whether more records wait than a batch holds, as the last answers of the broker say."""
-        waiting = ((self._consumer.highwater(partition) or 0) - offset for partition, offset in self._next.items())
-        return "behind" if max(waiting) >= batch_bounds.BOUNDS.records else "level"
-
-    def _has_entries_for_a_snapshot(self, pace: snapshots.Pace, under_way: int = 0) -> bool:
+    def _is_snapshot_due(self, *, is_idle: bool = False, under_way: int = 0) -> bool:
         """Return whether there are enough entries since the last snapshot, with those that are being committed."""
         entries = self.lease.position + under_way - self._kept_at
-        return entries >= snapshots.entries_between(self._kept_objects, pace)
+        return entries >= snapshots.entries_between(self._kept_objects, is_idle=is_idle)
 
     async def _time_of_batch(self) -> int | None:
         """Return the ledger time (µs) of a batch that begins now; None, after a pause, if the clocks disagree."""

@@ -223,53 +223,30 @@ async def test_entries_that_a_load_decides_again_are_counted_from_the_last_snaps
 
 
 @pytest.mark.parametrize(
-    ("objects", "pace", "entries"),
-    [
-        (100, "behind", 20_000),
-        (100, "level", 20_000),
-        (100, "idle", 2_500),
-        (40_000, "behind", 160_000),
-        (40_000, "level", 40_000),
-        (40_000, "idle", 5_000),
-    ],
+    ("objects", "is_idle", "entries"),
+    [(100, False, 20_000), (100, True, 2_500), (40_000, False, 400_000), (40_000, True, 5_000)],
 )
-def test_the_next_snapshot_comes_after_as_many_entries_as_cost_more_than_it(
-    objects: int, pace: snapshots.Pace, entries: int
-) -> None:
-    assert snapshots.entries_between(objects, pace) == entries
+def test_an_idle_shard_keeps_a_snapshot_after_fewer_entries(objects: int, is_idle: bool, entries: int) -> None:
+    assert snapshots.entries_between(objects, is_idle=is_idle) == entries
 
 
-async def test_a_shard_that_is_behind_waits_with_a_snapshot_until_it_is_idle(
+async def test_an_idle_shard_keeps_a_snapshot_so_that_its_heir_has_little_to_decide_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paces: list[snapshots.Pace] = []
-    between = snapshots.entries_between
-
-    def noted(objects: int, pace: snapshots.Pace) -> int:
-        paces.append(pace)
-        return between(objects, pace)
-
-    async with bounded_writing(settings, monkeypatch, records=5) as writer:
+    monkeypatch.setattr(snapshots, "_FEWEST_ENTRIES_IF_IDLE", 50)
+    async with bounded_writing(settings, monkeypatch) as writer:
 
         async def is_kept() -> bool | None:
-            kept, written = await writer.database.fetchrow(
-                "SELECT p.position, s.position FROM ledger.shards s JOIN ledger.snapshots p USING (shard)"
+            kept: bool | None = await writer.database.fetchval(
+                "SELECT p.position = s.position OR NULL FROM ledger.shards s JOIN ledger.snapshots p USING (shard)"
                 " WHERE shard = 0"
             )
-            return kept == written or None
+            return kept
 
         center = await writer.opened()
-        await writer.stop()
-        for _ in range(100):
-            await writer.send(spend(center))
-        monkeypatch.setattr(snapshots, "entries_between", noted)
-        monkeypatch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 400)
-        writer.start()
+        await writer.send(*[spend(center) for _ in range(50)])
         await writer.decided(0)
-        await until("a snapshot is kept", is_kept)
-        of_shard = [pace for pace in paces if pace != "idle"]
-        assert of_shard[:10] == ["behind"] * 10
-        assert of_shard[-1] == "level"
+        assert await until("a snapshot is kept", is_kept)
 
 
 async def test_a_snapshot_of_an_idle_shard_is_given_up_when_records_come(
@@ -285,7 +262,7 @@ async def test_a_snapshot_of_an_idle_shard_is_given_up_when_records_come(
         loop, pieces = asyncio.get_running_loop(), snapshot_pieces.dump
         center = await writer.opened()
         with monkeypatch.context() as patch:
-            patch.setattr(snapshots, "FEWEST_ENTRIES_BETWEEN", 8)
+            patch.setattr(snapshots, "_FEWEST_ENTRIES_IF_IDLE", 1)
             patch.setattr(snapshot_pieces, "dump", endless)
             async with asyncio.timeout(60):
                 await begun.wait()

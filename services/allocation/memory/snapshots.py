@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import structlog
@@ -34,15 +34,13 @@ from shared.runtime.postgres import is_unavailable
 
 log = structlog.get_logger()
 
-# What a shard has to do: records wait that one batch cannot hold; records come and are decided at once; nothing.
-Pace = Literal["behind", "level", "idle"]
 # The process that takes over a shard decides the entries after the last snapshot again, and the shard stands still
-# meanwhile. To decide an entry costs about eight times as much as to keep an object. So an idle shard has few entries
-# to decide again, and a shard that is behind hardly stops for snapshots.
+# meanwhile. To decide an entry costs about eight times as much as to keep an object. But a snapshot of a busy shard
+# delays pauses, so there are few of those.
 FEWEST_ENTRIES_BETWEEN = 20_000
-ENTRIES_PER_OBJECT = 1
-_TIMES_IF_BEHIND: Final = 4
-_PART_IF_IDLE: Final = 8
+ENTRIES_PER_OBJECT = 10
+_ENTRIES_PER_OBJECT_IF_IDLE: Final = 1 / 8
+_FEWEST_ENTRIES_IF_IDLE: Final = 2_500
 # A thread works this long, then sleeps this long, so that other threads get the interpreter at once.
 WORK_SECONDS: Final = 0.005
 REST_SECONDS: Final = 0.0002
@@ -183,11 +181,11 @@ async def dump(
     return asyncio.create_task(asyncio.to_thread(_encode, pieces, tree.size))
 
 
-def entries_between(objects: int, pace: Pace) -> int:
+def entries_between(objects: int, *, is_idle: bool) -> int:
     """Return after how many entries to write the next snapshot, so that snapshots cost little compared to entries."""
-    each = ENTRIES_PER_OBJECT * (_TIMES_IF_BEHIND if pace == "behind" else 1)
-    entries = max(FEWEST_ENTRIES_BETWEEN, each * objects)
-    return entries // _PART_IF_IDLE if pace == "idle" else entries
+    if is_idle:
+        return max(_FEWEST_ENTRIES_IF_IDLE, int(_ENTRIES_PER_OBJECT_IF_IDLE * objects))
+    return max(FEWEST_ENTRIES_BETWEEN, ENTRIES_PER_OBJECT * objects)
 
 
 def objects_in(rules: Shard) -> int:
