@@ -255,11 +255,11 @@ async def test_a_snapshot_of_an_idle_shard_is_given_up_when_records_come(
     begun = asyncio.Event()
 
     def endless(rules: Shard) -> Iterator[Any]:
-        loop.call_soon_threadsafe(begun.set)
+        begun.set()
         return cycle(list(pieces(rules)))
 
     async with bounded_writing(settings, monkeypatch) as writer:
-        loop, pieces = asyncio.get_running_loop(), snapshot_pieces.dump
+        pieces = snapshot_pieces.dump
         center = await writer.opened()
         with monkeypatch.context() as patch:
             patch.setattr(snapshots, "_FEWEST_ENTRIES_IF_IDLE", 1)

@@ -49,9 +49,7 @@ TABLES: Final = (
     "ledger.time_zones",
     "incentives.deals",
     *(f"ledger.checkpoints_{model.name}" for model in READ_MODELS),
-    *chain.from_iterable(
-        model.qualified_tables for model in READ_MODELS if model.name != "signals"
-    ),  # not for requests
+    *chain.from_iterable(model.qualified_tables for model in READ_MODELS if model.name != "signals"),
 )
 _ONE_ROW_OF_EACH: Final = f"SELECT {', '.join(f'EXISTS (SELECT FROM {table})' for table in TABLES)}"  # noqa: S608 (ours)
 
