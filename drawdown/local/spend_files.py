@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 import cramjam
 
-from shared.contracts.fields import is_time, parse_time
+from shared.contracts.fields import CURRENCY_PATTERN, IDENTIFIER_PATTERN, is_time, parse_time
 from shared.rules.instants import to_datetime
 
 Format = Literal["json", "csv", "ipinyou"]
@@ -46,6 +47,8 @@ _IPINYOU_ALIASES = {
     "payprice": "paying_price",
 }
 MOST_DIGITS = 18
+_IS_ID = re.compile(IDENTIFIER_PATTERN).fullmatch
+_IS_CURRENCY = re.compile(CURRENCY_PATTERN).fullmatch
 _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 
 
@@ -137,13 +140,28 @@ def shifted(row: Row, shift: timedelta) -> bytes:
         moved = (instant + shift).isoformat().replace("+00:00", "Z")
     except OverflowError:  # Outside the calendar, because another event of the file is thousands of years away.
         return row.raw
-    return json.dumps({**row.event, "occurred_at": moved}, ensure_ascii=False).encode()
+    event = {**row.event, "occurred_at": moved}
+    try:
+        return json.dumps(event, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # It holds bytes that are no UTF-8, with which it is refused at any time, or the escape of a lone surrogate.
+        return json.dumps(event).encode() if _is_utf8(row.raw) else row.raw
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _count(summary: Summary, event: Event) -> None:
     center, account, currency = (event.get(name) for name in ("business_center_id", "ad_account_id", "currency"))
     if not (isinstance(center, str) and isinstance(account, str) and isinstance(currency, str)):
         return
+    if not (_IS_ID(center) and _IS_ID(account) and _IS_CURRENCY(currency)):
+        return  # No such account can be opened.
     summary.accounts.setdefault((center, account), currency)
     try:
         amount = Decimal(str(event.get("amount")))

@@ -2,19 +2,31 @@
 
 pydantic's parser accepts more: `NaN` and `Infinity`, deeper nesting, longer fractions; and a model does not check the
 fields that it ignores. So the bytes are checked as well. A quick test skips most of them.
+
+It also accepts less: RFC 8259 allows the escape of a lone surrogate, and JavaScript writes one for a text that was cut
+within an emoji. No field of the contract may hold one, because it is no Unicode; in other fields it stops nothing.
 """
 
 import re
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from pydantic import ValidationError
 from pydantic_core import from_json
+
+T = TypeVar("T")
 
 MOST_LEVELS: Final = 128
 MOST_DIGITS: Final = 4300
 
 # The parser's messages for half of a surrogate pair: a first half without its second, a second without its first.
-_LONE_SURROGATE = re.compile("unexpected end of hex escape|lone leading surrogate in hex escape")
+_HALF_A_PAIR = re.compile("unexpected end of hex escape|lone leading surrogate in hex escape")
+LONE_SURROGATE: Final = "a lone surrogate is not a character"
+# An escape of JSON: a pair of surrogates, which is one character, or a lone one (the group), or any other.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NUMBER = re.compile(rb"[0-9][0-9.eE+-]*")
 _DIGIT = re.compile(rb"[0-9]")
@@ -40,9 +52,36 @@ def read(text: bytes) -> Any:
     return value
 
 
+def read_around_lone_surrogates(text: bytes) -> Any:
+    """Parse JSON as `read` does, but read the escape of a lone surrogate as NUL, which no known field may hold."""
+    return read(without_lone_surrogates(text))
+
+
+def validated(validate: Callable[[bytes], T], text: bytes) -> T:
+    """Return what the validator makes of the JSON, even if a field that it does not read holds a lone surrogate.
+
+    Raises its ValidationError for the text as it came.
+    """
+    try:
+        return validate(text)
+    except ValidationError as error:
+        around = without_lone_surrogates(text)
+        if around == text:
+            raise
+        try:
+            return validate(around)
+        except ValidationError:
+            raise error from None
+
+
 def worded(error: str) -> str:
     """Return the parser's message, with plainer words for a lone half of a surrogate pair."""
-    return _LONE_SURROGATE.sub("a lone surrogate is not a character,", error)
+    return _HALF_A_PAIR.sub(f"{LONE_SURROGATE},", error)
+
+
+def without_lone_surrogates(text: bytes) -> bytes:
+    """Return the JSON with the escape of NUL, which no known field may hold, in place of each lone surrogate's."""
+    return _ESCAPE.sub(lambda found: rb"\u0000" if found[1] else found[0], text)
 
 
 def refusal(text: bytes) -> str | None:

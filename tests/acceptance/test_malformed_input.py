@@ -87,7 +87,7 @@ MALFORMED: dict[str, bytes | None] = {
     "a NUL within": b'{"type": "spend", "campaign_id": "a\x00b"}',
     "gzip": b"\x1f\x8b\x08\x00",
     "deep nesting": b"[" * 30_000,
-    "a lone surrogate": b'{"type": "spend", "campaign_id": "\\ud800"}',
+    "a lone surrogate in a known field": b'{"type": "spend", "campaign_id": "\\ud800"}',
     "NaN in an unread field": b'{"type": "spend", "x": [{"y": NaN}]}',
     "Infinity in a CloudEvent": b'{"specversion": "1.0", "data": {"x": -Infinity}}',
     "Base64 of invalid JSON": b'{"specversion": "1.0", "data_base64": "AAEC"}',

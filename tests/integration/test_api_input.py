@@ -300,6 +300,16 @@ async def test_a_malformed_replay_is_400(api: Api, body: Any) -> None:
     await assert_refused(api, "POST", "/v1/quarantine/replay", 400, "invalid", json=body)
 
 
+async def test_a_lone_surrogate_in_an_unknown_field_is_ignored(api: Api) -> None:
+    unknown = rb', "note": "cut \ud83d"}'
+    answers = [
+        await api.client.post("/v1/commands", content=body_with()[:-1] + unknown),
+        await api.client.put("/v1/deals/cut", content=json.dumps(DEAL).encode()[:-1] + unknown),
+        await api.client.post("/v1/quarantine/replay", content=b'{"ids": ["0-1"]' + unknown),
+    ]
+    assert [answer.status_code for answer in answers] == [504, 422, 404], [answer.text for answer in answers]
+
+
 # --- Arbitrary input ---
 
 json_values = st.recursive(

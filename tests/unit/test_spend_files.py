@@ -156,6 +156,24 @@ def test_a_shift_moves_the_time_and_nothing_else() -> None:
     assert moved == {**SPEND, "occurred_at": "2026-11-20T12:00:00.123001Z"}
 
 
+@pytest.mark.parametrize("field", ["name", "campaign_id", "business_center_id", "ad_account_id", "currency"])
+def test_a_row_with_the_escape_of_a_lone_surrogate_is_shifted_and_keeps_it(field: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "spend", json_lines({**SPEND, field: "cut \ud83d"}))
+    (row,) = read(path)
+    assert json.loads(shifted(row, timedelta(hours=1))) == {
+        **SPEND,
+        field: "cut \ud83d",
+        "occurred_at": "2026-11-21T13:00:00.123000Z",
+    }
+    assert len(summarise(path).accounts) == (field in ("name", "campaign_id"))
+
+
+def test_a_row_that_is_not_utf8_is_sent_unchanged(tmp_path: Path) -> None:
+    line = json.dumps({**SPEND, "name": "?"}).encode().replace(b'"?"', b'"\xff"')
+    (row,) = read(written(tmp_path / "spend", line + b"\n"))
+    assert shifted(row, timedelta(hours=1)) == line
+
+
 @pytest.mark.parametrize("time", ["noon", "2026-11-21T12:00:00", None])
 def test_a_row_without_a_time_stays_unchanged(time: str | None) -> None:
     row = Row({**SPEND, "occurred_at": time}, b"as it came")

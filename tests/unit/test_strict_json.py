@@ -1,14 +1,29 @@
 """JSON by the contract, on every way in."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation.records.record_decoding import Fault, decode_command, decode_event
-from shared.contracts.strict_json import MOST_DIGITS, MOST_LEVELS, MalformedError, read, refusal
+from services.allocation.records.cloudevents import STRUCTURED
+from services.allocation.records.record_decoding import (
+    Fault,
+    business_center_of,
+    business_center_of_command,
+    decode_command,
+    decode_event,
+)
+from shared.contracts.strict_json import (
+    MOST_DIGITS,
+    MOST_LEVELS,
+    MalformedError,
+    read,
+    read_around_lone_surrogates,
+    refusal,
+)
 from tests.unit.test_decoding import COMMAND, SPEND, binary, structured
 from tests.unit.test_decoding import EVENT as THE_EVENT
 
@@ -66,15 +81,61 @@ def test_a_value_that_is_not_json_is_malformed_in_any_field(held: bytes, first: 
         read(held if held.startswith((b"N", b"I", b"-I")) or held[:1].isdigit() else event)
 
 
-@pytest.mark.parametrize("held", [rb'"\ud800"', rb'"\udc00"', rb'"\uD800\ud800"', rb'"\ud800\n"', rb'{"\ud83dx": 1}'])
-def test_a_lone_surrogate_is_malformed_and_the_error_says_so(held: bytes) -> None:
-    event, command = with_field(SPEND, held), with_field(COMMAND, held)
-    found: list[Any] = [decode_event(event, ()), decode_event(event, binary()), decode_command(command)]
+LONE_SURROGATES = [
+    rb'"\ud800"',
+    rb'"\uDC00"',
+    rb'"\uD800\ud800"',
+    rb'"\ud800\n"',
+    rb'"\\\ud83d"',
+    rb'"\ud83d\ude00\ud83d"',
+    rb'{"\ud83dx": [1]}',
+]
+
+
+@pytest.mark.parametrize("held", LONE_SURROGATES)
+def test_a_lone_surrogate_in_a_field_that_nobody_reads_stops_nothing(held: bytes) -> None:
+    event = with_field(SPEND, held)
+    attribute = with_field(json.loads(structured()[0]), held)
+    found = [decode_event(event, ()), decode_event(event, binary()), decode_event(attribute, ())]
+    found += [decode_event(each, headers) for each in structured(event) for headers in ((), STRUCTURED)]
+    assert found == [(*THE_EVENT, None, None)] * len(found)
+    assert decode_command(with_field(COMMAND, held)) == decode_command(json.dumps(COMMAND).encode())
+
+
+@pytest.mark.parametrize("held", LONE_SURROGATES)
+@pytest.mark.parametrize("field", [*SPEND, "reverses", "reason"])
+def test_a_lone_surrogate_in_a_known_field_is_malformed_and_the_error_says_so(held: bytes, field: str) -> None:
+    message = {**SPEND, "type": "reversal", "reverses": SPEND["event_id"], field: "?"}
+    event = json.dumps(message).encode().replace(b'"?"', held)
+    found: list[Any] = [decode_event(event, ()), decode_event(event, binary())]
+    found += [decode_event(each, ()) for each in structured(event)]
+    if field in COMMAND:
+        found.append(decode_command(json.dumps({**COMMAND, field: "?"}).encode().replace(b'"?"', held)))
     for fault in found:
         assert fault.reason == "malformed"
         assert fault.detail.startswith("Invalid JSON: a lone surrogate is not a character, at line 1 column ")
+
+
+@pytest.mark.parametrize("held", LONE_SURROGATES)
+def test_a_center_is_named_beside_a_lone_surrogate(held: bytes) -> None:
+    event = with_field({**SPEND, "amount": "x"}, held)
+    values = [event, *structured(event)]
+    assert [business_center_of(value, ()) for value in values] == [SPEND["business_center_id"]] * len(values)
+    assert business_center_of_command(event) == SPEND["business_center_id"]
+
+
+@pytest.mark.parametrize("held", LONE_SURROGATES)
+def test_json_is_read_strictly_where_nothing_is_ignored(held: bytes) -> None:
     with pytest.raises(MalformedError, match="a lone surrogate is not a character"):
         read(held)
+
+
+@given(st.text(st.characters() | st.sampled_from("\ud83d\ude00\\u")))
+@settings(max_examples=300)
+def test_only_lone_surrogates_are_read_as_nul(text: str) -> None:
+    joined = json.loads(json.dumps(text))
+    expected = re.sub("[\ud800-\udfff]", "\0", joined)
+    assert read_around_lone_surrogates(json.dumps(text).encode()) == expected
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:

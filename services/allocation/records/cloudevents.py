@@ -14,9 +14,10 @@ from typing import Any, Final
 from pydantic_core import from_json
 
 from shared.contracts.fields import is_time, is_uuid, parse_time, parse_uuid
-from shared.contracts.strict_json import read
+from shared.contracts.strict_json import without_lone_surrogates
 
 Headers = Sequence[tuple[str, bytes | None]]
+ReadJson = Callable[[bytes], Any]
 
 STRUCTURED: Final[Headers] = (("content-type", b"application/cloudevents+json"),)
 _MEDIA_TYPE: Final = b"application/cloudevents"
@@ -42,13 +43,14 @@ def may_be_structured(document: Any, headers: Headers) -> bool:
     return _says_structured(headers) or _is_envelope(document)
 
 
-def plain_form(value: bytes, headers: Headers) -> dict[str, Any]:
+def plain_form(value: bytes, headers: Headers, read_json: ReadJson) -> dict[str, Any]:
     """Return the plain form of a CloudEvent whose headers say that it is one.
 
-    Raises MalformedError for broken JSON, also in `data_base64`. Raises ValueError if it is not a CloudEvent 1.0 with
-    JSON data, or if its attributes contradict its data.
+    `read_json` reads it, and what is in `data_base64`; it may raise MalformedError. Raises ValueError if it is not a
+    CloudEvent 1.0 with JSON data, or if its attributes contradict its data.
     """
-    attributes, data = _structured(value, headers) if _says_structured(headers) else _binary(value, headers)
+    in_mode = _structured if _says_structured(headers) else _binary
+    attributes, data = in_mode(value, headers, read_json)
     if attributes.get("specversion") != "1.0":
         raise ValueError("specversion: only CloudEvents 1.0 are known")
     if not isinstance(data, dict):
@@ -63,10 +65,15 @@ def data_of(value: bytes, headers: Headers) -> Any:
 
     Raises ValueError if no JSON can be read.
     """
-    document = from_json(value)
+    document = read_loosely(value)
     if _says_structured(headers) or (_is_envelope(document) and not _is_binary(headers)):
-        return _data(document, from_json)
+        return _data(document, read_loosely)
     return document
+
+
+def read_loosely(value: bytes) -> Any:
+    """Parse JSON in order to look at it, even if the contract refuses it. Raises ValueError if it cannot be parsed."""
+    return from_json(without_lone_surrogates(value))
 
 
 def _is_envelope(document: Any) -> bool:
@@ -87,8 +94,8 @@ def _media_type(headers: Headers) -> bytes:
     return (held[-1] or b"").split(b";", 1)[0].strip().lower() if held else b""
 
 
-def _binary(value: bytes, headers: Headers) -> tuple[dict[str, Any], Any]:
-    data = read(value)
+def _binary(value: bytes, headers: Headers, read_json: ReadJson) -> tuple[dict[str, Any], Any]:
+    data = read_json(value)
     held = ((_READ.get(name.lower()), value) for name, value in headers)
     return {name: _text(name, value) for name, value in held if name is not None and value is not None}, data
 
@@ -100,17 +107,17 @@ def _text(name: str, value: bytes) -> str:
         raise ValueError(f"ce_{name}: must be UTF-8") from None
 
 
-def _structured(value: bytes, headers: Headers) -> tuple[dict[str, Any], Any]:
+def _structured(value: bytes, headers: Headers, read_json: ReadJson) -> tuple[dict[str, Any], Any]:
     media_type = _media_type(headers)
     if media_type not in _STRUCTURED_MEDIA_TYPES:
         named = media_type.decode(errors="backslashreplace")
         raise ValueError(f"content-type: {named} is unknown, send each event as application/cloudevents+json")
-    event = read(value)
-    data = _data(event, read)
+    event = read_json(value)
+    data = _data(event, read_json)
     return event, data
 
 
-def _data(event: Any, read_json: Callable[[bytes], Any]) -> Any:
+def _data(event: Any, read_json: ReadJson) -> Any:
     if not isinstance(event, dict):
         raise ValueError("a CloudEvent in structured mode must be a JSON object")  # noqa: TRY004 - see above
     encoded = event.get("data_base64")

@@ -15,17 +15,28 @@ from services.allocation.records.batch_bounds import LARGEST_VALUE_BYTES
 from services.allocation.records.cloudevents import (
     STRUCTURED,
     Headers,
+    ReadJson,
     data_of,
     is_cloud_event,
     is_structured,
     may_be_structured,
     plain_form,
+    read_loosely,
 )
 from shared.contracts.commands import FINANCE_COMMAND, SentCommand, command_content, sent_command
 from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT
-from shared.contracts.strict_json import MalformedError, refusal, worded
+from shared.contracts.strict_json import (
+    LONE_SURROGATE,
+    MalformedError,
+    read,
+    read_around_lone_surrogates,
+    refusal,
+    validated,
+    without_lone_surrogates,
+    worded,
+)
 from shared.rules.events import Event
 from shared.rules.money import parse_amount
 from shared.rules.ways import API, TOPIC
@@ -92,8 +103,11 @@ _ROOM_FOR_NESTING_BYTES: Final = 448
 NO_VALUE: Final = Fault("malformed", "the record has no value")
 
 
-def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
-    """Return a spend or reversal, plain or as a CloudEvent, or the fault of the record. Raises nothing."""
+def decode_event(value: bytes | None, headers: Headers, read_json: ReadJson = read) -> Event | Fault:
+    """Return a spend or reversal, plain or as a CloudEvent, or the fault of the record. Raises nothing.
+
+    `read_json` reads a CloudEvent and its data.
+    """
     try:
         if value is None:
             return NO_VALUE
@@ -101,7 +115,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
         if size > LARGEST_VALUE_BYTES:
             return _too_large(size)
         if headers and is_cloud_event(headers):
-            event = _validate_plain_form(plain_form(value, headers))
+            event = _validate_plain_form(plain_form(value, headers, read_json))
         else:
             event = _validate_event(value)
             # NaN and Infinity need the letter N or I, and a ninth member to hold them, because the eight of a spend
@@ -130,7 +144,7 @@ def decode_event(value: bytes | None, headers: Headers) -> Event | Fault:
             reason,
         )
     except Exception as error:
-        return _refused_event(error, value, headers)
+        return _refused_event(error, value or b"", headers, read_json)
 
 
 def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys = NO_KEYS) -> SentCommand | Fault:
@@ -144,7 +158,7 @@ def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys
             return NO_VALUE
         if len(value) > LARGEST_VALUE_BYTES:
             return _too_large(len(value))
-        command = FINANCE_COMMAND.validate_json(value)
+        command = validated(FINANCE_COMMAND.validate_json, value)
         refused = refusal(value)
         if refused is not None:
             return Fault("malformed", f"Invalid JSON: {refused}")
@@ -166,7 +180,7 @@ def business_center_of(value: bytes | None, headers: Headers) -> str | None:
 def business_center_of_command(value: bytes | None) -> str | None:
     """Return the Business Center that a quarantined command names."""
     try:
-        return _named_center(from_json(value or b""))
+        return _named_center(read_loosely(value or b""))
     except ValueError:
         return None
 
@@ -185,7 +199,7 @@ def center_of_command(raw: Raw) -> str | None:
 def _center_of_start(cut: Cut, headers: Headers) -> str | None:
     """Return the center that the first bytes name; None for a CloudEvent, because its data may name another."""
     try:
-        document = from_json(cut.kept or b"", allow_partial=True)
+        document = from_json(without_lone_surrogates(cut.kept or b""), allow_partial=True)
     except ValueError:
         return None
     return None if cut.is_batch or may_be_structured(document, headers) else _named_center(document)
@@ -200,11 +214,17 @@ def _too_large(size: int) -> Fault:
     return Fault("too_large", f"the record has {size} bytes, {LARGEST_VALUE_BYTES} are allowed")
 
 
-def _refused_event(error: Exception, value: bytes | None, headers: Headers) -> Event | Fault:
-    """Decode a record that is no plain event as a CloudEvent, if it looks like one; else return its fault."""
+def _refused_event(error: Exception, value: bytes, headers: Headers, read_json: ReadJson) -> Event | Fault:
+    """Return the fault of a record, or its event if it can be read in another way.
+
+    A record that is no plain event may be a CloudEvent. One with a lone surrogate is read if no known field holds it.
+    """
     fault = _refused(error, value)
-    if fault.reason == "invalid" and not is_cloud_event(headers) and is_structured(value or b""):
-        return decode_event(value, STRUCTURED)
+    if fault.reason == "invalid" and not is_cloud_event(headers) and is_structured(value):
+        return decode_event(value, STRUCTURED, read_json)
+    if fault.reason == "malformed" and LONE_SURROGATE in fault.detail and read_json is read:
+        found = decode_event(without_lone_surrogates(value), headers, read_around_lone_surrogates)
+        return fault if isinstance(found, Fault) else found
     return fault
 
 

@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 from starlette.types import Message, Receive
 
 from services.api.door.errors import ApiError, invalid, sentence
-from shared.contracts.strict_json import refusal
+from shared.contracts.strict_json import refusal, validated
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ async def read_body(
     if refused is not None:
         raise invalid(f"the body is not JSON: {refused}")
     try:
-        return adapter.validate_json(_with(text, known) if known else text, strict=True)
+        return validated(lambda read: adapter.validate_json(_with(read, known) if known else read, strict=True), text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         location = first["loc"][1:] if tagged else first["loc"]
