@@ -21,7 +21,7 @@ from services.allocation.memory import looking_up, snapshot_pieces, snapshots
 from services.auditor.checks.recorded_policies import MOST_NOTES
 from services.auditor.cli import replay, verify
 from shared.contracts.zones import installed_zones
-from shared.ledger.lookup import plain_types, read_grants
+from shared.ledger.lookup import plain_types, read_events, read_grants
 from shared.ledger.replay import ReplayDiffersError, policies
 from shared.ledger.zones import recorded_zones
 from shared.rules.policy import STANDARD
@@ -955,6 +955,31 @@ async def test_forged_entries_behind_the_lease_make_no_grant(original: str, post
             assert await read_grants(connection, 0, [("bc", "voucher", "v")], before=1_000_000) == {}
         finally:
             await connection.close()
+
+
+async def test_of_an_event_only_the_details_of_its_first_entry_are_read(original: str, postgres: Postgres) -> None:
+    """Further entries of an event have no details, and forged ones have 60,000 characters each."""
+    forged = (
+        "INSERT INTO ledger.entries (shard, position, amount, occurred_at, recorded_at, source_event_id, part, kind,"
+        " holder, pocket, cause, business_center_id, ad_account_id, campaign_id, day, period, details)"
+        " SELECT 0, 1000000000000 + n, 1, now(), now(), '00000000-0000-0000-0000-000000000009', n, 'cash_debit',"
+        " 'business_center', 'cash', 'x', 'bc', 'account', 'campaign', '2026-01-01', '2026-01-01',"
+        " json_build_object('reason', 'first', 'x', repeat('y', CASE n WHEN 0 THEN 1 ELSE 60000 END))"
+        " FROM generate_series(0, 300) AS n"
+    )
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (forged,)))
+        connection = await asyncpg.connect(url)
+        await plain_types(connection)
+        tracemalloc.start()
+        try:
+            found = await read_events(connection, 0, [1_000_000_000_000], lambda _: "USD")
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
+            await connection.close()
+    (event,) = found.values()
+    assert (event[4], event[8]) == (301, "first")
 
 
 async def load_all(url: str) -> None:
