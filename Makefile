@@ -4,7 +4,7 @@
 #   make run SPEND=FILE           ad spend from a file (KEEP_TIMES=1: without shifting its times)
 #   make run TRAFFIC=off          no ad spend; RATE=2000 spends a second instead of 500
 #   make test | lint | bench      the test suite, the checks, the benchmarks
-#   make test-quick               only the rules, the decoders and the scenarios, in a minute or two: for daily work
+#   make test-quick               only the rules, the decoders and the scenarios, in some three minutes: for daily work
 #   make test-embedded            the test suite only on the embedded servers; test-containers: only in containers
 #   make chaos                    kills services and cuts off servers, in containers; takes eleven minutes
 #   make audit-dependencies       known vulnerabilities of the locked libraries; needs a network

@@ -91,6 +91,28 @@ def test_every_link_of_a_page_has_a_target(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_name_in_brackets_behind_a_module_occurs_in_it(page: Path) -> None:
+    assert unknown_names(page.read_text("utf-8")) == []
+
+
+def unknown_names(text: str) -> list[str]:
+    """Return the names that the text says are in a module (`module.py` (`name`, `name`)), and that are not."""
+    found = re.findall(r"`([^`\s]+\.py)` \(((?:`\w+`(?:, | and )?)+)\)", CODE.sub("", text))
+    return [
+        f"{path}: {name}"
+        for path, names in found
+        if is_path(path)
+        for name in re.findall(r"\w+", names.replace(" and ", " "))
+        if not any(re.search(rf"\b{name}\b", file.read_text("utf-8")) for file in files(path))
+    ]
+
+
+def test_a_wrong_name_in_brackets_is_found() -> None:
+    known, unknown = "`services/api/app.py` (`PROTECTED`)", "`services/api/app.py` (`PROTECTED`, `_keep`)"
+    assert unknown_names(f"in {known} and {unknown}") == ["services/api/app.py: _keep"]
+
+
 def test_a_wrong_path_is_found() -> None:
     assert list(named_in("in `services/nowhere.py`, `deploy/secrets/x` and `make up`")) == ["services/nowhere.py"]
     assert files("services/nowhere.py") == []

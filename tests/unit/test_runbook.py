@@ -31,7 +31,13 @@ def test_every_command_exists() -> None:
 
 
 def test_every_metric_exists() -> None:
-    for service in ("allocation.metrics", "api.operating.operations", "api.watching.growth", "api.commands.refusing"):
+    for service in (
+        "allocation.metrics",
+        "api.operating.operations",
+        "api.watching.growth",
+        "api.commands.refusing",
+        "signals.last_word",
+    ):
         import_module(f"services.{service}")
     import_module("shared.ledger.follow")
     families = {name for family in REGISTRY.collect() for name in (family.name, f"{family.name}_total")}
