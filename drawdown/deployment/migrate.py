@@ -1,7 +1,7 @@
 """Brings a database to the schema that this version of the code knows.
 
 Each numbered SQL file is applied once and in order. One process does this under a lock, in one transaction. The files
-lie with their owners; `shared.runtime.schema` knows where.
+are kept with their owners; `shared.runtime.schema` finds them.
 """
 
 import asyncio

@@ -37,7 +37,7 @@ class ShardLag:
         self._moved_at = monotonic()
 
     def note_fetched(self, offsets: tuple[int, ...]) -> None:
-        """Note the offsets behind what a worker had fetched: the topics have at least as many records.
+        """Note the offsets after the records that a worker has fetched: the topics reach at least to there.
 
         The embedded broker counts only up to the start of its last batch, and a fetch may have seen a later end.
         """

@@ -2,11 +2,11 @@
 
 The epoch is the fence. Every batch updates the row only if the epoch is still the same (`ledger.move_lease`, which
 `append` calls), so a process that has lost the shard can no longer write, whatever it believes. An owner counts as dead
-when its database session is gone (at once if the process was killed) or when the others have seen no beat of it for
-`LEASE_SECONDS` (if it was stopped: see `Peers`).
+when its database session is gone (at once if the process was killed) or when the others have seen no heartbeat from it
+for `LEASE_SECONDS` (if it was stopped: see `Peers`).
 
-A beat updates a row of its own that no batch locks, and its commit does not wait for the disk. So an owner counts as
-alive however long its batch takes.
+A heartbeat updates a row of its own that no batch locks, and its commit does not wait for the disk. So an owner counts
+as alive however long its batch takes.
 """
 
 from collections.abc import Collection, Iterable
@@ -143,7 +143,7 @@ async def announce(connection: asyncpg.Connection, owner: str) -> list[Peer]:
 
 
 async def withdraw(connection: asyncpg.Connection, owner: str) -> None:
-    """Remove this process, which is shutting down, from the count, and with it processes silent for an hour."""
+    """Remove this process, which is shutting down, from the count, and also those that were silent for an hour."""
     await connection.execute(
         "DELETE FROM ledger.allocators WHERE owner = $1 OR renewed_at < clock_timestamp() - interval '1 hour'", owner
     )

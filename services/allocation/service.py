@@ -376,12 +376,12 @@ class Allocation:
         """Raise OffsetsDoNotFitError as soon as the topics are not those whose offsets the ledger holds.
 
         Until then a worker may continue in a new topic, if that is long enough. Nothing is lost: its charges
-        are in the ledger under their event ids, and `offsets adopt` reads the new topic from offset 0.
+        are in the ledger under their event ids, and `offsets adopt` reads the new topic from its beginning.
         """
         now = await wait_for_another_incarnation(self._settings, self._incarnation, *CONSUMED)
         raise OffsetsDoNotFitError(
             f"Kafka {self._incarnation!r}, whose offsets the ledger holds, has become {now!r}: if the old topics are"
-            " gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
+            " gone for good, 'drawdown offsets adopt' reads the new ones from their beginning"
         )
 
     async def _hold(self, lease: Lease, state: ShardState, publish: Publish) -> Lease:

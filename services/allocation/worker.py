@@ -135,7 +135,7 @@ class Worker:
 
     @property
     def fetched(self) -> tuple[int, ...]:
-        """Return the offsets behind the spends and the commands that were fetched."""
+        """Return the offsets after the last spend and the last command that were fetched."""
         return self._next[self._spends], self._next[self._commands]
 
     async def ends(self) -> tuple[int, ...]:
@@ -371,9 +371,9 @@ class Worker:
     # ---- Keeping the state, and leaving -------------------------------------------------------------------------
 
     async def _begin_snapshot(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
-        """Collect the state after the last batch, or give up as soon as `is_wanted` says so.
+        """Collect the state after the last batch, or give up as soon as `is_wanted` returns False.
 
-        Nothing is decided meanwhile. The snapshot is made of it while the shard continues.
+        Nothing is decided meanwhile. A thread then makes the snapshot from that state, and the shard continues.
         """
         if self._snapshot is not None:
             return

@@ -1,10 +1,10 @@
 """JSON as the contract accepts it: RFC 8259, nested at most 128 levels deep, numbers of at most 4,300 digits.
 
 pydantic's parser accepts more: `NaN` and `Infinity`, deeper nesting, longer fractions; and a model does not check the
-fields that it ignores. So the bytes are checked as well. A quick test skips most of them.
+fields that it ignores. So the bytes are checked as well, except that a quick test clears most texts.
 
-It also accepts less: RFC 8259 allows the escape of a lone surrogate, and JavaScript writes one for a text that was cut
-within an emoji. No field of the contract may hold one, because it is no Unicode; in other fields it stops nothing.
+The parser also accepts less: RFC 8259 allows the escape of a lone surrogate, and JavaScript writes one for a text that
+was cut within an emoji. No field of the contract may hold one, because it is not valid Unicode. Other fields may.
 """
 
 import re

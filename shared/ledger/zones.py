@@ -22,7 +22,7 @@ _RECORD = """
     SELECT $1, name, data FROM unnest($2::text[], $3::bytea[]) AS used (name, data) ORDER BY name
     ON CONFLICT DO NOTHING
 """
-# A batch behind the last position was forged.
+# A batch beyond the last position was forged.
 _WANTED = """
     release = ANY($4) OR release IN (
         SELECT zones_release FROM ledger.batches WHERE shard = $1 AND last_position >= $2 AND last_position <= $3)

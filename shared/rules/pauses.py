@@ -1,9 +1,9 @@
 """Pauses: the causes that stop an entity always follow from balances and budgets.
 
 Source: the domain page, sections 3.5, 4.3, 4.8 and 5. A set of causes is a bit mask; each cause added or removed is one
-entry. Code that changes money or a budget returns whose it has changed, and knows nothing of pauses: this module then
-settles them, once, after the entries of the change. A spend or reversal has its own function, `settle_spent`, because
-it nearly always changes no pause.
+entry. Code that changes money or a budget returns the holders and campaigns that it has changed, and knows nothing of
+pauses: this module then settles them, once, after the entries of the change. A spend or reversal has its own function,
+`settle_spent`, because it nearly always changes no pause.
 """
 
 from collections.abc import Iterable, Sequence

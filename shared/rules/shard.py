@@ -89,7 +89,7 @@ class Shard(Book):
         version of the rules) and `zones` come into force. If `has_due` is true afterwards, the batch takes no inputs,
         because more was due than one batch may write.
 
-        The other arguments are what the ledger holds that the inputs of this batch need: `known` the events that have
+        The other arguments hold the data of the ledger that the inputs of this batch need: `known` the events that have
         their ids, `spends` the spends that its reversals name, `grants` those that its commands name or those spends
         drew on, `resting` the campaigns that may be out of memory. They may lack what the previous batch wrote.
         """

@@ -1,4 +1,4 @@
-"""The words that the ledger is written in. Each stands in one place, with what follows from it.
+"""The words that the ledger is written in. Each is defined once, with the properties that follow from it.
 
 docs/ledger.md says what a kind of entry means, docs/runbook.md what to do about a reason. A ledger may hold words of a
 newer version: a reader that only shows them passes them on.

@@ -1,6 +1,6 @@
 """Lists the migrations, and checks whether exactly these were applied to a database.
 
-The SQL of a schema lies with its owner: the ledger's in `shared/ledger/schema`, a read model's in the folder of its
+Each owner keeps its own SQL: the ledger's is in `shared/ledger/schema`, a read model's in the folder of its
 follower, `services/<name>/schema`. All files share one sequence of numbers and are applied in that order:
 docs/decisions/schema.md.
 """

@@ -13,8 +13,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from aiokafka import AIOKafkaConsumer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from drawdown.local.system import prepare
@@ -169,6 +169,11 @@ class Shop:
             await sent
         self.published += events
 
+    async def publish_again(self, count: int) -> None:
+        """Publish the last ones once more."""
+        for sent in [await self.door.publish_soon(event) for event in self.published[-count:]]:
+            await sent
+
     def _spend(self) -> Record:
         return {
             "type": "spend",
@@ -245,6 +250,28 @@ async def test_a_topic_recreated_under_a_running_allocation_is_refused_and_can_b
     assert "'drawdown offsets adopt'" in await shop.is_refused()
     await shop.publish(10)
     await shop.adopt()
+    await shop.every_spend_is_charged_once()
+
+
+async def test_a_topic_whose_retention_was_too_short_is_refused_and_can_be_adopted(shop: Shop) -> None:
+    await shop.publish(20)
+    await shop.every_spend_is_charged_once()
+    await shop.system.kill_service("allocation")
+    await shop.publish(30)
+    shard = shard_of(CENTER, shop.system.settings.shards)
+    lost = 10 + await shop.database.fetchval("SELECT spend_offset FROM ledger.shards WHERE shard = $1", shard)
+    await shop.admin.delete_records({TopicPartition(SPEND_EVENTS, shard): RecordsToDelete(lost)})
+    shop.system.services["allocation"].start()
+
+    async def waiting() -> str | None:
+        said = await shop.database.fetchval("SELECT detail FROM ledger.shard_states WHERE shard = $1", shard)
+        return said if said and "retention" in said else None
+
+    said = await until("the shard waits", waiting)
+    assert f"begins at offset {lost}, the ledger needs {lost - 10} next" in said
+    await shop.system.kill_service("allocation")
+    await shop.adopt()
+    await shop.publish_again(30)
     await shop.every_spend_is_charged_once()
 
 

@@ -187,7 +187,7 @@ async def open_consumer(settings: Settings, lease: Lease, incarnation: str) -> A
     if lease.incarnation is not None and not is_same_incarnation(lease.incarnation, incarnation):
         raise OtherTopicsError(
             f"shard {lease.shard} holds offsets of Kafka {lease.incarnation!r}, but this broker is {incarnation!r}:"
-            " if the old topics are gone for good, 'drawdown offsets adopt' starts with the new ones from offset 0"
+            " if the old topics are gone for good, 'drawdown offsets adopt' reads the new ones from their beginning"
         )
     lease.incarnation = incarnation
     consumer = await start_consumer(

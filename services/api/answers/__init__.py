@@ -1,4 +1,4 @@
-"""What several rooms answer with: models for OpenAPI, figures, long answers, cursors, checkpoints and calendars.
+"""Answers: the parts that several packages share, such as models, figures, long answers, cursors and calendars.
 
 Nothing here has a route, or knows the process.
 """

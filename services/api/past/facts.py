@@ -1,7 +1,7 @@
 """The facts that the past is read from: an ad account's budgets and pauses, as entries of the ledger hold them.
 
 docs/ledger.md describes their details. The rules write no others, but the database accepts any JSON there, and the
-writer's login could store it. Such an entry is an answer that says so, and no failure of the server.
+writer's login could store it. The API then answers 409 and says so, instead of failing.
 """
 
 from dataclasses import dataclass

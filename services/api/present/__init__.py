@@ -1,4 +1,4 @@
-"""The present: routes that answer what is so now, from the read models and the outcomes of records.
+"""The present: routes that show the present state, from the read models and the outcomes of records.
 
 Each module with a `router` is a way in.
 """

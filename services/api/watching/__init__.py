@@ -1,6 +1,6 @@
-"""Watching: the tasks that read the database beside the requests.
+"""Watching: the tasks that read the database independently of requests.
 
-`outcomes` wakes the requests that wait for a command, `writers` looks at the writers of the shards for `/readyz`,
-`growth` measures the tables that grow, and `read_probe` tries whether the tables can be read at all. `looking` is the
+`outcomes` wakes the requests that wait for a command, `writers` reads the states of the shards' writers for `/readyz`,
+`growth` measures the tables that grow, and `read_probe` checks whether the tables can be read at all. `looking` is the
 loop of `writers` and `growth`.
 """

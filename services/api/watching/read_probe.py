@@ -30,8 +30,8 @@ TRANSACTION_IDS = Gauge(
 )
 
 _BOUNDED: Final = "SELECT pg_notification_queue_usage(), (SELECT max(age(datfrozenxid)) FROM pg_database)"
-# All that requests may read: of signals, nothing. The tables are named here, not found in the catalog, because a table
-# that was renamed would not be missed there.
+# All tables that requests may read; none of them belongs to signals. They are listed here, because a search of the
+# catalog would not notice that a table was renamed.
 TABLES: Final = (
     "ledger.ad_accounts",
     "ledger.allocators",
