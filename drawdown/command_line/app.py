@@ -65,7 +65,7 @@ def main() -> None:
 
 @app.command()
 def allocation() -> None:
-    """Decide who pays for each spend: the only writer of the ledger."""
+    """Decide which pocket pays for each spend, and write the ledger. No other service writes it."""
     serve("allocation")
 
 

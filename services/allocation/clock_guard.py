@@ -38,7 +38,7 @@ class ClockGuard:
         direction = "ahead of" if self.difference_us > 0 else "behind"
         return (
             f"this machine's clock is {abs(self.difference_us) / 1e6:.0f} s {direction} the database's:"
-            " batches wait until they agree; set the clock that is wrong"
+            " batches wait until the clocks agree; correct the one that is wrong"
         )
 
     async def time_of_batch(self, connection: asyncpg.Connection) -> int | None:

@@ -104,7 +104,7 @@ def read_policy(path: Path | None) -> Policy:
         raise BadSettingError(f"DRAWDOWN_POLICY_FILE: {path} holds no policy: {error}") from error
     if not _POLICY_VERSION.fullmatch(policy.version):
         raise BadSettingError(
-            f"DRAWDOWN_POLICY_FILE: {path}: the version should be of 1 to 64 letters, digits, and any of . _ : -"
+            f"DRAWDOWN_POLICY_FILE: {path}: the version should be 1 to 64 characters: letters, digits and . _ : -"
         )
     return policy
 
@@ -155,7 +155,9 @@ async def run(settings: Settings) -> None:
                 tries = 0 if allocation.has_written else tries + 1
                 if tries >= MOST_FRUITLESS_TRIES:
                     raise
-                log.warning("the database was lost: starting again", error=f"{type(error).__name__}: {error}")
+                log.warning(
+                    "the connection to the database was lost: starting again", error=f"{type(error).__name__}: {error}"
+                )
 
 
 def _is_asked_to_end() -> bool:

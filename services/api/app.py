@@ -39,7 +39,7 @@ def create_app(context: Context) -> FastAPI:
     app = FastAPI(
         title="Drawdown",
         version="1",
-        summary="Who pays for an ad, and when it must stop",
+        summary="Which pocket pays for each ad, and when delivery must stop",
         description=documentation.DESCRIPTION,
         redirect_slashes=False,
         openapi_url=None,

@@ -80,11 +80,11 @@ async def _check_readable(connection: asyncpg.Connection) -> None:
     """Raise DifferenceError if Python could not read a time. The database compares it and returns it as text."""
     shard = await connection.fetchrow(_UNREADABLE_SHARD)
     if shard is not None:
-        raise DifferenceError(f"shard {shard['shard']}: ledger time is {shard['told']}, which no clock shows")
+        raise DifferenceError(f"shard {shard['shard']}: ledger time is {shard['told']}, not in the years 1970 to 2999")
     checkpoint = await connection.fetchrow(_UNREADABLE_CHECKPOINT)
     if checkpoint is not None:
         of = f"shard {checkpoint['shard']}: the time of {checkpoint['follower']}'s checkpoint"
-        raise DifferenceError(f"{of} is {checkpoint['told']}, which no clock shows")
+        raise DifferenceError(f"{of} is {checkpoint['told']}, not in the years 1970 to 2999")
 
 
 async def read_baseline(connection: asyncpg.Connection) -> Baseline:

@@ -102,7 +102,7 @@ class RepayCredit(Command):
 
 
 class GrantVoucher(Command):
-    """A voucher for the Business Center, or for the given account. Only with an account may it name campaigns."""
+    """A voucher for the Business Center, or for the given account. A voucher for an account may name campaigns."""
 
     type: Literal["grant_voucher"]
     voucher_id: Identifier

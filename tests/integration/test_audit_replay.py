@@ -508,13 +508,13 @@ UNREADABLE = {
         "ledger_time",
         "AND released_at IS NOT DISTINCT FROM released_at",
         "",
-        "shard 0: ledger time is {}, which no clock shows",
+        "shard 0: ledger time is {}, not in the years 1970 to 2999",
     ),
     "checkpoints": (
         "recorded_at",
         "",
         "AND follower = 'balance'",
-        "shard 0: the time of balance's checkpoint is {}, which no clock shows",
+        "shard 0: the time of balance's checkpoint is {}, not in the years 1970 to 2999",
     ),
 }
 

@@ -202,7 +202,7 @@ LIFTED = {
     ),
     "ALTER ROLE drawdown_balance CONNECTION LIMIT -1": (
         "ALTER ROLE drawdown_balance CONNECTION LIMIT 6",
-        "the role drawdown_balance may take all connections of the server: drawdown migrate",
+        "the role drawdown_balance may take all connections of the server: run drawdown migrate",
     ),
     "GRANT drawdown_allocation TO drawdown_api": (
         "REVOKE drawdown_allocation FROM drawdown_api",

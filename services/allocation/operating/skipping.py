@@ -99,7 +99,7 @@ def _write(lease: Lease, topic: str, now: int) -> BatchWrite:
 
 def _row(found: Raw | str, topic: str, shard: int, offset: int, because: str, write: BatchWrite) -> tuple[Any, ...]:
     """Return the record as a row for quarantine, as far as it could be read."""
-    told = f"passed over by an operator, because {because}"[:_LONGEST_BECAUSE]
+    told = f"skipped by an operator, because {because}"[:_LONGEST_BECAUSE]
     if isinstance(found, str):
         nothing = Raw(topic, shard, offset, None, None, [])
         return quarantine_row(nothing, Fault("skipped", f"{told}; {found}"), None, None, write.recorded_at)

@@ -69,7 +69,7 @@ class WithoutGaps:
             raise OffsetsDoNotFitError(
                 f"{self._partition.topic}-{self._partition.partition} continues at offset {found}, but {offset} comes"
                 f" next and is missing for {GAP_SECONDS:.0f} s: the records between are lost, or the topic is"
-                " compacted; if they are gone for good, 'drawdown offsets skip' passes each of them over"
+                " compacted; if they are gone for good, skip each of them with 'drawdown offsets skip'"
             )
 
 

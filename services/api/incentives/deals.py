@@ -95,7 +95,7 @@ async def put_deal(deal_id: PathId, request: Request, context: Api, caller: Fina
 
 @router.get("/v1/deals", response_model=Deals, summary="List deals")
 async def list_deals(context: Api, caller: FinanceReader, limit: Limit = 100, after: AfterId = None) -> Response:
-    """List the deals whose ad accounts the caller may all see, by id, a page at a time.
+    """List the deals of which the caller may see every ad account, by id, a page at a time.
 
     A page may be shorter than `limit`; `next` tells whether there are more.
     """

@@ -51,7 +51,7 @@ router = APIRouter(tags=["quarantine"], responses=READ_PROBLEMS)
 
 
 class QuarantinedRecord(BaseModel):
-    """A record that was not allocated; `raw` is base64, and null for a record without a value.
+    """A record that could not be decided; `raw` is base64, and null for a record without a value.
 
     A replay that failed names the first record in `replay_of`, and shows its raw bytes. For a record that is too large
     to be stored, `raw` is its beginning, `raw_bytes` its size and `raw_sha256` the SHA-256 of all its bytes; for other

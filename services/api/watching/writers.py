@@ -126,7 +126,7 @@ class Writers:
         if self._looked_at is None or monotonic() - self._looked_at > STALE_SECONDS:
             return self._answer(NOT_READY, "the writers of the shards have not been checked lately")
         if all(map(_is_unwritten, self.shards)):
-            return self._answer(NOT_READY, "; ".join(self.problems) or "the ledger has no shards: drawdown migrate")
+            return self._answer(NOT_READY, "; ".join(self.problems) or "the ledger has no shards: run drawdown migrate")
         if self.problems:
             return self._answer(DEGRADED, "; ".join(self.problems))
         return self._answer(READY, f"{detail}; every shard is written")

@@ -42,7 +42,7 @@ class Guards:
         report.count("append_only_tables", self.triggers, "tables that refuse every change, enabled always")
         report.count("unique_indexes", self.indexes, "unique indexes of positions and sources")
         report.count("bounds", self.bounds, "tables whose rows are kept within bounds")
-        report.count("logins", self.logins, "logins of services, with nothing of their own")
+        report.count("logins", self.logins, "logins of services, without rights or settings beyond their own")
 
 
 async def check_guards(connection: asyncpg.Connection, shards: int) -> Guards:

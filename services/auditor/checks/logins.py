@@ -41,7 +41,7 @@ async def _check_attributes(connection: asyncpg.Connection, role: str) -> None:
     expect(row is not None, f"the role {role} is missing")
     lifted = [name.removeprefix("rol").upper() for name in _ATTRIBUTES if row[name]]
     expect(not lifted, f"the role {role} was made {', '.join(lifted)}")
-    expect(row["rolconnlimit"] >= 0, f"the role {role} may take all connections of the server: drawdown migrate")
+    expect(row["rolconnlimit"] >= 0, f"the role {role} may take all connections of the server: run drawdown migrate")
 
 
 async def _check_settings(connection: asyncpg.Connection, role: str) -> None:

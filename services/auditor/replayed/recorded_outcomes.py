@@ -163,7 +163,7 @@ class RecordedOutcomes:
         expect(outcome.command_id == source, f"{where}: the ledger holds {_hex(source)}, {self._say(outcome)} names it")
         expect(
             outcome.position == last and outcome.recorded_at == command.recorded_at,
-            f"{where}: {self._say(outcome)} ends at {outcome.position}, but its entries end at {last}, or another time",
+            f"{where}: {self._say(outcome)} ends at {outcome.position}, its entries at {last}; or their times differ",
         )
         details = json.loads(line.details or "{}")
         kept, via = details["command"], details.get("via")
