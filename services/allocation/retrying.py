@@ -9,6 +9,7 @@ import structlog
 from services.allocation.failures import describe
 from shared.runtime.retries import LONGEST_OF_ONE_PART_SECONDS, GrowingPause
 from shared.runtime.settings import BadSettingError
+from shared.runtime.stopping import is_asked_to_end
 
 log = structlog.get_logger()
 
@@ -27,6 +28,8 @@ async def retry_forever(what: str, attempt: Callable[[], Awaitable[Any]]) -> NoR
         except BadSettingError:
             raise
         except Exception as error:
+            if is_asked_to_end():
+                raise asyncio.CancelledError from error
             lives += loop.time() - began > LONGEST_OF_ONE_PART_SECONDS
             seconds = pause.next(lives)
             log.error(f"{what} failed: it is tried again", again_in_seconds=seconds, error=describe(error))

@@ -70,7 +70,7 @@ from shared.runtime.reachability import watch_broker_reachability, watch_reachab
 from shared.runtime.retries import GrowingPause
 from shared.runtime.roles import ALLOCATION_ROLE
 from shared.runtime.settings import BadSettingError, Settings
-from shared.runtime.stopping import close_within, first_to_end, in_background
+from shared.runtime.stopping import close_within, first_to_end, in_background, is_asked_to_end, within
 from shared.runtime.topics import ensure_topics
 
 log = structlog.get_logger()
@@ -150,7 +150,7 @@ async def run(settings: Settings) -> None:
                     raise
                 # The database is unavailable, or another process took this one for dead and closed its sessions.
                 # Drop the memory and take part again.
-                if _is_asked_to_end():
+                if is_asked_to_end():
                     raise asyncio.CancelledError from error
                 tries = 0 if allocation.has_written else tries + 1
                 if tries >= MOST_FRUITLESS_TRIES:
@@ -158,12 +158,6 @@ async def run(settings: Settings) -> None:
                 log.warning(
                     "the connection to the database was lost: starting again", error=f"{type(error).__name__}: {error}"
                 )
-
-
-def _is_asked_to_end() -> bool:
-    """Return whether this task was cancelled, even if a database error has replaced the cancellation."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _tell_of(shard: int, error: Exception, seconds: float) -> None:
@@ -495,8 +489,7 @@ class Allocation:
             else:
                 task.cancel()
         try:
-            async with asyncio.timeout(FINISH_SECONDS):
-                await self._release_all(keeper)
+            await within(FINISH_SECONDS, self._release_all(keeper))
         except TimeoutError:
             log.warning("shards were not released in time: their connections are cut", shards=sorted(self._tasks))
             await self._cut_off()

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
+
+T = TypeVar("T")
 
 CLOSE_SECONDS = 1.0
 
@@ -55,13 +57,26 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.wait({task}, timeout=CLOSE_SECONDS)
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """Return what the work returns, also in a task that was cancelled; after this many seconds raise TimeoutError.
+
+    In such a task `asyncio.timeout` raises CancelledError instead, until Python 3.11.3.
+    """
+    return await asyncio.wait_for(work, seconds)
+
+
+def is_asked_to_end() -> bool:
+    """Return whether this task was cancelled, even if an error of a server has replaced the cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def close_within(closing: Awaitable[object], seconds: float = CLOSE_SECONDS) -> None:
     """Await `closing` for up to this many seconds, because a shutdown must not block on an unreachable server.
 
     Logs an error instead of raising it.
     """
     try:
-        async with asyncio.timeout(seconds):
-            await closing
+        await within(seconds, closing)
     except Exception as error:
         structlog.get_logger().warning("could not close cleanly", error=f"{type(error).__name__}: {error}")

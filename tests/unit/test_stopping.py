@@ -1,12 +1,19 @@
-"""Work next to a block: it ends with the block, and what it raises ends the block."""
+"""Work next to a block: it ends with the block, and what it raises ends the block. A stop ends in time."""
 
 import asyncio
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
 
 import pytest
 
-from shared.runtime.settings import BadSettingError
-from shared.runtime.stopping import in_background
+from services.allocation import service
+from services.allocation.retrying import retry_forever
+from services.allocation.service import Allocation
+from services.allocation.writing.outcome_publishing import publish_outcomes
+from shared.runtime.health import Health
+from shared.runtime.settings import BadSettingError, Settings
+from shared.runtime.stopping import close_within, in_background, is_asked_to_end
 
 WRONG = BadSettingError("the database is another")
 
@@ -74,3 +81,89 @@ async def test_a_block_that_is_cancelled_ends_as_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+# ---- A stop, during which each task is cancelled already ------------------------------------------------------------
+
+
+@pytest.fixture
+def old_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `asyncio.timeout` raise CancelledError in a cancelled task, as up to Python 3.11.2 (gh-102780)."""
+    present = asyncio.timeout
+
+    @asynccontextmanager
+    async def timeout(delay: float | None) -> AsyncIterator[asyncio.Timeout]:
+        try:
+            async with present(delay) as limit:
+                yield limit
+        except TimeoutError:
+            if is_asked_to_end():
+                raise asyncio.CancelledError from None
+            raise
+
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+
+
+async def never(*_: object) -> NoReturn:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def while_cancelled(work: Callable[[], Awaitable[None]]) -> None:
+    """Run the work in a task that was cancelled before it begins."""
+
+    async def cancelled() -> None:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            await work()
+
+    task = asyncio.create_task(cancelled())
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+
+
+async def test_a_server_that_never_answers_is_closed_in_time_by_a_cancelled_task(old_timeout: None) -> None:
+    after = []
+
+    async def work() -> None:
+        await close_within(never(), 0.01)
+        after.append("goes on")
+
+    await while_cancelled(work)
+    assert after == ["goes on"]
+
+
+async def test_a_cancelled_process_cuts_off_the_shards_that_are_not_released_in_time(
+    old_timeout: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "FINISH_SECONDS", 0.01)
+    monkeypatch.setattr(service, "withdraw", never)
+    allocation = Allocation(Settings(), Health())
+    shard = allocation._tasks[0] = asyncio.create_task(never())
+    await while_cancelled(lambda: allocation._give_up_all(None))
+    assert shard.cancelled()
+
+
+class Unanswering:
+    """A connection whose server closes it when the task that waits for an answer is cancelled."""
+
+    async def fetchrow(self, *_: object) -> NoReturn:
+        try:
+            await never()
+        except asyncio.CancelledError:
+            raise ConnectionResetError from None
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+async def test_work_that_is_repeated_ends_if_an_error_of_the_server_replaces_its_cancellation(repeats: bool) -> None:
+    database: Any = Unanswering()
+    if repeats:
+        task = asyncio.create_task(retry_forever("reading", database.fetchrow))
+    else:
+        task = asyncio.create_task(publish_outcomes(database, database, 0, asyncio.Event()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled()

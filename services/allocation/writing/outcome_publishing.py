@@ -16,6 +16,7 @@ from shared.rules.instants import from_datetime
 from shared.runtime.kafka import FINANCE_OUTCOMES
 from shared.runtime.retries import GrowingPause
 from shared.runtime.settings import BadSettingError
+from shared.runtime.stopping import is_asked_to_end
 
 FOLLOWER = "outcomes"
 MOST_OUTCOMES = 1_000
@@ -45,6 +46,8 @@ async def publish_outcomes(
         except BadSettingError:
             raise
         except Exception as error:
+            if is_asked_to_end():
+                raise asyncio.CancelledError from error
             seconds = pause.next(published)
             structlog.get_logger().error(
                 "publishing outcomes failed: it is tried again",
