@@ -123,11 +123,16 @@ async def test_the_api_is_ready_when_all_shards_have_a_writer(api: Api, writer: 
     assert await unwritten(api) == 0
 
 
-async def test_an_owner_without_a_report_yet_counts_by_its_lease(api: Api, writer: Writer) -> None:
-    code, status, _, shards = await readiness(api)
-    assert (code, status) == (200, "ready")
-    assert {each["state"] for each in shards} == {"taken"}
-    assert {each["owner"] for each in shards} == {writer.owner}
+async def test_an_owner_that_follows_another_at_once_has_some_seconds_to_report(api: Api, writer: Writer) -> None:
+    for shard in SHARDS:
+        await writer.report(shard, "writing", waiting=7, for_seconds=60)
+    await readiness(api)
+    async with shard_writer(api.settings.database_url) as heir:
+        code, status, _, shards = await readiness(api)
+        assert (code, status) == (200, "ready")
+        assert {(each["state"], each["owner"], each["waiting_records"]) for each in shards} == {
+            ("taken", heir.owner, 0)
+        }
 
 
 async def test_an_owner_that_never_reports_does_not_count_as_a_writer(
@@ -141,17 +146,38 @@ async def test_an_owner_that_never_reports_does_not_count_as_a_writer(
         code, status, detail, shards = await readiness(api)
     assert (code, status) == (200, "degraded")
     assert re.fullmatch(rf"nobody has written shards 0, 1, 2 since {TIME}", detail)
-    assert shards[0]["detail"] == f"its owner {writer.owner} is alive and has never reported its state"
+    assert shards[0]["detail"] == f"its owner {writer.owner} is alive and has not reported its state yet"
     assert await unwritten(api) == 3
+
+
+async def test_a_writer_that_ends_each_time_it_takes_a_shard_never_counts(api: Api, writer: Writer) -> None:
+    for shard in SHARDS:
+        await writer.report(shard, "writing")
+    written_at = await api.database.fetchval("SELECT min(reported_at)::text FROM ledger.shard_states")
+    await readiness(api)
+    await writer.die()
+    for _ in range(3):
+        assert (await readiness(api))[:2] == (503, "not ready")
+        async with shard_writer(api.settings.database_url):
+            code, status, detail, _ = await readiness(api)
+            assert (code, status) == (503, "not ready")
+            assert detail == f"nobody has written shards 0, 1, 2, 3 since {written_at[:19].replace(' ', 'T')}Z"
+    async with shard_writer(api.settings.database_url) as last:
+        await last.report(0, "loading")
+        await last.report(1, "writing")
+        _, _, detail, _ = await readiness(api)
+        assert re.search(rf"nobody has written shards 2, 3 since {written_at[:10]}", detail)
 
 
 async def test_the_report_of_a_former_owner_does_not_count(api: Api, writer: Writer) -> None:
     async with shard_writer(api.settings.database_url) as former:
         await former.report(1, "stopped", "five in a row", waiting=7, for_seconds=60, seconds_ago=30)
     await writer.own(SHARDS)
-    code, status, _, shards = await readiness(api)
-    assert (code, status) == (200, "ready")
-    assert (shards[1]["state"], shards[1]["waiting_records"]) == ("taken", 0)
+    for shard in (0, 2, 3):
+        await writer.report(shard, "writing")
+    _, status, detail, shards = await readiness(api)
+    assert (status, shards[1]["state"], shards[1]["waiting_records"]) == ("degraded", "unwritten", 0)
+    assert re.fullmatch(rf"nobody has written shard 1 since {TIME}", detail)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +258,7 @@ async def test_the_api_is_not_ready_while_no_shard_has_a_writer_and_recovers_by_
         assert {each["since"] is not None for each in shards} == {True}
         assert await unwritten(api) == 4
     await writer.own([2])
+    await writer.report(2, "writing")
     code, status, detail, _ = await readiness(api)
     assert (code, status) == (200, "degraded")
     assert await unwritten(api) == 3

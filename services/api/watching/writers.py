@@ -7,6 +7,7 @@ compared by the database's clock.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from time import monotonic
 from typing import Annotated, Any, Final
 
@@ -31,12 +32,13 @@ READY: Final = "ready"
 DEGRADED: Final = "degraded"
 
 UNWRITTEN: Final = "unwritten"
+WRITING: Final = "writing"
 STOPPED: Final = "stopped"
-# Its owner is alive and has not reported yet, for no longer than a writer may be silent.
+# It was written until now, and its new owner has not reported yet, for no longer than a writer may be silent.
 TAKEN: Final = "taken"
 _BEHIND: Final = "behind"
 _AHEAD: Final = "ahead"
-_WELL: Final = frozenset({"writing", TAKEN})
+_WELL: Final = frozenset({WRITING, TAKEN})
 
 SHARDS_UNWRITTEN = Gauge("drawdown_shards_unwritten", "Shards that no process writes, or whose writer has stopped")
 
@@ -50,7 +52,7 @@ _LOOK = """
            w.reported_at < clock_timestamp() - make_interval(secs => $1) AS is_silent,
            w.waiting_since < clock_timestamp() - make_interval(secs => $2) AS is_behind,
            s.ledger_time > clock_timestamp() + make_interval(secs => $3) + make_interval(secs => $4) AS is_ahead,
-           s.ledger_time, w.state, w.detail, w.since, w.waiting_records, w.waiting_since
+           s.ledger_time, w.state, w.detail, w.since, w.waiting_records, w.waiting_since, w.reported_at
     FROM ledger.shards s LEFT JOIN ledger.shard_states w USING (shard)
         LEFT JOIN ledger.allocators a ON a.owner = s.owner
     ORDER BY s.shard
@@ -61,7 +63,7 @@ class ShardReadiness(BaseModel):
     """The writer of a shard and its state. `since` is of the state, `waiting_since` of the oldest waiting record."""
 
     shard: int
-    state: Annotated[str, known("writing", "loading", "waiting", STOPPED, TAKEN, UNWRITTEN)]
+    state: Annotated[str, known(WRITING, "loading", "waiting", STOPPED, TAKEN, UNWRITTEN)]
     owner: str | None
     since: Instant | None
     waiting_records: int
@@ -84,7 +86,9 @@ class Writers:
     settings: Settings
     shards: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    _taken: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _written: dict[int, datetime] = field(default_factory=dict)
+    _unreported: dict[int, float] = field(default_factory=dict)
+    _unwritten: set[int] = field(default_factory=set)
     _looked_at: float | None = None
 
     async def run(self) -> None:
@@ -95,23 +99,36 @@ class Writers:
         """Look once."""
         offset = self.settings.clock_offset_seconds
         rows = await connection.fetch(_LOOK, SILENT_SECONDS, BEHIND_SECONDS, offset, AHEAD_SECONDS)
-        self._note_the_taken(rows)
-        self.shards = [_seen(row, is_mute=self._is_mute(row)) for row in rows]
+        self._note_reports(rows)
+        self.shards = [
+            _seen(row, is_mute=self._is_mute(row), written_at=self._written.get(row["shard"])) for row in rows
+        ]
+        self._unwritten = {shard["shard"] for shard in self.shards if shard["state"] == UNWRITTEN}
         self.problems = _sentences(zip(self.shards, rows, strict=True))
         SHARDS_UNWRITTEN.set(sum(map(_is_unwritten, self.shards)))
         self._looked_at = monotonic()
 
-    def _note_the_taken(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remember since when an owner has not reported on its shard."""
-        now = monotonic()
-        before, self._taken = self._taken, {}
+    def _note_reports(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Remember when each shard was last reported to be written, and since when its owner has not reported."""
         for row in rows:
-            if row["owner"] is not None and not _is_told(row):
-                known = before.get(row["shard"])
-                self._taken[row["shard"]] = known if known and known[0] == row["owner"] else (row["owner"], now)
+            shard = row["shard"]
+            if row["state"] == WRITING:
+                self._written[shard] = max(row["reported_at"], self._written.get(shard, row["reported_at"]))
+            if _is_told(row):
+                self._unreported.pop(shard, None)
+            else:
+                self._unreported.setdefault(shard, monotonic())
 
     def _is_mute(self, row: Mapping[str, Any]) -> bool:
-        return row["shard"] in self._taken and monotonic() - self._taken[row["shard"]][1] > SILENT_SECONDS
+        """Return whether a shard counts as unwritten, because its owner has not reported.
+
+        An owner that follows another at once has some seconds. After a crash it counts from its first report on:
+        otherwise a writer that ends each time that it takes the shard would count at each try.
+        """
+        if _is_told(row):
+            return False
+        is_late = monotonic() - self._unreported[row["shard"]] > SILENT_SECONDS
+        return row["shard"] in self._unwritten or bool(row["is_silent"]) or is_late
 
     def readiness(self, is_ready: bool, detail: str) -> dict[str, Any]:
         """Return the answer of `/readyz`.
@@ -144,9 +161,11 @@ def _is_told(row: Mapping[str, Any]) -> bool:
     return row["state"] is not None and row["is_reported"]
 
 
-def _seen(row: Mapping[str, Any], *, is_mute: bool) -> dict[str, Any]:
+def _seen(row: Mapping[str, Any], *, is_mute: bool, written_at: datetime | None) -> dict[str, Any]:
     """Return the answer of a shard. A former owner's report does not count, so its waiting records are unknown."""
     state, since, detail = _state(row, is_mute=is_mute)
+    if state == UNWRITTEN and row["owner"] is not None:
+        since = written_at or row["reported_at"] or since
     waits = _is_told(row)
     return {
         "shard": row["shard"],
@@ -166,7 +185,7 @@ def _state(row: Mapping[str, Any], *, is_mute: bool) -> tuple[str, Any, str]:
     if not row["is_alive"]:
         return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is gone"
     if is_mute:
-        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is alive and has never reported its state"
+        return UNWRITTEN, row["seen_at"], f"its owner {row['owner']} is alive and has not reported its state yet"
     if not _is_told(row):
         return TAKEN, None, "its owner has not reported its state yet"
     if row["is_silent"]:
