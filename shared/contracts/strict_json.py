@@ -60,7 +60,7 @@ def read_around_lone_surrogates(text: bytes) -> Any:
 def validated(validate: Callable[[bytes], T], text: bytes) -> T:
     """Return what the validator makes of the JSON, even if a field that it does not read holds a lone surrogate.
 
-    Raises its ValidationError for the text as it came.
+    Raises its ValidationError: for the text as it came if a known field holds one, else for the text without it.
     """
     try:
         return validate(text)
@@ -70,8 +70,14 @@ def validated(validate: Callable[[bytes], T], text: bytes) -> T:
             raise
         try:
             return validate(around)
-        except ValidationError:
-            raise error from None
+        except ValidationError as other:
+            raise (error if _is_about_nul(other) else other) from None
+
+
+def _is_about_nul(error: ValidationError) -> bool:
+    """Return whether a field of the model, or the tag of a union, is wrong and holds NUL."""
+    wrong = [text for each in error.errors() for text in (each["input"], each.get("ctx", {}).get("tag"))]
+    return any(isinstance(text, str) and "\0" in text for text in wrong)
 
 
 def worded(error: str) -> str:

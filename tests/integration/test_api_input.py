@@ -308,6 +308,10 @@ async def test_a_lone_surrogate_in_an_unknown_field_is_ignored(api: Api) -> None
         await api.client.post("/v1/quarantine/replay", content=b'{"ids": ["0-1"]' + unknown),
     ]
     assert [answer.status_code for answer in answers] == [504, 422, 404], [answer.text for answer in answers]
+    message = await assert_refused(
+        api, "POST", "/v1/commands", 400, "invalid", content=body_with(amount="0.0000001")[:-1] + unknown
+    )
+    assert message.startswith("amount should be a decimal string")
 
 
 # --- Arbitrary input ---

@@ -26,7 +26,7 @@ from services.allocation.records.cloudevents import (
 from shared.contracts.commands import FINANCE_COMMAND, SentCommand, command_content, sent_command
 from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
-from shared.contracts.spend import SPEND_EVENT
+from shared.contracts.spend import SPEND_EVENT, Reversal
 from shared.contracts.strict_json import (
     LONE_SURROGATE,
     MalformedError,
@@ -100,6 +100,7 @@ _validate_event = SPEND_EVENT.validator.validate_json
 _validate_plain_form = SPEND_EVENT.validator.validate_python
 # A shorter event has no room for its eight fields and for nesting beyond the bound.
 _ROOM_FOR_NESTING_BYTES: Final = 448
+_FIELDS: Final = frozenset(Reversal.__annotations__)
 NO_VALUE: Final = Fault("malformed", "the record has no value")
 
 
@@ -217,15 +218,25 @@ def _too_large(size: int) -> Fault:
 def _refused_event(error: Exception, value: bytes, headers: Headers, read_json: ReadJson) -> Event | Fault:
     """Return the fault of a record, or its event if it can be read in another way.
 
-    A record that is no plain event may be a CloudEvent. One with a lone surrogate is read if no known field holds it.
+    A record that is no plain event may be a CloudEvent. One with a lone surrogate is read without it, unless a field of
+    the contract holds it.
     """
     fault = _refused(error, value)
     if fault.reason == "invalid" and not is_cloud_event(headers) and is_structured(value):
         return decode_event(value, STRUCTURED, read_json)
-    if fault.reason == "malformed" and LONE_SURROGATE in fault.detail and read_json is read:
-        found = decode_event(without_lone_surrogates(value), headers, read_around_lone_surrogates)
-        return fault if isinstance(found, Fault) else found
+    is_about_surrogate = fault.reason == "malformed" and LONE_SURROGATE in fault.detail
+    if is_about_surrogate and read_json is read and not _is_in_known_field(value, headers):
+        return decode_event(without_lone_surrogates(value), headers, read_around_lone_surrogates)
     return fault
+
+
+def _is_in_known_field(value: bytes, headers: Headers) -> bool:
+    """Return whether a field of the contract holds a lone surrogate or NUL."""
+    try:
+        data = data_of(value, headers)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and any("\0" in data[name] for name in _FIELDS if isinstance(data.get(name), str))
 
 
 def _refused(error: Exception, value: bytes | None) -> Fault:
