@@ -157,7 +157,9 @@ async def test_commands_are_503_and_the_api_is_not_ready_without_a_broker(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "PUBLISH_TIMEOUT_SECONDS", 1)
-    async with running_api(postgres.url, tmp_path) as api, shard_writer(api.settings.database_url):
+    async with running_api(postgres.url, tmp_path) as api, shard_writer(api.settings.database_url) as writer:
+        for shard in range(api.settings.shards):
+            await writer.report(shard, "writing", seconds_ago=-600)  # It stays new for the whole test.
         await readiness(api, 200)
         await api.broker.stop()
         response = await api.client.post("/v1/commands", json=command("deposit_cash", "bc-1", amount="1"))
