@@ -116,6 +116,12 @@ def test_a_lone_surrogate_in_a_known_field_is_malformed_and_the_error_says_so(he
         assert fault.detail.startswith("Invalid JSON: a lone surrogate is not a character, at line 1 column ")
 
 
+@pytest.mark.parametrize("field", ["reason", "reverses"])
+def test_a_lone_surrogate_in_a_field_of_reversals_stops_no_spend(field: str) -> None:
+    event = json.dumps({**SPEND, field: "?"}).encode().replace(b"?", rb"\ud83d")
+    assert [decode_event(each, ()) for each in (event, *structured(event))] == [(*THE_EVENT, None, None)] * 3
+
+
 @pytest.mark.parametrize("held", LONE_SURROGATES)
 @pytest.mark.parametrize(
     "change", [{"amount": "0"}, {"currency": "usd"}, {"type": "gift"}, {"type": "reversal"}, {"event_id": None}]

@@ -26,7 +26,7 @@ from services.allocation.records.cloudevents import (
 from shared.contracts.commands import FINANCE_COMMAND, SentCommand, command_content, sent_command
 from shared.contracts.fields import parse_time, parse_uuid
 from shared.contracts.signatures import NO_KEYS, CommandKeys
-from shared.contracts.spend import SPEND_EVENT, Reversal
+from shared.contracts.spend import SPEND_EVENT, Reversal, Spend
 from shared.contracts.strict_json import (
     LONE_SURROGATE,
     MalformedError,
@@ -100,7 +100,6 @@ _validate_event = SPEND_EVENT.validator.validate_json
 _validate_plain_form = SPEND_EVENT.validator.validate_python
 # A shorter event has no room for its eight fields and for nesting beyond the bound.
 _ROOM_FOR_NESTING_BYTES: Final = 448
-_FIELDS: Final = frozenset(Reversal.__annotations__)
 NO_VALUE: Final = Fault("malformed", "the record has no value")
 
 
@@ -231,12 +230,15 @@ def _refused_event(error: Exception, value: bytes, headers: Headers, read_json: 
 
 
 def _is_in_known_field(value: bytes, headers: Headers) -> bool:
-    """Return whether a field of the contract holds a lone surrogate or NUL."""
+    """Return whether a field of the event's type holds a lone surrogate or NUL."""
     try:
         data = data_of(value, headers)
     except ValueError:
         return False
-    return isinstance(data, dict) and any("\0" in data[name] for name in _FIELDS if isinstance(data.get(name), str))
+    if not isinstance(data, dict):
+        return False
+    known = (Spend if data.get("type") == "spend" else Reversal).__annotations__
+    return any("\0" in data[name] for name in known if isinstance(data.get(name), str))
 
 
 def _refused(error: Exception, value: bytes | None) -> Fault:
