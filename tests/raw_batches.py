@@ -84,7 +84,7 @@ def in_java_snappy(held: bytes) -> bytes:
 
 
 PACK: Final[dict[str, tuple[int, Callable[[bytes], bytes]]]] = {
-    "gzip": (GZIP, lambda held: gzip.compress(held, 1)),
+    "gzip": (GZIP, lambda held: gzip.compress(held, 1, mtime=0)),
     "snappy": (SNAPPY, lambda held: bytes(cramjam.snappy.compress_raw(held))),
     "snappy in blocks": (SNAPPY, in_java_snappy),
     "lz4": (LZ4, lambda held: bytes(cramjam.lz4.compress(held))),
@@ -121,7 +121,7 @@ def bombs(mib: int) -> dict[str, tuple[int, bytes]]:
     once = {name: (codec, pack(zeros)) for name, (codec, pack) in PACK.items()}
     runs = zstd_run(2**17) * (8 * mib - 1) + zstd_run(2**17, is_last=True)
     return {
-        "gzip": (GZIP, gzip.compress(bytes(mib * MIB), 1)),
+        "gzip": (GZIP, gzip.compress(bytes(mib * MIB), 1, mtime=0)),
         "gzip of many members": (GZIP, once["gzip"][1] * mib),
         "snappy that says it": (SNAPPY, b"\xff\xff\xff\xff\x0f" + b"\0" * 1000),
         "snappy in blocks": (SNAPPY, in_blocks(once["snappy"][1], mib)),
@@ -139,7 +139,7 @@ def mines() -> dict[str, tuple[int, bytes]]:
     """Return by name a codec, and bytes that decompress to almost nothing, but consist of very many pieces."""
     skipped = b"\x50\x2a\x4d\x18" + bytes(4)
     return {
-        "gzip members": (GZIP, gzip.compress(b"") * 50_000),
+        "gzip members": (GZIP, gzip.compress(b"", mtime=0) * 50_000),
         "empty snappy blocks": (SNAPPY, in_blocks(b"\0", 200_000)),
         "lz4 frames": (LZ4, bytes(cramjam.lz4.compress(b"")) * 60_000),
         "lz4 frames to skip": (LZ4, skipped * 125_000),
