@@ -8,6 +8,7 @@ import re
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -914,6 +915,30 @@ async def test_a_policy_longer_than_any_valid_one_is_not_read(original: str, pos
             await connection.close()
 
 
+@asynccontextmanager
+async def forged_by_the_writer(original: str, postgres: Postgres, statement: str) -> AsyncIterator[asyncpg.Connection]:
+    """Yield a connection to a copy of the ledger, after this statement of the writer's role."""
+    async with copied(original, postgres, "hostile") as url:
+        await act(url, Hostile(WRITER, (), (statement,)))
+        connection = await asyncpg.connect(url)
+        await plain_types(connection)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def little_memory() -> AsyncIterator[None]:
+    """Assert that the block never holds as much as ten megabytes."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 async def test_what_is_decided_already_is_read_little_by_little(original: str, postgres: Postgres) -> None:
     """A command may name any number of outcomes, and a forged one has a mebibyte."""
     forged = (
@@ -923,18 +948,9 @@ async def test_what_is_decided_already_is_read_little_by_little(original: str, p
         " json_build_object('x', repeat('y', 1000000)), 'accepted', NULL, '', 1, 1, now(), 'api', 4, '', 'standard-1'"
         " FROM ledger.shards, generate_series(1, 60) AS n WHERE shard = 0"
     ).replace("uuid_of(n)", "('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid")
-    async with copied(original, postgres, "hostile") as url:
-        await act(url, Hostile(WRITER, (), (forged,)))
-        connection = await asyncpg.connect(url)
-        await plain_types(connection)
-        tracemalloc.start()
-        try:
-            ids = [UUID(int=int(str(number), 16)).bytes for number in range(1, 61)]
-            known = await looking_up._decided_commands(connection, 0, ids)
-            assert tracemalloc.get_traced_memory()[1] < 10_000_000
-        finally:
-            tracemalloc.stop()
-            await connection.close()
+    ids = [UUID(int=int(str(number), 16)).bytes for number in range(1, 61)]
+    async with forged_by_the_writer(original, postgres, forged) as connection, little_memory():
+        known = await looking_up._decided_commands(connection, 0, ids)
     assert {command.meaning for command in known.values()} == {None}
     assert len(known) == 60
 
@@ -945,16 +961,10 @@ async def test_forged_entries_behind_the_lease_make_no_grant(original: str, post
         " holder, pocket, grant_id, business_center_id, details) SELECT 0, 1000000000000 + n, 1, now(), now(),"
         " gen_random_uuid(), 0, 'grant', 'business_center', 'voucher', 'v', 'bc', '[]' FROM generate_series(1, 9) AS n"
     )
-    async with copied(original, postgres, "hostile") as url:
-        await act(url, Hostile(WRITER, (), (forged,)))
-        connection = await asyncpg.connect(url)
-        await plain_types(connection)
-        try:
-            with pytest.raises(TypeError):
-                await read_grants(connection, 0, [("bc", "voucher", "v")])
-            assert await read_grants(connection, 0, [("bc", "voucher", "v")], before=1_000_000) == {}
-        finally:
-            await connection.close()
+    async with forged_by_the_writer(original, postgres, forged) as connection:
+        with pytest.raises(TypeError):
+            await read_grants(connection, 0, [("bc", "voucher", "v")])
+        assert await read_grants(connection, 0, [("bc", "voucher", "v")], before=1_000_000) == {}
 
 
 async def test_of_an_event_only_the_details_of_its_first_entry_are_read(original: str, postgres: Postgres) -> None:
@@ -967,17 +977,8 @@ async def test_of_an_event_only_the_details_of_its_first_entry_are_read(original
         " json_build_object('reason', 'first', 'x', repeat('y', CASE n WHEN 0 THEN 1 ELSE 60000 END))"
         " FROM generate_series(0, 300) AS n"
     )
-    async with copied(original, postgres, "hostile") as url:
-        await act(url, Hostile(WRITER, (), (forged,)))
-        connection = await asyncpg.connect(url)
-        await plain_types(connection)
-        tracemalloc.start()
-        try:
-            found = await read_events(connection, 0, [1_000_000_000_000], lambda _: "USD")
-            assert tracemalloc.get_traced_memory()[1] < 10_000_000
-        finally:
-            tracemalloc.stop()
-            await connection.close()
+    async with forged_by_the_writer(original, postgres, forged) as connection, little_memory():
+        found = await read_events(connection, 0, [1_000_000_000_000], lambda _: "USD")
     (event,) = found.values()
     assert (event[4], event[8]) == (301, "first")
 

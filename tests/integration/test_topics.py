@@ -164,14 +164,12 @@ class Shop:
 
     async def publish(self, count: int) -> None:
         """Publish this many new spends."""
-        events = [self._spend() for _ in range(count)]
-        for sent in [await self.door.publish_soon(event) for event in events]:
-            await sent
-        self.published += events
+        self.published += [self._spend() for _ in range(count)]
+        await self.publish_again(count)
 
     async def publish_again(self, count: int) -> None:
         """Publish the last ones once more."""
-        for sent in [await self.door.publish_soon(event) for event in self.published[-count:]]:
+        for sent in [await self.door.publish_soon(event) for event in self.published[len(self.published) - count :]]:
             await sent
 
     def _spend(self) -> Record:
