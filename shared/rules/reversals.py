@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from shared.rules.budgets import count_for_account
 from shared.rules.entries import Step
 from shared.rules.money import LARGEST_BALANCE
-from shared.rules.state import AdAccount, BusinessCenter, Campaign, Holding, pocket_of
+from shared.rules.policy import Policy
+from shared.rules.state import AdAccount, Campaign, Holding, pocket_of
+from shared.rules.versions import RETURNS_COUNTED
 
 
 @dataclass(slots=True)
@@ -64,18 +66,15 @@ def reverse(
     if reason is not None:
         details["reason"] = reason
     returned = 0
-    for part in _order_of_return(spend):
-        taken = min(part.left, amount)
-        if not taken:
-            continue
+    parts = _parts_to_return(spend, amount)
+    assert sum(taken for _, taken in parts) == amount, "a reversal returns at most what is left of its spend"
+    for part, taken in parts:
         part.left -= taken
-        amount -= taken
         if part.pocket is None:
             _write(step, spend, spend_id, details, "reversal", -taken, cause=part.cause)
         else:
             returned += taken
             _return_part(step, spend, spend_id, details, campaign, part, taken)
-    assert amount == 0, "a reversal returns at most what is left of its spend"
     if returned:
         count_for_account(campaign.account.budget, spend.day, -returned, spend.position)
         campaign.budget.count(spend.day, -returned)
@@ -83,25 +82,63 @@ def reverse(
 
 def take_back(spend: ChargedSpend, amount: int) -> None:
     """Note that `amount` micros of the spend were reversed before, in the order in which reversals return them."""
-    for part in _order_of_return(spend):
-        taken = min(part.left, amount)
+    for part, taken in _parts_to_return(spend, amount):
         part.left -= taken
-        amount -= taken
 
 
-def overflows(account: AdAccount, amount: int) -> bool:
-    """Return whether `amount` micros more would not fit into 64 bits in any balance that a reversal may reach."""
+def overflows(spend: ChargedSpend, account: AdAccount, amount: int, policy: Policy) -> bool:
+    """Return whether a balance to which a reversal of `amount` micros returns money would not fit into 64 bits.
+
+    The first versions of the rules looked at the whole amount and at every balance that any reversal may reach.
+    """
     center = account.business_center
-    balances = [account.cash, account.credit, account.vouchers.total, account.ad_credits.total]
-    balances += [center.cash, center.vouchers.total, center.ad_credits.total, center.credit_available]
-    return any(balance + amount > LARGEST_BALANCE for balance in balances)
+    if policy.rules < RETURNS_COUNTED:
+        balances = [account.cash, account.credit, account.vouchers.total, account.ad_credits.total]
+        balances += [center.cash, center.vouchers.total, center.ad_credits.total, center.credit_available]
+        return any(balance + amount > LARGEST_BALANCE for balance in balances)
+    returned: dict[tuple[str, str], int] = {}
+    for part, taken in _parts_to_return(spend, amount):
+        place = _place_of_return(account, part)
+        if place is not None:
+            returned[place] = returned.get(place, 0) + taken
+    return any(_balance(account, *place) + micros > LARGEST_BALANCE for place, micros in returned.items())
 
 
-def _order_of_return(spend: ChargedSpend) -> list[Part]:
+def _parts_to_return(spend: ChargedSpend, amount: int) -> list[tuple[Part, int]]:
+    """Return which parts a reversal of `amount` micros takes back, in their order, and how much of each."""
     last_first = spend.parts[::-1]
-    return [part for part in last_first if part.pocket is None] + [
-        part for part in last_first if part.pocket is not None
-    ]
+    overdelivered = [part for part in last_first if part.pocket is None]
+    parts = []
+    for part in overdelivered + [part for part in last_first if part.pocket is not None]:
+        taken = min(part.left, amount)
+        amount -= taken
+        if taken:
+            parts.append((part, taken))
+    return parts
+
+
+def _place_of_return(account: AdAccount, part: Part) -> tuple[str, str] | None:
+    """Return the holder and the pocket to which a part returns; None if it returns to none."""
+    if part.pocket is None or part.holder is None:
+        return None
+    if part.grant_id is not None:
+        holding = _holding_now(account, part.pocket, part.grant_id)
+        holder = "business_center" if holding.account is None else "ad_account"
+        return None if holding.grant.expired else (holder, part.pocket)
+    if part.pocket == "credit" and account.participates:
+        return "business_center", "credit_line"
+    return part.holder, part.pocket
+
+
+def _balance(account: AdAccount, holder: str, pocket: str) -> int:
+    if pocket == "credit_line":
+        return account.business_center.credit_available
+    owner = account if holder == "ad_account" else account.business_center
+    if pocket == "voucher":
+        return owner.vouchers.total
+    if pocket == "ad_credit":
+        return owner.ad_credits.total
+    return account.credit if pocket == "credit" else owner.cash
 
 
 def _return_part(
@@ -115,34 +152,28 @@ def _return_part(
 ) -> None:
     account = campaign.account
     center = account.business_center
-    if part.grant_id is not None and part.pocket is not None:
-        holding = _holding_now(center, account, part.pocket, part.grant_id)
-        if holding.grant.expired:
-            _write(step, spend, spend_id, details, "forfeit", taken, grant_id=part.grant_id)
-            return
-        pocket_of(center, holding).put(holding, taken)
-        holder = "business_center" if holding.account is None else "ad_account"
-        _write(
-            step, spend, spend_id, details, "reversal", taken, holder=holder, pocket=part.pocket, grant_id=part.grant_id
-        )
+    place = _place_of_return(account, part)
+    if place is None:
+        _write(step, spend, spend_id, details, "forfeit", taken, grant_id=part.grant_id)
         return
-    now_held_by, pocket = part.holder, part.pocket
-    if pocket == "credit" and account.participates:
-        now_held_by, pocket = "business_center", "credit_line"
-    if pocket == "credit_line":
+    holder, pocket = place
+    if part.grant_id is not None:
+        holding = _holding_now(account, pocket, part.grant_id)
+        pocket_of(center, holding).put(holding, taken)
+    elif pocket == "credit_line":
         center.credit_used -= taken
-    elif now_held_by == "business_center":
+    elif holder == "business_center":
         center.cash += taken
     elif pocket == "cash":
         account.cash += taken
     else:
         account.credit += taken
-    _write(step, spend, spend_id, details, "reversal", taken, holder=now_held_by, pocket=pocket)
+    _write(step, spend, spend_id, details, "reversal", taken, holder=holder, pocket=pocket, grant_id=part.grant_id)
 
 
-def _holding_now(center: BusinessCenter, account: AdAccount, kind: str, grant_id: str) -> Holding:
+def _holding_now(account: AdAccount, kind: str, grant_id: str) -> Holding:
     """Return where a grant is held now. A voucher has one holder; of an ad credit each holder has its own share."""
-    grant = center.grants[kind, grant_id]
+    grant = account.business_center.grants[kind, grant_id]
     return account.holdings.get(grant) or grant.holdings[0]
 
 

@@ -261,11 +261,11 @@ class Shard(Book):
         fault = reversals.reversal_fault(spend, (center_id, account_id, campaign_id), amount)
         if fault is not None:
             return fault
-        if reversals.overflows(account, amount):
-            return "invalid", "a balance would go beyond what 64 bits of micros hold"
         for part in spend.parts:
             if part.grant_id is not None and part.pocket is not None:
                 self.grant(account.business_center, part.pocket, part.grant_id)
+        if reversals.overflows(spend, account, amount, self.policy):
+            return "invalid", "a balance would go beyond what 64 bits of micros hold"
         step = Step(self.entries, occurred_at, event_id)
         campaign = self.campaigns.find(account, campaign_id)
         assert campaign is not None, "a charged spend has its campaign"

@@ -15,8 +15,10 @@ CHANGES: Final = {
     " Business Center may have is bounded, and it may bound a single spend; in an account with many campaigns, one that"
     " nothing can pay for stops when it spends next",
     4: "a Business Center holds at most its share of a shard's memory",
+    5: "a reversal is refused for 64 bits only if a balance to which it returns money would go beyond them",
 }
 BATCHES_BOUNDED: Final = 2
 CENTERS_BOUNDED: Final = 3
 MEMORY_SHARED: Final = 4
+RETURNS_COUNTED: Final = 5
 CURRENT: Final = max(CHANGES)

@@ -61,9 +61,10 @@ class Told:
         spent = {"campaign_id": campaign, "amount": amount, "currency": "USD", "occurred_at": rfc3339(now)}
         return Work("event", {"type": "spend", **ids, **spent})
 
-    def reversal(self, spend: Work, now: int) -> Work:
-        """Return a reversal of the whole spend."""
+    def reversal(self, spend: Work, now: int, amount: str | None = None) -> Work:
+        """Return a reversal of a part of the spend, or of the whole."""
         taken = {"type": "reversal", "event_id": self._id(), "reverses": spend.message["event_id"], "reason": "why not"}
+        taken["amount"] = amount or spend.message["amount"]
         return Work("event", {**spend.message, **taken, "occurred_at": rfc3339(now)})
 
     def long_voucher(self, size: int, **fields: Any) -> Work:
@@ -354,6 +355,30 @@ def shares_of_memory(now: int) -> Iterator[Scene]:
         yield Scene([_signed(work) for work in works], at, STANDARD, 4, zones)
 
 
+def returns_to_full_pockets(now: int) -> Iterator[Scene]:
+    """The fifth version. An account holds as much cash as fits, and still takes back what was beyond its budgets."""
+    tell, zones = Told("seventh", 60_000), release("2026a")
+    mine = {"ad_account_id": "seventh-a"}
+    midnight = (now // (24 * HOUR_US) + 2) * 24 * HOUR_US
+    yesterday, today = tell.spend("a", "4", midnight - 1), tell.spend("a", "9", midnight)
+    scenes = [
+        [
+            tell.command("open_business_center", currency="USD", time_zone="UTC"),
+            tell.account("a", "UTC", billing="prepay"),
+            *(tell.command("deposit_cash", amount="1000000000000", **mine) for _ in range(9)),
+            tell.command("deposit_cash", amount="223372036854.775807", **mine),
+            tell.command("set_budget", mode="daily", amount="5", **mine),
+            tell.command("set_campaign_budget", campaign_id="spring", mode="daily", amount="6", **mine),
+        ],
+        # The second of them belongs to a day that begins after this batch.
+        [yesterday, today],
+        [tell.reversal(today, midnight, "0.5"), tell.command("deposit_cash", amount="9", **mine)],
+        [tell.reversal(today, midnight, "1"), tell.reversal(today, midnight, "2.5")],
+    ]
+    for at, works in zip((midnight - HOUR_US, midnight - 1, midnight, midnight + HOUR_US), scenes, strict=True):
+        yield Scene([_signed(work) for work in works], at, STANDARD, 5, zones)
+
+
 def _utc(month: int, day: int, hour: int) -> int:
     return int(datetime(2027, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -364,4 +389,5 @@ CHAPTERS: dict[str, Callable[[int], Iterator[Scene]]] = {
     "who, and how much": who_and_how_much,
     "where money goes": where_money_goes,
     "shares of memory": shares_of_memory,
+    "returns to full pockets": returns_to_full_pockets,
 }

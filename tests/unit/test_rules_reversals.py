@@ -1,12 +1,18 @@
 """Reversals: what returns to which holder, and what the entries say of the spend."""
 
 import json
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
+import pytest
+
 from shared.rules.money import LARGEST_BALANCE
+from shared.rules.policy import STANDARD
 from shared.rules.reversals import ChargedSpend, Part, take_back
+from shared.rules.versions import RETURNS_COUNTED
 from tests.unit.test_rules_tables import NOON, TODAY, Book
-from tests.unit.what_is_written import charge, credit, details, movement, reverse
+from tests.unit.what_is_written import charge, credit, details, give_own_pockets, movement, reverse
 
 
 def test_a_reversal_writes_its_spend_and_its_reason() -> None:
@@ -66,6 +72,108 @@ def test_a_reversal_too_large_for_any_balance_is_invalid() -> None:
     book.do("deposit_cash", amount=30, ad_account_id="a")
     charge(book, 1, 4)
     book.rules.accounts["a"].cash = LARGEST_BALANCE - 3
+    assert reverse(book, 1, 4) == "invalid"
+    assert reverse(book, 1, 3) == "charged"
+
+
+ACCOUNT_FIELDS = (("account", "cash"), ("account", "credit"), ("account", "vouchers"), ("account", "ad_credits"))
+CENTER_FIELDS = (("center", "cash"), ("center", "vouchers"), ("center", "ad_credits"), ("center", "credit_used"))
+
+
+def fill_up(book: Book, field: tuple[str, str], room: int) -> None:
+    """Let a balance hold as much as 64 bits do, less some room."""
+    center, account = book.rules.business_centers["b"], book.rules.accounts["a"]
+    give_own_pockets(center, account)
+    owner, (_, name) = account if field[0] == "account" else center, field
+    if name == "credit_used":
+        center.credit_used = center.credit_limit - (LARGEST_BALANCE - room)
+    elif name in ("vouchers", "ad_credits"):
+        getattr(owner, name).total = LARGEST_BALANCE - room
+    else:
+        setattr(owner, name, LARGEST_BALANCE - room)
+
+
+SHARES: list[dict[str, Any]] = [
+    {"type": "enable_automatic_allocation"},
+    {"type": "set_budget", "ad_account_id": "a", "mode": "unlimited", "amount": None},
+]
+# What gives the account money before the spend, what happens after it, and the balance to which the money returns.
+RETURNS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, str] | None]] = {
+    "own cash": ([{"type": "deposit_cash", "ad_account_id": "a"}], [], ("account", "cash")),
+    "own credit": (
+        [{"type": "set_credit_line", "limit": 9}, {"type": "transfer_balance", **credit(4)}],
+        [],
+        ("account", "credit"),
+    ),
+    "own voucher": ([{"type": "grant_voucher", "voucher_id": "v", "ad_account_id": "a"}], [], ("account", "vouchers")),
+    "ad credit": (
+        [
+            {"type": "grant_ad_credit", "ad_credit_id": "x"},
+            {"type": "allocate_ad_credit", "ad_credit_id": "x", "ad_account_id": "a"},
+        ],
+        [],
+        ("account", "ad_credits"),
+    ),
+    "shared cash": ([*SHARES, {"type": "deposit_cash"}], [], ("center", "cash")),
+    "shared voucher": (
+        [*SHARES, {"type": "grant_voucher", "voucher_id": "v"}],
+        [],
+        ("center", "vouchers"),
+    ),
+    "credit line": (
+        [*SHARES, {"type": "set_credit_line", "limit": 4}],
+        [],
+        ("center", "credit_used"),
+    ),
+    "own credit that joined the credit line": (
+        [{"type": "set_credit_line", "limit": 9}, {"type": "transfer_balance", **credit(4)}],
+        [{"type": "enable_automatic_allocation"}],
+        ("center", "credit_used"),
+    ),
+    "own voucher that joined": (
+        [{"type": "grant_voucher", "voucher_id": "v", "amount": 5, "ad_account_id": "a"}],
+        [{"type": "enable_automatic_allocation"}],
+        ("center", "vouchers"),
+    ),
+    "a voucher that has expired": (
+        [{"type": "grant_voucher", "voucher_id": "v", "ad_account_id": "a", "expires_at": NOON + 1}],
+        [{"later": NOON + 1}],
+        None,
+    ),
+    "nobody": ([], [], None),
+}
+
+
+@pytest.mark.parametrize("rules", [RETURNS_COUNTED - 1, RETURNS_COUNTED])
+@pytest.mark.parametrize("paid", RETURNS)
+def test_only_the_balance_to_which_money_returns_must_have_room_for_it(paid: str, rules: int) -> None:
+    before, after, reached = RETURNS[paid]
+    for field in (*ACCOUNT_FIELDS, *CENTER_FIELDS):
+        book = Book(replace(STANDARD, rules=rules))
+        for told in before:
+            fields = (
+                told if told["type"] in ("enable_automatic_allocation", "set_credit_line") else {"amount": 4} | told
+            )
+            assert book.do(**fields) is None
+        charge(book, 1, 4)
+        for told in after:
+            if "later" in told:
+                book.later(told["later"])
+            else:
+                assert book.do(**told) is None
+        fill_up(book, field, room=3)
+        fits = rules >= RETURNS_COUNTED and field != reached
+        assert reverse(book, 1, 4) == ("charged" if fits else "invalid"), field
+        fill_up(book, field, room=3)
+        assert reverse(book, 1, 1 if fits else 3) == ("reversal_exceeds_spend" if fits else "charged"), field
+
+
+def test_parts_that_return_to_one_balance_count_together() -> None:
+    book = Book()
+    for voucher in ("v", "w"):
+        book.do("grant_voucher", voucher_id=voucher, amount=2, ad_account_id="a")
+    charge(book, 1, 4)
+    fill_up(book, ("account", "vouchers"), room=3)
     assert reverse(book, 1, 4) == "invalid"
     assert reverse(book, 1, 3) == "charged"
 
