@@ -27,6 +27,9 @@ LONE_SURROGATE: Final = "a lone surrogate is not a character"
 _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
+# What stands for a lone surrogate: NUL, which no known field may hold; and another, to tell it from a NUL that came.
+NUL: Final = rb"\u0000"
+OTHER_MARK: Final = rb"\u0001"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _NUMBER = re.compile(rb"[0-9][0-9.eE+-]*")
 _DIGIT = re.compile(rb"[0-9]")
@@ -71,13 +74,19 @@ def validated(validate: Callable[[bytes], T], text: bytes) -> T:
         try:
             return validate(around)
         except ValidationError as other:
-            raise (error if _is_about_nul(other) else other) from None
+            elsewise = _wrong_texts(validate, without_lone_surrogates(text, OTHER_MARK))
+            is_about_surrogate = any("\0" in wrong for wrong in _wrong_texts(validate, around) - elsewise)
+            raise (error if is_about_surrogate else other) from None
 
 
-def _is_about_nul(error: ValidationError) -> bool:
-    """Return whether a field of the model, or the tag of a union, is wrong and holds NUL."""
-    wrong = [text for each in error.errors() for text in (each["input"], each.get("ctx", {}).get("tag"))]
-    return any(isinstance(text, str) and "\0" in text for text in wrong)
+def _wrong_texts(validate: Callable[[bytes], Any], text: bytes) -> set[str]:
+    """Return the fields of the model, and the tags of unions, that are wrong, as far as they are texts."""
+    try:
+        validate(text)
+    except ValidationError as error:
+        wrong = [each for fault in error.errors() for each in (fault["input"], fault.get("ctx", {}).get("tag"))]
+        return {each for each in wrong if isinstance(each, str)}
+    return set()
 
 
 def worded(error: str) -> str:
@@ -85,9 +94,9 @@ def worded(error: str) -> str:
     return _HALF_A_PAIR.sub(f"{LONE_SURROGATE},", error)
 
 
-def without_lone_surrogates(text: bytes) -> bytes:
-    """Return the JSON with the escape of NUL, which no known field may hold, in place of each lone surrogate's."""
-    return _ESCAPE.sub(lambda found: rb"\u0000" if found[1] else found[0], text)
+def without_lone_surrogates(text: bytes, mark: bytes = NUL) -> bytes:
+    """Return the JSON with the escape of a mark in place of each lone surrogate's."""
+    return _ESCAPE.sub(lambda found: mark if found[1] else found[0], text)
 
 
 def refusal(text: bytes) -> str | None:

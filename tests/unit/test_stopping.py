@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
+import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from services.allocation import service
 from services.allocation.retrying import retry_forever
@@ -167,3 +169,13 @@ async def test_work_that_is_repeated_ends_if_an_error_of_the_server_replaces_its
     task.cancel()
     await asyncio.wait({task}, timeout=5)
     assert task.cancelled()
+
+
+async def test_publishing_outcomes_ends_without_a_complaint_once_its_connections_are_cut_off() -> None:
+    pool = await asyncpg.create_pool(min_size=0)
+    pool.terminate()
+    producer: Any = None
+    with capture_logs() as logged:
+        task = asyncio.create_task(publish_outcomes(pool, producer, 0, asyncio.Event()))
+        await asyncio.wait({task}, timeout=5)
+    assert (task.cancelled(), logged) == (True, [])

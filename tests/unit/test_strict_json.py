@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.allocation.records.cloudevents import STRUCTURED
+from services.allocation.records.cloudevents import STRUCTURED, read_loosely
 from services.allocation.records.record_decoding import (
     Fault,
     business_center_of,
@@ -19,6 +19,7 @@ from services.allocation.records.record_decoding import (
 from shared.contracts.strict_json import (
     MOST_DIGITS,
     MOST_LEVELS,
+    OTHER_MARK,
     MalformedError,
     read,
     read_around_lone_surrogates,
@@ -124,7 +125,12 @@ def test_a_lone_surrogate_in_a_field_of_reversals_stops_no_spend(field: str) -> 
 
 @pytest.mark.parametrize("held", LONE_SURROGATES)
 @pytest.mark.parametrize(
-    "change", [{"amount": "0"}, {"currency": "usd"}, {"type": "gift"}, {"type": "reversal"}, {"event_id": None}]
+    "change",
+    [
+        *({"amount": "0"}, {"currency": "usd"}, {"type": "gift"}, {"type": "reversal"}, {"event_id": None}),
+        *({"campaign_id": "c\0"}, {"amount": "\0\1"}, {"type": "\0"}),
+        {"type": "reversal", "reverses": SPEND["event_id"], "reason": "\0"},
+    ],
 )
 def test_a_lone_surrogate_that_nobody_reads_hides_no_fault(held: bytes, change: dict[str, Any]) -> None:
     wrong = {**SPEND, **change}
@@ -133,8 +139,8 @@ def test_a_lone_surrogate_that_nobody_reads_hides_no_fault(held: bytes, change: 
     event = with_field(wrong, held)
     values = [event, *structured(event)]
     assert [decode_event(value, ()) for value in values] == [expected] * len(values)
-    command = {**COMMAND, "amount": "x"}
-    assert decode_command(with_field(command, held)) == decode_command(json.dumps(command).encode())
+    for command in ({**COMMAND, "amount": "x"}, {**COMMAND, "ad_account_id": "\0"}, {**COMMAND, "type": "\0\1"}):
+        assert decode_command(with_field(command, held)) == decode_command(json.dumps(command).encode())
 
 
 def test_json_that_is_broken_behind_a_lone_surrogate_is_malformed_for_what_is_broken() -> None:
@@ -159,10 +165,10 @@ def test_json_is_read_strictly_where_nothing_is_ignored(held: bytes) -> None:
 
 @given(st.text(st.characters() | st.sampled_from("\ud83d\ude00\\u")))
 @settings(max_examples=300)
-def test_only_lone_surrogates_are_read_as_nul(text: str) -> None:
+def test_only_lone_surrogates_are_read_as_marks(text: str) -> None:
     joined = json.loads(json.dumps(text))
-    expected = re.sub("[\ud800-\udfff]", "\0", joined)
-    assert read_around_lone_surrogates(json.dumps(text).encode()) == expected
+    assert read_around_lone_surrogates(json.dumps(text).encode()) == re.sub("[\ud800-\udfff]", "\0", joined)
+    assert read_loosely(json.dumps(text).encode(), OTHER_MARK) == re.sub("[\ud800-\udfff]", "\1", joined)
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:

@@ -8,13 +8,13 @@ ignored: the `type` of the data decides, and JSON data is read whatever `datacon
 """
 
 from base64 import b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from pydantic_core import from_json
 
 from shared.contracts.fields import is_time, is_uuid, parse_time, parse_uuid
-from shared.contracts.strict_json import without_lone_surrogates
+from shared.contracts.strict_json import NUL, without_lone_surrogates
 
 Headers = Sequence[tuple[str, bytes | None]]
 ReadJson = Callable[[bytes], Any]
@@ -60,20 +60,32 @@ def plain_form(value: bytes, headers: Headers, read_json: ReadJson) -> dict[str,
     return data
 
 
-def data_of(value: bytes, headers: Headers) -> Any:
+def data_of(value: bytes, headers: Headers, mark: bytes = NUL) -> Any:
     """Return the data of a CloudEvent, or all of a plain event, even if other parts of it are wrong.
 
-    Raises ValueError if no JSON can be read.
+    A mark stands for each lone surrogate. Raises ValueError if no JSON can be read.
     """
-    document = read_loosely(value)
+    document = read_loosely(value, mark)
     if _says_structured(headers) or (_is_envelope(document) and not _is_binary(headers)):
-        return _data(document, read_loosely)
+        return _data(document, lambda data: read_loosely(data, mark))
     return document
 
 
-def read_loosely(value: bytes) -> Any:
+def all_data(value: bytes, headers: Headers) -> list[Any]:
+    """Return all that a refused record carries as data: of each event of a batch, in `data` and in `data_base64`.
+
+    What cannot be read is left out. Raises ValueError if the value is not JSON.
+    """
+    document = read_loosely(value)
+    if not _says_structured(headers) and (not _is_envelope(document) or _is_binary(headers)):
+        return [document]
+    events = document if isinstance(document, list) else [document]
+    return [data for event in events if isinstance(event, dict) for data in _all_data(event)]
+
+
+def read_loosely(value: bytes, mark: bytes = NUL) -> Any:
     """Parse JSON in order to look at it, even if the contract refuses it. Raises ValueError if it cannot be parsed."""
-    return from_json(without_lone_surrogates(value))
+    return from_json(without_lone_surrogates(value, mark))
 
 
 def _is_envelope(document: Any) -> bool:
@@ -125,11 +137,22 @@ def _data(event: Any, read_json: ReadJson) -> Any:
         return event.get("data")
     if event.get("data") is not None:
         raise ValueError("data and data_base64: only one of them may be there")
+    return read_json(_decoded(encoded))
+
+
+def _all_data(event: dict[str, Any]) -> Iterator[Any]:
+    yield event.get("data")
     try:
-        decoded = b64decode(encoded, validate=True)
+        yield read_loosely(_decoded(event.get("data_base64")))
+    except ValueError:
+        return
+
+
+def _decoded(encoded: Any) -> bytes:
+    try:
+        return b64decode(encoded, validate=True)
     except (ValueError, TypeError):
         raise ValueError("data_base64: must be a text in Base64") from None
-    return read_json(decoded)
 
 
 def _agree(outer: Any, data: dict[str, Any], attribute: str, field: str, meaning: Callable[[Any], Any]) -> None:

@@ -16,6 +16,7 @@ from services.allocation.records.cloudevents import (
     STRUCTURED,
     Headers,
     ReadJson,
+    all_data,
     data_of,
     is_cloud_event,
     is_structured,
@@ -29,6 +30,7 @@ from shared.contracts.signatures import NO_KEYS, CommandKeys
 from shared.contracts.spend import SPEND_EVENT, Reversal, Spend
 from shared.contracts.strict_json import (
     LONE_SURROGATE,
+    OTHER_MARK,
     MalformedError,
     read,
     read_around_lone_surrogates,
@@ -170,11 +172,15 @@ def decode_command(value: bytes | None, headers: Headers = (), keys: CommandKeys
 
 
 def business_center_of(value: bytes | None, headers: Headers) -> str | None:
-    """Return the Business Center that a quarantined event names in the place where the decoder reads it."""
+    """Return the Business Center that a quarantined event names in the places where events have their data.
+
+    None if it names several there.
+    """
     try:
-        return _named_center(data_of(value or b"", headers))
+        named = {_named_center(data) for data in all_data(value or b"", headers)} - {None}
     except ValueError:
         return None
+    return named.pop() if len(named) == 1 else None
 
 
 def business_center_of_command(value: bytes | None) -> str | None:
@@ -230,15 +236,16 @@ def _refused_event(error: Exception, value: bytes, headers: Headers, read_json: 
 
 
 def _is_in_known_field(value: bytes, headers: Headers) -> bool:
-    """Return whether a field of the event's type holds a lone surrogate or NUL."""
+    """Return whether a field of the event's type holds a lone surrogate, so that two readings of it differ."""
     try:
-        data = data_of(value, headers)
+        data, elsewise = data_of(value, headers), data_of(value, headers, OTHER_MARK)
     except ValueError:
         return False
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not isinstance(elsewise, dict):
         return False
     known = (Spend if data.get("type") == "spend" else Reversal).__annotations__
-    return any("\0" in data[name] for name in known if isinstance(data.get(name), str))
+    texts = ((data.get(name), elsewise.get(name)) for name in known)
+    return any(isinstance(one, str) and one != other for one, other in texts)
 
 
 def _refused(error: Exception, value: bytes | None) -> Fault:

@@ -46,7 +46,7 @@ async def publish_outcomes(
         except BadSettingError:
             raise
         except Exception as error:
-            if is_asked_to_end():
+            if is_asked_to_end() or database.is_closing():  # The pool is cut off at a stop that takes too long.
                 raise asyncio.CancelledError from error
             seconds = pause.next(published)
             structlog.get_logger().error(
