@@ -47,18 +47,20 @@ def _matching(pattern: str, longest: int) -> st.SearchStrategy[str]:
 
 def _objects(schema: Schema, schemas: dict[str, Schema]) -> st.SearchStrategy[dict[str, Any]]:
     """Return objects with all required fields and any others. Where one of several fields is required, they have
-    exactly one.
+    exactly one, and no field that needs another of them.
     """
-    if "oneOf" in schema:
-        return st.one_of([_with(each["required"], [], schema, schemas) for each in schema["oneOf"]])
-    required = schema.get("required", [])
-    return _with(required, [name for name in schema["properties"] if name not in required], schema, schemas)
+    choices = [each["required"] for each in schema.get("oneOf", [])]
+    if not choices:
+        return _with(schema.get("required", []), set(), schema, schemas)
+    others = {name for choice in choices for name in choice}
+    return st.one_of([_with(choice, others.difference(choice), schema, schemas) for choice in choices])
 
 
 def _with(
-    required: list[str], optional: list[str], schema: Schema, schemas: dict[str, Schema]
+    required: list[str], absent: set[str], schema: Schema, schemas: dict[str, Schema]
 ) -> st.SearchStrategy[dict[str, Any]]:
-    of = schema["properties"]
+    of, needs = schema["properties"], schema.get("dependentRequired", {})
+    optional = [name for name in of if name not in {*required, *absent} and absent.isdisjoint(needs.get(name, []))]
     return st.fixed_dictionaries(
         {name: values(of[name], schemas) for name in required},
         optional={name: values(of[name], schemas) for name in optional},

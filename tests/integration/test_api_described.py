@@ -25,7 +25,7 @@ from tests.servers import Postgres
 # Rules between two fields, or about the number of shards, which a schema cannot state. The description does.
 TOGETHER = re.compile(
     "to should not be before from|from and to should be at most 400 days|at is in the future"
-    "|ends_on should not be before starts_on|slabs should ascend|limit and after belong to a reason"
+    "|ends_on should not be before starts_on|slabs should ascend"
     "|after should have 4 numbers, one for each shard|after should be the `next` of another replay"
 )
 KNOWN_IDS = {"business_center_id": "bc-1", "ad_account_id": "acct-1", "deal_id": "deal-1", "record_id": "0-1"}

@@ -98,6 +98,7 @@ class Replayed(BaseModel):
 def _either(schema: dict[str, Any]) -> None:
     schema["properties"] = {name: present(of) for name, of in schema["properties"].items()}
     schema["oneOf"] = [{"required": ["ids"]}, {"required": ["reason"]}]
+    schema["dependentRequired"] = {"limit": ["reason"], "after": ["reason"]}
 
 
 class ReplayRequest(BaseModel):
