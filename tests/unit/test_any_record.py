@@ -1,7 +1,7 @@
 """Decoding returns an event, a command or a fault, whatever bytes, JSON values and headers a record has.
 
 Hypothesis tries a few hundred records, and shrinks one that fails. A plain generator tries thousands:
-`DRAWDOWN_TEST_RECORDS=1000000` sets how many.
+`DRAWDOWN_TEST_RECORDS=1000000` sets how many (`-k thousands`).
 """
 
 import json
@@ -12,6 +12,7 @@ from base64 import b64encode
 from datetime import date
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -308,6 +309,7 @@ HEADER_BYTES = [
 ]
 
 
+@pytest.mark.timeout(300 + RECORDS // 500)
 def test_each_of_thousands_of_records_decodes_to_an_event_a_command_or_a_fault() -> None:
     generator = Generator(RECORDS)
     kinds = {"event": 0, "fault": 0, "command": 0, "no command": 0}
