@@ -1,6 +1,7 @@
 """Reversals: money returns to the pockets that paid (domain page, section 6.1)."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared.rules.budgets import count_for_account
 from shared.rules.entries import Step
@@ -19,6 +20,13 @@ class Part:
     grant_id: str | None
     cause: str | None
     left: int
+
+
+class Place(NamedTuple):
+    """The balance to which a part returns: a holder and one of its pockets."""
+
+    holder: str
+    pocket: str
 
 
 @dataclass(slots=True)
@@ -96,12 +104,12 @@ def overflows(spend: ChargedSpend, account: AdAccount, amount: int, policy: Poli
         balances = [account.cash, account.credit, account.vouchers.total, account.ad_credits.total]
         balances += [center.cash, center.vouchers.total, center.ad_credits.total, center.credit_available]
         return any(balance + amount > LARGEST_BALANCE for balance in balances)
-    returned: dict[tuple[str, str], int] = {}
+    returned: dict[Place, int] = {}
     for part, taken in _parts_to_return(spend, amount):
         place = _place_of_return(account, part)
         if place is not None:
             returned[place] = returned.get(place, 0) + taken
-    return any(_balance(account, *place) + micros > LARGEST_BALANCE for place, micros in returned.items())
+    return any(_balance(account, place) + micros > LARGEST_BALANCE for place, micros in returned.items())
 
 
 def _parts_to_return(spend: ChargedSpend, amount: int) -> list[tuple[Part, int]]:
@@ -117,20 +125,21 @@ def _parts_to_return(spend: ChargedSpend, amount: int) -> list[tuple[Part, int]]
     return parts
 
 
-def _place_of_return(account: AdAccount, part: Part) -> tuple[str, str] | None:
-    """Return the holder and the pocket to which a part returns; None if it returns to none."""
+def _place_of_return(account: AdAccount, part: Part) -> Place | None:
+    """Return the balance to which a part returns; None if nobody paid it or its grant has expired."""
     if part.pocket is None or part.holder is None:
         return None
     if part.grant_id is not None:
         holding = _holding_now(account, part.pocket, part.grant_id)
         holder = "business_center" if holding.account is None else "ad_account"
-        return None if holding.grant.expired else (holder, part.pocket)
+        return None if holding.grant.expired else Place(holder, part.pocket)
     if part.pocket == "credit" and account.participates:
-        return "business_center", "credit_line"
-    return part.holder, part.pocket
+        return Place(holder="business_center", pocket="credit_line")
+    return Place(part.holder, part.pocket)
 
 
-def _balance(account: AdAccount, holder: str, pocket: str) -> int:
+def _balance(account: AdAccount, place: Place) -> int:
+    holder, pocket = place
     if pocket == "credit_line":
         return account.business_center.credit_available
     owner = account if holder == "ad_account" else account.business_center
