@@ -19,6 +19,8 @@ from tests.golden.recorded import SHARD, GoldenBatch, GoldenLedger
 from tests.model.workload import Work
 from tests.unit.pure_ledger import PureLedger
 
+UNDECIDED = {"quarantined:malformed", "quarantined:invalid"}
+
 
 class Recorder(PureLedger):
     """Decides batches after the end of the golden ledger, and keeps their lines."""
@@ -41,7 +43,8 @@ class Recorder(PureLedger):
         if policy.version not in self._ledger.policies:
             self._ledger.policies[policy.version] = policy
             self.lines.append(recorded.policy_line(policy))
-        self.batch([(work.kind, json.dumps(work.message).encode()) for work in works], now)
+        fates = self.batch([(work.kind, json.dumps(work.message).encode()) for work in works], now)
+        assert UNDECIDED.isdisjoint(map(str, fates)), f"a message that does nothing belongs to no chapter: {fates}"
 
     def append(self) -> None:
         """Keep the lines of the batch, if it has entries or refusals."""

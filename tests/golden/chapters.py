@@ -365,8 +365,8 @@ def returns_to_full_pockets(now: int) -> Iterator[Scene]:
         [
             tell.command("open_business_center", currency="USD", time_zone="UTC"),
             tell.account("a", "UTC", billing="prepay"),
-            *(tell.command("deposit_cash", amount="1000000000000", **mine) for _ in range(9)),
-            tell.command("deposit_cash", amount="223372036854.775807", **mine),
+            *(tell.command("deposit_cash", amount="999999999999.999999", **mine) for _ in range(9)),
+            tell.command("deposit_cash", amount="223372036854.775816", **mine),
             tell.command("set_budget", mode="daily", amount="5", **mine),
             tell.command("set_campaign_budget", campaign_id="spring", mode="daily", amount="6", **mine),
         ],
