@@ -379,6 +379,25 @@ def returns_to_full_pockets(now: int) -> Iterator[Scene]:
         yield Scene([_signed(work) for work in works], at, STANDARD, 5, zones)
 
 
+def timers_before_a_change(now: int) -> Iterator[Scene]:
+    """A batch names other time zones, and a day of the ones before has ended: it ends as it was announced."""
+    tell, usual = Told("eighth", 70_000), release("2026a")
+    moved = release("2026b", Asia__Tokyo="UTC", America__New_York="Asia/Kathmandu")
+    mine = {"ad_account_id": "eighth-a"}
+    noon = (now // (24 * HOUR_US) + 1) * 24 * HOUR_US + 12 * HOUR_US
+    opened = [
+        tell.command("open_business_center", currency="USD", time_zone="UTC"),
+        tell.account("a", billing="prepay"),
+        tell.command("deposit_cash", amount="9", **mine),
+        tell.command("set_budget", mode="daily", amount="1", **mine),
+        tell.spend("a", "1", noon),
+    ]
+    after_midnight_in_tokyo = noon + 4 * HOUR_US
+    yield Scene(opened, noon, STANDARD, 5, usual)
+    yield Scene([tell.spend("a", "0.25", after_midnight_in_tokyo)], after_midnight_in_tokyo, STANDARD, 5, moved)
+    yield Scene([tell.spend("a", "0.25", noon + 13 * HOUR_US)], noon + 13 * HOUR_US, OTHER, 5, moved)
+
+
 def _utc(month: int, day: int, hour: int) -> int:
     return int(datetime(2027, month, day, hour, tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -390,4 +409,5 @@ CHAPTERS: dict[str, Callable[[int], Iterator[Scene]]] = {
     "where money goes": where_money_goes,
     "shares of memory": shares_of_memory,
     "returns to full pockets": returns_to_full_pockets,
+    "timers before a change": timers_before_a_change,
 }
